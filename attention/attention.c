@@ -1,0 +1,199 @@
+// Distributed attention, put together:
+//
+//   my tokens of all heads -> [Ulysses, over U ranks] -> walk by ring or gather, over P/U ranks -> [Ulysses, back]
+//
+// U = 1 leaves the ring or gather alone, U = P leaves Ulysses alone: the walk is then that of one rank over one chunk, [0, T).
+// Rank r of P is rank r % U of those who share heads and rank r / U of its ring: neighbours share heads.
+#include "attention/attention.h"
+
+#include <stdlib.h>
+
+#include "attention/exchange.h"
+
+struct AttentionScratch {
+    Walk walk;
+    Ulysses ulysses;
+    float *probabilities, *probability_rows, *delta; // vanilla
+    CommRequest request[]; // of walk or ulysses, which are never under way together
+};
+
+// ---- layout -----------------------------------------------------------------------------------------------------------------
+
+static int64_t largest_shard(int64_t T, int ranks) {
+    int64_t largest = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        int64_t tokens = shard_of(T, ranks, rank).tokens;
+        if (largest < tokens) largest = tokens;
+    }
+    return largest;
+}
+
+static void lay_out_walk(Walk *walk, Exchange exchange, size_t element_bytes, Arena *arena) {
+    const AttentionShape *shape = &walk->shape;
+    size_t rows = (size_t)(shape->batch * shape->heads * walk->shard.tokens) * sizeof(float);
+    walk->queries = arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
+    walk->rows = arena_take(arena, "attention: softmax sum, delta", rows);
+
+    size_t token = (size_t)walk_token_elements(shape), tokens = (size_t)largest_shard(walk->context, walk->ranks);
+    int gradients = walk->ranks == 1 ? 1 : exchange == EXCHANGE_GATHER ? 4 : 3;
+    for (int i = 0; i < gradients; i++) {
+        walk->gradient[i] = arena_take(arena, "attention: gradients of keys and values", tokens * token * sizeof(float));
+    }
+    if (walk->ranks == 1) return;
+    if (exchange == EXCHANGE_GATHER) {
+        walk->block[0] = arena_take(arena, "attention: all keys and values", (size_t)walk->context * token * element_bytes);
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        walk->block[i] = arena_take(arena, "attention: travelling keys and values", tokens * token * element_bytes);
+    }
+}
+
+static void lay_out_vanilla(struct AttentionScratch *scratch, const AttentionConfig *config, Arena *arena) {
+    const AttentionShape *shape = &config->shape;
+    size_t rows = (size_t)(shape->batch * shape->heads * config->context) * sizeof(float);
+    scratch->probabilities = arena_take(arena, "attention: probabilities, T x T",
+                                        vanilla_probability_bytes(shape, config->context));
+    scratch->probability_rows = arena_take(arena, "attention: gradient of probabilities, some rows",
+                                           vanilla_row_bytes(shape, config->context));
+    scratch->delta = arena_take(arena, "attention: softmax sum, delta", rows);
+}
+
+static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *config, int rank, Arena *arena) {
+    if (config->exchange == EXCHANGE_VANILLA) {
+        lay_out_vanilla(scratch, config, arena);
+        return;
+    }
+    int U = config->ulysses, P = config->ranks;
+    AttentionShape heads_shape = config->shape;
+    heads_shape.heads /= U;
+    heads_shape.kv_heads = ulysses_kv_heads(heads_shape.kv_heads, U);
+    Shard group = shard_of(config->context, P / U, rank / U);
+    scratch->walk = (Walk){.context = config->context, .ranks = P / U, .rank = rank / U, .shard = group, .shape = heads_shape};
+    lay_out_walk(&scratch->walk, config->exchange, config->element_bytes, arena);
+    if (U == 1) return;
+    scratch->ulysses = (Ulysses){.ranks = U,
+                                 .rank = rank % U,
+                                 .context = config->context,
+                                 .all_ranks = P,
+                                 .first = rank / U * U,
+                                 .mine = shard_of(config->context, P, rank),
+                                 .group = group,
+                                 .tokens_shape = config->shape,
+                                 .heads_shape = heads_shape,
+                                 .element_bytes = config->element_bytes};
+    ulysses_lay_out(&scratch->ulysses, arena);
+}
+
+void attention_lay_out(Attention *attention, const AttentionConfig *resolved, int rank, Arena *arena) {
+    *attention = (Attention){.config = *resolved, .rank = rank, .shard = shard_of(resolved->context, resolved->ranks, rank)};
+    if (arena->base == NULL) { // planning: nothing is kept
+        struct AttentionScratch planned = {0};
+        lay_out(&planned, resolved, rank, arena);
+        return;
+    }
+    int ring = resolved->ranks / resolved->ulysses, requests = 4 * resolved->ulysses;
+    if (requests < ring) requests = ring;
+    attention->scratch = calloc(1, sizeof *attention->scratch + (size_t)requests * sizeof(CommRequest));
+    if (attention->scratch == NULL) {
+        Error err;
+        error_set(&err, "out of memory for attention's table of messages");
+        die(&err);
+    }
+    lay_out(attention->scratch, resolved, rank, arena);
+    attention->scratch->walk.request = attention->scratch->ulysses.request = attention->scratch->request;
+}
+
+void attention_connect(Attention *attention, Comm *group) {
+    int U = attention->config.ulysses;
+    attention->group = group;
+    attention->heads_group = comm_split(group, attention->rank / U, attention->rank % U);
+    attention->ring_group = comm_split(group, attention->rank % U, attention->rank / U);
+    attention->scratch->ulysses.comm = attention->heads_group;
+    attention->scratch->walk.group = attention->ring_group;
+}
+
+void attention_disconnect(Attention *attention) {
+    comm_free(attention->heads_group);
+    comm_free(attention->ring_group);
+    free(attention->scratch);
+    attention->heads_group = attention->ring_group = NULL;
+    attention->scratch = NULL;
+}
+
+int64_t attention_bytes_sent(const Attention *attention) {
+    return comm_bytes_sent(attention->heads_group) + comm_bytes_sent(attention->ring_group);
+}
+
+// ---- forward and backward -----------------------------------------------------------------------------------------------------
+
+// The walk and Ulysses, ready for a call.
+static const Walk *walk_on(Attention *attention, Device *device) {
+    attention->scratch->walk.device = device;
+    return &attention->scratch->walk;
+}
+static const Ulysses *ulysses_on(Attention *attention, Device *device) {
+    attention->scratch->ulysses.device = device;
+    return &attention->scratch->ulysses;
+}
+
+static void meet_forward(const Attention *attention, const Walk *walk, const Tensors *mine) {
+    if (attention->config.exchange == EXCHANGE_GATHER) gather_forward(walk, mine);
+    else ring_forward(walk, mine);
+}
+
+static const float *meet_backward(const Attention *attention, const Walk *walk, const Tensors *mine) {
+    return attention->config.exchange == EXCHANGE_GATHER ? gather_backward(walk, mine) : ring_backward(walk, mine);
+}
+
+void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
+                       TokenView v) {
+    const AttentionConfig *config = &attention->config;
+    Tensors mine = {.q = q, .k = k, .v = v, .out = out, .log_sum_exp = log_sum_exp};
+    if (config->exchange == EXCHANGE_VANILLA) {
+        vanilla_forward(device, &config->shape, config->context, attention->scratch->probabilities, &mine);
+        return;
+    }
+    const Walk *walk = walk_on(attention, device);
+    if (config->ulysses == 1) {
+        meet_forward(attention, walk, &mine);
+        return;
+    }
+    const Ulysses *ulysses = ulysses_on(attention, device);
+    Tensors heads = ulysses_forward_to_heads(ulysses, &mine);
+    meet_forward(attention, walk, &heads);
+    ulysses_forward_to_tokens(ulysses, &mine, &heads);
+}
+
+// delta (B, H, Tl), of all heads and my tokens: sum over D of d_out * out.
+static void row_delta(const Attention *attention, Device *device, const Tensors *mine) {
+    const AttentionShape *shape = &attention->config.shape;
+    int64_t tokens = attention->shard.tokens;
+    RowView delta = {mine->delta, shape->heads * tokens, tokens};
+    device->attention->row_delta(device, shape, (Chunk){0, tokens}, mine->out, mine->d_out, delta);
+}
+
+void attention_backward(Attention *attention, Device *device, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
+                        TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out) {
+    const AttentionConfig *config = &attention->config;
+    struct AttentionScratch *scratch = attention->scratch;
+    Tensors mine = {.q = q, .k = k, .v = v, .out = out, .d_out = d_out, .d_q = d_q, .log_sum_exp = (float *)log_sum_exp};
+    if (config->exchange == EXCHANGE_VANILLA) {
+        mine.delta = scratch->delta;
+        row_delta(attention, device, &mine);
+        vanilla_backward(device, &config->shape, config->context, scratch->probabilities, scratch->probability_rows, &mine, d_k,
+                         d_v);
+        return;
+    }
+    const Walk *walk = walk_on(attention, device);
+    mine.delta = config->ulysses == 1 ? walk->rows : scratch->ulysses.delta;
+    row_delta(attention, device, &mine);
+    if (config->ulysses == 1) {
+        walk_store_gradient(walk, meet_backward(attention, walk, &mine), d_k, d_v);
+        return;
+    }
+    const Ulysses *ulysses = ulysses_on(attention, device);
+    Tensors heads = ulysses_backward_to_heads(ulysses, &mine, walk->rows);
+    const float *gradient = meet_backward(attention, walk, &heads);
+    ulysses_backward_to_tokens(ulysses, d_q, d_k, d_v, &heads, gradient);
+}

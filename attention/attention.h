@@ -1,0 +1,82 @@
+// Distributed multi-head attention: the sequence sharded over the ranks of a group, forward and backward.
+//
+// Three things meet here: ownership (attention/sharding.h), the local kernel (attention/kernel.h) and an exchange that
+// brings every query chunk together with every key/value chunk:
+//   ring      key/value chunks travel from rank to rank, the next one while this one is worked on (Liu et al. 2023)
+//   gather    all keys and values to everyone at once: fewest steps, most memory; best for few key/value heads
+//   ulysses   all-to-all: every rank gets all tokens of its share of the heads (Jacobs et al. 2023)
+//   ulysses x ring: all-to-all inside groups of U ranks, a ring across the P/U groups (Fang and Zhao 2024)
+// Every exchange gives the same result as one rank, within rounding. `vanilla` is ordinary multi-head attention that
+// stores the T x T matrix, on one rank: the baseline.
+#ifndef ATTENTION_ATTENTION_H
+#define ATTENTION_ATTENTION_H
+
+#include "attention/kernel.h"
+#include "attention/sharding.h"
+#include "base/arena.h"
+#include "comm/comm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum Exchange {
+    EXCHANGE_AUTO, // the cheapest by attention_bytes()
+    EXCHANGE_RING,
+    EXCHANGE_GATHER,
+    EXCHANGE_ULYSSES,
+    EXCHANGE_ULYSSES_RING,
+    EXCHANGE_VANILLA
+} Exchange;
+
+const char *exchange_name(Exchange exchange);
+bool exchange_from_name(const char *name, Exchange *exchange); // false: no such name
+
+typedef struct AttentionConfig {
+    int64_t context; // T, tokens of one sequence over all ranks
+    int ranks;       // P
+    Exchange exchange;
+    int ulysses;     // U, ranks that share heads; 0: chosen (P for ulysses, largest that fits for ulysses x ring)
+    AttentionShape shape;
+    size_t element_bytes; // of storage
+} AttentionConfig;
+
+// Settles AUTO and `ulysses`, or says why this exchange cannot serve this shape (usage error naming the options).
+bool attention_resolve(AttentionConfig *config, Error *err);
+
+// Bytes that rank `rank` sends for one layer: forward, and backward, by formula. Equal to what comm counts.
+typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
+AttentionBytes attention_bytes(const AttentionConfig *config, int rank);
+
+typedef struct Attention {
+    AttentionConfig config; // resolved
+    int rank;               // mine in the group
+    Shard shard;            // my tokens
+    Comm *group;            // all P ranks of the sequence
+    Comm *heads_group;      // the U ranks that share heads with me (Ulysses); size 1 otherwise
+    Comm *ring_group;       // the P/U ranks among which keys and values travel
+    struct AttentionScratch *scratch;
+} Attention;
+
+// Lays out the scratch of one rank in `arena` (while planning, arena->base is NULL and so is comm-dependent state).
+// The same scratch serves every layer.
+void attention_lay_out(Attention *attention, const AttentionConfig *resolved, int rank, Arena *arena);
+// Collective over `group`: makes the sub-groups. Call once after lay-out over the real arena. attention_disconnect frees.
+void attention_connect(Attention *attention, Comm *group);
+void attention_disconnect(Attention *attention);
+
+// Bytes this rank has sent for attention since it was connected, over all its groups: what comm counted.
+int64_t attention_bytes_sent(const Attention *attention);
+
+// q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is kept for
+// backward. out may not alias q.
+void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
+                       TokenView v);
+// d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer.
+void attention_backward(Attention *attention, Device *device, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
+                        TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,148 @@
+// Backward attention of one (query chunk, key/value chunk) pair: five products over the scores, which are computed anew from
+// the log-sum-exp (Dao et al. 2022, algorithm 4). With blocks key by query, and S as in the forward pass:
+//   P = exp(S - log_sum_exp)           dV += P dO
+//   dP = V dO^T                        dS = scale P (dP - delta)
+//   dK += dS Q                         dQ += dS^T K
+//
+// A pair of cells, of queries and of keys, adds to the gradients of both, so two tasks at work at the same time must not share
+// a row or a column of cells. As in a round-robin tournament, phase p of N brings cell i of the queries together with cell
+// (p - i) mod N of the keys: no cell twice in a phase, every pair of cells in exactly one, and under the causal diagonal
+// every phase has the same work, half of its pairs, since (i, j) and (j, i) fall in the same one. So all threads have
+// work on a single head, no gradient is held twice, and every sum has an order that no timing changes.
+#include "attention/cpu/blocks.h"
+#include "attention/cpu/pairs.h"
+#include "layers/cpu/parallel.h"
+
+enum { CELL = 256, QUERY_BLOCK = 128, KEY_BLOCK = 64 };
+
+typedef struct BackwardPair {
+    const TileKernels *kernels;
+    const AttentionShape *shape;
+    const QueryBackward *query;
+    const KeyValue *kv;
+    int64_t cell; // tokens in a cell
+    int64_t query_cells, key_cells, phases, phase;
+    Scratch scratch;
+} BackwardPair;
+
+typedef struct BackwardScratch {
+    Rows key, d_key, d_value;                   // cell of keys x padded D
+    Rows query_transposed, d_out_transposed;    // D x queries; the former scaled
+    Rows query, d_out, d_query;                 // queries x padded D
+    Rows log_sum_exp, delta;                    // one row of queries each
+    Rows weights, d_scores;                     // keys x queries
+} BackwardScratch;
+
+static BackwardScratch lay_out(Layout *layout, int64_t D, int64_t cell) {
+    int64_t padded = round_up_to_strip(D);
+    BackwardScratch s;
+    s.key = take_rows(layout, cell, padded);
+    s.d_key = take_rows(layout, cell, padded);
+    s.d_value = take_rows(layout, cell, padded);
+    s.query_transposed = take_rows(layout, D, QUERY_BLOCK);
+    s.d_out_transposed = take_rows(layout, D, QUERY_BLOCK);
+    s.query = take_rows(layout, QUERY_BLOCK, padded);
+    s.d_out = take_rows(layout, QUERY_BLOCK, padded);
+    s.d_query = take_rows(layout, QUERY_BLOCK, padded);
+    s.log_sum_exp = take_rows(layout, 1, QUERY_BLOCK);
+    s.delta = take_rows(layout, 1, QUERY_BLOCK);
+    s.weights = take_rows(layout, KEY_BLOCK, QUERY_BLOCK);
+    s.d_scores = take_rows(layout, KEY_BLOCK, QUERY_BLOCK);
+    return s;
+}
+
+static void zero_rows(Rows x, int64_t rows) {
+    for (int64_t i = 0; i < rows * x.stride; i++) x.data[i] = 0;
+}
+
+// key and value: rows of the chunk; `row`: where they stand in the cell.
+static void backward_block(const BackwardPair *pair, const BackwardScratch *s, Block block, Rows key, Rows value,
+                           int64_t row) {
+    const TileKernels *kernels = pair->kernels;
+    int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D), columns = round_up_to_strip(block.queries);
+    block_scores(kernels, block, D, key, s->query_transposed, s->weights);
+    block_scores(kernels, block, D, value, s->d_out_transposed, s->d_scores);
+    kernels->softmax_backward(s->weights, s->d_scores, block.keys, columns, block.diagonal, s->log_sum_exp.data,
+                              s->delta.data, pair->shape->scale);
+    block_add_to_keys(kernels, block, padded, s->weights, s->d_out, rows_from(s->d_value, row, 0));
+    block_add_to_keys(kernels, block, padded, s->d_scores, s->query, rows_from(s->d_key, row, 0));
+    block_add_to_queries(kernels, block, padded, s->d_scores, rows_from(s->key, row, 0), s->d_query);
+}
+
+static void load_queries(const BackwardPair *pair, const BackwardScratch *s, int64_t b, int64_t h, int64_t first,
+                         int64_t queries) {
+    const TileKernels *kernels = pair->kernels;
+    int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D), columns = round_up_to_strip(queries);
+    Rows q = token_rows(pair->query->q, b, first, h, D), d_out = token_rows(pair->query->d_out, b, first, h, D);
+    Rows log_sum_exp = {row_values(pair->query->log_sum_exp, b, first, h), 0};
+    Rows delta = {row_values(pair->query->delta, b, first, h), 0};
+    kernels->pack_transposed(s->query_transposed, columns, q, queries, D, pair->shape->scale);
+    kernels->pack_transposed(s->d_out_transposed, columns, d_out, queries, D, 1.0f);
+    kernels->pack(s->query, padded, q, queries, D);
+    kernels->pack(s->d_out, padded, d_out, queries, D);
+    kernels->pack(s->log_sum_exp, columns, log_sum_exp, 1, queries);
+    kernels->pack(s->delta, columns, delta, 1, queries);
+    zero_rows(s->d_query, queries);
+}
+
+// Queries first to last (not included) of head h with keys first_key on, of which there are `keys`, in the cell at work.
+static void backward_queries(const BackwardPair *pair, const BackwardScratch *s, int64_t b, int64_t h, int64_t first,
+                             int64_t last, int64_t first_key, int64_t keys) {
+    const KeyValue *kv = pair->kv;
+    int64_t D = pair->shape->head_dim, kv_head = h / (pair->shape->heads / pair->shape->kv_heads);
+    for (int64_t i = first; i < last; i += QUERY_BLOCK) {
+        int64_t queries = smaller(QUERY_BLOCK, last - i), position = pair->query->chunk.start + i;
+        int64_t visible = smaller(visible_keys(kv->chunk, position + queries - 1) - first_key, keys);
+        if (visible <= 0) continue;
+        load_queries(pair, s, b, h, i, queries);
+        for (int64_t row = 0; row < visible; row += KEY_BLOCK) {
+            int64_t j = first_key + row;
+            Block block = {smaller(KEY_BLOCK, visible - row), queries, position - (kv->chunk.start + j)};
+            backward_block(pair, s, block, token_rows(kv->k, b, j, kv_head, D), token_rows(kv->v, b, j, kv_head, D), row);
+        }
+        pair->kernels->add(float_rows(pair->query->d_q, b, i, h, D), s->d_query, queries, D);
+    }
+}
+
+// One cell of queries with one cell of keys, for one key/value head and all the query heads that read it.
+static void backward_cell(const BackwardPair *pair, int64_t b, int64_t kv_head, int64_t query_cell, int64_t key_cell,
+                          Layout layout) {
+    const TileKernels *kernels = pair->kernels;
+    const KeyValue *kv = pair->kv;
+    int64_t D = pair->shape->head_dim, group = pair->shape->heads / pair->shape->kv_heads;
+    int64_t first = query_cell * pair->cell, last = smaller(first + pair->cell, pair->query->chunk.length);
+    int64_t first_key = key_cell * pair->cell;
+    int64_t keys = smaller(visible_keys(kv->chunk, pair->query->chunk.start + last - 1) - first_key, pair->cell);
+    if (keys <= 0) return;
+
+    BackwardScratch s = lay_out(&layout, D, pair->cell);
+    kernels->pack(s.key, round_up_to_strip(D), token_rows(kv->k, b, first_key, kv_head, D), keys, D);
+    zero_rows(s.d_key, keys);
+    zero_rows(s.d_value, keys);
+    for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
+        backward_queries(pair, &s, b, h, first, last, first_key, keys);
+    kernels->add(float_rows(kv->d_k, b, first_key, kv_head, D), s.d_key, keys, D);
+    kernels->add(float_rows(kv->d_v, b, first_key, kv_head, D), s.d_value, keys, D);
+}
+
+static void backward_task(void *context, int64_t task, int worker) {
+    const BackwardPair *pair = context;
+    int64_t kv_heads = pair->shape->kv_heads, rows = pair->shape->batch * kv_heads, row = task % rows;
+    int64_t query_cell = task / rows, key_cell = (pair->phase + pair->phases - query_cell) % pair->phases;
+    if (key_cell >= pair->key_cells) return;
+    backward_cell(pair, row / kv_heads, row % kv_heads, query_cell, key_cell, scratch_of(&pair->scratch, worker));
+}
+
+void cpu_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
+    if (visible_keys(kv->chunk, query->chunk.start + query->chunk.length - 1) == 0) return;
+    BackwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv, .cell = CELL};
+    pair.query_cells = (query->chunk.length + pair.cell - 1) / pair.cell;
+    pair.key_cells = (kv->chunk.length + pair.cell - 1) / pair.cell;
+    pair.phases = pair.query_cells > pair.key_cells ? pair.query_cells : pair.key_cells;
+    Layout layout = {NULL, 0};
+    lay_out(&layout, shape->head_dim, pair.cell);
+    pair.scratch = scratch_allocate(device->threads, layout.used);
+    for (pair.phase = 0; pair.phase < pair.phases; pair.phase++)
+        parallel_for(device->threads, shape->batch * shape->kv_heads * pair.query_cells, backward_task, &pair);
+    scratch_release(&pair.scratch);
+}

@@ -1,0 +1,105 @@
+// Forward attention of one (query chunk, key/value chunk) pair, after FlashAttention (Dao et al. 2022, algorithm 1).
+//
+// A task is a block of queries of one head. It holds their state, and passes over the keys that they see in blocks small
+// enough for the scores to stay in cache:
+//   S = K (scale Q)^T      keys x queries, see tile_kernels.h
+//   P = exp(S - max)       and the rescaling of what was there where a maximum has grown
+//   accumulator += P^T V
+// Tasks share nothing, so the result does not depend on threads. Nor does it depend on how the queries are cut, since every
+// query meets the same blocks of keys.
+#include "attention/cpu/blocks.h"
+#include "attention/cpu/pairs.h"
+#include "layers/cpu/parallel.h"
+
+enum { QUERY_BLOCK = 192, KEY_BLOCK = 64 };
+
+typedef struct ForwardPair {
+    const TileKernels *kernels;
+    const AttentionShape *shape;
+    const QueryForward *query;
+    const KeyValue *kv;
+    int64_t query_block; // queries in a task
+    Scratch scratch;
+} ForwardPair;
+
+typedef struct ForwardScratch {
+    Rows query_transposed; // D x queries, scaled
+    Rows scores;           // keys x queries
+    Rows value;            // keys x padded D
+    Rows accumulator;      // queries x padded D
+    Rows max, sum, rescale; // one row of queries each
+} ForwardScratch;
+
+static ForwardScratch lay_out(Layout *layout, int64_t D, int64_t queries) {
+    int64_t padded = round_up_to_strip(D);
+    ForwardScratch s;
+    s.query_transposed = take_rows(layout, D, queries);
+    s.scores = take_rows(layout, KEY_BLOCK, queries);
+    s.value = take_rows(layout, KEY_BLOCK, padded);
+    s.accumulator = take_rows(layout, queries, padded);
+    s.max = take_rows(layout, 1, queries);
+    s.sum = take_rows(layout, 1, queries);
+    s.rescale = take_rows(layout, 1, queries);
+    return s;
+}
+
+static void forward_block(const ForwardPair *pair, const ForwardScratch *s, Block block, Rows key, Rows value) {
+    const TileKernels *kernels = pair->kernels;
+    int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D), columns = round_up_to_strip(block.queries);
+    block_scores(kernels, block, D, key, s->query_transposed, s->scores);
+    kernels->softmax(s->scores, block.keys, columns, block.diagonal, s->max.data, s->sum.data, s->rescale.data);
+    kernels->scale_rows(s->accumulator, block.queries, padded, s->rescale.data);
+    kernels->pack(s->value, padded, value, block.keys, D);
+    block_add_to_queries(kernels, block, padded, s->scores, s->value, s->accumulator);
+}
+
+static void forward_queries(const ForwardPair *pair, int64_t b, int64_t h, int64_t first, Layout layout) {
+    const TileKernels *kernels = pair->kernels;
+    const QueryForward *query = pair->query;
+    const KeyValue *kv = pair->kv;
+    int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D);
+    int64_t kv_head = h / (pair->shape->heads / pair->shape->kv_heads);
+    int64_t queries = smaller(pair->query_block, query->chunk.length - first), columns = round_up_to_strip(queries);
+    int64_t position = query->chunk.start + first, visible = visible_keys(kv->chunk, position + queries - 1);
+    if (visible == 0) return;
+
+    ForwardScratch s = lay_out(&layout, D, round_up_to_strip(pair->query_block));
+    Rows accumulator = float_rows(query->accumulator, b, first, h, D);
+    Rows max = {row_values(query->max, b, first, h), 0}, sum = {row_values(query->sum, b, first, h), 0};
+    kernels->pack_transposed(s.query_transposed, columns, token_rows(query->q, b, first, h, D), queries, D,
+                             pair->shape->scale);
+    kernels->pack(s.accumulator, padded, accumulator, queries, D);
+    kernels->pack(s.max, columns, max, 1, queries);
+    kernels->pack(s.sum, columns, sum, 1, queries);
+
+    for (int64_t j = 0; j < visible; j += KEY_BLOCK) {
+        Block block = {smaller(KEY_BLOCK, visible - j), queries, position - (kv->chunk.start + j)};
+        forward_block(pair, &s, block, token_rows(kv->k, b, j, kv_head, D), token_rows(kv->v, b, j, kv_head, D));
+    }
+
+    kernels->pack(accumulator, D, s.accumulator, queries, D);
+    kernels->pack(max, queries, s.max, 1, queries);
+    kernels->pack(sum, queries, s.sum, 1, queries);
+}
+
+static int64_t query_blocks(const ForwardPair *pair) {
+    return (pair->query->chunk.length + pair->query_block - 1) / pair->query_block;
+}
+
+// The last queries see the most keys: they come first, so that short tasks are left to even out the end.
+static void forward_task(void *context, int64_t task, int worker) {
+    const ForwardPair *pair = context;
+    int64_t heads = pair->shape->heads, rows = pair->shape->batch * heads;
+    int64_t row = task % rows, block = query_blocks(pair) - 1 - task / rows;
+    forward_queries(pair, row / heads, row % heads, block * pair->query_block, scratch_of(&pair->scratch, worker));
+}
+
+void cpu_forward_pair(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv) {
+    if (visible_keys(kv->chunk, query->chunk.start + query->chunk.length - 1) == 0) return;
+    ForwardPair pair = {tile_kernels(), shape, query, kv, QUERY_BLOCK, {0}};
+    Layout layout = {NULL, 0};
+    lay_out(&layout, shape->head_dim, pair.query_block);
+    pair.scratch = scratch_allocate(device->threads, layout.used);
+    parallel_for(device->threads, shape->batch * shape->heads * query_blocks(&pair), forward_task, &pair);
+    scratch_release(&pair.scratch);
+}

@@ -1,0 +1,95 @@
+// attention_kernels_cpu: the blocked, streaming kernels for processors. Here the parts that pass over the tokens once;
+// the work is in forward.c and backward.c, the speed in the *_simd.c files.
+#include <math.h>
+
+#include "attention/cpu/blocks.h"
+#include "attention/cpu/pairs.h"
+#include "layers/cpu/parallel.h"
+
+enum { TOKENS = 64 }; // of one head in a task
+
+// A pass over all rows (b, h, t) of a chunk, TOKENS of one head at a time.
+typedef struct Pass {
+    const AttentionShape *shape;
+    Chunk chunk;
+    const QueryForward *query;
+    TokenView out, d_out;
+    RowView result; // log_sum_exp or delta
+} Pass;
+
+typedef struct PassTask { int64_t b, h, first, last; } PassTask; // tokens first to last, not included
+
+static int64_t task_count(const Pass *pass) {
+    return pass->shape->batch * pass->shape->heads * ((pass->chunk.length + TOKENS - 1) / TOKENS);
+}
+
+static PassTask task_at(const Pass *pass, int64_t task) {
+    int64_t heads = pass->shape->heads, rows = pass->shape->batch * heads;
+    int64_t row = task % rows, first = task / rows * TOKENS;
+    return (PassTask){row / heads, row % heads, first, smaller(first + TOKENS, pass->chunk.length)};
+}
+
+static void begin_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Pass *pass = context;
+    PassTask at = task_at(pass, task);
+    int64_t D = pass->shape->head_dim;
+    Rows accumulator = float_rows(pass->query->accumulator, at.b, 0, at.h, D);
+    float *max = row_values(pass->query->max, at.b, 0, at.h), *sum = row_values(pass->query->sum, at.b, 0, at.h);
+    for (int64_t t = at.first; t < at.last; t++) {
+        for (int64_t d = 0; d < D; d++) accumulator.data[t * accumulator.stride + d] = 0;
+        max[t] = -INFINITY;
+        sum[t] = 0;
+    }
+}
+
+static void begin(Device *device, const AttentionShape *shape, const QueryForward *query) {
+    Pass pass = {.shape = shape, .chunk = query->chunk, .query = query};
+    parallel_for(device->threads, task_count(&pass), begin_task, &pass);
+}
+
+static void finish_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Pass *pass = context;
+    PassTask at = task_at(pass, task);
+    int64_t D = pass->shape->head_dim;
+    Rows accumulator = float_rows(pass->query->accumulator, at.b, 0, at.h, D);
+    Rows out = token_rows(pass->out, at.b, 0, at.h, D);
+    const float *max = row_values(pass->query->max, at.b, 0, at.h), *sum = row_values(pass->query->sum, at.b, 0, at.h);
+    float *log_sum_exp = row_values(pass->result, at.b, 0, at.h);
+    for (int64_t t = at.first; t < at.last; t++) {
+        int seen = sum[t] != 0; // false for a row that saw no key; true for one that is not a number
+        float inverse = seen ? 1.0f / sum[t] : 0.0f;
+        for (int64_t d = 0; d < D; d++)
+            out.data[t * out.stride + d] = accumulator.data[t * accumulator.stride + d] * inverse;
+        log_sum_exp[t] = seen ? max[t] + logf(sum[t]) : -INFINITY;
+    }
+}
+
+static void finish(Device *device, const AttentionShape *shape, const QueryForward *query, TokenView out,
+                   RowView log_sum_exp) {
+    Pass pass = {.shape = shape, .chunk = query->chunk, .query = query, .out = out, .result = log_sum_exp};
+    parallel_for(device->threads, task_count(&pass), finish_task, &pass);
+}
+
+static void row_delta_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Pass *pass = context;
+    PassTask at = task_at(pass, task);
+    int64_t D = pass->shape->head_dim;
+    Rows out = token_rows(pass->out, at.b, 0, at.h, D), d_out = token_rows(pass->d_out, at.b, 0, at.h, D);
+    float *delta = row_values(pass->result, at.b, 0, at.h);
+    for (int64_t t = at.first; t < at.last; t++) {
+        double sum = 0;
+        for (int64_t d = 0; d < D; d++) sum += (double)out.data[t * out.stride + d] * d_out.data[t * d_out.stride + d];
+        delta[t] = (float)sum;
+    }
+}
+
+static void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, TokenView out, TokenView d_out,
+                      RowView delta) {
+    Pass pass = {.shape = shape, .chunk = chunk, .out = out, .d_out = d_out, .result = delta};
+    parallel_for(device->threads, task_count(&pass), row_delta_task, &pass);
+}
+
+const AttentionKernels attention_kernels_cpu = {begin, cpu_forward_pair, finish, row_delta, cpu_backward_pair};

@@ -1,0 +1,88 @@
+// The local attention kernel: one (query chunk, key/value chunk) pair at a time, with the softmax state carried between
+// pairs. Distributed attention is a walk over such pairs (attention/attention.h); the kernel knows nothing of ranks.
+//
+// Causal by GLOBAL position: a query at position i sees the key at position j if j <= i. A pair whose keys all lie after
+// its queries does nothing. The walk may visit pairs in any order; the same order gives the same bits.
+//
+// Online softmax (Milakov and Gimelshein 2018; Dao et al., FlashAttention, 2022): for each query row the state is
+//   max = max_j s_ij,  sum = sum_j exp(s_ij - max),  accumulator = sum_j exp(s_ij - max) v_j,   s_ij = scale q_i.k_j
+// all fp32. Nothing of size T x T is ever stored. Scores may differ by 1e3 and more: no exp of a positive number occurs.
+#ifndef ATTENTION_KERNEL_H
+#define ATTENTION_KERNEL_H
+
+#include <stdint.h>
+
+#include "layers/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { ATTENTION_MAX_HEAD_DIM = 256 };
+
+typedef struct AttentionShape {
+    int64_t batch;    // B
+    int64_t heads;    // H
+    int64_t kv_heads; // KV, divides H: query head h reads key/value head h / (H / KV)
+    int64_t head_dim; // D, 1 to 256; kernels are tuned for multiples of 8 up to 128
+    float scale;      // of the scores, 1/sqrt(D) as a rule
+} AttentionShape;
+
+// Consecutive tokens by global position.
+typedef struct Chunk { int64_t start, length; } Chunk;
+
+// Where the tokens of a chunk lie. Element (b, t, h, d) stands at data[b*batch_stride + t*token_stride + h*D + d], counted in
+// elements of storage (TokenView) or of fp32 (FloatView). So a fused (B, T, 3C) buffer serves q, k and v.
+typedef struct TokenView { void *data; int64_t batch_stride, token_stride; } TokenView;
+typedef struct FloatView { float *data; int64_t batch_stride, token_stride; } FloatView;
+// One fp32 per (b, h, t): data[b*batch_stride + h*head_stride + t].
+typedef struct RowView { float *data; int64_t batch_stride, head_stride; } RowView;
+
+// A query chunk in the forward walk.
+typedef struct QueryForward {
+    Chunk chunk;
+    TokenView q;           // (B, Tq, H, D)
+    FloatView accumulator; // (B, Tq, H, D)
+    RowView max, sum;      // (B, H, Tq)
+} QueryForward;
+
+// A query chunk in the backward walk. log_sum_exp and delta are those of the WHOLE row, over all keys of the sequence.
+typedef struct QueryBackward {
+    Chunk chunk;
+    TokenView q, d_out;
+    RowView log_sum_exp; // natural logarithm
+    RowView delta;       // sum_d d_out * out
+    FloatView d_q;       // += 
+} QueryBackward;
+
+// A key/value chunk; d_k, d_v are used by the backward walk only.
+typedef struct KeyValue {
+    Chunk chunk;
+    TokenView k, v;      // (B, Tk, KV, D)
+    FloatView d_k, d_v;  // += 
+} KeyValue;
+
+typedef struct AttentionKernels {
+    // accumulator = 0, max = -inf, sum = 0.
+    void (*begin)(Device *, const AttentionShape *, const QueryForward *);
+    // Adds the keys of one chunk to the state of one query chunk.
+    void (*forward_pair)(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
+    // out = accumulator / sum in storage type, log_sum_exp = max + log(sum); out may be the accumulator itself on the CPU,
+    // log_sum_exp may be max. A row that saw no key gives out 0 and log_sum_exp -inf.
+    void (*finish)(Device *, const AttentionShape *, const QueryForward *, TokenView out, RowView log_sum_exp);
+
+    // delta (B, H, Tq) = sum over d of d_out * out, fp32.
+    void (*row_delta)(Device *, const AttentionShape *, Chunk chunk, TokenView out, TokenView d_out, RowView delta);
+    // Adds this pair's part of d_q, d_k, d_v (all fp32, +=). Deterministic.
+    void (*backward_pair)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+} AttentionKernels;
+
+// Blocked, vectorised (attention/cpu/): what cpu_device() installs.
+extern const AttentionKernels attention_kernels_cpu;
+// The simplest right one: three loops and double precision inside. The oracle, and the first thing to read.
+extern const AttentionKernels attention_kernels_reference;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

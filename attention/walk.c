@@ -1,0 +1,176 @@
+// The walk of one rank's query chunks over key/value chunks, block after block; the exchanges bring the blocks. All that is
+// carried from one block to the next is per query: the softmax state in forward, d_q in backward.
+//
+// Blocks come in the order mine, then those of the ranks after me (rank + 1, rank + 2, ..., round to rank - 1), under every
+// exchange: the ring and gather give the same bits. Every query walks over its keys once, in a few large pieces, so what
+// is rounded between two pieces is rounded P times at most, against once per 64 or so keys inside the kernel: the error
+// does not grow with P.
+#include "attention/exchange.h"
+
+int64_t walk_token_elements(const AttentionShape *shape) { return 2 * shape->batch * shape->kv_heads * shape->head_dim; }
+
+int walk_rank(const Walk *walk, int distance) { return (walk->rank + walk->ranks + distance) % walk->ranks; }
+
+static int64_t values_offset(const AttentionShape *shape) { return shape->batch * shape->kv_heads * shape->head_dim; }
+
+static TokenView block_keys(const Walk *walk, const void *block) {
+    const AttentionShape *shape = &walk->shape;
+    return (TokenView){(void *)block, shape->kv_heads * shape->head_dim, walk_token_elements(shape)};
+}
+
+static TokenView block_values(const Walk *walk, const void *block) {
+    return block_keys(walk, at(walk->device, block, values_offset(&walk->shape)));
+}
+
+void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
+    const AttentionShape *shape = &walk->shape;
+    Device *device = walk->device;
+    int64_t bytes = (int64_t)device->element_bytes, width = shape->kv_heads * shape->head_dim;
+    TokenView from[2] = {k, v}, to[2] = {block_keys(walk, block), block_values(walk, block)};
+    for (int i = 0; i < 2; i++) {
+        for (int64_t b = 0; b < shape->batch; b++) {
+            device->copy_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride * bytes,
+                                 at(device, from[i].data, b * from[i].batch_stride), from[i].token_stride * bytes,
+                                 walk->shard.tokens, (size_t)(width * bytes));
+        }
+    }
+}
+
+int64_t walk_tokens_for(const Walk *walk, int owner, int reader) {
+    return owner == reader ? 0 : shard_seen(walk->context, walk->ranks, owner, reader).tokens;
+}
+
+// ---- chunks of a shard's tensors, beginning at token `offset` -------------------------------------------------------------
+
+static TokenView token_chunk(const Walk *walk, TokenView view, int64_t offset) {
+    view.data = at(walk->device, view.data, offset * view.token_stride);
+    return view;
+}
+
+static FloatView query_chunk(const Walk *walk, int64_t offset) { // of walk->queries
+    int64_t width = walk->shape.heads * walk->shape.head_dim;
+    return (FloatView){walk->queries + offset * width, walk->shard.tokens * width, width};
+}
+
+static RowView row_chunk(const Walk *walk, float *rows, int64_t offset) {
+    return (RowView){rows + offset, walk->shape.heads * walk->shard.tokens, walk->shard.tokens};
+}
+
+static FloatView gradient_chunk(const Walk *walk, float *gradient, int64_t offset) {
+    int64_t token = walk_token_elements(&walk->shape);
+    return (FloatView){gradient + offset * token, walk->shape.kv_heads * walk->shape.head_dim, token};
+}
+
+// My own keys and values are used where they are; those of others are in their block.
+static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient,
+                                Chunk chunk, int64_t offset) {
+    TokenView k = owner == walk->rank ? mine->k : block_keys(walk, block);
+    TokenView v = owner == walk->rank ? mine->v : block_values(walk, block);
+    KeyValue kv = {.chunk = chunk, .k = token_chunk(walk, k, offset), .v = token_chunk(walk, v, offset)};
+    if (gradient != NULL) {
+        kv.d_k = gradient_chunk(walk, gradient, offset);
+        kv.d_v = gradient_chunk(walk, gradient + values_offset(&walk->shape), offset);
+    }
+    return kv;
+}
+
+// ---- forward ----------------------------------------------------------------------------------------------------------------
+
+static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) {
+    int64_t offset = shard_offset(&walk->shard, walk->shard.chunk[i].start);
+    return (QueryForward){.chunk = walk->shard.chunk[i],
+                          .q = token_chunk(walk, mine->q, offset),
+                          .accumulator = query_chunk(walk, offset),
+                          .max = row_chunk(walk, mine->log_sum_exp, offset), // log_sum_exp takes its place at the end
+                          .sum = row_chunk(walk, walk->rows, offset)};
+}
+
+void walk_begin_forward(const Walk *walk, const Tensors *mine) {
+    for (int i = 0; i < walk->shard.count; i++) {
+        QueryForward query = forward_chunk(walk, mine, i);
+        walk->device->attention->begin(walk->device, &walk->shape, &query);
+    }
+}
+
+void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *block) {
+    Shard keys = shard_seen(walk->context, walk->ranks, owner, walk->rank);
+    for (int i = 0; i < walk->shard.count; i++) {
+        QueryForward query = forward_chunk(walk, mine, i);
+        for (int j = 0; j < keys.count; j++) {
+            int64_t offset = shard_offset(&keys, keys.chunk[j].start);
+            KeyValue kv = key_value_chunk(walk, mine, owner, block, NULL, keys.chunk[j], offset);
+            if (chunk_sees(query.chunk, kv.chunk)) {
+                walk->device->attention->forward_pair(walk->device, &walk->shape, &query, &kv);
+            }
+        }
+    }
+}
+
+void walk_finish_forward(const Walk *walk, const Tensors *mine) {
+    for (int i = 0; i < walk->shard.count; i++) {
+        QueryForward query = forward_chunk(walk, mine, i);
+        int64_t offset = shard_offset(&walk->shard, query.chunk.start);
+        walk->device->attention->finish(walk->device, &walk->shape, &query, token_chunk(walk, mine->out, offset), query.max);
+    }
+}
+
+// ---- backward ---------------------------------------------------------------------------------------------------------------
+
+static QueryBackward backward_chunk(const Walk *walk, const Tensors *mine, int i) {
+    int64_t offset = shard_offset(&walk->shard, walk->shard.chunk[i].start);
+    return (QueryBackward){.chunk = walk->shard.chunk[i],
+                           .q = token_chunk(walk, mine->q, offset),
+                           .d_out = token_chunk(walk, mine->d_out, offset),
+                           .log_sum_exp = row_chunk(walk, mine->log_sum_exp, offset),
+                           .delta = row_chunk(walk, mine->delta, offset),
+                           .d_q = query_chunk(walk, offset)};
+}
+
+static int64_t query_elements(const Walk *walk) {
+    return walk->shape.batch * walk->shard.tokens * walk->shape.heads * walk->shape.head_dim;
+}
+
+void walk_begin_backward(const Walk *walk) {
+    walk->device->zero(walk->device, walk->queries, (size_t)query_elements(walk) * sizeof(float));
+}
+
+void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient) {
+    Shard keys = shard_seen(walk->context, walk->ranks, owner, walk->rank);
+    walk->device->zero(walk->device, gradient, (size_t)(keys.tokens * walk_token_elements(&walk->shape)) * sizeof *gradient);
+    for (int i = 0; i < walk->shard.count; i++) {
+        QueryBackward query = backward_chunk(walk, mine, i);
+        for (int j = 0; j < keys.count; j++) {
+            int64_t offset = shard_offset(&keys, keys.chunk[j].start);
+            KeyValue kv = key_value_chunk(walk, mine, owner, block, gradient, keys.chunk[j], offset);
+            if (chunk_sees(query.chunk, kv.chunk)) {
+                walk->device->attention->backward_pair(walk->device, &walk->shape, &query, &kv);
+            }
+        }
+    }
+}
+
+void walk_add_gradient(const Walk *walk, float *sum, const float *part, int64_t tokens) {
+    walk->device->add_float(walk->device, sum, part, tokens * walk_token_elements(&walk->shape));
+}
+
+void walk_finish_backward(const Walk *walk, const Tensors *mine) {
+    Device *device = walk->device;
+    int64_t tokens = walk->shard.tokens, width = walk->shape.heads * walk->shape.head_dim;
+    for (int64_t b = 0; b < walk->shape.batch; b++) {
+        device->to_storage_strided(device, at(device, mine->d_q.data, b * mine->d_q.batch_stride), mine->d_q.token_stride,
+                                   walk->queries + b * tokens * width, width, tokens, width);
+    }
+}
+
+void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v) {
+    Device *device = walk->device;
+    int64_t width = walk->shape.kv_heads * walk->shape.head_dim, token = walk_token_elements(&walk->shape);
+    TokenView to[2] = {d_k, d_v};
+    for (int i = 0; i < 2; i++) {
+        for (int64_t b = 0; b < walk->shape.batch; b++) {
+            device->to_storage_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride,
+                                       gradient + i * values_offset(&walk->shape) + b * width, token, walk->shard.tokens,
+                                       width);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static void fill(Error *err, int exit_code, const char *format, va_list arguments) {
+    err->exit_code = exit_code;
+    vsnprintf(err->message, sizeof err->message, format, arguments);
+}
+
+bool error_set(Error *err, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fill(err, EXIT_RUNTIME, format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+bool error_usage(Error *err, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fill(err, EXIT_USAGE, format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+void die(const Error *err) {
+    fflush(stdout);
+    fprintf(stderr, "train_gpt: %s\n", err->message);
+    exit(err->exit_code);
+}

@@ -1,0 +1,227 @@
+// The part of comm that does not depend on how ranks reach each other: choosing an engine, groups of one, messages to
+// oneself, empty messages, the count of bytes, and the sums that every engine takes in the same order.
+//
+// Bytes are counted here, from the arguments, and not by the engines: a rank is charged for what the operation hands to
+// other ranks, however the engine carries it out (threads only read each other's memory). So the count is the same
+// under every engine and can be held against a formula.
+#include "comm/comm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "comm/engine.h"
+
+// ---- starting ranks -----------------------------------------------------------------------------------------------
+
+bool comm_engine_from_name(const char *name, CommEngine *engine) {
+    static const char *const names[] = {[COMM_AUTO] = "auto", [COMM_LOCAL] = "local", [COMM_MPI] = "mpi"};
+    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *engine = (CommEngine)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool comm_has_mpi(void) { return comm_mpi_compiled(); }
+
+// A launcher tells each process its place in these variables: Open MPI's mpirun; MPICH's and Intel's mpiexec; srun,
+// whose count is that of the job step (a batch script has a job, but is no step of several tasks).
+static const struct Launcher {
+    const char *rank, *count;
+} launchers[] = {
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
+    {"PMI_RANK", "PMI_SIZE"},
+    {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"},
+};
+
+static bool number_from_environment(const char *name, int *number) {
+    const char *text = getenv(name);
+    if (text == NULL || *text == '\0') return false;
+    char *end;
+    long value = strtol(text, &end, 10);
+    if (*end != '\0' || value < 0 || value > 1 << 24) return false;
+    *number = (int)value;
+    return true;
+}
+
+static bool launched(int *rank, int *count) {
+    for (int i = 0; i < (int)(sizeof launchers / sizeof launchers[0]); i++) {
+        bool by_slurm = strncmp(launchers[i].rank, "SLURM", 5) == 0;
+        if (!number_from_environment(launchers[i].rank, rank) || !number_from_environment(launchers[i].count, count))
+            continue;
+        if (by_slurm && *count < 2) continue; // a shell inside an allocation is a step of one task
+        return true;
+    }
+    *count = 0;
+    return number_from_environment("PMIX_RANK", rank);
+}
+
+bool comm_launched_by_mpi(void) {
+    int rank, count;
+    return launched(&rank, &count);
+}
+
+int comm_process_rank(void) {
+    int rank, count;
+    return launched(&rank, &count) ? rank : 0;
+}
+
+int comm_process_count(void) {
+    int rank, count;
+    return launched(&rank, &count) ? count : 1;
+}
+
+bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err) {
+    CommLaunch settled = *launch;
+    bool under_launcher = comm_launched_by_mpi();
+    int processes = comm_process_count();
+    if (settled.ranks < 1)
+        return error_usage(err, "%d ranks asked for: --sp and --dp must be at least 1", settled.ranks);
+    if (settled.timeout_seconds <= 0) settled.timeout_seconds = 600;
+    if (settled.engine == COMM_AUTO) settled.engine = under_launcher ? COMM_MPI : COMM_LOCAL;
+    if (settled.engine == COMM_LOCAL) {
+        if (processes > 1) {
+            return error_usage(
+                err,
+                "--engine local makes all ranks in one process, but the launcher started %d and each would "
+                "train alone: leave out mpirun, or use --engine mpi",
+                processes);
+        }
+        return comm_run_local(&settled, rank_main, argument, err);
+    }
+    if (!comm_has_mpi()) {
+        return error_usage(err, "this program was built without MPI: %s, or build it where MPI is found",
+                           under_launcher ? "start it without mpirun (ranks are then threads)" : "use --engine local");
+    }
+    if (!under_launcher && settled.ranks > 1) {
+        return error_usage(err,
+                           "--engine mpi with --sp x --dp = %d ranks needs that many processes: start the program with "
+                           "mpirun -np %d, or use --engine local",
+                           settled.ranks, settled.ranks);
+    }
+    return comm_run_mpi(&settled, rank_main, argument, err);
+}
+
+// ---- the group ----------------------------------------------------------------------------------------------------
+
+int comm_rank(const Comm *comm) { return comm->rank; }
+int comm_size(const Comm *comm) { return comm->size; }
+int64_t comm_bytes_sent(const Comm *comm) { return comm->bytes_sent; }
+
+Comm *comm_split(Comm *comm, int color, int key) {
+    comm->operation = "split";
+    return comm->operations->split(comm, color, key);
+}
+
+void comm_free(Comm *comm) {
+    if (comm != NULL) comm->operations->release(comm);
+}
+
+void comm_fail(Comm *comm, const Error *err) { comm->operations->end_all(comm, err); }
+void comm_doing(Comm *comm, const char *what) { comm->operations->doing(comm, what); }
+
+int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *members) {
+    int count = 0;
+    for (int rank = 0; rank < parent_size; rank++) {
+        if (seats[rank].color != color) continue;
+        int place = count++;
+        for (; place > 0 && seats[members[place - 1]].key > seats[rank].key; place--)
+            members[place] = members[place - 1];
+        members[place] = rank;
+    }
+    return count;
+}
+
+// ---- collectives --------------------------------------------------------------------------------------------------
+
+void comm_barrier(Comm *comm) {
+    if (comm->size == 1) return;
+    comm->operation = "barrier";
+    comm->operations->barrier(comm);
+}
+
+void comm_broadcast(Comm *comm, void *data, size_t bytes, int root) {
+    if (comm->size == 1 || bytes == 0) return;
+    if (comm->rank == root) comm->bytes_sent += (int64_t)bytes * (comm->size - 1);
+    comm->operation = "broadcast";
+    comm->operations->broadcast(comm, data, bytes, root);
+}
+
+void comm_all_reduce_sum(Comm *comm, double *values, int count) {
+    if (comm->size == 1 || count == 0) return;
+    comm->bytes_sent += (int64_t)sizeof *values * count * (comm->size - 1);
+    comm->operation = "all-reduce";
+    comm->operations->all_reduce_sum(comm, values, count);
+}
+
+void comm_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
+    if (comm->size == 1) {
+        if (out != in && counts[0] > 0) memmove(out, in, (size_t)counts[0] * sizeof *out);
+        return;
+    }
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (rank != comm->rank) comm->bytes_sent += counts[rank] * (int64_t)sizeof *in;
+    }
+    comm->operation = "reduce-scatter";
+    comm->operations->reduce_scatter_sum(comm, out, in, counts);
+}
+
+void comm_all_gather(Comm *comm, void *data, const size_t *bytes) {
+    if (comm->size == 1) return;
+    comm->bytes_sent += (int64_t)bytes[comm->rank] * (comm->size - 1);
+    comm->operation = "all-gather";
+    comm->operations->all_gather(comm, data, bytes);
+}
+
+void comm_sum_floats(float *out, const float *const *terms, int term_count, int64_t count) {
+    enum { BLOCK = 1024 }; // stays in the first-level cache; also lets `out` be one of the terms
+    float sum[BLOCK];
+    for (int64_t begin = 0; begin < count; begin += BLOCK) {
+        int n = (int)(count - begin < BLOCK ? count - begin : BLOCK);
+        memcpy(sum, terms[0] + begin, (size_t)n * sizeof *sum);
+        for (int t = 1; t < term_count; t++) {
+            const float *term = terms[t] + begin;
+            for (int i = 0; i < n; i++) sum[i] += term[i];
+        }
+        memcpy(out + begin, sum, (size_t)n * sizeof *sum);
+    }
+}
+
+void comm_sum_doubles(double *out, const double *const *terms, int term_count, int count) {
+    for (int i = 0; i < count; i++) {
+        double sum = terms[0][i];
+        for (int t = 1; t < term_count; t++) sum += terms[t][i];
+        out[i] = sum;
+    }
+}
+
+// ---- point to point -----------------------------------------------------------------------------------------------
+
+CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                size_t receive_bytes, int from) {
+    CommRequest complete = {NULL, NULL};
+    if (to == comm->rank && from == comm->rank) {
+        if (send_bytes != receive_bytes) {
+            Error err;
+            error_set(&err, "rank %d sends itself %zu bytes and expects %zu: a programming error", comm->rank,
+                      send_bytes, receive_bytes);
+            comm_fail(comm, &err);
+        }
+        if (send_bytes > 0) memmove(receive, send, send_bytes);
+        return complete;
+    }
+    if (send_bytes == 0 && receive_bytes == 0) return complete;
+    comm->bytes_sent += (int64_t)send_bytes;
+    comm->operation = "exchange";
+    return comm->operations->exchange_begin(comm, send, send_bytes, to, receive, receive_bytes, from);
+}
+
+void comm_wait(Comm *comm, CommRequest *request) {
+    if (request->send != NULL || request->receive != NULL) {
+        comm->operation = "exchange";
+        comm->operations->wait(comm, request);
+    }
+    request->send = request->receive = NULL;
+}

@@ -1,0 +1,92 @@
+// What an engine supplies, and what engines share. Private to comm/.
+//
+// comm.c settles everything that does not depend on how ranks reach each other: groups of one, messages to oneself,
+// empty messages and the count of bytes. An engine sees groups of two ranks or more, and messages of one byte or more
+// between different ranks.
+#ifndef COMM_ENGINE_H
+#define COMM_ENGINE_H
+
+#include "comm/comm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct CommOperations {
+    Comm *(*split)(Comm *, int color, int key);
+    void (*release)(Comm *);
+    void (*doing)(Comm *, const char *what);
+    void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
+    void (*barrier)(Comm *);
+    void (*broadcast)(Comm *, void *data, size_t bytes, int root);
+    void (*all_reduce_sum)(Comm *, double *values, int count);
+    void (*reduce_scatter_sum)(Comm *, float *out, float *in, const int64_t *counts);
+    void (*all_gather)(Comm *, void *data, const size_t *bytes);
+    // Posts both sides before it works on either. A side without bytes is not there; a side already complete comes
+    // back as NULL in the request.
+    CommRequest (*exchange_begin)(Comm *, const void *send, size_t send_bytes, int to, void *receive,
+                                  size_t receive_bytes, int from);
+    void (*wait)(Comm *, const CommRequest *);
+} CommOperations;
+
+// An engine's own group begins with this.
+struct Comm {
+    const CommOperations *operations;
+    int rank, size;
+    int64_t bytes_sent;
+    const char *operation; // under way, for the time-out's message
+};
+
+bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
+bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
+bool comm_mpi_compiled(void);
+int comm_process_count(void); // by the launcher's environment; 1 without one, 0 if it does not say
+
+// ---- split --------------------------------------------------------------------------------------------------------
+
+typedef struct CommSeat {
+    int color, key;
+} CommSeat; // what each rank of the parent asked for
+
+// Fills `members` with the parent's ranks of `color`, ordered by key, then by rank; returns how many.
+int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *members);
+
+// ---- sums ---------------------------------------------------------------------------------------------------------
+
+// out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ...; out may be any of the terms. Every engine sums with these,
+// so they all give the same bits.
+void comm_sum_floats(float *out, const float *const *terms, int term_count, int64_t count);
+void comm_sum_doubles(double *out, const double *const *terms, int term_count, int count);
+
+// ---- waiting, and giving up ---------------------------------------------------------------------------------------
+
+double comm_seconds(void); // of a clock that only runs forward
+
+// How long a wait has lasted. Time is added in steps of at most `longest_step`, so a program that was stopped and
+// continued does not take its own absence for the silence of others.
+typedef struct CommPatience {
+    double waited, last, longest_step;
+} CommPatience;
+CommPatience comm_patience(double longest_step);
+double comm_patience_spent(CommPatience *patience);
+
+enum { COMM_WORKING = -1, COMM_FINISHED = -2 };
+
+typedef struct CommStanding { // where a rank of the world stands, as far as can be seen from here
+    int awaits;               // the rank it waits for, or COMM_WORKING, or COMM_FINISHED: returned from rank_main
+    const char *operation;    // in which it waits
+    const char *doing;        // what it said it was doing, or NULL
+    const char *place;        // where it runs, or NULL
+} CommStanding;
+
+// The line about rank `waiting`, which has waited `seconds`: who it is that does not answer.
+void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, int rank), const void *world,
+                        int world_size, int waiting, double seconds);
+
+// Flushes standard output and writes the error's line on standard error, in one piece.
+void comm_print_failure(const Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

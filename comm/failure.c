@@ -1,0 +1,86 @@
+// Waiting for another rank, and giving up.
+//
+// A rank that waits too long is seldom waiting for the culprit: it waits for one that waits for one that hangs. Each
+// engine keeps, for every rank it can see, whom it waits for; following these from rank to rank leads to one that does
+// not wait (it is slow, or hangs, or has left), or round in a circle (the program is wrong). That one is named.
+//
+// A failing rank's line is printed as it is, with no rank before it: what fails on every rank (a bad file, say) must
+// read the same whichever comes first. Where the rank matters, the message itself names it.
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "comm/engine.h"
+
+double comm_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+CommPatience comm_patience(double longest_step) {
+    CommPatience patience = {0, comm_seconds(), longest_step};
+    return patience;
+}
+
+double comm_patience_spent(CommPatience *patience) {
+    double now = comm_seconds(), step = now - patience->last;
+    patience->waited += step < patience->longest_step ? step : patience->longest_step;
+    patience->last = now;
+    return patience->waited;
+}
+
+static const char *or_unsaid(const char *what) { return what != NULL && *what != '\0' ? what : "it did not say what"; }
+
+void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, int rank), const void *world,
+                        int world_size, int waiting, double seconds) {
+    int witness = waiting, silent = waiting, hops = 0;
+    CommStanding its = standing(world, waiting), witness_was = its;
+    while (its.awaits >= 0 && hops++ <= world_size) {
+        witness = silent;
+        witness_was = its;
+        silent = its.awaits;
+        its = standing(world, silent);
+    }
+    char who[200], where[200];
+    snprintf(who, sizeof who, its.place != NULL ? "rank %d (%s)" : "rank %d", silent, its.place);
+    snprintf(where, sizeof where, "%s (doing: %s)", witness_was.operation, or_unsaid(witness_was.doing));
+    if (its.awaits == COMM_FINISHED) {
+        error_set(err, "%s has finished, but rank %d waits for it in %s: a programming error", who, witness, where);
+    } else if (its.awaits >= 0) {
+        error_set(
+            err,
+            "the ranks have waited for each other for %.3g s: rank %d for %s in %s, and so on: a programming error",
+            seconds, witness, who, where);
+    } else {
+        error_set(err,
+                  "%s has not answered for %.3g s (doing: %s): rank %d waits for it in %s; see what holds it, or allow "
+                  "more time with --timeout",
+                  who, seconds, or_unsaid(its.doing), witness, where);
+    }
+}
+
+// Another thread may be inside printf and hold the stream; it is given a moment, not waited for.
+static void flush_standard_output(void) {
+    struct timespec moment = {0, 1000000};
+    for (int attempt = 0; attempt < 100; attempt++) {
+        if (ftrylockfile(stdout) == 0) {
+            fflush(stdout);
+            funlockfile(stdout);
+            return;
+        }
+        nanosleep(&moment, NULL);
+    }
+}
+
+void comm_print_failure(const Error *err) {
+    flush_standard_output();
+    char line[sizeof err->message + 16];
+    int length = snprintf(line, sizeof line, "train_gpt: %s\n", err->message);
+    for (int written = 0; written < length;) {
+        ssize_t n = write(STDERR_FILENO, line + written, (size_t)(length - written));
+        if (n <= 0) return;
+        written += (int)n;
+    }
+}

@@ -1,0 +1,482 @@
+// Engine `local`: ranks are threads of this process.
+//
+// Threads see each other's memory, so nothing is sent: a collective publishes every rank's pointer, waits for all at a
+// barrier, lets each rank do its share by reading the others directly, and waits again before anybody may change what
+// was read. A point-to-point message is copied once, straight from the sender's buffer to the receiver's, by whichever
+// of the two comes second: the first only leaves a note of its buffer and goes on working.
+//
+// A group has one lock. It guards counters and notes, never a copy or a sum, so it is held for well under a
+// microsecond.
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "comm/engine.h"
+
+typedef struct Status { // of one rank of the world, for whoever has to report a time-out
+    _Atomic(const char *) doing, operation;
+    atomic_int awaited; // the rank it waits for, or COMM_WORKING, or COMM_FINISHED
+} Status;
+
+typedef struct World { // one comm_run
+    int size;
+    double timeout;
+    atomic_flag failed;
+    Status *status;
+} World;
+
+typedef struct Note { // one side of a message whose other side has not come yet, or is still being copied
+    struct Note *next;
+    char *data;
+    size_t bytes;
+    int peer;
+    bool done;
+} Note;
+
+typedef struct Channel { // notes of one rank for another, in the order they came; all sends, or all receives
+    Note *first, *last;
+    bool sends;
+} Channel;
+
+typedef struct Member {
+    int world_rank;
+    int64_t arrivals;      // at barriers
+    const void *published; // during a collective
+    pthread_cond_t noted;  // one of its notes is done
+} Member;
+
+typedef struct Group { // shared by its ranks
+    World *world;
+    int size;
+    pthread_mutex_t lock;
+    pthread_cond_t barrier_opened;
+    int64_t barriers; // opened so far
+    int arrived;      // at the next
+    int users;        // ranks that have not released the group
+    Member *member;   // (size)
+    Channel *channel; // (size, size): from, to
+} Group;
+
+typedef struct LocalComm { // one rank's view of a group
+    Comm base;
+    Group *group;
+    Note *spare; // to use again
+} LocalComm;
+
+static LocalComm *local(Comm *comm) { return (LocalComm *)comm; }
+static Status *status_of(const LocalComm *c) {
+    return &c->group->world->status[c->group->member[c->base.rank].world_rank];
+}
+
+// ---- failing ------------------------------------------------------------------------------------------------------
+
+static void local_doing(Comm *comm, const char *what) { atomic_store(&status_of(local(comm))->doing, what); }
+
+static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
+
+// The first rank to fail speaks for all. _exit, because exit handlers would run while the other threads still work.
+static void end_all(Comm *comm, const Error *err) {
+    if (!atomic_flag_test_and_set(&local(comm)->group->world->failed)) {
+        comm_print_failure(err);
+        _exit(err->exit_code ? err->exit_code : EXIT_RUNTIME);
+    }
+    for (;;) pause();
+}
+
+static void fail_for_memory(Comm *comm) {
+    Error err;
+    error_set(&err, "out of memory for messages between ranks");
+    end_all(comm, &err);
+}
+
+static CommStanding standing(const void *pointer, int rank) {
+    Status *status = &((const World *)pointer)->status[rank];
+    return (CommStanding){atomic_load(&status->awaited), atomic_load(&status->operation), atomic_load(&status->doing),
+                          NULL};
+}
+
+static void fail_for_silence(LocalComm *c, double seconds) {
+    const World *world = c->group->world;
+    Error err;
+    comm_silence_error(&err, standing, world, world->size, c->group->member[c->base.rank].world_rank, seconds);
+    end_all(&c->base, &err);
+}
+
+// ---- waiting ------------------------------------------------------------------------------------------------------
+
+static const double LONGEST_SLEEP = 0.25; // seconds between two looks at the clock
+
+// Sleeps until `changed` is signalled or a short time has passed; the caller looks again whether what it waits for is
+// there, and calls stop_waiting when it is. The group's lock is held before and after.
+static void wait_a_while(LocalComm *c, pthread_cond_t *changed, CommPatience *patience, int awaited) {
+    Status *status = status_of(c);
+    atomic_store(&status->operation, c->base.operation);
+    int awaited_in_world = c->group->member[awaited].world_rank;
+    atomic_store(&status->awaited, awaited_in_world);
+    double left = c->group->world->timeout - comm_patience_spent(patience);
+    bool in_vain = atomic_load(&c->group->world->status[awaited_in_world].awaited) == COMM_FINISHED;
+    if (left <= 0 || in_vain) fail_for_silence(c, patience->waited);
+    double until = comm_seconds() + (left < LONGEST_SLEEP ? left : LONGEST_SLEEP);
+    struct timespec deadline = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
+    pthread_cond_timedwait(changed, &c->group->lock, &deadline);
+}
+
+static void stop_waiting(LocalComm *c) { atomic_store(&status_of(c)->awaited, COMM_WORKING); }
+
+static int first_absent(const Group *group) {
+    int rank = 0;
+    while (group->member[rank].arrivals > group->barriers) rank++;
+    return rank;
+}
+
+static void local_barrier(Comm *comm) {
+    LocalComm *c = local(comm);
+    Group *group = c->group;
+    pthread_mutex_lock(&group->lock);
+    int64_t this_barrier = group->barriers;
+    group->member[comm->rank].arrivals++;
+    if (++group->arrived == group->size) {
+        group->arrived = 0;
+        group->barriers++;
+        pthread_cond_broadcast(&group->barrier_opened);
+    } else {
+        CommPatience patience = comm_patience(LONGEST_SLEEP);
+        while (group->barriers == this_barrier) wait_a_while(c, &group->barrier_opened, &patience, first_absent(group));
+        stop_waiting(c);
+    }
+    pthread_mutex_unlock(&group->lock);
+}
+
+// ---- collectives --------------------------------------------------------------------------------------------------
+
+// After this, every rank may read what the others published, until the next barrier.
+static void publish(Comm *comm, const void *pointer) {
+    local(comm)->group->member[comm->rank].published = pointer;
+    local_barrier(comm);
+}
+
+static const void *published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
+
+static void local_broadcast(Comm *comm, void *data, size_t bytes, int root) {
+    publish(comm, data);
+    if (comm->rank != root) memcpy(data, published(comm, root), bytes);
+    local_barrier(comm);
+}
+
+static void local_all_gather(Comm *comm, void *data, const size_t *bytes) {
+    publish(comm, data);
+    size_t offset = 0;
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (rank != comm->rank && bytes[rank] > 0) {
+            memcpy((char *)data + offset, (const char *)published(comm, rank) + offset, bytes[rank]);
+        }
+        offset += bytes[rank];
+    }
+    local_barrier(comm);
+}
+
+static void *allocate(Comm *comm, size_t count, size_t size) {
+    void *memory = calloc(count, size);
+    if (memory == NULL) fail_for_memory(comm);
+    return memory;
+}
+
+static void local_all_reduce_sum(Comm *comm, double *values, int count) {
+    double *sum = allocate(comm, (size_t)count, sizeof *sum);
+    const double **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    publish(comm, values);
+    for (int rank = 0; rank < comm->size; rank++) terms[rank] = published(comm, rank);
+    comm_sum_doubles(sum, terms, comm->size, count);
+    local_barrier(comm); // everyone has read: now the values may change
+    memcpy(values, sum, (size_t)count * sizeof *sum);
+    free(terms);
+    free(sum);
+}
+
+// Rank r only writes its own segment, which nobody else reads.
+static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
+    const float **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    int64_t offset = 0;
+    for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
+    publish(comm, in);
+    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)published(comm, rank) + offset;
+    comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
+    local_barrier(comm);
+    free(terms);
+}
+
+// ---- point to point -----------------------------------------------------------------------------------------------
+
+static void fail_for_sizes(LocalComm *c, int from, int to, size_t sent, size_t expected) {
+    Error err;
+    error_set(&err, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error",
+              c->group->member[from].world_rank, sent, c->group->member[to].world_rank, expected);
+    end_all(&c->base, &err);
+}
+
+static Note *new_note(LocalComm *c, void *data, size_t bytes, int peer) {
+    Note *note = c->spare;
+    if (note != NULL) {
+        c->spare = note->next;
+    } else if ((note = malloc(sizeof *note)) == NULL) {
+        fail_for_memory(&c->base);
+    }
+    *note = (Note){.data = data, .bytes = bytes, .peer = peer};
+    return note;
+}
+
+// One side of a message from `from` to `to`: either the other side's note is there and is returned, or one is left for
+// it.
+static Note *meet(LocalComm *c, bool send, int from, int to, void *data, size_t bytes, void **left) {
+    Channel *channel = &c->group->channel[(size_t)from * (size_t)c->group->size + (size_t)to];
+    if (channel->first != NULL && channel->sends != send) {
+        Note *other = channel->first;
+        channel->first = other->next;
+        if (other->bytes != bytes)
+            fail_for_sizes(c, from, to, send ? bytes : other->bytes, send ? other->bytes : bytes);
+        return other;
+    }
+    Note *note = new_note(c, data, bytes, send ? to : from);
+    if (channel->first == NULL) channel->first = note;
+    else channel->last->next = note;
+    channel->last = note;
+    channel->sends = send;
+    *left = note;
+    return NULL;
+}
+
+static void copy_and_tell(Group *group, void *to, const void *from, Note *note, int owner) {
+    memcpy(to, from, note->bytes);
+    pthread_mutex_lock(&group->lock);
+    note->done = true;
+    pthread_cond_signal(&group->member[owner].noted);
+    pthread_mutex_unlock(&group->lock);
+}
+
+static CommRequest local_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                        size_t receive_bytes, int from) {
+    LocalComm *c = local(comm);
+    CommRequest request = {NULL, NULL};
+    Note *receiver = NULL, *sender = NULL; // the others' notes, where they were first
+    pthread_mutex_lock(&c->group->lock);
+    if (receive_bytes > 0) sender = meet(c, false, from, comm->rank, receive, receive_bytes, &request.receive);
+    if (send_bytes > 0) receiver = meet(c, true, comm->rank, to, (void *)send, send_bytes, &request.send);
+    pthread_mutex_unlock(&c->group->lock);
+    if (receiver != NULL) copy_and_tell(c->group, receiver->data, send, receiver, to);
+    if (sender != NULL) copy_and_tell(c->group, receive, sender->data, sender, from);
+    return request;
+}
+
+static void wait_for_note(LocalComm *c, Note *note) {
+    if (note == NULL) return;
+    Group *group = c->group;
+    pthread_mutex_lock(&group->lock);
+    if (!note->done) {
+        CommPatience patience = comm_patience(LONGEST_SLEEP);
+        while (!note->done) wait_a_while(c, &group->member[c->base.rank].noted, &patience, note->peer);
+        stop_waiting(c);
+    }
+    pthread_mutex_unlock(&group->lock);
+    note->next = c->spare;
+    c->spare = note;
+}
+
+static void local_wait(Comm *comm, const CommRequest *request) {
+    wait_for_note(local(comm), request->receive);
+    wait_for_note(local(comm), request->send);
+}
+
+// ---- groups -------------------------------------------------------------------------------------------------------
+
+static void free_group(Group *group) {
+    if (group == NULL) return;
+    for (int rank = 0; group->member != NULL && rank < group->size; rank++)
+        pthread_cond_destroy(&group->member[rank].noted);
+    pthread_cond_destroy(&group->barrier_opened);
+    pthread_mutex_destroy(&group->lock);
+    free(group->member);
+    free(group->channel);
+    free(group);
+}
+
+// The clock of the time-out must not jump when somebody sets the time of day.
+static void condition_init(pthread_cond_t *condition) {
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+// NULL: out of memory.
+static Group *new_group(World *world, int size) {
+    Group *group = calloc(1, sizeof *group);
+    if (group == NULL) return NULL;
+    group->world = world;
+    group->size = group->users = size;
+    pthread_mutex_init(&group->lock, NULL);
+    condition_init(&group->barrier_opened);
+    group->member = calloc((size_t)size, sizeof *group->member);
+    group->channel = calloc((size_t)size * (size_t)size, sizeof *group->channel);
+    for (int rank = 0; group->member != NULL && rank < size; rank++) condition_init(&group->member[rank].noted);
+    if (group->member == NULL || group->channel == NULL) {
+        free_group(group);
+        return NULL;
+    }
+    return group;
+}
+
+static void local_release(Comm *comm) {
+    LocalComm *c = local(comm);
+    for (Note *note = c->spare; note != NULL;) {
+        Note *next = note->next;
+        free(note);
+        note = next;
+    }
+    pthread_mutex_lock(&c->group->lock);
+    bool last = --c->group->users == 0;
+    pthread_mutex_unlock(&c->group->lock);
+    if (last) free_group(c->group);
+    free(c);
+}
+
+static const CommOperations local_operations;
+
+static void comm_init(LocalComm *c, Group *group, int rank) {
+    *c = (LocalComm){.base = {.operations = &local_operations, .rank = rank, .size = group->size}, .group = group};
+}
+
+// Everyone publishes a seat; rank 0 of each new group makes it and publishes it in turn.
+static Comm *local_split(Comm *comm, int color, int key) {
+    Group *parent = local(comm)->group;
+    int *members = allocate(comm, (size_t)comm->size, sizeof *members);
+    CommSeat *seats = allocate(comm, (size_t)comm->size, sizeof *seats);
+    CommSeat mine = {color, key};
+    publish(comm, &mine);
+    for (int rank = 0; rank < comm->size; rank++) seats[rank] = *(const CommSeat *)published(comm, rank);
+    local_barrier(comm);
+
+    int size = comm_seat_members(seats, comm->size, color, members), rank = 0;
+    while (members[rank] != comm->rank) rank++;
+    Group *group = NULL;
+    if (rank == 0) {
+        group = new_group(parent->world, size);
+        if (group == NULL) fail_for_memory(comm);
+        for (int i = 0; i < size; i++) group->member[i].world_rank = parent->member[members[i]].world_rank;
+    }
+    publish(comm, group);
+    group = (Group *)published(comm, members[0]);
+    local_barrier(comm);
+    free(seats);
+    free(members);
+    LocalComm *made = allocate(comm, 1, sizeof *made);
+    comm_init(made, group, rank);
+    return &made->base;
+}
+
+static const CommOperations local_operations = {
+    .split = local_split,
+    .release = local_release,
+    .doing = local_doing,
+    .end_all = end_all,
+    .barrier = local_barrier,
+    .broadcast = local_broadcast,
+    .all_reduce_sum = local_all_reduce_sum,
+    .reduce_scatter_sum = local_reduce_scatter_sum,
+    .all_gather = local_all_gather,
+    .exchange_begin = local_exchange_begin,
+    .wait = local_wait,
+};
+
+// ---- threads ------------------------------------------------------------------------------------------------------
+
+enum { STACK_BYTES = 16 << 20 }; // whatever the shell's limit: a rank keeps small arrays on its stack
+
+typedef struct Gate { // holds the threads back until all have been made
+    pthread_mutex_t lock;
+    pthread_cond_t decided;
+    enum { UNDECIDED, GO, GIVE_UP } decision;
+} Gate;
+
+typedef struct Thread {
+    pthread_t id;
+    LocalComm *comm;
+    Gate *gate;
+    void (*rank_main)(Comm *, void *);
+    void *argument;
+} Thread;
+
+static void run_rank(Thread *thread) {
+    thread->rank_main(&thread->comm->base, thread->argument);
+    atomic_store(&status_of(thread->comm)->awaited, COMM_FINISHED);
+}
+
+static void *thread_main(void *pointer) {
+    Thread *thread = pointer;
+    pthread_mutex_lock(&thread->gate->lock);
+    while (thread->gate->decision == UNDECIDED) pthread_cond_wait(&thread->gate->decided, &thread->gate->lock);
+    bool go = thread->gate->decision == GO;
+    pthread_mutex_unlock(&thread->gate->lock);
+    if (go) run_rank(thread);
+    return NULL;
+}
+
+static int start_threads(Thread *threads, int count) { // returns how many were made
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    int made = 0;
+    while (made < count && pthread_create(&threads[made].id, &attributes, thread_main, &threads[made]) == 0) made++;
+    pthread_attr_destroy(&attributes);
+    return made;
+}
+
+// The calling thread is rank 0.
+static bool run_threads(Thread *threads, int ranks, Gate *gate, Error *err) {
+    int made = 1 + start_threads(threads + 1, ranks - 1);
+    pthread_mutex_lock(&gate->lock);
+    gate->decision = made == ranks ? GO : GIVE_UP;
+    pthread_cond_broadcast(&gate->decided);
+    pthread_mutex_unlock(&gate->lock);
+    if (made == ranks) run_rank(&threads[0]);
+    for (int rank = 1; rank < made; rank++) pthread_join(threads[rank].id, NULL);
+    if (made == ranks) return true;
+    return error_set(
+        err,
+        "the system allows only %d threads of the %d that --sp x --dp asks for: ask for fewer ranks, or raise "
+        "the limit (ulimit -u)",
+        made, ranks);
+}
+
+bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
+    int ranks = launch->ranks;
+    World world = {.size = ranks, .timeout = launch->timeout_seconds, .failed = ATOMIC_FLAG_INIT};
+    Gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, UNDECIDED};
+    world.status = calloc((size_t)ranks, sizeof *world.status);
+    Thread *threads = calloc((size_t)ranks, sizeof *threads);
+    Group *group = new_group(&world, ranks);
+    bool ok = world.status != NULL && threads != NULL && group != NULL;
+    for (int rank = 0; ok && rank < ranks; rank++) {
+        LocalComm *comm = malloc(sizeof *comm);
+        ok = comm != NULL;
+        if (!ok) break;
+        comm_init(comm, group, rank);
+        group->member[rank].world_rank = rank;
+        atomic_init(&world.status[rank].awaited, COMM_WORKING);
+        threads[rank] = (Thread){.comm = comm, .gate = &gate, .rank_main = rank_main, .argument = argument};
+    }
+    if (ok) ok = run_threads(threads, ranks, &gate, err);
+    else error_set(err, "out of memory for %d ranks", ranks);
+
+    int made = 0;
+    while (threads != NULL && made < ranks && threads[made].comm != NULL) made++;
+    if (group != NULL) group->users = made;
+    if (made == 0) free_group(group);
+    for (int rank = 0; rank < made; rank++) local_release(&threads[rank].comm->base);
+    free(threads);
+    free(world.status);
+    return ok;
+}

@@ -1,0 +1,522 @@
+// Engine `mpi`: ranks are processes, on one machine or many.
+//
+// Everything is built from MPI_Isend, MPI_Irecv and MPI_Test. Blocking calls of MPI spin, and wait for ever; here a
+// rank that waits polls, sleeps an eighth of the time it has waited so far (at most a millisecond) between two looks,
+// and gives up at the time-out. Sums are taken by the receiver, in the order of ranks, so they have the same bits as
+// with ranks as threads.
+//
+// A group is a list of ranks of MPI_COMM_WORLD and a number, its context, from which the tags of its messages are
+// made. A split agrees on a context that no member has seen, so two groups that share two ranks never share a tag.
+//
+// Ranks on the same machine share a page on which each writes whom it waits for and what it is doing, for the
+// time-out's message, and on which the first to fail says so, so that one line is printed and not many.
+#include "comm/engine.h"
+
+#ifdef HAVE_MPI
+
+#include <mpi.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const size_t LARGEST_MESSAGE = (size_t)1 << 30; // bytes; MPI counts with an int
+static const int64_t SUM_BLOCK = 1 << 18;              // floats of a segment that travel at once in a reduce-scatter
+static const double LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
+
+typedef struct Status { // a rank's lines on its machine's page
+    atomic_int failed;  // only the first rank's counts
+    atomic_int awaits;
+    char operation[24], doing[96]; // read by others only when giving up; half a word would do no harm
+} Status;
+
+typedef struct Place {
+    char name[80];
+} Place; // "process 1234 on host"
+
+typedef struct World {
+    int size;
+    double timeout;
+    int next_context, largest_tag;
+    MPI_Win page;
+    Status **status; // (size): NULL for ranks on other machines
+    Status *mine;
+    atomic_int *failed; // of this machine
+    Place *place;       // (size)
+} World;
+
+typedef struct MpiComm {
+    Comm base;
+    World *world;
+    int context;
+    int member[]; // (size): ranks of the world
+} MpiComm;
+
+typedef enum Stream { EXCHANGES, COLLECTIVES, STREAMS } Stream; // messages of the two are matched apart
+
+typedef struct Transfer { // one side of a message, in as many pieces as its size demands
+    bool receives;
+    int peer;
+    size_t bytes;
+    int pieces;
+    MPI_Request request[];
+} Transfer;
+
+static MpiComm *mpi(Comm *comm) { return (MpiComm *)comm; }
+
+// ---- failing ------------------------------------------------------------------------------------------------------
+
+static void write_text(char *to, size_t size, const char *text) {
+    size_t length = strnlen(text, size - 1);
+    memcpy(to, text, length);
+    to[length] = '\0';
+}
+
+static void mpi_doing(Comm *comm, const char *what) {
+    Status *mine = mpi(comm)->world->mine;
+    write_text(mine->doing, sizeof mine->doing, what);
+}
+
+static void sleep_for(double seconds) {
+    struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    nanosleep(&pause, NULL);
+}
+
+// The first rank of a machine speaks; the others leave it a few seconds to end them.
+static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
+static void end_all(Comm *comm, const Error *err) {
+    int code = err->exit_code ? err->exit_code : EXIT_RUNTIME;
+    if (atomic_exchange(mpi(comm)->world->failed, 1) == 0) comm_print_failure(err);
+    else sleep_for(5);
+    MPI_Abort(MPI_COMM_WORLD, code);
+    _exit(code);
+}
+
+static void check(MpiComm *c, int code, int peer) {
+    if (code == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length;
+    MPI_Error_string(code, text, &length);
+    Error err;
+    error_set(&err, "MPI failed in %s between rank %d and rank %d: %s", c->base.operation, c->member[c->base.rank],
+              c->member[peer], text);
+    end_all(&c->base, &err);
+}
+
+static void *allocate(MpiComm *c, size_t bytes) {
+    void *memory = calloc(1, bytes > 0 ? bytes : 1);
+    if (memory == NULL) {
+        Error err;
+        error_set(&err, "out of memory: rank %d needs %zu bytes for %s", c->member[c->base.rank], bytes,
+                  c->base.operation);
+        end_all(&c->base, &err);
+    }
+    return memory;
+}
+
+static CommStanding standing(const void *pointer, int rank) {
+    const World *world = pointer;
+    CommStanding seen = {COMM_WORKING, "", NULL, world->place[rank].name};
+    const Status *status = world->status[rank];
+    if (status != NULL) {
+        seen.awaits = atomic_load(&status->awaits);
+        seen.operation = status->operation;
+        seen.doing = status->doing;
+    }
+    return seen;
+}
+
+static void fail_for_silence(MpiComm *c, double seconds) {
+    Error err;
+    comm_silence_error(&err, standing, c->world, c->world->size, c->member[c->base.rank], seconds);
+    end_all(&c->base, &err);
+}
+
+// ---- transfers ----------------------------------------------------------------------------------------------------
+
+static int tag_of(const MpiComm *c, Stream stream) { return c->context * STREAMS + (int)stream; }
+
+static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer, Stream stream) {
+    int pieces = bytes == 0 ? 1 : (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE); // an empty message is one too
+    Transfer *transfer = allocate(c, sizeof *transfer + (size_t)pieces * sizeof transfer->request[0]);
+    *transfer = (Transfer){.receives = receives, .peer = peer, .bytes = bytes, .pieces = pieces};
+    for (int i = 0; i < pieces; i++) {
+        size_t begin = (size_t)i * LARGEST_MESSAGE;
+        int count = (int)(bytes - begin < LARGEST_MESSAGE ? bytes - begin : LARGEST_MESSAGE);
+        char *piece = (char *)data + begin;
+        MPI_Request *request = &transfer->request[i];
+        int other = c->member[peer], tag = tag_of(c, stream);
+        check(c,
+              receives ? MPI_Irecv(piece, count, MPI_BYTE, other, tag, MPI_COMM_WORLD, request)
+                       : MPI_Isend(piece, count, MPI_BYTE, other, tag, MPI_COMM_WORLD, request),
+              peer);
+    }
+    return transfer;
+}
+
+static Transfer *start_send(MpiComm *c, const void *data, size_t bytes, int to, Stream stream) {
+    return start(c, false, (void *)data, bytes, to, stream);
+}
+static Transfer *start_receive(MpiComm *c, void *data, size_t bytes, int from, Stream stream) {
+    return start(c, true, data, bytes, from, stream);
+}
+
+static bool arrived(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
+    int flag = 0;
+    check(c, MPI_Test(request, &flag, status), peer);
+    return flag;
+}
+
+static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, double timeout, MPI_Status *status) {
+    if (arrived(c, request, peer, status)) return;
+    Status *mine = c->world->mine;
+    bool finished = atomic_load(&mine->awaits) == COMM_FINISHED; // stays so at the last barrier
+    write_text(mine->operation, sizeof mine->operation, c->base.operation);
+    if (!finished) atomic_store(&mine->awaits, c->member[peer]);
+    CommPatience patience = comm_patience(LONGEST_STEP);
+    while (!arrived(c, request, peer, status)) {
+        double waited = comm_patience_spent(&patience);
+        if (waited >= timeout) fail_for_silence(c, waited);
+        sleep_for(waited / 8 < LONGEST_PAUSE ? waited / 8 : LONGEST_PAUSE);
+    }
+    if (!finished) atomic_store(&mine->awaits, COMM_WORKING);
+}
+
+static void fail_for_size(MpiComm *c, const Transfer *transfer, size_t sent) {
+    Error err;
+    error_set(&err, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error",
+              c->member[transfer->peer], sent, c->member[c->base.rank], transfer->bytes);
+    end_all(&c->base, &err);
+}
+
+static void finish_within(MpiComm *c, Transfer *transfer, double timeout) {
+    if (transfer == NULL) return;
+    size_t bytes = 0;
+    for (int i = 0; i < transfer->pieces; i++) {
+        MPI_Status status;
+        int count = 0;
+        wait_for_request(c, &transfer->request[i], transfer->peer, timeout, &status);
+        if (transfer->receives) check(c, MPI_Get_count(&status, MPI_BYTE, &count), transfer->peer);
+        bytes += (size_t)count;
+    }
+    if (transfer->receives && bytes != transfer->bytes) fail_for_size(c, transfer, bytes);
+    free(transfer);
+}
+
+static void finish(MpiComm *c, Transfer *transfer) { finish_within(c, transfer, c->world->timeout); }
+
+static void finish_all(MpiComm *c, Transfer **transfers) { // (2, size): receives, sends; NULL: none
+    for (int i = 0; i < 2 * c->base.size; i++) finish(c, transfers[i]);
+}
+
+static CommRequest mpi_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                      size_t receive_bytes, int from) {
+    CommRequest request = {NULL, NULL};
+    if (receive_bytes > 0) request.receive = start_receive(mpi(comm), receive, receive_bytes, from, EXCHANGES);
+    if (send_bytes > 0) request.send = start_send(mpi(comm), send, send_bytes, to, EXCHANGES);
+    return request;
+}
+
+static void mpi_wait(Comm *comm, const CommRequest *request) {
+    finish(mpi(comm), request->receive);
+    finish(mpi(comm), request->send);
+}
+
+// ---- collectives --------------------------------------------------------------------------------------------------
+
+// Dissemination (Hensgen, Finkel and Manber 1988): after round k a rank has heard, directly or not, of the 2^k before
+// it.
+static void barrier_within(MpiComm *c, double timeout) {
+    int size = c->base.size, rank = c->base.rank;
+    for (int distance = 1; distance < size; distance *= 2) {
+        Transfer *receive = start_receive(c, NULL, 0, (rank + size - distance) % size, COLLECTIVES);
+        Transfer *send = start_send(c, NULL, 0, (rank + distance) % size, COLLECTIVES);
+        finish_within(c, receive, timeout);
+        finish_within(c, send, timeout);
+    }
+}
+
+static void mpi_barrier(Comm *comm) { barrier_within(mpi(comm), mpi(comm)->world->timeout); }
+
+static void mpi_broadcast(Comm *comm, void *data, size_t bytes, int root) {
+    MpiComm *c = mpi(comm);
+    if (comm->rank != root) {
+        finish(c, start_receive(c, data, bytes, root, COLLECTIVES));
+        return;
+    }
+    Transfer **transfers = allocate(c, 2 * (size_t)comm->size * sizeof *transfers);
+    for (int to = 0; to < comm->size; to++) {
+        if (to != root) transfers[to] = start_send(c, data, bytes, to, COLLECTIVES);
+    }
+    finish_all(c, transfers);
+    free(transfers);
+}
+
+static void mpi_all_gather(Comm *comm, void *data, const size_t *bytes) {
+    MpiComm *c = mpi(comm);
+    int size = comm->size, me = comm->rank;
+    Transfer **transfers = allocate(c, 2 * (size_t)size * sizeof *transfers);
+    size_t offset = 0, my_offset = 0;
+    for (int from = 0; from < size; from++) {
+        if (from == me) my_offset = offset;
+        else if (bytes[from] > 0)
+            transfers[from] = start_receive(c, (char *)data + offset, bytes[from], from, COLLECTIVES);
+        offset += bytes[from];
+    }
+    for (int to = 0; to < size; to++) {
+        if (to != me && bytes[me] > 0) {
+            transfers[size + to] = start_send(c, (char *)data + my_offset, bytes[me], to, COLLECTIVES);
+        }
+    }
+    finish_all(c, transfers);
+    free(transfers);
+}
+
+static void mpi_all_reduce_sum(Comm *comm, double *values, int count) {
+    MpiComm *c = mpi(comm);
+    size_t size = (size_t)comm->size, stride = (size_t)count;
+    double *all = allocate(c, size * stride * sizeof *all);
+    size_t *bytes = allocate(c, size * sizeof *bytes);
+    const double **terms = allocate(c, size * sizeof *terms);
+    for (size_t rank = 0; rank < size; rank++) {
+        bytes[rank] = stride * sizeof *all;
+        terms[rank] = all + rank * stride;
+    }
+    memcpy(all + (size_t)comm->rank * stride, values, stride * sizeof *all);
+    mpi_all_gather(comm, all, bytes);
+    comm_sum_doubles(values, terms, comm->size, count);
+    free(terms);
+    free(bytes);
+    free(all);
+}
+
+static int64_t block_of(int64_t count, int64_t begin) { // floats of a segment in the block that begins at `begin`
+    int64_t left = count - begin;
+    return left < 0 ? 0 : left < SUM_BLOCK ? left : SUM_BLOCK;
+}
+
+// Segments travel block by block, so that the copies to be summed stay small whatever the segment.
+static void mpi_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
+    MpiComm *c = mpi(comm);
+    int size = comm->size, me = comm->rank;
+    int64_t longest = 0, my_offset = 0;
+    for (int rank = 0; rank < size; rank++) {
+        if (counts[rank] > longest) longest = counts[rank];
+        if (rank < me) my_offset += counts[rank];
+    }
+    int64_t stride = block_of(counts[me], 0);
+    float *received = allocate(c, (size_t)(size * stride) * sizeof *received);
+    const float **terms = allocate(c, (size_t)size * sizeof *terms);
+    Transfer **transfers = allocate(c, 2 * (size_t)size * sizeof *transfers);
+    for (int64_t begin = 0; begin < longest; begin += SUM_BLOCK) {
+        memset(transfers, 0, 2 * (size_t)size * sizeof *transfers);
+        int64_t mine = block_of(counts[me], begin), offset = 0;
+        for (int from = 0; from < size; from++) {
+            float *block = received + from * stride;
+            terms[from] = from == me ? in + my_offset + begin : block;
+            if (from == me || mine == 0) continue;
+            transfers[from] = start_receive(c, block, (size_t)mine * sizeof *block, from, COLLECTIVES);
+        }
+        for (int to = 0; to < size; to++) {
+            int64_t theirs = block_of(counts[to], begin);
+            if (to != me && theirs > 0) {
+                transfers[size + to] = start_send(c, in + offset + begin, (size_t)theirs * sizeof *in, to, COLLECTIVES);
+            }
+            offset += counts[to];
+        }
+        finish_all(c, transfers);
+        if (mine > 0) comm_sum_floats(out + begin, terms, size, mine);
+    }
+    free(transfers);
+    free(terms);
+    free(received);
+}
+
+// ---- groups -------------------------------------------------------------------------------------------------------
+
+static const CommOperations mpi_operations;
+
+static MpiComm *new_comm(World *world, int rank, int size, int context) { // NULL: out of memory
+    MpiComm *c = calloc(1, sizeof *c + (size_t)size * sizeof c->member[0]);
+    if (c == NULL) return NULL;
+    c->base = (Comm){.operations = &mpi_operations, .rank = rank, .size = size, .operation = "start"};
+    c->world = world;
+    c->context = context;
+    return c;
+}
+
+static void mpi_release(Comm *comm) { free(comm); }
+
+typedef struct Application {
+    CommSeat seat;
+    int next_context;
+} Application;
+
+static Comm *mpi_split(Comm *comm, int color, int key) {
+    MpiComm *parent = mpi(comm);
+    World *world = parent->world;
+    size_t size = (size_t)comm->size;
+    Application *all = allocate(parent, size * sizeof *all);
+    size_t *bytes = allocate(parent, size * sizeof *bytes);
+    CommSeat *seats = allocate(parent, size * sizeof *seats);
+    int *members = allocate(parent, size * sizeof *members);
+    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *all;
+    all[comm->rank] = (Application){{color, key}, world->next_context};
+    mpi_all_gather(comm, all, bytes);
+
+    int context = 0, rank = 0;
+    for (size_t i = 0; i < size; i++) {
+        seats[i] = all[i].seat;
+        if (all[i].next_context > context) context = all[i].next_context;
+    }
+    world->next_context = context + 1;
+    int members_count = comm_seat_members(seats, comm->size, color, members);
+    while (members[rank] != comm->rank) rank++;
+    if (context >= world->largest_tag / STREAMS) {
+        Error err;
+        error_set(&err, "more groups of ranks were made than MPI has tags for (%d)", world->largest_tag);
+        end_all(comm, &err);
+    }
+    MpiComm *made = new_comm(world, rank, members_count, context);
+    if (made == NULL) {
+        Error err;
+        error_set(&err, "out of memory for a group of %d ranks", members_count);
+        end_all(comm, &err);
+    }
+    for (int i = 0; i < members_count; i++) made->member[i] = parent->member[members[i]];
+    free(members);
+    free(seats);
+    free(bytes);
+    free(all);
+    return &made->base;
+}
+
+static const CommOperations mpi_operations = {
+    .split = mpi_split,
+    .release = mpi_release,
+    .doing = mpi_doing,
+    .end_all = end_all,
+    .barrier = mpi_barrier,
+    .broadcast = mpi_broadcast,
+    .all_reduce_sum = mpi_all_reduce_sum,
+    .reduce_scatter_sum = mpi_reduce_scatter_sum,
+    .all_gather = mpi_all_gather,
+    .exchange_begin = mpi_exchange_begin,
+    .wait = mpi_wait,
+};
+
+// ---- processes ----------------------------------------------------------------------------------------------------
+
+// Lays out the page that the ranks of this machine share. Blocking, but all ranks have just started.
+static bool open_page(World *world, Status *alone) {
+    MPI_Comm machine;
+    int rank, size;
+    if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine) != MPI_SUCCESS)
+        return false;
+    MPI_Comm_set_errhandler(machine, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(machine, &rank);
+    MPI_Comm_size(machine, &size);
+    bool shared =
+        MPI_Win_allocate_shared(sizeof(Status), 1, MPI_INFO_NULL, machine, &world->mine, &world->page) == MPI_SUCCESS;
+    if (!shared) { // no room for shared memory: each keeps its lines to itself
+        world->page = MPI_WIN_NULL;
+        world->mine = alone;
+    }
+    memset(world->mine, 0, sizeof *world->mine);
+    atomic_store(&world->mine->awaits, COMM_WORKING);
+    world->failed = &world->mine->failed;
+    MPI_Group everyone, neighbours;
+    MPI_Comm_group(MPI_COMM_WORLD, &everyone);
+    MPI_Comm_group(machine, &neighbours);
+    for (int i = 0; shared && i < size; i++) {
+        MPI_Aint bytes;
+        int unit, world_rank;
+        Status *status;
+        MPI_Win_shared_query(world->page, i, &bytes, &unit, &status);
+        MPI_Group_translate_ranks(neighbours, 1, &i, everyone, &world_rank);
+        world->status[world_rank] = status;
+        if (i == 0) world->failed = &status->failed;
+    }
+    MPI_Group_free(&everyone);
+    MPI_Group_free(&neighbours);
+    return MPI_Barrier(machine) == MPI_SUCCESS && MPI_Comm_free(&machine) == MPI_SUCCESS;
+}
+
+static void gather_places(MpiComm *c) {
+    char host[MPI_MAX_PROCESSOR_NAME] = "";
+    int length;
+    size_t size = (size_t)c->base.size, *bytes = allocate(c, size * sizeof *bytes);
+    MPI_Get_processor_name(host, &length);
+    snprintf(c->world->place[c->base.rank].name, sizeof(Place), "process %ld on %.48s", (long)getpid(), host);
+    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof(Place);
+    if (size > 1) mpi_all_gather(&c->base, c->world->place, bytes);
+    free(bytes);
+}
+
+static bool run_rank(World *world, int rank, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
+    int *largest_tag, found;
+    if (MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found) != MPI_SUCCESS || !found) {
+        return error_set(err, "MPI does not say how many tags it has");
+    }
+    world->largest_tag = *largest_tag;
+    world->next_context = 1;
+    MpiComm *c = new_comm(world, rank, world->size, 0);
+    if (c == NULL) return error_set(err, "out of memory for %d ranks", world->size);
+    for (int i = 0; i < world->size; i++) c->member[i] = i;
+    gather_places(c);
+    rank_main(&c->base, argument);
+    atomic_store(&world->mine->awaits, COMM_FINISHED);
+    c->base.operation = "end";
+    barrier_within(c, 1e300); // one rank may have a long last word; ranks that are threads are waited for just so
+    free(c);
+    return true;
+}
+
+static bool run_in_world(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
+    World world = {.timeout = launch->timeout_seconds, .page = MPI_WIN_NULL};
+    Status alone;
+    int rank;
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    if (world.size != launch->ranks) {
+        return error_usage(
+            err, "--sp x --dp = %d ranks, but %d process%s started: use mpirun -np %d, or change --sp and --dp",
+            launch->ranks, world.size, world.size == 1 ? " was" : "es were", launch->ranks);
+    }
+    world.status = calloc((size_t)world.size, sizeof *world.status);
+    world.place = calloc((size_t)world.size, sizeof *world.place);
+    bool ok = world.status != NULL && world.place != NULL;
+    if (!ok) error_set(err, "out of memory for %d ranks", world.size);
+    if (ok && !open_page(&world, &alone)) ok = error_set(err, "MPI failed to set up its ranks");
+    if (ok) ok = run_rank(&world, rank, rank_main, argument, err);
+    if (world.page != MPI_WIN_NULL) MPI_Win_free(&world.page);
+    free(world.place);
+    free(world.status);
+    return ok;
+}
+
+bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
+    int level;
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS)
+        return error_set(err, "MPI does not start");
+    bool ok = level >= MPI_THREAD_FUNNELED ? run_in_world(launch, rank_main, argument, err)
+                                           : error_set(err, "this MPI cannot serve programs with threads");
+    if (MPI_Finalize() != MPI_SUCCESS && ok) ok = error_set(err, "MPI does not end");
+    return ok;
+}
+
+bool comm_mpi_compiled(void) { return true; }
+
+#else // built without MPI; comm_run says so before it comes here
+
+bool comm_mpi_compiled(void) { return false; }
+
+bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
+    (void)launch, (void)rank_main, (void)argument;
+    return error_usage(err, "this program was built without MPI");
+}
+
+#endif

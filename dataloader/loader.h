@@ -1,0 +1,48 @@
+// Which windows of the tokens make up each batch, and each rank's shard of a window.
+//
+// A window is T+1 consecutive tokens: T inputs, and the same shifted by one as targets (shifted before sharding). An
+// epoch serves every window of a grid of step T once, in an order drawn by a counter-based permutation; the grid's
+// start moves from epoch to epoch by up to the tokens that do not fill a window, so none is left out for good (without
+// shuffle it stays at the beginning of the split). Two numbers are the loader's whole place.
+#ifndef DATALOADER_LOADER_H
+#define DATALOADER_LOADER_H
+
+#include "attention/sharding.h"
+#include "dataloader/tokens.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct LoaderState {
+    uint64_t epoch;
+    uint64_t cursor; // windows served in this epoch
+} LoaderState;
+
+typedef struct Loader {
+    const TokenSource *source;
+    int64_t begin, end; // the split: tokens [begin, end) of the source
+    int64_t context;    // T
+    uint64_t seed;
+    bool shuffle;
+    LoaderState state;
+} Loader;
+
+// Fails if the split has fewer than T+1 tokens (says how many it has, and which option to change).
+bool loader_init(Loader *loader, const TokenSource *source, int64_t begin, int64_t end, int64_t context, uint64_t seed,
+                 bool shuffle, Error *err);
+int64_t loader_windows(const Loader *loader); // per epoch
+// The first tokens of the next `count` windows, in order; crosses into the next epoch where this one ends.
+void loader_next(Loader *loader, int64_t count, int64_t *first_token);
+// Inputs, targets and global positions of the tokens of one window that a shard owns, shard->tokens of each, in shard
+// order. Reads only those tokens (and each chunk's next one). positions may be NULL.
+bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, int64_t vocabulary, int32_t *inputs,
+                 int32_t *targets, int32_t *positions, Error *err);
+
+// Splits a source: the last tenth (at least T+1 tokens, else an error) is held out.
+bool loader_split(const TokenSource *source, int64_t context, int64_t *train_end, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,43 @@
+// Tokens on disk, seen as one long array: memory-mapped, so a rank touches only what it asks for (small files are
+// copied).
+//
+// Any file is bytes (vocabulary 256 plus token 256, end of document, after each file), or llm.c token shards: a header
+// of 256 int32 (magic 20240520 version 1: uint16 tokens, vocabulary 50257; magic 20240801 version 7: uint32, vocabulary
+// 128256), then the tokens. Its first number tells which. Files of a source are all of one kind. Arguments are files,
+// folders (all files below, hidden ones left out) or glob patterns; the files are taken in the order of the arguments,
+// sorted by path within each; those without a token are passed over, unless named by themselves.
+#ifndef DATALOADER_TOKENS_H
+#define DATALOADER_TOKENS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { TOKEN_END_OF_DOCUMENT = 256, BYTE_VOCABULARY = 257 };
+
+typedef struct TokenSource TokenSource; // immutable once open: ranks may share it
+
+TokenSource *tokens_open(const char *const *arguments, int count, Error *err);
+// One document of bytes in memory, which must outlive the source.
+TokenSource *tokens_open_memory(const void *bytes, size_t size, Error *err);
+void tokens_close(TokenSource *source); // may be NULL
+
+int64_t tokens_count(const TokenSource *source);
+int64_t tokens_vocabulary(const TokenSource *source); // BYTE_VOCABULARY for bytes
+bool tokens_are_bytes(const TokenSource *source);
+int tokens_files(const TokenSource *source);
+uint64_t tokens_fingerprint(const TokenSource *source); // of kind, number and sizes of the files
+const char *tokens_name(const TokenSource *source);     // for messages: "text.txt and 3 more"
+
+// Tokens [first, first + count) into out. Fails where a token is not below `vocabulary` (file and place are named).
+bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int32_t *out, Error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,137 @@
+// A device: the memory and the layers that the model is written against, as a table of functions chosen once at start.
+//
+// "Storage" is the element type of activations and weights: fp32 on the CPU, bf16 on CUDA. Storage tensors are `void *`
+// and opaque to the host: offset them with `at`. Everything typed `float *` is fp32 on every device: parameter gradients,
+// statistics, optimizer state. All tensors are dense and row-major; `rows` counts tokens (batch x local tokens).
+//
+// Order: the calls of one Device run in the order made (on CUDA: one stream). They return nothing; a failure inside
+// (never caused by input) ends the program. Gradients of weights and biases are always ADDED to what is there; all other
+// outputs are overwritten unless the comment says "+=". No argument may alias another unless said.
+// Each rank has its own Device. `threads` is how many processors its CPU layers may use.
+#ifndef LAYERS_DEVICE_H
+#define LAYERS_DEVICE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct AttentionKernels; // attention/kernel.h
+
+typedef struct AdamW { // Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2
+    float learning_rate, beta1, beta2, epsilon, weight_decay;
+    int64_t step;        // 1 for the first update: bias correction divides by 1 - beta^step
+    float gradient_scale; // gradients are multiplied by this first (clipping)
+} AdamW;
+
+typedef struct Device Device;
+struct Device {
+    const char *name;     // "cpu"
+    size_t element_bytes; // of storage: 4 on the CPU
+    int threads;
+    void *context; // the implementation's own
+    const struct AttentionKernels *attention;
+
+    // ---- memory -------------------------------------------------------------------------------------------------
+    void *(*allocate)(Device *, size_t bytes, Error *); // zeroed, 256-byte aligned; NULL and *err if there is not enough
+    void (*release)(Device *, void *memory, size_t bytes);
+    void (*zero)(Device *, void *memory, size_t bytes);
+    void (*upload)(Device *, void *device, const void *host, size_t bytes);
+    void (*download)(Device *, void *host, const void *device, size_t bytes); // complete on return
+    void (*copy)(Device *, void *to, const void *from, size_t bytes);         // device to device
+    // Row i of `rows` rows, row_bytes each, goes from `from` + i * from_stride to `to` + i * to_stride. Strides in bytes, any
+    // alignment; the rows of `to` do not overlap.
+    void (*copy_strided)(Device *, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t rows,
+                         size_t row_bytes);
+    void (*to_storage)(Device *, void *out, const float *in, int64_t count);  // fp32 -> storage; out == in allowed on the CPU
+    void (*to_float)(Device *, float *out, const void *in, int64_t count);    // storage -> fp32
+    // fp32 -> storage, row by row: out[i * out_stride + j] = in[i * in_stride + j] for i < rows, j < columns.
+    void (*to_storage_strided)(Device *, void *out, int64_t out_stride, const float *in, int64_t in_stride, int64_t rows,
+                               int64_t columns);
+    void (*add_float)(Device *, float *out, const float *in, int64_t count);  // out += in, both fp32
+
+    // ---- embedding ----------------------------------------------------------------------------------------------
+    // out (rows, C) = token_table[tokens] (+ position_table[positions] where position_table is not NULL).
+    // tokens, positions (rows): int32, in range (checked by the loader). token_table (V, C), position_table (max T, C).
+    void (*embedding_forward)(Device *, void *out, const int32_t *tokens, const int32_t *positions,
+                              const void *token_table, const void *position_table, int64_t rows, int64_t C);
+    // Deterministic: every row of a table is summed in the order of rows. d_position_table may be NULL.
+    void (*embedding_backward)(Device *, float *d_token_table, float *d_position_table, const void *d_out,
+                               const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
+
+    // ---- normalisation, fused with the residual addition before it ------------------------------------------------
+    // residual_out = x + delta (delta NULL: residual_out is not written and x is normalised); out = norm(that) with
+    // statistics in fp32. residual_out may alias x. LayerNorm (Ba et al. 2016): mean, rstd (rows), weight, bias (C).
+    void (*layernorm_forward)(Device *, void *out, void *residual_out, float *mean, float *rstd, const void *x,
+                              const void *delta, const void *weight, const void *bias, int64_t rows, int64_t C, float epsilon);
+    // d_x += the gradient through the norm, of the residual x that was normalised (residual_out, or x without delta).
+    void (*layernorm_backward)(Device *, void *d_x, float *d_weight, float *d_bias, const void *d_out, const void *x,
+                               const void *weight, const float *mean, const float *rstd, int64_t rows, int64_t C);
+    // RMSNorm (Zhang and Sennrich 2019): out = x * rstd * weight, rstd = 1/sqrt(mean(x^2) + epsilon).
+    void (*rmsnorm_forward)(Device *, void *out, void *residual_out, float *rstd, const void *x, const void *delta,
+                            const void *weight, int64_t rows, int64_t C, float epsilon);
+    void (*rmsnorm_backward)(Device *, void *d_x, float *d_weight, const void *d_out, const void *x, const void *weight,
+                             const float *rstd, int64_t rows, int64_t C);
+    void (*add)(Device *, void *out, const void *a, const void *b, int64_t count); // out may alias a or b
+
+    // ---- matrix products ------------------------------------------------------------------------------------------
+    // out (rows, N) = x (rows, K) weight (N, K)^T + bias (N). bias may be NULL.
+    void (*matmul_forward)(Device *, void *out, const void *x, const void *weight, const void *bias, int64_t rows,
+                           int64_t K, int64_t N);
+    // d_x (rows, K) = d_out weight, or += if accumulate; skipped where d_x is NULL.
+    // d_weight (N, K) += d_out^T x and d_bias (N) += column sums of d_out; each skipped where NULL.
+    void (*matmul_backward)(Device *, void *d_x, float *d_weight, float *d_bias, const void *d_out, const void *x,
+                            const void *weight, int64_t rows, int64_t K, int64_t N, bool accumulate);
+
+    // ---- rotary positions (Su et al. 2021), Hugging Face's half-split pairing -----------------------------------------
+    // In place on heads*D values at the start of each row of x (rows, row_stride): element i of a head pairs with
+    // i + D/2; angle of pair i at row n is the one whose cosine and sine stand at cos_table[n * D/2 + i] (fp32, computed
+    // in double precision by the host for this rank's global positions; `table_rows` rows, row n uses n % table_rows).
+    // inverse: rotate back, which is the backward pass.
+    void (*rotary)(Device *, void *x, const float *cos_table, const float *sin_table, int64_t rows, int64_t table_rows,
+                   int64_t row_stride, int64_t heads, int64_t D, bool inverse);
+
+    // ---- activations ------------------------------------------------------------------------------------------------
+    // GELU, tanh form (Hendrycks and Gimpel 2016; "gelu_new"). d_x may alias d_out. 
+    void (*gelu_forward)(Device *, void *out, const void *x, int64_t count);
+    void (*gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
+    // SwiGLU (Shazeer 2020): gate_up (rows, 2F) = [gate | up]; out (rows, F) = silu(gate) * up.
+    void (*swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
+    void (*swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
+
+    // ---- classifier -------------------------------------------------------------------------------------------------
+    // Softmax cross-entropy of logits (rows, V) against targets (rows), in one pass: losses (rows) in nats, fp32; then
+    // logits are overwritten by their gradient, (softmax - one_hot) * d_loss. d_loss == 0 leaves the logits as they are.
+    void (*classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V, float d_loss);
+
+    // ---- optimizer ------------------------------------------------------------------------------------------------
+    // One AdamW update of `count` values: master is the fp32 parameter, m and v its moments; the new value is also written
+    // to `weight` in storage type where weight is not NULL (on the CPU weight may alias master).
+    void (*adamw)(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,
+                  const AdamW *hyperparameters);
+    // Sum of squares, accumulated in double precision in an order that depends on count alone. Complete on return.
+    double (*sum_of_squares)(Device *, const float *x, int64_t count);
+    double (*sum)(Device *, const float *x, int64_t count); // the same, of the values
+};
+
+// Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
+void cpu_device(Device *device, int threads);
+// Floating-point operations per second that large fp32 matrix products reach on `threads` threads here, measured now
+// (about 0.2 s): the machine's own limit against which rates are shown.
+double cpu_matrix_rate(int threads);
+// What multiplies matrices: "OpenBLAS" or another CBLAS's name, or "built-in blocked product".
+const char *cpu_matrix_library(void);
+
+// The address of element `offset` of a storage tensor.
+static inline void *at(const Device *device, const void *storage, int64_t offset) {
+    return (char *)storage + offset * (int64_t)device->element_bytes;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

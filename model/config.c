@@ -1,0 +1,233 @@
+// What makes a configuration sound, and how it is written as config.json.
+//
+// The keys are those of transformers' GPT2Config, LlamaConfig and Qwen2Config. The rotary embedding is written in the
+// older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads.
+#include "model/config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "checkpoint/json.h"
+#include "model/config_path.h"
+
+// ---- checking ----
+
+// Far above any model, and small enough that products of two sizes fit 64 bits.
+static const int64_t MAX_SIZE = (INT64_C(1) << 31) - 1;
+
+static bool check_size(const char *what, int64_t value, Error *err) {
+    if (value < 1 || value > MAX_SIZE)
+        return error_usage(err, "%s is %" PRId64 "; it must be from 1 to %" PRId64, what, value, MAX_SIZE);
+    return true;
+}
+
+static bool check_sizes(const ModelConfig *c, Error *err) {
+    return check_size("the vocabulary", c->vocab_size, err) &&
+           check_size("the number of layers (--layers)", c->layers, err) &&
+           check_size("the number of heads (--heads)", c->heads, err) &&
+           check_size("the number of key/value heads (--kv-heads)", c->kv_heads, err) &&
+           check_size("the width (--dim)", c->dim, err) &&
+           check_size("the width of the MLP (--ffn)", c->ffn_dim, err) &&
+           check_size("the number of positions (--context)", c->max_positions, err);
+}
+
+static bool check_heads(const ModelConfig *c, Error *err) {
+    if (c->head_dim < 1 && c->dim % c->heads != 0)
+        return error_usage(err, "--heads %" PRId64 " does not divide --dim %" PRId64, c->heads, c->dim);
+    if (!check_size("the width of a head (--dim / --heads)", c->head_dim, err)) return false;
+    if (c->head_dim > CONFIG_MAX_HEAD_DIM)
+        return error_usage(err, "the width of a head is %" PRId64 " (--dim / --heads); at most %d is supported",
+                           c->head_dim, CONFIG_MAX_HEAD_DIM);
+    if (c->heads % c->kv_heads != 0)
+        return error_usage(err, "--kv-heads %" PRId64 " does not divide --heads %" PRId64, c->kv_heads, c->heads);
+    if (c->architecture == ARCH_GPT2) {
+        if (c->heads * c->head_dim != c->dim)
+            return error_usage(
+                err, "--heads %" PRId64 " does not divide --dim %" PRId64 " (gpt2 has heads x head width = width)",
+                c->heads, c->dim);
+        if (c->kv_heads != c->heads)
+            return error_usage(
+                err, "--kv-heads %" PRId64 " with --arch gpt2, where every head has its own keys (%" PRId64 ")",
+                c->kv_heads, c->heads);
+    } else if (c->head_dim % 2 != 0) {
+        return error_usage(err,
+                           "the width of a head is %" PRId64 "; rotary positions turn pairs, so it must be even "
+                           "(--dim / --heads)",
+                           c->head_dim);
+    }
+    return true;
+}
+
+static bool check_biases(const ModelConfig *c, Error *err) {
+    switch (c->architecture) {
+    case ARCH_GPT2:
+        return (c->qkv_bias && c->out_bias && c->mlp_bias) || error_usage(err, "gpt2 has biases on every matrix");
+    case ARCH_LLAMA:
+        return c->qkv_bias == c->out_bias ||
+               error_usage(
+                   err, "llama has biases on all of q, k, v and the attention's output, or on none; qwen2 has them on "
+                        "q, k, v alone");
+    case ARCH_QWEN2:
+        return (c->qkv_bias && !c->out_bias && !c->mlp_bias) ||
+               error_usage(err, "qwen2 has biases on q, k and v and nowhere else");
+    }
+    return error_usage(err, "unknown architecture number %d", (int)c->architecture);
+}
+
+static bool positive(double x) { return isfinite(x) && x > 0; }
+static bool absent_or_positive(double x) { return x == 0 || positive(x); }
+
+static bool check_rope(const ModelConfig *c, Error *err) {
+    const RopeScaling *s = &c->rope_scaling;
+    if (!(isfinite(c->rope_theta) && c->rope_theta > 1))
+        return error_usage(err, "--rope-theta is %g; it must be above 1", c->rope_theta);
+    if (s->type == ROPE_DEFAULT) return true;
+    if (!(isfinite(s->factor) && s->factor >= 1))
+        return error_usage(err, "rope_scaling's factor is %g; it must be at least 1", s->factor);
+    if (s->type == ROPE_LINEAR) return true;
+    if (!positive(s->original_max_positions))
+        return error_usage(err, "rope_scaling's original_max_position_embeddings is %g; it must be above 0",
+                           s->original_max_positions);
+    if (s->type == ROPE_LLAMA3) {
+        if (!positive(s->low_freq_factor) || !isfinite(s->high_freq_factor) ||
+            s->high_freq_factor <= s->low_freq_factor)
+            return error_usage(
+                err,
+                "rope_scaling's low_freq_factor %g and high_freq_factor %g must be above 0, the second above "
+                "the first",
+                s->low_freq_factor, s->high_freq_factor);
+        return true;
+    }
+    if (!absent_or_positive(s->beta_fast) || !absent_or_positive(s->beta_slow) ||
+        !absent_or_positive(s->attention_factor) || !absent_or_positive(s->mscale) ||
+        !absent_or_positive(s->mscale_all_dim))
+        return error_usage(
+            err, "rope_scaling's beta_fast, beta_slow, attention_factor, mscale and mscale_all_dim must be above 0");
+    return true;
+}
+
+bool config_check(const ModelConfig *c, Error *err) {
+    if (!check_sizes(c, err) || !check_heads(c, err) || !check_biases(c, err)) return false;
+    if (!positive(c->norm_epsilon))
+        return error_usage(err, "the norms' epsilon is %g; it must be above 0", c->norm_epsilon);
+    if (!(isfinite(c->init_std) && c->init_std >= 0))
+        return error_usage(err, "the initial standard deviation is %g; it must not be negative", c->init_std);
+    if (c->bos_token < -1 || c->eos_token < -1)
+        return error_usage(err, "the tokens that begin and end a text are %" PRId64 " and %" PRId64 "; the least is 0",
+                           c->bos_token, c->eos_token);
+    return c->architecture == ARCH_GPT2 || check_rope(c, err);
+}
+
+// ---- writing ----
+
+// Every member but the last ends in a comma, so writing them in order is enough; `indent` is the nesting.
+static void put_integer(FILE *file, int indent, const char *key, int64_t value) {
+    fprintf(file, "%*s\"%s\": %" PRId64 ",\n", indent, "", key, value);
+}
+
+static void put_real(FILE *file, int indent, const char *key, double value) {
+    char text[JSON_REAL_CHARS];
+    json_format_real(value, text);
+    fprintf(file, "%*s\"%s\": %s,\n", indent, "", key, text);
+}
+
+static void put_whole_or_real(FILE *file, int indent, const char *key, double value) {
+    if (value == floor(value) && value < 0x1p53) put_integer(file, indent, key, (int64_t)value);
+    else put_real(file, indent, key, value);
+}
+
+static void put_bool(FILE *file, const char *key, bool value) {
+    fprintf(file, "  \"%s\": %s,\n", key, value ? "true" : "false");
+}
+
+static void put_token(FILE *file, const char *key, int64_t token) {
+    if (token < 0) fprintf(file, "  \"%s\": null,\n", key);
+    else put_integer(file, 2, key, token);
+}
+
+static void put_rope(FILE *file, const ModelConfig *c) {
+    static const char *const names[] = {[ROPE_LINEAR] = "linear", [ROPE_LLAMA3] = "llama3", [ROPE_YARN] = "yarn"};
+    const RopeScaling *s = &c->rope_scaling;
+    put_real(file, 2, "rope_theta", c->rope_theta);
+    if (s->type == ROPE_DEFAULT) {
+        fprintf(file, "  \"rope_scaling\": null,\n");
+        return;
+    }
+    fprintf(file, "  \"rope_scaling\": {\n");
+    put_real(file, 4, "factor", s->factor);
+    if (s->type == ROPE_LLAMA3) {
+        put_real(file, 4, "low_freq_factor", s->low_freq_factor);
+        put_real(file, 4, "high_freq_factor", s->high_freq_factor);
+    }
+    if (s->type != ROPE_LINEAR)
+        put_whole_or_real(file, 4, "original_max_position_embeddings", s->original_max_positions);
+    if (s->type == ROPE_YARN) {
+        if (s->beta_fast > 0) put_real(file, 4, "beta_fast", s->beta_fast);
+        if (s->beta_slow > 0) put_real(file, 4, "beta_slow", s->beta_slow);
+        if (s->attention_factor > 0) put_real(file, 4, "attention_factor", s->attention_factor);
+        if (s->mscale > 0) put_real(file, 4, "mscale", s->mscale);
+        if (s->mscale_all_dim > 0) put_real(file, 4, "mscale_all_dim", s->mscale_all_dim);
+        if (!s->truncate) fprintf(file, "    \"truncate\": false,\n");
+    }
+    fprintf(file, "    \"rope_type\": \"%s\"\n  },\n", names[s->type]);
+}
+
+static void put_gpt2(FILE *file, const ModelConfig *c) {
+    fprintf(file, "  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n");
+    put_integer(file, 2, "vocab_size", c->vocab_size);
+    put_integer(file, 2, "n_positions", c->max_positions);
+    put_integer(file, 2, "n_embd", c->dim);
+    put_integer(file, 2, "n_layer", c->layers);
+    put_integer(file, 2, "n_head", c->heads);
+    put_integer(file, 2, "n_inner", c->ffn_dim);
+    fprintf(file, "  \"activation_function\": \"gelu_new\",\n");
+    put_real(file, 2, "resid_pdrop", 0);
+    put_real(file, 2, "embd_pdrop", 0);
+    put_real(file, 2, "attn_pdrop", 0);
+    put_real(file, 2, "layer_norm_epsilon", c->norm_epsilon);
+}
+
+static void put_llama(FILE *file, const ModelConfig *c) {
+    bool qwen2 = c->architecture == ARCH_QWEN2;
+    fprintf(file, "  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
+            qwen2 ? "Qwen2ForCausalLM" : "LlamaForCausalLM", qwen2 ? "qwen2" : "llama");
+    put_integer(file, 2, "vocab_size", c->vocab_size);
+    put_integer(file, 2, "max_position_embeddings", c->max_positions);
+    put_integer(file, 2, "hidden_size", c->dim);
+    put_integer(file, 2, "intermediate_size", c->ffn_dim);
+    put_integer(file, 2, "num_hidden_layers", c->layers);
+    put_integer(file, 2, "num_attention_heads", c->heads);
+    put_integer(file, 2, "num_key_value_heads", c->kv_heads);
+    if (!qwen2 || c->head_dim * c->heads != c->dim) put_integer(file, 2, "head_dim", c->head_dim);
+    fprintf(file, "  \"hidden_act\": \"silu\",\n");
+    put_real(file, 2, "attention_dropout", 0);
+    put_real(file, 2, "rms_norm_eps", c->norm_epsilon);
+    if (qwen2) {
+        put_bool(file, "use_sliding_window", false);
+    } else {
+        put_bool(file, "attention_bias", c->qkv_bias);
+        put_bool(file, "mlp_bias", c->mlp_bias);
+    }
+    put_rope(file, c);
+}
+
+bool config_write(const ModelConfig *c, const char *path, Error *err) {
+    char name[CONFIG_PATH_MAX];
+    if (!config_check(c, err) || !config_path(path, name, err)) return false;
+    FILE *file = fopen(name, "w");
+    if (file == NULL) return error_set(err, "%s: cannot write: %s", name, strerror(errno));
+    fprintf(file, "{\n");
+    if (c->architecture == ARCH_GPT2) put_gpt2(file, c);
+    else put_llama(file, c);
+    put_real(file, 2, "initializer_range", c->init_std);
+    put_bool(file, "tie_word_embeddings", c->tied_embeddings);
+    put_token(file, "bos_token_id", c->bos_token);
+    put_token(file, "eos_token_id", c->eos_token);
+    fprintf(file, "  \"use_cache\": true,\n  \"torch_dtype\": \"float32\"\n}\n");
+    bool ok = ferror(file) == 0;
+    ok = fclose(file) == 0 && ok;
+    return ok || error_set(err, "%s: cannot write: %s", name, strerror(errno));
+}

@@ -1,0 +1,70 @@
+// What a model is: its sizes and the choices that change its maths, as Hugging Face's config.json states them.
+#ifndef MODEL_CONFIG_H
+#define MODEL_CONFIG_H
+
+#include <stdint.h>
+
+#include "base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum Architecture {
+    ARCH_GPT2,  // GPT2LMHeadModel
+    ARCH_LLAMA, // LlamaForCausalLM
+    ARCH_QWEN2  // Qwen2ForCausalLM: the llama architecture with biases on q, k, v
+} Architecture;
+
+typedef enum RopeScalingType { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN } RopeScalingType;
+
+typedef struct RopeScaling { // config.json's rope_scaling (or rope_parameters); unused members are 0
+    RopeScalingType type;
+    double factor;
+    double low_freq_factor, high_freq_factor;       // llama3
+    double original_max_positions;                  // llama3, yarn
+    double beta_fast, beta_slow, attention_factor;  // yarn; attention_factor 0: 0.1 ln(factor) + 1
+    double mscale, mscale_all_dim;                  // yarn, DeepSeek's variant; 0: absent
+    bool truncate;                                  // yarn: round the correction range to whole dimensions (default true)
+} RopeScaling;
+
+typedef struct ModelConfig {
+    Architecture architecture;
+    int64_t vocab_size;    // V
+    int64_t layers;        // L
+    int64_t heads;         // H
+    int64_t kv_heads;      // KV (= H for gpt2)
+    int64_t head_dim;      // D, usually C / H
+    int64_t dim;           // C
+    int64_t ffn_dim;       // F: gpt2 4C
+    int64_t max_positions; // rows of gpt2's position table; for llama only what is written to config.json
+    double norm_epsilon;
+    double init_std;       // initializer_range
+    bool tied_embeddings;
+    bool qkv_bias, out_bias, mlp_bias; // gpt2: all true
+    double rope_theta;
+    RopeScaling rope_scaling;
+    int64_t bos_token, eos_token; // -1: none
+} ModelConfig;
+
+enum { CONFIG_MAX_HEAD_DIM = 256 }; // what the attention kernels take
+
+// `path` is the file, or the folder that holds it as config.json. A key that would change the maths and is not supported (another activation, sliding window, dropout
+// in training is 0 here, attention scaling by layer, ...) is an error that names the key.
+bool config_read(ModelConfig *config, const char *path, Error *err);
+// Writes config.json as the Hugging Face class expects it; `path` as above.
+bool config_write(const ModelConfig *config, const char *path, Error *err);
+// Sizes are positive, H divides C or head_dim is given, KV divides H, D is even for rotary, ...; options are named.
+bool config_check(const ModelConfig *config, Error *err);
+
+// Rotary positions (llama, qwen2) or learned ones (gpt2).
+static inline bool config_is_rotary(const ModelConfig *config) { return config->architecture != ARCH_GPT2; }
+
+// Cosine and sine of the rotary angle of each of D/2 pairs at `count` positions, computed in double precision (and, with yarn,
+// multiplied by its attention factor), into fp32 tables (count, D/2).
+void rope_tables(const ModelConfig *config, const int32_t *positions, int64_t count, float *cos_table, float *sin_table);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,399 @@
+// The command line as one table. A row holds an option's name, kind, default, range and help line, and where its value
+// lies in Options; parsing, checking, `--help` and the printed command are short walks over the rows. A new option is a
+// new row and a new member of Options, nothing else.
+//
+// A default is text, read by the same code as the user's value, so that the help cannot tell another value than the one
+// in force. A default of "0" or NULL means "left to the program", and is not printed as part of the command.
+#include "terminal/options_table.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define AT(member) offsetof(Options, member)
+static const double UNBOUNDED = 0x1p63;
+
+// clang-format off
+const Option options_table[] = {
+    {"arch", CHOICE, MODEL, "gpt2|llama", "llama", AT(arch), 0, 0, "architecture of a new model"},
+    {"model", TEXT, MODEL, "NAME", NULL, AT(model), 0, 0,
+     "sizes by name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or dN (N layers, N heads, width 64 N)"},
+    {"layers", INTEGER, MODEL, "L", "4", AT(layers), 1, 10000, "Transformer blocks"},
+    {"heads", INTEGER, MODEL, "H", "4", AT(heads), 1, 65536, "query heads"},
+    {"kv-heads", INTEGER, MODEL, "N", "0", AT(kv_heads), 0, 65536,
+     "key/value heads, a divisor of --heads; 0: as many as heads"},
+    {"dim", INTEGER, MODEL, "C", "128", AT(dim), 1, 1048576, "width, a multiple of --heads"},
+    {"ffn", INTEGER, MODEL, "F", "0", AT(ffn), 0, 16777216, "width inside the MLP; 0: from the architecture and --dim"},
+    {"context", INTEGER, MODEL, "T", "2048", AT(context), 1, 1e12, "tokens of one sequence, over all its ranks"},
+    {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
+    {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
+     "a classifier of its own instead of the token embedding (llama)"},
+    {"qkv-bias", FLAG, MODEL, NULL, NULL, AT(qkv_bias), 0, 0,
+     "biases on queries, keys and values, as Qwen2 has them (llama)"},
+
+    {"data", PATHS, DATA, "PATH...", NULL, AT(data), 0, 0,
+     "files, folders or patterns: any file as bytes, or llm.c token shards; without it, the bundled corpus"},
+    {"val-data", PATHS, DATA, "PATH...", NULL, AT(val_data), 0, 0,
+     "the same, for validation; without it, the last tenth of the data is held out"},
+
+    {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
+    {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
+     "sequences per replica and pass, gradients being accumulated; 0: as many as memory allows"},
+    {"steps", INTEGER, TRAINING, "N", "200", AT(steps), 0, 1e12, "optimizer steps of the whole run"},
+    {"lr", REAL, TRAINING, "X", "3e-3", AT(lr), 0, 1e30, "highest learning rate"},
+    {"min-lr", REAL, TRAINING, "X", "0.1", AT(min_lr), 0, 1, "final learning rate, as a fraction of --lr"},
+    {"schedule", CHOICE, TRAINING, "cosine|constant|wsd", "cosine", AT(schedule), 0, 0,
+     "learning rate after the warm-up; wsd: constant, then a linear decay"},
+    {"warmup", INTEGER, TRAINING, "N", "20", AT(warmup), 0, 1e12, "steps in which the learning rate rises from 0"},
+    {"decay-fraction", REAL, TRAINING, "X", "0.2", AT(decay_fraction), 0, 1, "part of the run in which wsd decays"},
+    {"weight-decay", REAL, TRAINING, "X", "0.1", AT(weight_decay), 0, 1e30, "AdamW's decay, of matrices only"},
+    {"beta1", REAL, TRAINING, "X", "0.9", AT(beta1), 0, 0.999999, "AdamW's decay rate of the first moment"},
+    {"beta2", REAL, TRAINING, "X", "0.95", AT(beta2), 0, 0.999999, "AdamW's decay rate of the second moment"},
+    {"adam-epsilon", REAL, TRAINING, "X", "1e-8", AT(adam_epsilon), 1e-30, 1, "AdamW's term against division by 0"},
+    {"grad-clip", REAL, TRAINING, "X", "1", AT(grad_clip), 0, 1e30, "largest norm of the gradient; 0: no limit"},
+    {"seed", INTEGER, TRAINING, "N", "1337", AT(seed), 0, UNBOUNDED,
+     "of the new weights, the order of the data and the sample"},
+
+    {"sp", INTEGER, RANKS, "P", "4", AT(sp), 1, 4096, "ranks over which each sequence is sharded"},
+    {"dp", INTEGER, RANKS, "N", "1", AT(dp), 1, 4096,
+     "replicas, each of --sp ranks, that share the sequences of a step"},
+    {"attention", CHOICE, RANKS, "ring|gather|ulysses|ulysses-ring|auto|vanilla", "auto", AT(attention), 0, 0,
+     "how the ranks of a sequence exchange; vanilla: one rank stores the T x T matrix"},
+    {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, 4096,
+     "ranks that share heads in ulysses-ring, a divisor of --sp; 0: chosen"},
+    {"engine", CHOICE, RANKS, "auto|local|mpi", "auto", AT(engine), 0, 0,
+     "ranks are threads of this process (local) or processes (mpi); auto: mpi under mpirun"},
+    {"device", CHOICE, RANKS, "auto|cpu", "auto", AT(device), 0, 0, "what computes"},
+    {"threads", INTEGER, RANKS, "N", "0", AT(threads), 0, 4096, "processors for all ranks of this process; 0: all"},
+    {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank silent for longer ends the run"},
+
+    {"eval-every", INTEGER, EVALUATION, "N", "0", AT(eval_every), 0, 1e12,
+     "steps between validations; 0: only at the end"},
+    {"eval-windows", INTEGER, EVALUATION, "N", "16", AT(eval_windows), 1, 1e12, "windows of validation data, at most"},
+
+    {"out", TEXT, CHECKPOINTS, "DIR", NULL, AT(out), 0, 0,
+     "folder of this run's checkpoints; without it, nothing is saved"},
+    {"save-every", INTEGER, CHECKPOINTS, "N", "0", AT(save_every), 0, 1e12,
+     "steps between checkpoints; 0: only at the end"},
+    {"keep", INTEGER, CHECKPOINTS, "N", "2", AT(keep), 0, 1e6, "newest checkpoints that are kept; 0: all"},
+    {"resume", FLAG, CHECKPOINTS, NULL, NULL, AT(resume), 0, 0, "continue from the newest checkpoint in --out"},
+    {"init", TEXT, CHECKPOINTS, "DIR", NULL, AT(init), 0, 0,
+     "start from this checkpoint's or Hugging Face folder's weights"},
+    {"log", TEXT, CHECKPOINTS, "FILE", NULL, AT(log), 0, 0, "one JSON object a step"},
+    {"dump", TEXT, CHECKPOINTS, "DIR", NULL, AT(dump), 0, 0,
+     "logits and gradients of the first step, for comparison with other programs"},
+
+    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0, "text to continue at the end"},
+    {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate"},
+    {"temperature", REAL, GENERATION, "X", "0.8", AT(temperature), 0, 1000,
+     "of the softmax; 0: always the likeliest token"},
+    {"top-k", INTEGER, GENERATION, "K", "0", AT(top_k), 0, 1e9, "choose among the K likeliest tokens; 0: among all"},
+
+    {"plan", FLAG, INSTEAD, NULL, NULL, AT(plan), 0, 0,
+     "print memory by buffer, bytes sent by exchange and FLOPs, and exit"},
+    {"help", FLAG, INSTEAD, NULL, NULL, AT(help), 0, 0, "print this, and exit"},
+};
+// clang-format on
+#undef AT
+
+const int options_table_rows = sizeof options_table / sizeof *options_table;
+_Static_assert(sizeof options_table / sizeof *options_table <= OPTIONS_MAX, "Options.given has a place for each row");
+
+static const Option *find(const char *name, size_t length) {
+    for (const Option *row = options_table; row < options_table + options_table_rows; row++)
+        if (strlen(row->name) == length && memcmp(row->name, name, length) == 0) return row;
+    return NULL;
+}
+
+static bool *given(Options *options, const Option *row) { return &options->given[row - options_table]; }
+
+bool options_given(const Options *options, const char *name) {
+    const Option *row = find(name, strlen(name));
+    if (row == NULL) {
+        fprintf(stderr, "options_given: there is no option --%s\n", name);
+        abort();
+    }
+    return options->given[row - options_table];
+}
+
+void *option_value(const Options *options, const Option *row) { return (char *)options + row->offset; }
+
+PathList option_paths(const Options *options, const Option *row) {
+    Options *o = (Options *)options;
+    if (row->offset == offsetof(Options, data)) return (PathList){&o->data, &o->data_count};
+    return (PathList){&o->val_data, &o->val_data_count};
+}
+
+// ---- what was probably meant ----------------------------------------------------------------------------------------
+
+enum { LONGEST_NAME = 40 };
+
+static int smaller(int a, int b) { return a < b ? a : b; }
+
+// Letters to insert, remove, replace or swap with their neighbour (Damerau 1964, in its restricted form). A word cut
+// short or written on ("batch-size") counts as one mistake.
+static int edit_distance(const char *a, const char *b) {
+    int rows = (int)strlen(a), columns = (int)strlen(b);
+    int d[LONGEST_NAME + 1][LONGEST_NAME + 1];
+    if (rows > LONGEST_NAME || columns > LONGEST_NAME) return LONGEST_NAME;
+    for (int i = 0; i <= rows; i++) {
+        for (int j = 0; j <= columns; j++) {
+            if (i == 0 || j == 0) {
+                d[i][j] = i + j;
+                continue;
+            }
+            bool differ = a[i - 1] != b[j - 1];
+            d[i][j] = smaller(d[i - 1][j - 1] + differ, 1 + smaller(d[i - 1][j], d[i][j - 1]));
+            bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            if (swapped) d[i][j] = smaller(d[i][j], d[i - 2][j - 2] + 1);
+        }
+    }
+    int common = smaller(rows, columns);
+    if (common >= 3 && memcmp(a, b, (size_t)common) == 0) return smaller(d[rows][columns], 1);
+    return d[rows][columns];
+}
+
+static const char *nearest_option(const char *name) {
+    const char *nearest = NULL;
+    int least = smaller(3, (int)strlen(name) / 2) + 1; // further away than this is not a slip of the fingers
+    for (const Option *row = options_table; row < options_table + options_table_rows; row++) {
+        int distance = edit_distance(name, row->name);
+        if (distance < least) least = distance, nearest = row->name;
+    }
+    return nearest;
+}
+
+// ---- one value ------------------------------------------------------------------------------------------------------
+
+// The user's text as a message can show it: on one line, and not too long.
+static Shown shown(const char *text) {
+    Shown s;
+    size_t n = 0;
+    for (; text[n] != '\0' && n < sizeof s.text - 4; n++) s.text[n] = iscntrl((unsigned char)text[n]) ? '?' : text[n];
+    memcpy(s.text + n, text[n] == '\0' ? "" : "...", text[n] == '\0' ? 1 : 4);
+    return s;
+}
+
+Shown shown_real(double x) {
+    Shown s;
+    bool plain = x == floor(x) && fabs(x) < 1e6;
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(s.text, sizeof s.text, "%.*g", plain ? 6 : digits, x);
+        if (strtod(s.text, NULL) == x) break;
+    }
+    return s;
+}
+
+Shown shown_integer(int64_t n) {
+    Shown s;
+    snprintf(s.text, sizeof s.text, "%lld", (long long)n);
+    return s;
+}
+
+static Shown shown_bound(const Option *row, double bound) {
+    if (row->kind == REAL) return shown_real(bound);
+    return shown_integer(bound >= UNBOUNDED ? INT64_MAX : (int64_t)bound);
+}
+
+static bool out_of_range(const Option *row, const char *value, Error *err) {
+    return error_usage(err, "--%s: %s is out of range: give %s to %s", row->name, shown(value).text,
+                       shown_bound(row, row->min).text, shown_bound(row, row->max).text);
+}
+
+static bool parse_integer(const Option *row, const char *value, int64_t *out, Error *err) {
+    const char *digits = value + (*value == '-');
+    if (*digits == '\0' || digits[strspn(digits, "0123456789")] != '\0')
+        return error_usage(err, "--%s: \"%s\" is not a whole number", row->name, shown(value).text);
+    errno = 0;
+    *out = strtoll(value, NULL, 10);
+    if (errno == ERANGE || (double)*out < row->min || (double)*out > row->max) return out_of_range(row, value, err);
+    return true;
+}
+
+static bool parse_real(const Option *row, const char *value, double *out, Error *err) {
+    char *end;
+    *out = strtod(value, &end);
+    // strtod also takes spaces, hexadecimal, "inf" and "nan"
+    if (*end != '\0' || *value == '\0' || value[strspn(value, "+-.0123456789eE")] != '\0')
+        return error_usage(err, "--%s: \"%s\" is not a number", row->name, shown(value).text);
+    if (!(*out >= row->min && *out <= row->max)) return out_of_range(row, value, err);
+    return true;
+}
+
+static bool parse_choice(const Option *row, const char *value, const char **out, Error *err) {
+    size_t length = strlen(value);
+    for (const char *word = row->argument; length > 0; word = strchr(word, '|') + 1) {
+        if (strncmp(word, value, length) == 0 && (word[length] == '|' || word[length] == '\0')) {
+            *out = value;
+            return true;
+        }
+        if (strchr(word, '|') == NULL) break;
+    }
+    if (strcmp(row->name, "device") == 0 && strcmp(value, "cuda") == 0)
+        return error_usage(err, "--device cuda: this build has no CUDA device: give cpu or auto");
+    return error_usage(err, "--%s: \"%s\" is not one of %s", row->name, shown(value).text, row->argument);
+}
+
+static bool append_path(Options *options, const Option *row, const char *value, Error *err) {
+    PathList list = option_paths(options, row);
+    if (*list.count == OPTIONS_MAX_PATHS)
+        return error_usage(err, "--%s: more than %d paths: give their folder, or a pattern in quotes", row->name,
+                           OPTIONS_MAX_PATHS);
+    if (*list.path == NULL) *list.path = malloc(OPTIONS_MAX_PATHS * sizeof **list.path);
+    if (*list.path == NULL) return error_set(err, "out of memory for the paths of --%s", row->name);
+    (*list.path)[(*list.count)++] = value;
+    return true;
+}
+
+static bool set_value(Options *options, const Option *row, const char *value, Error *err) {
+    if (*value == '\0' && strcmp(row->name, "sample") != 0) // an empty prompt is a prompt
+        return error_usage(err, "--%s: the value is empty", row->name);
+    void *out = option_value(options, row);
+    switch (row->kind) {
+    case INTEGER: return parse_integer(row, value, (int64_t *)out, err);
+    case REAL: return parse_real(row, value, (double *)out, err);
+    case CHOICE: return parse_choice(row, value, (const char **)out, err);
+    case PATHS: return append_path(options, row, value, err);
+    case TEXT: *(const char **)out = value; return true;
+    case FLAG: *(bool *)out = true; return true;
+    }
+    return false;
+}
+
+// ---- the whole line -------------------------------------------------------------------------------------------------
+
+static bool is_option(const char *argument) { return strncmp(argument, "--", 2) == 0 || strcmp(argument, "-h") == 0; }
+
+static bool unknown_option(const char *argument, Error *err) {
+    size_t dashes = strspn(argument, "-");
+    if (dashes == 0 || argument[dashes] == '\0')
+        return error_usage(err, "\"%s\" belongs to no option: options are written --name value; see --help",
+                           shown(argument).text);
+    Shown option = shown(argument), name = shown(argument + dashes);
+    option.text[strcspn(option.text, "=")] = '\0';
+    name.text[strcspn(name.text, "=")] = '\0';
+    const char *nearest = nearest_option(name.text);
+    if (nearest == NULL) return error_usage(err, "unknown option %s: see --help", option.text);
+    return error_usage(err, "unknown option %s: did you mean --%s?", option.text, nearest);
+}
+
+// Reads the option at argv[*next] with its values, and moves *next past them.
+static bool parse_option(Options *options, int argc, const char *const *argv, int *next, Error *err) {
+    const char *argument = argv[(*next)++];
+    const char *name = strcmp(argument, "-h") == 0 ? "help" : argument + 2;
+    size_t length = strcspn(name, "=");
+    const Option *row = is_option(argument) ? find(name, length) : NULL;
+    if (row == NULL) return unknown_option(argument, err);
+    if (*given(options, row) && row->kind != PATHS) return error_usage(err, "--%s is given twice", row->name);
+    *given(options, row) = true;
+
+    const char *attached = name[length] == '=' ? name + length + 1 : NULL;
+    if (row->kind == FLAG) {
+        if (attached != NULL) return error_usage(err, "--%s takes no value", row->name);
+        return set_value(options, row, "yes", err);
+    }
+    if (attached != NULL) return set_value(options, row, attached, err);
+    if (*next == argc || is_option(argv[*next]))
+        return error_usage(err, "--%s needs a value: --%s %s", row->name, row->name, row->argument);
+    do {
+        if (!set_value(options, row, argv[(*next)++], err)) return false;
+    } while (row->kind == PATHS && *next < argc && !is_option(argv[*next]));
+    return true;
+}
+
+// ---- what options say about each other ------------------------------------------------------------------------------
+
+// An option that would have no effect without another is a mistake, not a wish.
+static bool check_needs(const Options *options, Error *err) {
+    static const char *const needs_out[] = {"resume", "save-every", "keep"};
+    for (size_t i = 0; i < sizeof needs_out / sizeof *needs_out; i++)
+        if (options_given(options, needs_out[i]) && options->out == NULL)
+            return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
+    if (options_given(options, "decay-fraction") && strcmp(options->schedule, "wsd") != 0)
+        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s", options->schedule);
+    if (options_given(options, "ulysses") && strcmp(options->attention, "ulysses-ring") != 0)
+        return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s", options->attention);
+    return true;
+}
+
+static bool check_model(const Options *options, Error *err) {
+    static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads", "kv-heads",
+                                                   "dim", "ffn", "untied", "qkv-bias"};
+    static const char *const of_llama[] = {"kv-heads", "rope-theta", "untied", "qkv-bias"};
+    if (options->init != NULL && options->resume)
+        return error_usage(err, "--init and --resume both say where the weights come from: give one of them");
+    for (size_t i = 0; options->init != NULL && i < sizeof of_the_checkpoint / sizeof *of_the_checkpoint; i++)
+        if (options_given(options, of_the_checkpoint[i]))
+            return error_usage(err, "--%s and --init exclude each other: the checkpoint says what the model is",
+                               of_the_checkpoint[i]);
+    bool gpt2 = options->init == NULL && !options->resume && strcmp(options->arch, "gpt2") == 0;
+    for (size_t i = 0; gpt2 && i < sizeof of_llama / sizeof *of_llama; i++)
+        if (options_given(options, of_llama[i]))
+            return error_usage(err, "--%s is for --arch llama, not gpt2", of_llama[i]);
+    return true;
+}
+
+static bool check_ranks(const Options *options, Error *err) {
+    long long sp = options->sp, dp = options->dp, batch = options->batch, micro = options->micro_batch;
+    if (strcmp(options->attention, "vanilla") == 0 && sp != 1)
+        return error_usage(err, "--attention vanilla runs on one rank: give --sp 1, not %lld", sp);
+    if (options->ulysses > 0 && sp % options->ulysses != 0)
+        return error_usage(err, "--ulysses %lld does not divide --sp %lld", (long long)options->ulysses, sp);
+    if (options->context < 2 * sp)
+        return error_usage(err, "--context %lld is too short for --sp %lld: a rank owns two chunks, give at least %lld",
+                           (long long)options->context, sp, 2 * sp);
+    if (batch % dp != 0)
+        return error_usage(err, "--batch %lld cannot be shared evenly by --dp %lld replicas: give a multiple of %lld",
+                           batch, dp, dp);
+    if (micro > 0 && batch % (micro * dp) != 0)
+        return error_usage(err, "--batch %lld is not a multiple of --micro-batch %lld x --dp %lld", batch, micro, dp);
+    return true;
+}
+
+static bool check_together(const Options *options, Error *err) {
+    if (options->warmup > options->steps)
+        return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)options->warmup,
+                           (long long)options->steps);
+    return check_needs(options, err) && check_model(options, err) && check_ranks(options, err);
+}
+
+// Defaults that follow from what the user gave.
+static void settle_defaults(Options *options) {
+    bool named_gpt2 = options->model != NULL && strncmp(options->model, "gpt2", 4) == 0;
+    if (named_gpt2 && !options_given(options, "arch")) options->arch = "gpt2";
+    bool sized_elsewhere = options->model != NULL || options->init != NULL || options->resume;
+    if (sized_elsewhere && !options_given(options, "layers")) options->layers = 0;
+    if (sized_elsewhere && !options_given(options, "heads")) options->heads = 0;
+    if (sized_elsewhere && !options_given(options, "dim")) options->dim = 0;
+    bool from_checkpoint = options->init != NULL || options->resume;
+    if (from_checkpoint && !options_given(options, "rope-theta")) options->rope_theta = 0;
+    if (!options_given(options, "warmup") && options->warmup > options->steps) options->warmup = options->steps;
+    if (!options_given(options, "batch")) {
+        int64_t pass = options->dp * (options->micro_batch > 0 ? options->micro_batch : 1);
+        options->batch = (options->batch + pass - 1) / pass * pass;
+    }
+}
+
+bool options_parse(Options *options, int argc, const char *const *argv, Error *err) {
+    memset(options, 0, sizeof *options);
+    for (const Option *row = options_table; row < options_table + options_table_rows; row++)
+        if (row->initial != NULL && !set_value(options, row, row->initial, err)) return false;
+    for (int next = 1; next < argc && !options->help;)
+        if (!parse_option(options, argc, argv, &next, err)) goto failed;
+    if (options->help) return true; // whatever else stands on the line
+    settle_defaults(options);
+    if (check_together(options, err)) return true;
+failed:
+    options_free(options);
+    return false;
+}
+
+void options_free(Options *options) {
+    free(options->data);
+    free(options->val_data);
+    options->data = options->val_data = NULL;
+    options->data_count = options->val_data_count = 0;
+}

@@ -1,0 +1,82 @@
+// The command line: one table of options gives parsing, checking, `--help` and the full command that a run stands for.
+#ifndef TERMINAL_OPTIONS_H
+#define TERMINAL_OPTIONS_H
+
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64 };
+
+// A value of 0 (or NULL) in a size of the model means "not given": filled by --model, the checkpoint or the default.
+typedef struct Options {
+    // model
+    const char *arch;       // gpt2 | llama
+    const char *model;      // gpt2 | gpt2-medium | gpt2-large | gpt2-xl | dN
+    int64_t layers, heads, kv_heads, dim, ffn;
+    int64_t context;        // T
+    double rope_theta;
+    bool untied;            // separate classifier
+    bool qkv_bias;
+    // data
+    const char **data;      // --data takes every following argument up to the next option; may be repeated
+    int data_count;
+    const char **val_data;
+    int val_data_count;
+    // training
+    int64_t batch;          // sequences per step, all ranks together
+    int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller where memory demands
+    int64_t steps;
+    double lr, min_lr;      // min_lr: final rate as a fraction of lr
+    const char *schedule;   // cosine | constant | wsd
+    int64_t warmup;         // steps
+    double decay_fraction;  // wsd: the last part of the run
+    double weight_decay, beta1, beta2, adam_epsilon, grad_clip;
+    int64_t seed;
+    // ranks
+    int64_t sp, dp;
+    const char *attention;  // ring | gather | ulysses | ulysses-ring | auto | vanilla
+    int64_t ulysses;        // U of ulysses-ring, 0: chosen
+    const char *engine;     // auto | local | mpi
+    const char *device;     // auto | cpu
+    int64_t threads;        // processors for all ranks of this process; 0: all
+    double timeout;         // seconds
+    // evaluation
+    int64_t eval_every;     // steps; 0: only at the end
+    int64_t eval_windows;   // at most
+    // checkpoints and output
+    const char *out;        // folder; NULL: nothing is saved
+    int64_t save_every, keep;
+    bool resume;
+    const char *init;       // folder
+    const char *log;        // file
+    const char *dump;       // folder: logits and gradients of the first step, for comparison with other programs
+    // generation
+    const char *sample;     // prompt
+    int64_t sample_tokens, top_k;
+    double temperature;
+    // instead of training
+    bool plan, help;
+
+    bool given[OPTIONS_MAX]; // by row of the table: for options_given
+} Options;
+
+// Fills defaults, then the command line. On failure the message names the option, the value and, for an unknown option,
+// the nearest known one; exit code 2. Checks each value by itself (number, range, name) and what can be checked among
+// options alone; what needs the model or the data is checked where they are known.
+bool options_parse(Options *options, int argc, const char *const *argv, Error *err);
+void options_free(Options *options);
+bool options_given(const Options *options, const char *name); // the user wrote it; `name` without its dashes
+void options_help(FILE *out);                                 // grouped, complete
+// "./train_gpt --arch llama ..." with every value that counts, as a shell reads it back.
+void options_print_command(const Options *options, FILE *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

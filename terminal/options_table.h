@@ -1,0 +1,39 @@
+// The table behind terminal/options.h, shared by what parses it (options.c) and what prints it (options_print.c).
+#ifndef TERMINAL_OPTIONS_TABLE_H
+#define TERMINAL_OPTIONS_TABLE_H
+
+#include <stddef.h>
+
+#include "terminal/options.h"
+
+typedef enum Kind { INTEGER, REAL, TEXT, CHOICE, FLAG, PATHS } Kind;
+typedef enum Group { MODEL, DATA, TRAINING, RANKS, EVALUATION, CHECKPOINTS, GENERATION, INSTEAD } Group;
+
+typedef struct Option {
+    const char *name;
+    Kind kind;
+    Group group;
+    const char *argument; // its name in the help; for CHOICE the allowed words, separated by |
+    const char *initial;  // the default; NULL: none
+    size_t offset;        // of the value in Options
+    double min, max;      // of INTEGER and REAL, both allowed
+    const char *help;
+} Option;
+
+extern const Option options_table[];
+extern const int options_table_rows;
+
+void *option_value(const Options *options, const Option *row); // where it lies in *options
+
+// The list of a PATHS option.
+typedef struct PathList {
+    const char ***path;
+    int *count;
+} PathList;
+PathList option_paths(const Options *options, const Option *row);
+
+typedef struct Shown { char text[80]; } Shown;
+Shown shown_real(double x); // the shortest text that reads back as the same number
+Shown shown_integer(int64_t n);
+
+#endif

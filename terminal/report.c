@@ -1,0 +1,149 @@
+#include "terminal/report.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+// After a run that was killed while it wrote, the log may end in part of a line. Drops that part, so that what follows
+// is one object a line again. What cannot be searched (a pipe) is left as it is.
+static bool drop_partial_line(FILE *log) {
+    if (fseeko(log, 0, SEEK_END) != 0) return true;
+    off_t end = ftello(log), keep = end;
+    for (; keep > 0; keep--) {
+        if (fseeko(log, keep - 1, SEEK_SET) != 0) return false;
+        int c = getc(log);
+        if (c == EOF) return false;
+        if (c == '\n') break;
+    }
+    return (keep == end || ftruncate(fileno(log), keep) == 0) && fseeko(log, 0, SEEK_END) == 0;
+}
+
+bool reporter_open(Reporter *reporter, const char *log_path, bool append, Error *err) {
+    const char *terminal = getenv("TERM");
+    bool dumb = terminal != NULL && strcmp(terminal, "dumb") == 0;
+    *reporter = (Reporter){.live = isatty(STDOUT_FILENO) && !dumb, .log_path = log_path};
+    if (log_path == NULL) return true;
+    reporter->log = fopen(log_path, append ? "a+e" : "we");
+    if (reporter->log != NULL && (!append || drop_partial_line(reporter->log))) return true;
+    error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path, strerror(errno));
+    if (reporter->log != NULL) fclose(reporter->log);
+    reporter->log = NULL;
+    return false;
+}
+
+static int name_step(char *out, size_t size, const StepReport *r) {
+    int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
+    return snprintf(out, size, "step %*lld/%lld", digits, (long long)r->step, (long long)r->steps);
+}
+
+// What both kinds of line say after the number of the step.
+static void describe(char *out, size_t size, const StepReport *r) {
+    int n = snprintf(out, size, "loss %7.4f  lr %.2e  norm %6.3f  %7.0f tokens/s", r->loss, r->learning_rate,
+                     r->gradient_norm, r->tokens_per_second);
+    if (isfinite(r->machine_fraction) && r->machine_fraction > 0.0)
+        n += snprintf(out + n, size - (size_t)n, "  %5.1f%% of machine", 100.0 * r->machine_fraction);
+    if (r->step < r->steps) {
+        char left[32];
+        format_seconds(left, r->seconds_left);
+        snprintf(out + n, size - (size_t)n, "  %10s left", left);
+    }
+}
+
+enum { LINE = 4096, LEAST_BAR = 8, LARGEST_BAR = 30 };
+
+static void print_line(const StepReport *r) {
+    char step[64], rest[LINE / 2];
+    name_step(step, sizeof step, r);
+    describe(rest, sizeof rest, r);
+    printf("%s  %s", step, rest);
+    if (isfinite(r->validation_loss)) printf("  validation %.4f", r->validation_loss);
+    putchar('\n');
+}
+
+static int terminal_columns(void) {
+    struct winsize size;
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+// " [=====>    ]": as wide as is left on the line, or nothing where that is too little.
+static void draw_bar(char *out, int columns, const StepReport *r) {
+    int width = columns - 3 > LARGEST_BAR ? LARGEST_BAR : columns - 3;
+    out[0] = '\0';
+    if (width < LEAST_BAR) return;
+    int done = r->steps > 0 ? (int)(width * ((double)r->step / (double)r->steps)) : 0;
+    done = done > width ? width : done;
+    memcpy(out, " [", 2);
+    memset(out + 2, ' ', (size_t)width);
+    memset(out + 2, '=', (size_t)done);
+    if (done < width) out[2 + done] = '>';
+    memcpy(out + 2 + width, "]", 2);
+}
+
+// Rewrites the terminal's last line. The last column stays empty: some terminals begin a new line when it is written.
+static void rewrite_line(const StepReport *r) {
+    char step[64], bar[LARGEST_BAR + 4], rest[LINE / 2], text[LINE];
+    int columns = terminal_columns() - 1;
+    int n = name_step(step, sizeof step, r);
+    describe(rest, sizeof rest, r);
+    draw_bar(bar, columns - n - 2 - (int)strlen(rest), r);
+    snprintf(text, sizeof text, "%s%s  %s", step, bar, rest);
+    printf("\r%.*s\033[K", columns, text);
+}
+
+// The shortest decimal that reads back as the same double; JSON has no NaN and no infinity.
+static void write_number(FILE *log, const char *key, double value) {
+    char text[32] = "null";
+    if (isfinite(value)) {
+        int precision = 1;
+        do snprintf(text, sizeof text, "%.*g", precision, value);
+        while (strtod(text, NULL) != value && ++precision <= 17);
+    }
+    fprintf(log, ", \"%s\": %s", key, text);
+}
+
+static bool log_not_written(const Reporter *reporter, Error *err) {
+    return error_set(err, "--log %s: cannot write: %s; make room, or give another file", reporter->log_path,
+                     strerror(errno));
+}
+
+static bool write_log(const Reporter *reporter, const StepReport *r, Error *err) {
+    FILE *log = reporter->log;
+    fprintf(log, "{\"step\": %lld", (long long)r->step);
+    write_number(log, "loss", r->loss);
+    write_number(log, "lr", r->learning_rate);
+    write_number(log, "grad_norm", r->gradient_norm);
+    write_number(log, "tokens_per_second", r->tokens_per_second);
+    write_number(log, "machine_fraction", r->machine_fraction);
+    write_number(log, "seconds", r->seconds);
+    fprintf(log, ", \"bytes_sent\": %lld", (long long)r->bytes_sent);
+    if (!isnan(r->validation_loss)) write_number(log, "val_loss", r->validation_loss);
+    fputs("}\n", log);
+    return (fflush(log) == 0 && !ferror(log)) || log_not_written(reporter, err);
+}
+
+bool reporter_step(Reporter *reporter, const StepReport *report, Error *err) {
+    bool stays = !reporter->live || isfinite(report->validation_loss); // what was evaluated is not written over
+    if (stays && reporter->live) fputs("\r\033[K", stdout);
+    if (stays) print_line(report);
+    else rewrite_line(report);
+    reporter->line_open = !stays;
+    fflush(stdout);
+    return reporter->log == NULL || write_log(reporter, report, err);
+}
+
+void reporter_line_end(Reporter *reporter) {
+    if (!reporter->line_open) return;
+    putchar('\n');
+    fflush(stdout);
+    reporter->line_open = false;
+}
+
+bool reporter_close(Reporter *reporter, Error *err) {
+    reporter_line_end(reporter);
+    FILE *log = reporter->log;
+    reporter->log = NULL;
+    return log == NULL || fclose(log) == 0 || log_not_written(reporter, err);
+}

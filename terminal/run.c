@@ -1,0 +1,146 @@
+#include "terminal/run.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cpu_features.h"
+#include "dataloader/corpus.h"
+#include "dataloader/loader.h"
+#include "model/preset.h"
+#include "terminal/report.h"
+
+static bool open_data(Run *run, Error *err) {
+    const Options *o = &run->options;
+    size_t size;
+    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, err);
+    else {
+        const unsigned char *corpus = bundled_corpus(&size);
+        run->train = tokens_open_memory(corpus, size, err);
+    }
+    if (run->train == NULL) return false;
+    if (o->val_data_count > 0) {
+        run->validation = tokens_open(o->val_data, o->val_data_count, err);
+        if (run->validation == NULL) return false;
+        run->train_end = tokens_count(run->train);
+        run->validation_end = tokens_count(run->validation);
+        if (tokens_are_bytes(run->train) != tokens_are_bytes(run->validation))
+            return error_usage(err, "--val-data: its tokens are of another kind than those of --data");
+        return true;
+    }
+    run->validation = run->train;
+    if (!loader_split(run->train, o->context, &run->train_end, err)) return false;
+    run->validation_begin = run->train_end;
+    run->validation_end = tokens_count(run->train);
+    return true;
+}
+
+// The state of the run to resume, and that it is the same run.
+static bool open_resumed(Run *run, Error *err) {
+    Options *o = &run->options;
+    TrainingState *state = &run->resumed;
+    if (!checkpoint_find(o->out, run->resume_from, sizeof run->resume_from, err)) return false;
+    if (!checkpoint_read_state(run->resume_from, state, err)) return false;
+    if (state->context != o->context)
+        return error_usage(err, "--resume: %s was trained with --context %lld, not %lld; use the same, or --init for a new run",
+                           run->resume_from, (long long)state->context, (long long)o->context);
+    if (state->data_fingerprint != tokens_fingerprint(run->train))
+        return error_usage(err, "--resume: %s was trained on other data (number or sizes of files differ); give the same --data, or use --init",
+                           run->resume_from);
+    if (!options_given(o, "seed")) o->seed = (int64_t)state->seed;
+    if ((uint64_t)o->seed != state->seed)
+        return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed, run->resume_from,
+                           (unsigned long long)state->seed);
+    if (!options_given(o, "steps")) o->steps = state->steps;
+    return true;
+}
+
+static bool choose_model(Run *run, Error *err) {
+    const Options *o = &run->options;
+    ModelConfig *c = &run->config;
+    const char *from = run->resume_from[0] != '\0' ? run->resume_from : o->init;
+    if (from == NULL) {
+        if (!config_from_options(c, o, tokens_vocabulary(run->train), err)) return false;
+    } else {
+        char path[1100];
+        if ((size_t)snprintf(path, sizeof path, "%s/config.json", from) >= sizeof path)
+            return error_usage(err, "%s: the path is too long", from);
+        if (!config_read(c, path, err)) return false;
+        if (!config_is_rotary(c) && o->context > c->max_positions)
+            return error_usage(err, "--context %lld: %s has learned %lld positions; give at most that", (long long)o->context, from,
+                               (long long)c->max_positions);
+        if (c->max_positions < o->context) c->max_positions = o->context;
+        if (tokens_are_bytes(run->train) && c->vocab_size < BYTE_VOCABULARY)
+            return error_usage(err, "--data: bytes need a vocabulary of %d, but %s has %lld; give token shards", BYTE_VOCABULARY, from,
+                               (long long)c->vocab_size);
+    }
+    return parameters_list(&run->table, c, err);
+}
+
+// The largest divisor of a replica's batch whose rows on one rank stay few enough to be cheap in memory and many enough to be fast.
+static int64_t usual_micro_batch(const Options *o) {
+    const int64_t enough_rows = 4096;
+    int64_t batch = o->batch / o->dp, tokens = o->context / o->sp > 0 ? o->context / o->sp : 1;
+    for (int64_t micro = batch; micro > 1; micro--)
+        if (batch % micro == 0 && micro * tokens <= enough_rows) return micro;
+    return 1;
+}
+
+static bool configure_attention(Run *run, Error *err) {
+    const Options *o = &run->options;
+    const ModelConfig *c = &run->config;
+    AttentionConfig *a = &run->attention;
+    run->micro_batch = o->micro_batch > 0 ? o->micro_batch : usual_micro_batch(o);
+    run->steps = o->steps;
+    a->context = o->context;
+    a->ranks = (int)o->sp;
+    a->ulysses = (int)o->ulysses;
+    a->shape.batch = run->micro_batch;
+    a->shape.heads = c->heads;
+    a->shape.kv_heads = c->kv_heads;
+    a->shape.head_dim = c->head_dim;
+    a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
+    a->element_bytes = sizeof(float);
+    if (!exchange_from_name(o->attention, &a->exchange)) return error_usage(err, "--attention %s: no such exchange", o->attention);
+    return attention_resolve(a, err);
+}
+
+bool run_open(Run *run, Error *err) {
+    const Options *o = &run->options;
+    run->threads = o->threads > 0 ? (int)o->threads : cpu_count();
+    if (!open_data(run, err)) return false;
+    if (o->resume && !open_resumed(run, err)) return false;
+    return choose_model(run, err) && configure_attention(run, err);
+}
+
+void run_close(Run *run) {
+    parameters_free(&run->table);
+    if (run->validation != run->train) tokens_close(run->validation);
+    tokens_close(run->train);
+    options_free(&run->options);
+}
+
+void run_print_header(const Run *run, FILE *out, const Arena *rank_arena, const char *engine) {
+    const ModelConfig *c = &run->config;
+    const Options *o = &run->options;
+    const char *const architectures[] = {"gpt2", "llama", "llama with q, k, v biases"};
+    char parameters[32], memory[32], tokens[32];
+    format_count(parameters, (double)run->table.total);
+    format_bytes(memory, (double)rank_arena->used);
+    format_count(tokens, (double)o->batch * (double)o->context);
+    fprintf(out, "model      %s, %lld layers, width %lld, %lld heads (%lld key/value) of %lld, MLP %lld, vocabulary %lld: %s parameters\n",
+           architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads, (long long)c->kv_heads,
+           (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size, parameters);
+    fprintf(out, "ranks      %lld per sequence x %lld replicas, %s; attention %s", (long long)o->sp, (long long)o->dp, engine,
+           o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA ? "on one rank" : exchange_name(run->attention.exchange));
+    if (run->attention.exchange == EXCHANGE_ULYSSES_RING) fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
+    fprintf(out, "; %s per rank\n", memory);
+    fprintf(out, "step       %lld sequences of %lld tokens = %s tokens, in passes of %lld; %lld steps\n", (long long)o->batch,
+           (long long)o->context, tokens, (long long)run->micro_batch, (long long)run->steps);
+    fprintf(out, "data       %s, %lld training tokens\n", o->data_count > 0 ? o->data[0] : "the program's own sources and documents",
+           (long long)run->train_end);
+    fprintf(out, "machine    %d threads, %s, %s vectors: %.0f GFLOP/s in matrix products, measured now\n", run->threads,
+           cpu_matrix_library(), simd_level_name(simd_level()), 1e-9 * run->matrix_rate);
+    if (run->resume_from[0] != '\0') fprintf(out, "resuming   %s\n", run->resume_from);
+    fflush(out);
+}

@@ -1,0 +1,43 @@
+// What the command line comes to: the data, the model, and how attention is distributed. Everything that the ranks of a
+// process share, read-only once they run.
+#ifndef TERMINAL_RUN_H
+#define TERMINAL_RUN_H
+
+#include "attention/attention.h"
+#include "checkpoint/checkpoint.h"
+#include "dataloader/tokens.h"
+#include "model/config.h"
+#include "model/parameters.h"
+#include "terminal/options.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct Run {
+    Options options;
+    ModelConfig config;
+    ParameterTable table;
+    AttentionConfig attention;       // of one micro-batch, resolved
+    TokenSource *train, *validation; // the same source unless --val-data is given
+    int64_t train_end;               // training tokens are [0, train_end)
+    int64_t validation_begin, validation_end;
+    int64_t micro_batch;    // sequences of one pass
+    int64_t steps;          // of the whole run
+    char resume_from[1024]; // checkpoint folder, "" for none
+    TrainingState resumed;  // its state; zero for a new run
+    int threads;            // of this process
+    double matrix_rate;     // FLOP/s that this process's threads reach in matrix products
+} Run;
+
+// From parsed options to all of the above but matrix_rate. Opens the data; reads the state of the run to resume, or the model to start
+// from; or sizes a new model.
+bool run_open(Run *run, Error *err);
+void run_close(Run *run);
+// The few lines at the start of a run. rank_arena: one rank's memory; engine: what the ranks are.
+void run_print_header(const Run *run, FILE *out, const Arena *rank_arena, const char *engine);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,274 @@
+// Runs programs from a test, as a shell would: arguments in, exit code and both outputs back, and a time limit, so
+// that a hang is a failed test and not a hung one. Also the few file helpers that such tests share.
+//
+// Everything here fails the running test (cmocka) on an error of its own; only what the program did is returned.
+#ifndef TEST_PROGRAM_H
+#define TEST_PROGRAM_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PROGRAM_MAX_ARGUMENTS = 96, PROGRAM_PATH = 4096 };
+
+static inline double program_clock(void) { // seconds
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static inline void program_sleep(double seconds) {
+    struct timespec pause = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    nanosleep(&pause, NULL);
+}
+
+// How much longer things take in this build: sanitizers slow a program down several times.
+static inline double program_slowness(void) {
+#if defined(__SANITIZE_THREAD__)
+    return 10;
+#elif defined(__SANITIZE_ADDRESS__)
+    return 5;
+#else
+    return 1;
+#endif
+}
+
+// ---- files --------------------------------------------------------------------------------------------------------
+
+static inline char *path_join(char out[PROGRAM_PATH], const char *folder, const char *name) {
+    int length = snprintf(out, PROGRAM_PATH, "%s/%s", folder, name);
+    if (length >= PROGRAM_PATH) fail_msg("path too long: %s/%s", folder, name);
+    return out;
+}
+
+static inline char *make_temp_folder(char out[PROGRAM_PATH]) {
+    const char *parent = getenv("TMPDIR");
+    path_join(out, parent && *parent ? parent : "/tmp", "train_gpt_test_XXXXXX");
+    if (!mkdtemp(out)) fail_msg("cannot make a folder %s: %s", out, strerror(errno));
+    return out;
+}
+
+static inline int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk) {
+    (void)status, (void)kind, (void)walk;
+    return remove(path);
+}
+static inline void remove_tree(const char *path) {
+    if (nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) != 0 && errno != ENOENT)
+        fail_msg("cannot remove %s: %s", path, strerror(errno));
+}
+
+static inline bool path_exists(const char *path) { return access(path, F_OK) == 0; }
+
+static inline void write_file(const char *path, const void *data, size_t bytes) {
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(data, 1, bytes, file) != bytes || fclose(file) != 0)
+        fail_msg("cannot write %s: %s", path, strerror(errno));
+}
+
+// The rest of an open file, with a NUL after it. To be freed. `bytes` may be NULL.
+static inline char *read_stream(FILE *file, size_t *bytes) {
+    size_t used = 0, size = 1 << 16;
+    char *text = malloc(size);
+    for (;;) {
+        if (!text) fail_msg("out of memory while reading a file");
+        used += fread(text + used, 1, size - 1 - used, file);
+        if (used < size - 1) break;
+        text = realloc(text, size *= 2);
+    }
+    if (ferror(file)) fail_msg("cannot read a file: %s", strerror(errno));
+    text[used] = 0;
+    if (bytes) *bytes = used;
+    return text;
+}
+static inline char *read_file(const char *path, size_t *bytes) {
+    FILE *file = fopen(path, "rb");
+    if (!file) fail_msg("cannot open %s: %s", path, strerror(errno));
+    char *text = read_stream(file, bytes);
+    fclose(file);
+    return text;
+}
+
+// The file or folder `name` of the project's tree, wherever the test was built: searched upwards from the test
+// program, then from the working directory.
+static inline char *project_path(char out[PROGRAM_PATH], const char *name) {
+    char folder[PROGRAM_PATH] = "";
+    ssize_t length = readlink("/proc/self/exe", folder, sizeof folder - 1);
+    if (length > 0) folder[length] = 0;
+    for (char *slash; (slash = strrchr(folder, '/'));) {
+        *slash = 0;
+        if (path_exists(path_join(out, folder, name))) return out;
+    }
+    if (!path_exists(path_join(out, ".", name)))
+        fail_msg("cannot find %s above this test or in the working directory", name);
+    return out;
+}
+
+// ---- programs -----------------------------------------------------------------------------------------------------
+
+// train_gpt of this build: TRAIN_GPT in the environment, or the one in the folder above the test program's.
+static inline const char *train_gpt_path(void) {
+    static char path[PROGRAM_PATH];
+    const char *given = getenv("TRAIN_GPT");
+    if (given && *given) return given;
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 16);
+    if (length <= 0) fail_msg("cannot tell where this test lies: %s", strerror(errno));
+    path[length] = 0;
+    for (int level = 0; level < 2; level++) {
+        char *slash = strrchr(path, '/');
+        if (slash) *slash = 0;
+    }
+    strcat(path, "/train_gpt");
+    if (access(path, X_OK) != 0) fail_msg("%s is not there: build it first, or set TRAIN_GPT", path);
+    return path;
+}
+
+typedef struct RunningProgram {
+    pid_t pid; // also its process group
+    FILE *out, *err;
+    double started;
+} RunningProgram;
+
+typedef struct ProgramResult {
+    int exit_code;  // as a shell gives it: 128 + signal where one ended it
+    bool timed_out; // was killed for running past the limit
+    double seconds;
+    char *out, *err; // what it wrote; each ends with a NUL
+} ProgramResult;
+
+// Starts argv[0] (searched in PATH), standard input empty, both outputs caught. `argv` ends with NULL.
+static inline RunningProgram start_program(const char *const *argv) {
+    RunningProgram program = {.out = tmpfile(), .err = tmpfile(), .started = program_clock()};
+    if (!program.out || !program.err) fail_msg("cannot make a temporary file: %s", strerror(errno));
+    fflush(NULL); // or the child would have a second copy of what is still buffered
+    program.pid = fork();
+    if (program.pid < 0) fail_msg("cannot fork: %s", strerror(errno));
+    if (program.pid == 0) {
+        setpgid(0, 0);
+        int nothing = open("/dev/null", O_RDONLY);
+        dup2(nothing, STDIN_FILENO);
+        dup2(fileno(program.out), STDOUT_FILENO);
+        dup2(fileno(program.err), STDERR_FILENO);
+        execvp(argv[0], (char *const *)(uintptr_t)argv);
+        fprintf(stderr, "cannot run %s: %s\n", argv[0], strerror(errno));
+        fflush(stderr);
+        _exit(127);
+    }
+    setpgid(program.pid, program.pid);
+    return program;
+}
+
+// Waits for its end; past `time_limit` seconds (from its start; longer under sanitizers) ends it and all of its
+// group.
+static inline ProgramResult finish_program(RunningProgram *program, double time_limit) {
+    ProgramResult result = {0};
+    double limit = time_limit * program_slowness();
+    int status = 0;
+    for (;;) {
+        pid_t ended = waitpid(program->pid, &status, WNOHANG);
+        if (ended == program->pid) break;
+        if (ended < 0 && errno != EINTR) fail_msg("cannot wait for a program: %s", strerror(errno));
+        result.seconds = program_clock() - program->started;
+        if (result.seconds > limit) { // first politely: mpirun takes its ranks along
+            kill(-program->pid, result.timed_out ? SIGKILL : SIGTERM);
+            result.timed_out = true;
+            limit += 3;
+        }
+        program_sleep(0.002);
+    }
+    kill(-program->pid, SIGKILL); // whatever is left of the group
+    result.seconds = program_clock() - program->started;
+    result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    rewind(program->out);
+    rewind(program->err);
+    result.out = read_stream(program->out, NULL);
+    result.err = read_stream(program->err, NULL);
+    fclose(program->out);
+    fclose(program->err);
+    return result;
+}
+
+static inline ProgramResult run_program(const char *const *argv, double time_limit) {
+    RunningProgram program = start_program(argv);
+    return finish_program(&program, time_limit);
+}
+
+static inline void free_result(ProgramResult *result) {
+    free(result->out);
+    free(result->err);
+    *result = (ProgramResult){0};
+}
+
+// A command line that grows word by word. The words must outlive it, except those of add_format, which it keeps.
+typedef struct Command {
+    const char *argv[PROGRAM_MAX_ARGUMENTS + 1]; // always NULL-terminated
+    int count;
+    char text[PROGRAM_MAX_ARGUMENTS][64];
+} Command;
+
+static inline void add_word(Command *command, const char *word) {
+    if (command->count == PROGRAM_MAX_ARGUMENTS) fail_msg("too many arguments for a test's command");
+    command->argv[command->count++] = word;
+    command->argv[command->count] = NULL;
+}
+static inline void add_words(Command *command, ...) __attribute__((sentinel));
+static inline void add_words(Command *command, ...) { // up to a NULL
+    va_list words;
+    va_start(words, command);
+    for (const char *word; (word = va_arg(words, const char *));) add_word(command, word);
+    va_end(words);
+}
+static inline void add_number(Command *command, const char *option, double value) {
+    char *text = command->text[command->count];
+    snprintf(text, sizeof command->text[0], "%.17g", value);
+    add_words(command, option, text, NULL);
+}
+
+// `mpirun -np RANKS` with the flags that let more ranks than processors run, as root too. False: no mpirun here.
+static inline bool add_mpirun(Command *command, int ranks) {
+    const char *const version[] = {"mpirun", "--version", NULL};
+    ProgramResult said = run_program(version, 20);
+    bool found = said.exit_code == 0;
+    bool open_mpi = found && (strstr(said.out, "Open MPI") || strstr(said.out, "open-mpi"));
+    free_result(&said);
+    if (!found) return false;
+    add_word(command, "mpirun");
+    if (open_mpi) add_words(command, "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", NULL);
+    add_number(command, "-np", ranks);
+    return true;
+}
+
+static inline void print_command(const Command *command) {
+    for (int i = 0; i < command->count; i++) fprintf(stderr, "%s%s", i ? " " : "  command: ", command->argv[i]);
+    fprintf(stderr, "\n");
+}
+
+// Runs a command that must succeed; otherwise shows it and what it said, and fails the test.
+static inline ProgramResult run_command(const Command *command, double time_limit) {
+    ProgramResult result = run_program(command->argv, time_limit);
+    if (result.timed_out || result.exit_code != 0) {
+        print_command(command);
+        fprintf(stderr, "%s%s", result.out, result.err);
+        if (result.timed_out) fail_msg("ran past %g s", time_limit * program_slowness());
+        fail_msg("exit code %d", result.exit_code);
+    }
+    return result;
+}
+
+#endif

@@ -1,0 +1,623 @@
+// The local attention kernels, forward and backward, against attention written out directly in double precision: every
+// vectorised copy that this processor can run, every number of threads, every cut of the sequence into chunks.
+//
+// Tolerance. The same direct formula is also computed with every operation rounded to fp32, which is what fp32 attention
+// costs at its plainest. A kernel's error may be at most twice that (norm over the tensor, and largest element), plus one
+// unit in the last place: sums in another order, a state stored between chunks and its own exponential may cost no more.
+// Nothing in the tolerance grows with the number of chunks.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "attention/kernel.h"
+#include "base/cpu_features.h"
+#include "base/random.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { LONG = 300 };
+#else
+enum { LONG = 1000 };
+#endif
+#if defined(HAVE_OPENMP)
+enum { MOST_THREADS = 3 };
+#else
+enum { MOST_THREADS = 1 };
+#endif
+
+static const double UNIT = 0x1p-23; // in the last place
+
+typedef struct Problem {
+    int64_t B, T, H, KV, D;
+    double gain; // of the queries: 1 gives scores of variance 1
+} Problem;
+
+static void *allocate(int64_t count, size_t size) {
+    void *memory = calloc((size_t)count, size);
+    assert_non_null(memory);
+    return memory;
+}
+
+// ---- direct attention ------------------------------------------------------------------------------------------------
+
+// Contiguous tensors: q, out, d_out, d_q (B, T, H, D); k, v, d_k, d_v (B, T, KV, D); log_sum_exp (B, H, T).
+typedef struct Direct {
+    Problem problem;
+    double *q, *k, *v, *d_out, *out, *log_sum_exp, *d_q, *d_k, *d_v;
+} Direct;
+
+static int64_t query_count(Problem p) { return p.B * p.T * p.H * p.D; }
+static int64_t key_count(Problem p) { return p.B * p.T * p.KV * p.D; }
+
+static Direct direct_allocate(Problem p) {
+    Direct x = {.problem = p};
+    double **queries[] = {&x.q, &x.d_out, &x.out, &x.d_q}, **keys[] = {&x.k, &x.v, &x.d_k, &x.d_v};
+    for (int i = 0; i < 4; i++) {
+        *queries[i] = allocate(query_count(p), sizeof(double));
+        *keys[i] = allocate(key_count(p), sizeof(double));
+    }
+    x.log_sum_exp = allocate(p.B * p.H * p.T, sizeof(double));
+    return x;
+}
+
+static void direct_free(Direct *x) {
+    double *all[] = {x->q, x->k, x->v, x->d_out, x->out, x->log_sum_exp, x->d_q, x->d_k, x->d_v};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+// Normally distributed values that fp32 can hold.
+static Direct direct_random(Problem p, uint64_t seed) {
+    Direct x = direct_allocate(p);
+    for (int64_t i = 0; i < query_count(p); i++) {
+        x.q[i] = (float)(p.gain * random_normal(seed, 1, (uint64_t)i));
+        x.d_out[i] = (float)random_normal(seed, 2, (uint64_t)i);
+    }
+    for (int64_t i = 0; i < key_count(p); i++) {
+        x.k[i] = (float)random_normal(seed, 3, (uint64_t)i);
+        x.v[i] = (float)random_normal(seed, 4, (uint64_t)i);
+    }
+    return x;
+}
+
+static float scale_of(Problem p) { return (float)(1 / sqrt((double)p.D)); }
+
+// What an operation gives in double or, if `single`, in fp32: rounding its double result once more is the same.
+static double rounded(double x, bool single) { return single ? (double)(float)x : x; }
+
+static double dot(const double *x, const double *y, int64_t D, bool single) {
+    double sum = 0;
+    for (int64_t d = 0; d < D; d++) sum = rounded(sum + rounded(x[d] * y[d], single), single);
+    return sum;
+}
+static void add_multiple(double *to, double factor, const double *x, int64_t D, bool single) {
+    for (int64_t d = 0; d < D; d++) to[d] = rounded(to[d] + rounded(factor * x[d], single), single);
+}
+
+// One row of the softmax: weights over keys 0 to i, and everything that depends on it.
+static void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *weight, double *d_weight, bool single) {
+    Problem p = x->problem;
+    int64_t row = ((b * p.T + i) * p.H + h) * p.D;
+    int64_t key = (b * p.T * p.KV + h / (p.H / p.KV)) * p.D, next = p.KV * p.D;
+    double max = -INFINITY, sum = 0, mean = 0;
+    for (int64_t j = 0; j <= i; j++) {
+        weight[j] = rounded(scale_of(p) * dot(x->q + row, x->k + key + j * next, p.D, single), single);
+        max = fmax(max, weight[j]);
+    }
+    for (int64_t j = 0; j <= i; j++) {
+        weight[j] = rounded(exp(rounded(weight[j] - max, single)), single);
+        sum = rounded(sum + weight[j], single);
+    }
+    x->log_sum_exp[(b * p.H + h) * p.T + i] = rounded(max + rounded(log(sum), single), single);
+    for (int64_t j = 0; j <= i; j++) {
+        weight[j] = rounded(weight[j] / sum, single);
+        add_multiple(x->out + row, weight[j], x->v + key + j * next, p.D, single);
+        d_weight[j] = dot(x->d_out + row, x->v + key + j * next, p.D, single);
+        mean = rounded(mean + rounded(weight[j] * d_weight[j], single), single);
+    }
+    for (int64_t j = 0; j <= i; j++) {
+        double d_score = rounded(weight[j] * rounded(d_weight[j] - mean, single), single);
+        d_score = rounded(scale_of(p) * d_score, single);
+        add_multiple(x->d_q + row, d_score, x->k + key + j * next, p.D, single);
+        add_multiple(x->d_k + key + j * next, d_score, x->q + row, p.D, single);
+        add_multiple(x->d_v + key + j * next, weight[j], x->d_out + row, p.D, single);
+    }
+}
+
+static void direct_attention(Direct *x, bool single) {
+    Problem p = x->problem;
+    double *weight = allocate(p.T, sizeof(double)), *d_weight = allocate(p.T, sizeof(double));
+    memset(x->out, 0, (size_t)query_count(p) * sizeof(double));
+    memset(x->d_q, 0, (size_t)query_count(p) * sizeof(double));
+    memset(x->d_k, 0, (size_t)key_count(p) * sizeof(double));
+    memset(x->d_v, 0, (size_t)key_count(p) * sizeof(double));
+    for (int64_t b = 0; b < p.B; b++)
+        for (int64_t h = 0; h < p.H; h++)
+            for (int64_t i = 0; i < p.T; i++) direct_row(x, b, h, i, weight, d_weight, single);
+    free(weight);
+    free(d_weight);
+}
+
+// ---- the kernels under test --------------------------------------------------------------------------------------------
+
+// A sequence as a model keeps it: q, k and v in one buffer, here with gaps between tokens and between sequences that nobody
+// may write to.
+enum { TOKEN_GAP = 3, BATCH_GAP = 5 };
+static const float GAP = 12345;
+
+typedef struct Tensors {
+    Problem problem;
+    int64_t fused, plain, fused_batch, plain_batch; // token and batch strides
+    float *qkv, *d_qkv, *accumulator, *out, *d_out; // accumulator, out, d_out: q alone
+    float *max, *sum, *log_sum_exp, *delta;         // (B, H, T)
+} Tensors;
+
+static float *filled(int64_t count, float value) {
+    float *x = allocate(count, sizeof(float));
+    for (int64_t i = 0; i < count; i++) x[i] = value;
+    return x;
+}
+
+static Tensors tensors_allocate(Problem p) {
+    Tensors t = {.problem = p};
+    t.fused = (p.H + 2 * p.KV) * p.D + TOKEN_GAP;
+    t.plain = p.H * p.D + TOKEN_GAP;
+    t.fused_batch = p.T * t.fused + BATCH_GAP;
+    t.plain_batch = p.T * t.plain + BATCH_GAP;
+    t.qkv = filled(p.B * t.fused_batch, GAP);
+    t.d_qkv = filled(p.B * t.fused_batch, GAP);
+    t.accumulator = filled(p.B * t.plain_batch, GAP);
+    t.out = filled(p.B * t.plain_batch, GAP);
+    t.d_out = filled(p.B * t.plain_batch, GAP);
+    float **rows[] = {&t.max, &t.sum, &t.log_sum_exp, &t.delta};
+    for (int i = 0; i < 4; i++) *rows[i] = filled(p.B * p.H * p.T, GAP);
+    return t;
+}
+
+static void tensors_free(Tensors *t) {
+    float *all[] = {t->qkv, t->d_qkv, t->accumulator, t->out, t->d_out, t->max, t->sum, t->log_sum_exp, t->delta};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+// Views of q, k and v in a fused buffer, and of a plain one, from token `start` on.
+typedef enum Part { Q, K, V } Part;
+static float *part_data(const Tensors *t, float *fused, Part part, int64_t start) {
+    Problem p = t->problem;
+    int64_t heads_before = part == Q ? 0 : part == K ? p.H : p.H + p.KV;
+    return fused + start * t->fused + heads_before * p.D;
+}
+static TokenView token_part(const Tensors *t, float *fused, Part part, int64_t start) {
+    return (TokenView){part_data(t, fused, part, start), t->fused_batch, t->fused};
+}
+static FloatView float_part(const Tensors *t, float *fused, Part part, int64_t start) {
+    return (FloatView){part_data(t, fused, part, start), t->fused_batch, t->fused};
+}
+static TokenView plain_tokens(const Tensors *t, float *data, int64_t start) {
+    return (TokenView){data + start * t->plain, t->plain_batch, t->plain};
+}
+static RowView rows(const Tensors *t, float *data, int64_t start) {
+    return (RowView){data + start, t->problem.H * t->problem.T, t->problem.T};
+}
+
+static QueryForward query_forward(const Tensors *t, Chunk chunk) {
+    FloatView accumulator = {t->accumulator + chunk.start * t->plain, t->plain_batch, t->plain};
+    return (QueryForward){chunk, token_part(t, t->qkv, Q, chunk.start), accumulator, rows(t, t->max, chunk.start),
+                          rows(t, t->sum, chunk.start)};
+}
+static QueryBackward query_backward(const Tensors *t, Chunk chunk) {
+    return (QueryBackward){chunk, token_part(t, t->qkv, Q, chunk.start), plain_tokens(t, t->d_out, chunk.start),
+                           rows(t, t->log_sum_exp, chunk.start), rows(t, t->delta, chunk.start),
+                           float_part(t, t->d_qkv, Q, chunk.start)};
+}
+static KeyValue key_value(const Tensors *t, Chunk chunk) {
+    return (KeyValue){chunk, token_part(t, t->qkv, K, chunk.start), token_part(t, t->qkv, V, chunk.start),
+                      float_part(t, t->d_qkv, K, chunk.start), float_part(t, t->d_qkv, V, chunk.start)};
+}
+
+// Calls visit(a value of the strided tensor, its counterpart in the contiguous one) for all elements.
+typedef void Visit(float *strided, double *contiguous);
+static void each(Problem p, int64_t heads, float *data, int64_t batch_stride, int64_t token_stride, double *contiguous,
+                 Visit *visit) {
+    for (int64_t b = 0; b < p.B; b++)
+        for (int64_t t = 0; t < p.T; t++)
+            for (int64_t i = 0; i < heads * p.D; i++)
+                visit(data + b * batch_stride + t * token_stride + i, contiguous + (b * p.T + t) * heads * p.D + i);
+}
+static void from_contiguous(float *strided, double *contiguous) { *strided = (float)*contiguous; }
+static void to_contiguous(float *strided, double *contiguous) { *contiguous = *strided; }
+static void zero(float *strided, double *contiguous) { (void)contiguous, *strided = 0; }
+
+static void each_of_fused(const Tensors *t, float *fused, double *q, double *k, double *v, Visit *visit) {
+    Problem p = t->problem;
+    each(p, p.H, part_data(t, fused, Q, 0), t->fused_batch, t->fused, q, visit);
+    each(p, p.KV, part_data(t, fused, K, 0), t->fused_batch, t->fused, k, visit);
+    each(p, p.KV, part_data(t, fused, V, 0), t->fused_batch, t->fused, v, visit);
+}
+
+static Tensors tensors_of(const Direct *x) {
+    Problem p = x->problem;
+    Tensors t = tensors_allocate(p);
+    each_of_fused(&t, t.qkv, x->q, x->k, x->v, from_contiguous);
+    each_of_fused(&t, t.d_qkv, x->q, x->k, x->v, zero);
+    each(p, p.H, t.d_out, t.plain_batch, t.plain, x->d_out, from_contiguous);
+    return t;
+}
+
+// How the sequence is cut, and in which order the pairs of chunks are visited.
+typedef struct Walk {
+    int query_chunks, key_chunks;
+    uint64_t order; // 0: row by row; otherwise the seed of a permutation
+} Walk;
+
+static Chunk chunk_of(int64_t T, int chunks, int i) {
+    int64_t start = T * i / chunks;
+    return (Chunk){start, T * (i + 1) / chunks - start};
+}
+
+static void run(const AttentionKernels *kernels, int threads, const Tensors *t, Walk walk) {
+    Problem p = t->problem;
+    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = threads, .attention = kernels};
+    AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
+    uint64_t pairs = (uint64_t)walk.query_chunks * (uint64_t)walk.key_chunks;
+    for (int i = 0; i < walk.query_chunks; i++) {
+        QueryForward query = query_forward(t, chunk_of(p.T, walk.query_chunks, i));
+        kernels->begin(&device, &shape, &query);
+    }
+    for (uint64_t n = 0; n < pairs; n++) {
+        int pair = (int)(walk.order == 0 ? n : random_permute(walk.order, 0, pairs, n));
+        QueryForward query = query_forward(t, chunk_of(p.T, walk.query_chunks, pair / walk.key_chunks));
+        KeyValue kv = key_value(t, chunk_of(p.T, walk.key_chunks, pair % walk.key_chunks));
+        kernels->forward_pair(&device, &shape, &query, &kv);
+    }
+    for (int i = 0; i < walk.query_chunks; i++) {
+        Chunk chunk = chunk_of(p.T, walk.query_chunks, i);
+        QueryForward query = query_forward(t, chunk);
+        TokenView out = plain_tokens(t, t->out, chunk.start), d_out = plain_tokens(t, t->d_out, chunk.start);
+        kernels->finish(&device, &shape, &query, out, rows(t, t->log_sum_exp, chunk.start));
+        kernels->row_delta(&device, &shape, chunk, out, d_out, rows(t, t->delta, chunk.start));
+    }
+    for (uint64_t n = 0; n < pairs; n++) {
+        int pair = (int)(walk.order == 0 ? n : random_permute(walk.order, 1, pairs, n));
+        QueryBackward query = query_backward(t, chunk_of(p.T, walk.query_chunks, pair / walk.key_chunks));
+        KeyValue kv = key_value(t, chunk_of(p.T, walk.key_chunks, pair % walk.key_chunks));
+        kernels->backward_pair(&device, &shape, &query, &kv);
+    }
+}
+
+static int64_t gaps(const float *x, int64_t count) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++) found += x[i] == GAP;
+    return found;
+}
+static void assert_gaps_untouched(const Tensors *t) {
+    Problem p = t->problem;
+    int64_t expected = p.B * (p.T * TOKEN_GAP + BATCH_GAP);
+    assert_int_equal(gaps(t->d_qkv, p.B * t->fused_batch), expected);
+    assert_int_equal(gaps(t->out, p.B * t->plain_batch), expected);
+    assert_int_equal(gaps(t->accumulator, p.B * t->plain_batch), expected);
+}
+
+// ---- comparison ---------------------------------------------------------------------------------------------------------
+
+// ||a - b|| / ||b||, and the same of the largest elements.
+typedef struct Distance { double norm, largest; } Distance;
+
+static Distance distance(const double *a, const double *b, int64_t count) {
+    double error = 0, square = 0, largest_error = 0, largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(a[i])) return (Distance){INFINITY, INFINITY};
+        error += (a[i] - b[i]) * (a[i] - b[i]);
+        square += b[i] * b[i];
+        largest_error = fmax(largest_error, fabs(a[i] - b[i]));
+        largest = fmax(largest, fabs(b[i]));
+    }
+    return (Distance){sqrt(error / fmax(square, 1e-300)), largest_error / fmax(largest, 1e-300)};
+}
+
+static void compare(const char *what, const char *tensor, const double *got, const double *exact, const double *single,
+                    int64_t count, double times) {
+    Distance error = distance(got, exact, count), allowed = distance(single, exact, count);
+    if (getenv("SHOW_ERRORS") != NULL)
+        print_message("%s, %-11s: %.2e (%.2f of plain fp32), largest %.2e (%.2f)\n", what, tensor, error.norm,
+                      error.norm / (allowed.norm + UNIT), error.largest, error.largest / (allowed.largest + UNIT));
+    if (error.norm > times * allowed.norm + UNIT || error.largest > times * allowed.largest + UNIT)
+        fail_msg("%s, %s: relative error %.3g, plain fp32 has %.3g; of the largest element %.3g, plain fp32 has %.3g", what,
+                 tensor, error.norm, allowed.norm, error.largest, allowed.largest);
+}
+
+static void compare_all(const char *what, const Tensors *t, const Direct *exact, const Direct *single, double times) {
+    Problem p = t->problem;
+    Direct got = direct_allocate(p);
+    each(p, p.H, t->out, t->plain_batch, t->plain, got.out, to_contiguous);
+    each_of_fused(t, t->d_qkv, got.d_q, got.d_k, got.d_v, to_contiguous);
+    for (int64_t i = 0; i < p.B * p.H * p.T; i++) got.log_sum_exp[i] = t->log_sum_exp[i];
+    compare(what, "out", got.out, exact->out, single->out, query_count(p), times);
+    compare(what, "log_sum_exp", got.log_sum_exp, exact->log_sum_exp, single->log_sum_exp, p.B * p.H * p.T, times);
+    compare(what, "d_q", got.d_q, exact->d_q, single->d_q, query_count(p), times);
+    compare(what, "d_k", got.d_k, exact->d_k, single->d_k, key_count(p), times);
+    compare(what, "d_v", got.d_v, exact->d_v, single->d_v, key_count(p), times);
+    direct_free(&got);
+}
+
+static Direct direct_single(const Direct *exact) {
+    Direct single = direct_allocate(exact->problem);
+    memcpy(single.q, exact->q, (size_t)query_count(exact->problem) * sizeof(double));
+    memcpy(single.d_out, exact->d_out, (size_t)query_count(exact->problem) * sizeof(double));
+    memcpy(single.k, exact->k, (size_t)key_count(exact->problem) * sizeof(double));
+    memcpy(single.v, exact->v, (size_t)key_count(exact->problem) * sizeof(double));
+    direct_attention(&single, true);
+    return single;
+}
+
+static const Walk WALKS[] = {{1, 1, 0}, {4, 4, 0}, {3, 5, 7}, {8, 8, 9}};
+enum { WALK_COUNT = sizeof WALKS / sizeof *WALKS };
+
+static void assert_same_bits(const Tensors *a, const Tensors *b) {
+    Problem p = a->problem;
+    assert_memory_equal(a->out, b->out, (size_t)(p.B * a->plain_batch) * sizeof(float));
+    assert_memory_equal(a->log_sum_exp, b->log_sum_exp, (size_t)(p.B * p.H * p.T) * sizeof(float));
+    assert_memory_equal(a->d_qkv, b->d_qkv, (size_t)(p.B * a->fused_batch) * sizeof(float));
+}
+
+// One vectorised copy: right on every walk; the same bits for every number of threads, and again.
+static void check_copy(const Direct *exact, const Direct *single, SimdLevel level) {
+    Problem p = exact->problem;
+    assert_int_equal(setenv("SIMD", simd_level_name(level), 1), 0);
+    for (int w = 0; w < WALK_COUNT; w++) {
+        char what[200];
+        snprintf(what, sizeof what, "%s copy, B=%d T=%d H=%d KV=%d D=%d gain %g, %d x %d chunks, order %d",
+                 simd_level_name(level), (int)p.B, (int)p.T, (int)p.H, (int)p.KV, (int)p.D, p.gain, WALKS[w].query_chunks,
+                 WALKS[w].key_chunks, (int)WALKS[w].order);
+        Tensors first = tensors_of(exact);
+        run(&attention_kernels_cpu, 1, &first, WALKS[w]);
+        assert_gaps_untouched(&first);
+        compare_all(what, &first, exact, single, 2);
+        for (int threads = 2; threads <= MOST_THREADS + 1; threads++) { // the last twice
+            Tensors again = tensors_of(exact);
+            run(&attention_kernels_cpu, threads <= MOST_THREADS ? threads : MOST_THREADS, &again, WALKS[w]);
+            assert_same_bits(&again, &first);
+            tensors_free(&again);
+        }
+        tensors_free(&first);
+    }
+    assert_int_equal(unsetenv("SIMD"), 0);
+}
+
+static void check_problem(Problem p, uint64_t seed) {
+    Direct exact = direct_random(p, seed);
+    direct_attention(&exact, false);
+    Direct single = direct_single(&exact);
+    SimdLevel best = simd_level();
+    for (SimdLevel level = SIMD_PORTABLE; level <= best; level++) check_copy(&exact, &single, level);
+    direct_free(&exact);
+    direct_free(&single);
+}
+
+// ---- tests ---------------------------------------------------------------------------------------------------------------
+
+static const int64_t HEAD_DIMS[] = {1, 8, 20, 32, 64, 80, 96, 128, 256};
+enum { HEAD_DIM_COUNT = sizeof HEAD_DIMS / sizeof *HEAD_DIMS };
+
+// The judge itself: its gradients against central differences of its own forward pass, in double. With a step of 1e-5 the
+// formula errs by about step^2 and rounding by 1e-16 / step; 1e-8 leaves room for both.
+static void test_direct_gradients_by_finite_differences(void **state) {
+    (void)state;
+    Problem p = {1, 7, 2, 1, 3, 2};
+    Direct x = direct_random(p, 1), moved = direct_random(p, 1);
+    direct_attention(&x, false);
+    const double step = 1e-5;
+    double *inputs[] = {moved.q, moved.k, moved.v}, *gradients[] = {x.d_q, x.d_k, x.d_v};
+    int64_t counts[] = {query_count(p), key_count(p), key_count(p)};
+    for (int tensor = 0; tensor < 3; tensor++) {
+        for (int64_t i = 0; i < counts[tensor]; i++) {
+            double slope = 0, value = inputs[tensor][i];
+            for (int sign = -1; sign <= 1; sign += 2) {
+                inputs[tensor][i] = value + sign * step;
+                direct_attention(&moved, false);
+                for (int64_t n = 0; n < query_count(p); n++) slope += sign * x.d_out[n] * moved.out[n] / (2 * step);
+            }
+            inputs[tensor][i] = value;
+            assert_true(fabs(slope - gradients[tensor][i]) < 1e-8);
+        }
+    }
+    direct_free(&x);
+    direct_free(&moved);
+}
+
+// The reference computes in double and rounds what it stores: it may err no more than plain fp32 does.
+static void test_reference(void **state) {
+    (void)state;
+    Problem problems[] = {{2, 16, 2, 1, 8, 1}, {1, 37, 6, 2, 20, 1}, {1, 129, 2, 2, 64, 1}, {1, 129, 4, 1, 32, 300}};
+    for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
+        Direct exact = direct_random(problems[i], i);
+        direct_attention(&exact, false);
+        Direct single = direct_single(&exact);
+        for (int w = 0; w < WALK_COUNT; w++) {
+            Tensors t = tensors_of(&exact);
+            run(&attention_kernels_reference, 1, &t, WALKS[w]);
+            assert_gaps_untouched(&t);
+            compare_all("reference", &t, &exact, &single, 1);
+            tensors_free(&t);
+        }
+        direct_free(&exact);
+        direct_free(&single);
+    }
+}
+
+static void test_short_sequences(void **state) {
+    (void)state;
+    for (int i = 0; i < HEAD_DIM_COUNT; i++) check_problem((Problem){2, 16, 2, 1, HEAD_DIMS[i], 1}, 10);
+}
+
+static void test_grouped_heads(void **state) {
+    (void)state;
+    for (int i = 0; i < HEAD_DIM_COUNT; i++) check_problem((Problem){1, 37, 6, 2, HEAD_DIMS[i], 1}, 11);
+}
+
+static void test_one_key_head_for_all(void **state) {
+    (void)state;
+    for (int i = 0; i < HEAD_DIM_COUNT; i++) check_problem((Problem){1, 129, HEAD_DIMS[i] > 64 ? 2 : 4, 1, HEAD_DIMS[i], 1}, 12);
+}
+
+// Several blocks and cells each way, none of them whole.
+static void test_long_sequences(void **state) {
+    (void)state;
+    check_problem((Problem){1, LONG, 2, 1, 64, 1}, 13);
+    check_problem((Problem){1, LONG, 1, 1, 128, 1}, 14);
+    check_problem((Problem){1, LONG, 1, 1, 20, 1}, 15);
+}
+
+// Scores of a thousand and more, of both signs: any exp of a positive number would overflow, and most weights are 0.
+static void test_large_scores(void **state) {
+    (void)state;
+    check_problem((Problem){1, 129, 2, 1, 64, 400}, 16);
+    check_problem((Problem){1, 37, 1, 1, 8, 400}, 17);
+}
+
+static void check_future_is_not_seen(const AttentionKernels *kernels) {
+    Problem p = {1, 100, 2, 1, 24, 1};
+    Direct x = direct_random(p, 18);
+    Tensors t = tensors_of(&x), before = tensors_of(&x);
+    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 1, .attention = kernels};
+    AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
+    Tensors *both[] = {&t, &before};
+    for (int i = 0; i < 2; i++) {
+        QueryForward query = query_forward(both[i], (Chunk){0, 50});
+        KeyValue past = key_value(both[i], (Chunk){0, 50});
+        kernels->begin(&device, &shape, &query);
+        kernels->forward_pair(&device, &shape, &query, &past);
+    }
+    QueryForward query = query_forward(&t, (Chunk){0, 50});
+    QueryBackward query_back = query_backward(&t, (Chunk){0, 50});
+    KeyValue future = key_value(&t, (Chunk){50, 50});
+    kernels->forward_pair(&device, &shape, &query, &future);
+    kernels->backward_pair(&device, &shape, &query_back, &future);
+    assert_memory_equal(t.accumulator, before.accumulator, (size_t)t.plain_batch * sizeof(float));
+    assert_memory_equal(t.max, before.max, (size_t)(p.H * p.T) * sizeof(float));
+    assert_memory_equal(t.sum, before.sum, (size_t)(p.H * p.T) * sizeof(float));
+    assert_memory_equal(t.d_qkv, before.d_qkv, (size_t)t.fused_batch * sizeof(float));
+    direct_free(&x);
+    tensors_free(&t);
+    tensors_free(&before);
+}
+
+// Queries 0 to 39 with keys 25 on only: the first 25 rows see nothing, the others what a sequence without those 25 gives.
+static void check_rows_without_keys(const AttentionKernels *kernels) {
+    Problem p = {1, 40, 2, 1, 24, 1};
+    Direct x = direct_random(p, 19);
+    Tensors t = tensors_of(&x);
+    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 1, .attention = kernels};
+    AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
+    QueryForward query = query_forward(&t, (Chunk){0, 40});
+    QueryBackward query_back = query_backward(&t, (Chunk){0, 40});
+    KeyValue late = key_value(&t, (Chunk){25, 15});
+    kernels->begin(&device, &shape, &query);
+    kernels->forward_pair(&device, &shape, &query, &late);
+    // In place, as the contract allows.
+    TokenView out = plain_tokens(&t, t.accumulator, 0);
+    RowView log_sum_exp = rows(&t, t.max, 0);
+    kernels->finish(&device, &shape, &query, out, log_sum_exp);
+    kernels->row_delta(&device, &shape, query.chunk, out, query_back.d_out, query_back.delta);
+    query_back.log_sum_exp = log_sum_exp;
+    kernels->backward_pair(&device, &shape, &query_back, &late);
+    for (int64_t h = 0; h < p.H; h++) {
+        for (int64_t i = 0; i < 40; i++) {
+            float row = t.max[h * p.T + i];
+            assert_true(i < 25 ? row == -INFINITY : isfinite(row));
+            for (int64_t d = 0; d < p.D; d++) {
+                float o = t.accumulator[i * t.plain + h * p.D + d], g = t.d_qkv[i * t.fused + h * p.D + d];
+                assert_true(i < 25 ? o == 0 && g == 0 : isfinite(o) && isfinite(g));
+                // A query that sees one key only gives it back, and its score has no slope.
+                if (i == 25) assert_true(fabsf(o - t.qkv[25 * t.fused + 3 * p.D + d]) < 1e-6f && fabsf(g) < 1e-6f);
+            }
+        }
+    }
+    for (int64_t i = 0; i < 25; i++) // nor do keys that were not given get gradients
+        for (int64_t d = 2 * p.D; d < 4 * p.D; d++) assert_true(t.d_qkv[i * t.fused + d] == 0);
+    direct_free(&x);
+    tensors_free(&t);
+}
+
+static void for_every_kernel(void (*check)(const AttentionKernels *)) {
+    SimdLevel best = simd_level();
+    check(&attention_kernels_reference);
+    for (SimdLevel level = SIMD_PORTABLE; level <= best; level++) {
+        assert_int_equal(setenv("SIMD", simd_level_name(level), 1), 0);
+        check(&attention_kernels_cpu);
+    }
+    assert_int_equal(unsetenv("SIMD"), 0);
+}
+
+static void test_future_is_not_seen(void **state) {
+    (void)state;
+    for_every_kernel(check_future_is_not_seen);
+}
+
+static void test_rows_without_keys(void **state) {
+    (void)state;
+    for_every_kernel(check_rows_without_keys);
+}
+
+// Twice the backward pass gives twice the gradient, to the bit: x + x is exact.
+static void check_gradients_are_added(const AttentionKernels *kernels) {
+    Problem p = {1, 100, 2, 1, 16, 1};
+    Direct x = direct_random(p, 20);
+    Tensors t = tensors_of(&x);
+    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 1, .attention = kernels};
+    AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
+    run(kernels, 1, &t, (Walk){1, 1, 0});
+    float *once = filled(t.fused_batch, 0);
+    memcpy(once, t.d_qkv, (size_t)t.fused_batch * sizeof(float));
+    QueryBackward query = query_backward(&t, (Chunk){0, 100});
+    KeyValue kv = key_value(&t, (Chunk){0, 100});
+    kernels->backward_pair(&device, &shape, &query, &kv);
+    for (int64_t i = 0; i < t.fused_batch; i++) assert_true(once[i] == GAP || t.d_qkv[i] == 2 * once[i]);
+    free(once);
+    direct_free(&x);
+    tensors_free(&t);
+}
+
+static void test_gradients_are_added(void **state) {
+    (void)state;
+    for_every_kernel(check_gradients_are_added);
+}
+
+// What is not a number must come out as such, and not be lost in a maximum.
+static void check_nan_is_kept(const AttentionKernels *kernels) {
+    Problem p = {1, 40, 1, 1, 16, 1};
+    Direct x = direct_random(p, 21);
+    Tensors t = tensors_of(&x);
+    part_data(&t, t.qkv, K, 20)[3] = NAN;
+    run(kernels, 1, &t, (Walk){1, 1, 0});
+    for (int64_t i = 0; i < p.T; i++) assert_true(i < 20 ? isfinite(t.out[i * t.plain]) : isnan(t.out[i * t.plain]));
+    direct_free(&x);
+    tensors_free(&t);
+}
+
+static void test_nan_is_kept(void **state) {
+    (void)state;
+    for_every_kernel(check_nan_is_kept);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_direct_gradients_by_finite_differences),
+        cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_short_sequences),
+        cmocka_unit_test(test_grouped_heads),
+        cmocka_unit_test(test_one_key_head_for_all),
+        cmocka_unit_test(test_long_sequences),
+        cmocka_unit_test(test_large_scores),
+        cmocka_unit_test(test_future_is_not_seen),
+        cmocka_unit_test(test_rows_without_keys),
+        cmocka_unit_test(test_gradients_are_added),
+        cmocka_unit_test(test_nan_is_kept),
+    };
+    return cmocka_run_group_tests_name("attention_kernel", tests, NULL, NULL);
+}

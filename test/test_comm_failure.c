@@ -1,0 +1,316 @@
+// A rank that fails, hangs, leaves or is killed while the others wait for it, in every operation, on both engines: all
+// ranks end soon, with the right exit code and with one line that names the right rank.
+//
+// The program starts itself as the one that fails: `test_comm_failure RANKS TROUBLE OPERATION`.
+#include "test/ranks.h"
+
+static const char *const operations[] = {"exchange",   "barrier",        "broadcast", "all-reduce",
+                                         "all-gather", "reduce-scatter", "split"};
+enum { OPERATIONS = sizeof operations / sizeof operations[0], SHORT = 1, LONG = 60 }; // time-outs, seconds
+
+// ---- the program that fails ---------------------------------------------------------------------------------------
+
+typedef struct Scene {
+    const char *trouble, *operation;
+} Scene;
+
+static void hang(void) {
+    for (;;) pause();
+}
+
+static void receive_from(Comm *comm, int from) {
+    int got;
+    CommRequest request = comm_exchange_begin(comm, NULL, 0, from, &got, sizeof got, from);
+    comm_wait(comm, &request);
+}
+
+// The others wait for the last rank in this.
+static void operate(Comm *comm, const char *operation) {
+    enum { COUNT = 8 };
+    int size = comm_size(comm), last = size - 1;
+    float floats[COUNT * 16] = {0};
+    double doubles[COUNT] = {0};
+    int64_t counts[16];
+    size_t bytes[16];
+    for (int i = 0; i < size; i++) counts[i] = COUNT, bytes[i] = COUNT;
+    if (strcmp(operation, "barrier") == 0) comm_barrier(comm);
+    if (strcmp(operation, "broadcast") == 0) comm_broadcast(comm, floats, sizeof floats, last);
+    if (strcmp(operation, "all-reduce") == 0) comm_all_reduce_sum(comm, doubles, COUNT);
+    if (strcmp(operation, "reduce-scatter") == 0) comm_reduce_scatter_sum(comm, floats, floats, counts);
+    if (strcmp(operation, "all-gather") == 0) comm_all_gather(comm, floats, bytes);
+    if (strcmp(operation, "exchange") == 0) receive_from(comm, last);
+    if (strcmp(operation, "split") == 0) comm_free(comm_split(comm, 0, 0));
+}
+
+static void play(Comm *comm, void *argument) {
+    const Scene *scene = argument;
+    const char *trouble = scene->trouble;
+    int rank = comm_rank(comm), last = comm_size(comm) - 1;
+    bool is_last = rank == last;
+    Error err;
+    error_set(&err, "data/x.bin: 7 bytes, but a header has 1024: write the file again");
+    err.exit_code = 3;
+    comm_doing(comm, is_last ? "reading data" : "step 12");
+    if (rank == 0) printf("working");    // which the failing rank must flush, where it can: as a thread
+    if (strcmp(trouble, "chain") == 0) { // 0 waits for 1, 1 for 2, ... and the last one hangs
+        if (is_last) hang();
+        receive_from(comm, rank + 1);
+    } else if (strcmp(trouble, "circle") == 0) {
+        receive_from(comm, (rank + 1) % comm_size(comm));
+    } else if (strcmp(trouble, "sizes") == 0) {
+        char data[16] = {0};
+        CommRequest request = comm_exchange_begin(comm, data, is_last ? 8 : 0, 0, data, rank == 0 ? 16 : 0, last);
+        comm_wait(comm, &request);
+        comm_barrier(comm);
+    } else if (strcmp(trouble, "stopped") == 0) {
+        if (is_last) program_sleep(0.5);
+        operate(comm, scene->operation);
+        if (is_last) printf(" and done");
+    } else if (strcmp(trouble, "group") ==
+               0) { // the last rank of one group fails; another group waits for other reasons
+        Comm *pair = comm_split(comm, rank / 2, 0);
+        if (is_last) comm_fail(pair, &err);
+        if (rank == last - 1) comm_barrier(pair);
+        hang();
+    } else {
+        if (is_last) {
+            program_sleep(0.1); // the others wait by now
+            if (strcmp(trouble, "fail") == 0) comm_fail(comm, &err);
+            if (strcmp(trouble, "hang") == 0) hang();
+            if (strcmp(trouble, "kill") == 0) raise(SIGKILL);
+            return; // "leave"
+        }
+        if (strcmp(trouble, "all") == 0) comm_fail(comm, &err);
+        operate(comm, scene->operation);
+    }
+}
+
+static int play_alone(const char *ranks, const char *trouble, const char *operation) {
+    Scene scene = {trouble, operation};
+    bool is_short = strcmp(trouble, "fail") != 0 && strcmp(trouble, "all") != 0 && strcmp(trouble, "kill") != 0;
+    CommLaunch launch = {COMM_AUTO, atoi(ranks), is_short ? SHORT : LONG};
+    Error err = {0};
+    alarm(60);
+    if (!comm_run(&launch, play, &scene, &err)) die(&err);
+    return 0;
+}
+
+// ---- watching it --------------------------------------------------------------------------------------------------
+
+static RunningProgram start_scene(bool by_mpi, int ranks, const char *trouble, const char *operation) {
+    char count[16];
+    snprintf(count, sizeof count, "%d", ranks);
+    Command command = {0};
+    if (by_mpi) add_mpirun(&command, ranks);
+    add_words(&command, own_path(), count, trouble, operation, NULL);
+    return start_program(command.argv);
+}
+
+static int count_of(const char *text, const char *part) {
+    int count = 0;
+    for (const char *at = text; (at = strstr(at, part)) != NULL; at++) count++;
+    return count;
+}
+
+// One line of ours, beginning with "train_gpt: " and `begin` and saying `part`. mpirun adds a few of its own.
+static void check_line(const ProgramResult *result, bool by_mpi, const char *begin, const char *part) {
+    char start[200];
+    snprintf(start, sizeof start, "train_gpt: %s", begin);
+    const char *line = strstr(result->err, start);
+    if (count_of(result->err, "train_gpt: ") != 1 || line == NULL || strstr(line, part) == NULL ||
+        (!by_mpi && (line != result->err || count_of(line, "\n") != 1))) {
+        fail_msg("expected one line \"%s...%s...\", got: %s", start, part, result->err);
+    }
+}
+
+static void end_scene(RunningProgram *program, bool by_mpi, int exit_code, const char *begin, const char *part,
+                      double limit) {
+    ProgramResult result = finish_program(program, 30);
+    check_line(&result, by_mpi, begin, part);
+    assert_int_equal(result.exit_code, exit_code);
+    if (!by_mpi && exit_code == 1) assert_string_equal(result.out, "working");
+    if (result.seconds > limit * program_slowness()) fail_msg("took %.1f s", result.seconds);
+    free_result(&result);
+}
+
+enum { SOON = 2, SOON_WITH_MPI = 10 }; // seconds; the second has mpirun's own start and end in it
+
+static void fail_in_operations(bool by_mpi, int stride) {
+    for (int i = 0; i < OPERATIONS; i += stride) {
+        RunningProgram program = start_scene(by_mpi, 3, "fail", operations[i]);
+        end_scene(&program, by_mpi, 3, "data/x.bin: 7 bytes, but a header has 1024: write the file again\n", "",
+                  by_mpi ? SOON_WITH_MPI : SOON);
+    }
+}
+
+static void hang_in_operations(bool by_mpi, int stride) {
+    RunningProgram programs[OPERATIONS];
+    for (int i = 0; i < OPERATIONS; i += stride) programs[i] = start_scene(by_mpi, 3, "hang", operations[i]);
+    for (int i = 0; i < OPERATIONS; i += stride) {
+        char part[100];
+        snprintf(part, sizeof part, "waits for it in %s (doing: step 12)", operations[i]);
+        end_scene(&programs[i], by_mpi, 1, "rank 2", part, by_mpi ? SHORT + SOON_WITH_MPI : SHORT + SOON);
+    }
+}
+
+static void test_fail_local(void **state) {
+    (void)state;
+    fail_in_operations(false, 1);
+}
+
+static void test_fail_together_local(void **state) {
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        RunningProgram program = start_scene(false, 8, "all", "barrier");
+        end_scene(&program, false, 3, "data/x.bin", "write the file again\n", SOON);
+    }
+}
+
+static void test_hang_local(void **state) {
+    (void)state;
+    hang_in_operations(false, 1);
+}
+
+static void odd_scenes(bool by_mpi) {
+    double limit = SHORT + (by_mpi ? SOON_WITH_MPI : SOON);
+    RunningProgram chain = start_scene(by_mpi, 4, "chain", "-"), circle = start_scene(by_mpi, 3, "circle", "-");
+    RunningProgram sizes = start_scene(by_mpi, 2, "sizes", "-"), group = start_scene(by_mpi, 4, "group", "-");
+    RunningProgram leave = start_scene(by_mpi, 2, "leave", "exchange");
+    end_scene(&chain, by_mpi, 1, "rank 3", "(doing: reading data): rank 2 waits for it in exchange (doing: step 12)",
+              limit);
+    end_scene(&circle, by_mpi, 1, "the ranks have waited for each other", "programming error\n", limit);
+    end_scene(&sizes, by_mpi, 1, "rank 1 sends 8 bytes to rank 0, which expects 16", "\n", limit);
+    end_scene(&group, by_mpi, 3, "data/x.bin", "\n", limit);
+    end_scene(&leave, by_mpi, 1, "rank 1", "has finished, but rank 0 waits for it in exchange", limit);
+}
+
+static void test_odd_local(void **state) {
+    (void)state;
+    odd_scenes(false);
+}
+
+// Stopped as by Ctrl-Z for longer than the time-out, while one rank waits for another: time that nobody had is no
+// silence.
+static void test_stopped_and_continued(void **state) {
+    (void)state;
+    RunningProgram program = start_scene(false, 2, "stopped", "barrier");
+    program_sleep(0.25);
+    kill(program.pid, SIGSTOP);
+    program_sleep(SHORT + 0.5);
+    kill(program.pid, SIGCONT);
+    ProgramResult result = finish_program(&program, 10);
+    assert_string_equal(result.err, "");
+    assert_string_equal(result.out, "working and done");
+    assert_int_equal(result.exit_code, 0);
+    free_result(&result);
+}
+
+static void test_fail_mpi(void **state) {
+    (void)state;
+    if (!mpi_can_be_tested()) skip();
+    fail_in_operations(true, 2);
+}
+
+static void test_fail_together_mpi(void **state) {
+    (void)state;
+    if (!mpi_can_be_tested()) skip();
+    RunningProgram program = start_scene(true, 4, "all", "barrier");
+    end_scene(&program, true, 3, "data/x.bin", "write the file again\n", SOON_WITH_MPI);
+}
+
+static void test_hang_mpi(void **state) {
+    (void)state;
+    if (!mpi_can_be_tested()) skip();
+    hang_in_operations(true, 3);
+}
+
+static void test_odd_mpi(void **state) {
+    (void)state;
+    if (!mpi_can_be_tested()) skip();
+    odd_scenes(true);
+}
+
+static void test_killed_process(void **state) {
+    (void)state;
+    if (!mpi_can_be_tested()) skip();
+    RunningProgram program = start_scene(true, 3, "kill", "barrier");
+    ProgramResult result = finish_program(&program, 30);
+    assert_false(result.timed_out);
+    assert_int_not_equal(result.exit_code, 0);
+    if (result.seconds > SOON_WITH_MPI * program_slowness()) fail_msg("took %.1f s", result.seconds);
+    free_result(&result);
+}
+
+// ---- launching wrongly --------------------------------------------------------------------------------------------
+
+static void never(Comm *comm, void *argument) {
+    (void)comm;
+    *(bool *)argument = true;
+}
+
+static void expect_usage(CommEngine engine, int ranks, const char *part) {
+    bool ran = false;
+    Error err = {0};
+    CommLaunch launch = {engine, ranks, 1};
+    assert_false(comm_run(&launch, never, &ran, &err));
+    assert_false(ran);
+    assert_int_equal(err.exit_code, EXIT_USAGE);
+    if (strstr(err.message, part) == NULL) fail_msg("expected \"%s\" in: %s", part, err.message);
+}
+
+static void test_launch(void **state) {
+    (void)state;
+    static const char *const variables[] = {
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMIX_RANK",
+        "SLURM_PROCID",         "SLURM_STEP_NUM_TASKS"};
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) unsetenv(variables[i]);
+    assert_false(comm_launched_by_mpi());
+    assert_int_equal(comm_process_rank(), 0);
+    expect_usage(COMM_LOCAL, 0, "at least 1");
+    expect_usage(COMM_MPI, 3, comm_has_mpi() ? "mpirun -np 3" : "without MPI");
+    setenv("SLURM_PROCID", "0", 1);
+    setenv("SLURM_STEP_NUM_TASKS", "1", 1); // a shell inside an allocation
+    assert_false(comm_launched_by_mpi());
+    setenv("SLURM_PROCID", "5", 1);
+    setenv("SLURM_STEP_NUM_TASKS", "8", 1);
+    assert_true(comm_launched_by_mpi());
+    assert_int_equal(comm_process_rank(), 5);
+    expect_usage(COMM_LOCAL, 4, "each would train alone");
+    setenv("OMPI_COMM_WORLD_RANK", "2", 1);
+    setenv("OMPI_COMM_WORLD_SIZE", "4", 1);
+    assert_int_equal(comm_process_rank(), 2);
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) unsetenv(variables[i]);
+}
+
+static void test_wrong_number_of_processes(void **state) {
+    (void)state;
+    if (!mpi_can_be_tested()) skip();
+    Command command = {0};
+    add_mpirun(&command, 2);
+    add_words(&command, own_path(), "3", "fail", "barrier", NULL);
+    ProgramResult result = run_program(command.argv, 30);
+    assert_int_equal(result.exit_code, EXIT_USAGE);
+    assert_non_null(strstr(result.err, "--sp x --dp = 3 ranks, but 2 processes were started: use mpirun -np 3"));
+    free_result(&result);
+}
+
+int main(int argc, char **argv) {
+    if (argc == 4) return play_alone(argv[1], argv[2], argv[3]);
+    alarm(300);
+    pass_over_what_is_not_ours();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_launch),
+        cmocka_unit_test(test_fail_local),
+        cmocka_unit_test(test_fail_together_local),
+        cmocka_unit_test(test_hang_local),
+        cmocka_unit_test(test_odd_local),
+        cmocka_unit_test(test_stopped_and_continued),
+        cmocka_unit_test(test_wrong_number_of_processes),
+        cmocka_unit_test(test_fail_mpi),
+        cmocka_unit_test(test_fail_together_mpi),
+        cmocka_unit_test(test_hang_mpi),
+        cmocka_unit_test(test_odd_mpi),
+        cmocka_unit_test(test_killed_process),
+    };
+    return cmocka_run_group_tests_name("comm failures", tests, NULL, NULL);
+}

@@ -1,0 +1,392 @@
+// The command line: defaults, every kind of value, what options say about each other, the nearest name, the help.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "terminal/options.h"
+#include "terminal/options_table.h"
+
+enum { MAX_WORDS = 64 };
+
+// Splits at single spaces; `line` is changed.
+static int split(char *line, const char **words) {
+    int count = 0;
+    words[count++] = "train_gpt";
+    for (char *word = strtok(line, " "); word != NULL; word = strtok(NULL, " ")) {
+        assert_true(count < MAX_WORDS);
+        words[count++] = word;
+    }
+    return count;
+}
+
+typedef struct Line {
+    char text[2000];
+    Options options;
+    Error err;
+    bool parsed;
+} Line;
+
+static Line *parse(const char *text) {
+    Line *line = calloc(1, sizeof *line);
+    assert_non_null(line);
+    snprintf(line->text, sizeof line->text, "%s", text);
+    const char *words[MAX_WORDS];
+    int count = split(line->text, words);
+    line->parsed = options_parse(&line->options, count, words, &line->err);
+    return line;
+}
+
+static Line *parse_good(const char *text) {
+    Line *line = parse(text);
+    if (!line->parsed) fail_msg("\"%s\": %s", text, line->err.message);
+    return line;
+}
+
+static void done(Line *line) {
+    options_free(&line->options);
+    free(line);
+}
+
+// ---- what is accepted -----------------------------------------------------------------------------------------------
+
+static void defaults(void **state) {
+    (void)state;
+    Line *line = parse_good("");
+    Options *o = &line->options;
+    assert_string_equal(o->arch, "llama");
+    assert_null(o->model);
+    assert_int_equal(o->context, 2048);
+    assert_int_equal(o->sp, 4);
+    assert_int_equal(o->dp, 1);
+    assert_true(o->layers > 0 && o->heads > 0 && o->dim > 0);
+    assert_true(o->beta1 == 0.9 && o->beta2 == 0.95 && o->adam_epsilon == 1e-8);
+    assert_true(o->rope_theta == 10000);
+    assert_string_equal(o->attention, "auto");
+    assert_null(o->data);
+    assert_null(o->out);
+    assert_false(o->resume || o->plan || o->help || o->untied);
+    assert_false(options_given(o, "sp"));
+    done(line);
+}
+
+static void values(void **state) {
+    (void)state;
+    Line *line = parse_good("--layers 3 --lr=2.5e-4 --schedule wsd --decay-fraction .5 --seed 9223372036854775807 "
+                            "--sp=1 --attention vanilla --untied --data a b --val-data v --data c --out o "
+                            "--temperature 0 --log=l=m");
+    Options *o = &line->options;
+    assert_int_equal(o->layers, 3);
+    assert_true(o->lr == 2.5e-4);
+    assert_string_equal(o->schedule, "wsd");
+    assert_true(o->decay_fraction == 0.5);
+    assert_true(o->seed == INT64_MAX);
+    assert_int_equal(o->sp, 1);
+    assert_string_equal(o->attention, "vanilla");
+    assert_true(o->untied);
+    assert_int_equal(o->data_count, 3);
+    assert_string_equal(o->data[0], "a");
+    assert_string_equal(o->data[1], "b");
+    assert_string_equal(o->data[2], "c");
+    assert_int_equal(o->val_data_count, 1);
+    assert_string_equal(o->val_data[0], "v");
+    assert_string_equal(o->out, "o");
+    assert_string_equal(o->log, "l=m");
+    assert_true(o->temperature == 0);
+    assert_true(options_given(o, "sp") && options_given(o, "data") && options_given(o, "untied"));
+    assert_false(options_given(o, "dp"));
+    done(line);
+}
+
+static void empty_and_dashed_prompts(void **state) {
+    (void)state;
+    Options o;
+    Error err;
+    assert_true(options_parse(&o, 3, (const char *const[]){"train_gpt", "--sample", ""}, &err));
+    assert_string_equal(o.sample, "");
+    options_free(&o);
+    assert_true(options_parse(&o, 2, (const char *const[]){"train_gpt", "--sample=--steps 3"}, &err));
+    assert_string_equal(o.sample, "--steps 3");
+    options_free(&o);
+}
+
+static void sizes_come_from_one_place(void **state) {
+    (void)state;
+    Line *named = parse_good("--model d12 --heads 6");
+    assert_int_equal(named->options.layers, 0);
+    assert_int_equal(named->options.dim, 0);
+    assert_int_equal(named->options.heads, 6);
+    done(named);
+    Line *gpt2 = parse_good("--model gpt2-xl");
+    assert_string_equal(gpt2->options.arch, "gpt2");
+    done(gpt2);
+    Line *shape_only = parse_good("--model gpt2-xl --arch llama");
+    assert_string_equal(shape_only->options.arch, "llama");
+    done(shape_only);
+    Line *initial = parse_good("--init folder");
+    assert_int_equal(initial->options.layers, 0);
+    assert_true(initial->options.rope_theta == 0);
+    done(initial);
+    Line *longer = parse_good("--init folder --rope-theta 500000");
+    assert_true(longer->options.rope_theta == 500000);
+    done(longer);
+    Line *resumed = parse_good("--out folder --resume --layers 4");
+    assert_int_equal(resumed->options.layers, 4);
+    assert_int_equal(resumed->options.heads, 0);
+    done(resumed);
+}
+
+static void defaults_follow_what_is_given(void **state) {
+    (void)state;
+    Line *brief = parse_good("--steps 5");
+    assert_int_equal(brief->options.warmup, 5);
+    done(brief);
+    Line *replicas = parse_good("--dp 3 --micro-batch 2");
+    assert_int_equal(replicas->options.batch % 6, 0);
+    assert_true(replicas->options.batch > 0);
+    done(replicas);
+}
+
+static void help_wins(void **state) {
+    (void)state;
+    Line *line = parse_good("-h --no-such-option");
+    assert_true(line->options.help);
+    done(line);
+    line = parse_good("--steps 3 --help --steps");
+    assert_true(line->options.help);
+    done(line);
+}
+
+// ---- what is refused ------------------------------------------------------------------------------------------------
+
+typedef struct BadLine { const char *line, *message; } BadLine;
+
+static const BadLine bad_lines[] = {
+    // names
+    {"--stpes 4", "unknown option --stpes: did you mean --steps?"},
+    {"--stpes=4", "unknown option --stpes: did you mean --steps?"},
+    {"-steps 4", "unknown option -steps: did you mean --steps?"},
+    {"--batch-size 4", "unknown option --batch-size: did you mean --batch?"},
+    {"--eval_every 4", "unknown option --eval_every: did you mean --eval-every?"},
+    {"--evalevery 4", "unknown option --evalevery: did you mean --eval-every?"},
+    {"--sede 4", "unknown option --sede: did you mean --seed?"},
+    {"--Steps 4", "unknown option --Steps: did you mean --steps?"},
+    {"--context-length 4", "unknown option --context-length: did you mean --context?"},
+    {"--hlep", "unknown option --hlep: did you mean --help?"},
+    {"--frobnicate", "unknown option --frobnicate: see --help"},
+    {"-x", "unknown option -x: see --help"},
+    {"--", "\"--\" belongs to no option: options are written --name value; see --help"},
+    {"-", "\"-\" belongs to no option: options are written --name value; see --help"},
+    {"input.txt", "\"input.txt\" belongs to no option: options are written --name value; see --help"},
+    {"--steps 4 5", "\"5\" belongs to no option: options are written --name value; see --help"},
+    {"--data=a b", "\"b\" belongs to no option: options are written --name value; see --help"},
+    {"--resume yes", "\"yes\" belongs to no option: options are written --name value; see --help"},
+    // missing, double, superfluous
+    {"--steps", "--steps needs a value: --steps N"},
+    {"--steps --lr 1", "--steps needs a value: --steps N"},
+    {"--data", "--data needs a value: --data PATH..."},
+    {"--data --lr 1", "--data needs a value: --data PATH..."},
+    {"--schedule", "--schedule needs a value: --schedule cosine|constant|wsd"},
+    {"--steps=", "--steps: the value is empty"},
+    {"--out=", "--out: the value is empty"},
+    {"--data=", "--data: the value is empty"},
+    {"--steps 4 --steps 4", "--steps is given twice"},
+    {"--plan --plan", "--plan is given twice"},
+    {"--plan=1", "--plan takes no value"},
+    // whole numbers
+    {"--steps ten", "--steps: \"ten\" is not a whole number"},
+    {"--steps 10x", "--steps: \"10x\" is not a whole number"},
+    {"--steps 1.5", "--steps: \"1.5\" is not a whole number"},
+    {"--steps 1e3", "--steps: \"1e3\" is not a whole number"},
+    {"--steps 0x10", "--steps: \"0x10\" is not a whole number"},
+    {"--steps +5", "--steps: \"+5\" is not a whole number"},
+    {"--steps -", "--steps: \"-\" is not a whole number"},
+    {"--steps nan", "--steps: \"nan\" is not a whole number"},
+    {"--steps -1", "--steps: -1 is out of range: give 0 to 1000000000000"},
+    {"--layers 0", "--layers: 0 is out of range: give 1 to 10000"},
+    {"--sp 0", "--sp: 0 is out of range: give 1 to 4096"},
+    {"--sp 4097", "--sp: 4097 is out of range: give 1 to 4096"},
+    {"--context 99999999999999999999", "--context: 99999999999999999999 is out of range: give 1 to 1000000000000"},
+    {"--seed -9223372036854775809", "--seed: -9223372036854775809 is out of range: give 0 to 9223372036854775807"},
+    {"--seed 9223372036854775808", "--seed: 9223372036854775808 is out of range: give 0 to 9223372036854775807"},
+    // numbers
+    {"--lr fast", "--lr: \"fast\" is not a number"},
+    {"--lr 1e-3x", "--lr: \"1e-3x\" is not a number"},
+    {"--lr nan", "--lr: \"nan\" is not a number"},
+    {"--lr inf", "--lr: \"inf\" is not a number"},
+    {"--lr 0x1p3", "--lr: \"0x1p3\" is not a number"},
+    {"--lr .", "--lr: \".\" is not a number"},
+    {"--lr 1e", "--lr: \"1e\" is not a number"},
+    {"--lr 1e999", "--lr: 1e999 is out of range: give 0 to 1e+30"},
+    {"--lr -0.1", "--lr: -0.1 is out of range: give 0 to 1e+30"},
+    {"--beta1 1", "--beta1: 1 is out of range: give 0 to 0.999999"},
+    {"--min-lr 1.5", "--min-lr: 1.5 is out of range: give 0 to 1"},
+    {"--adam-epsilon 0", "--adam-epsilon: 0 is out of range: give 1e-30 to 1"},
+    {"--timeout 0", "--timeout: 0 is out of range: give 0.1 to 1e+09"},
+    // words
+    {"--arch bert", "--arch: \"bert\" is not one of gpt2|llama"},
+    {"--schedule cos", "--schedule: \"cos\" is not one of cosine|constant|wsd"},
+    {"--attention cosine|", "--attention: \"cosine|\" is not one of ring|gather|ulysses|ulysses-ring|auto|vanilla"},
+    {"--attention rings", "--attention: \"rings\" is not one of ring|gather|ulysses|ulysses-ring|auto|vanilla"},
+    {"--engine nccl", "--engine: \"nccl\" is not one of auto|local|mpi"},
+    {"--device cuda", "--device cuda: this build has no CUDA device: give cpu or auto"},
+    {"--device tpu", "--device: \"tpu\" is not one of auto|cpu"},
+    // together
+    {"--resume", "--resume needs --out DIR, the folder of the checkpoints"},
+    {"--save-every 5", "--save-every needs --out DIR, the folder of the checkpoints"},
+    {"--keep 5", "--keep needs --out DIR, the folder of the checkpoints"},
+    {"--decay-fraction 0.1", "--decay-fraction is for --schedule wsd, not cosine"},
+    {"--ulysses 2", "--ulysses is for --attention ulysses-ring, not auto"},
+    {"--attention ulysses-ring --ulysses 3", "--ulysses 3 does not divide --sp 4"},
+    {"--init a --out b --resume", "--init and --resume both say where the weights come from: give one of them"},
+    {"--init a --model d4", "--model and --init exclude each other: the checkpoint says what the model is"},
+    {"--init a --layers 4", "--layers and --init exclude each other: the checkpoint says what the model is"},
+    {"--init a --arch llama", "--arch and --init exclude each other: the checkpoint says what the model is"},
+    {"--arch gpt2 --kv-heads 2", "--kv-heads is for --arch llama, not gpt2"},
+    {"--arch gpt2 --rope-theta 2", "--rope-theta is for --arch llama, not gpt2"},
+    {"--arch gpt2 --untied", "--untied is for --arch llama, not gpt2"},
+    {"--model gpt2 --qkv-bias", "--qkv-bias is for --arch llama, not gpt2"},
+    {"--attention vanilla", "--attention vanilla runs on one rank: give --sp 1, not 4"},
+    {"--sp 8 --context 15", "--context 15 is too short for --sp 8: a rank owns two chunks, give at least 16"},
+    {"--dp 2 --batch 3", "--batch 3 cannot be shared evenly by --dp 2 replicas: give a multiple of 2"},
+    {"--dp 2 --batch 6 --micro-batch 2", "--batch 6 is not a multiple of --micro-batch 2 x --dp 2"},
+    {"--steps 10 --warmup 11", "--warmup 11 is longer than the run: --steps is 10"},
+};
+
+static void bad_lines_are_refused(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof bad_lines / sizeof *bad_lines; i++) {
+        Line *line = parse(bad_lines[i].line);
+        if (line->parsed) fail_msg("\"%s\" was accepted", bad_lines[i].line);
+        assert_string_equal(line->err.message, bad_lines[i].message);
+        assert_int_equal(line->err.exit_code, EXIT_USAGE);
+        assert_null(line->options.data);
+        done(line);
+    }
+}
+
+static void messages_stay_on_one_line(void **state) {
+    (void)state;
+    Options o;
+    Error err;
+    assert_false(options_parse(&o, 3, (const char *const[]){"train_gpt", "--steps", "3\n4\033[31m"}, &err));
+    assert_string_equal(err.message, "--steps: \"3?4?[31m\" is not a whole number");
+
+    char name[5000]; // longer than any buffer of the parser
+    memset(name, 'x', sizeof name);
+    memcpy(name, "--", 2);
+    name[sizeof name - 1] = '\0';
+    assert_false(options_parse(&o, 2, (const char *const[]){"train_gpt", name}, &err));
+    assert_true(strlen(err.message) < 200);
+    assert_non_null(strstr(err.message, "..."));
+}
+
+static void too_many_paths(void **state) {
+    (void)state;
+    static const char *words[OPTIONS_MAX_PATHS + 3] = {"train_gpt", "--data"};
+    for (int i = 0; i <= OPTIONS_MAX_PATHS; i++) words[i + 2] = "path";
+    Options o;
+    Error err;
+    assert_true(options_parse(&o, OPTIONS_MAX_PATHS + 2, words, &err));
+    assert_int_equal(o.data_count, OPTIONS_MAX_PATHS);
+    options_free(&o);
+    assert_false(options_parse(&o, OPTIONS_MAX_PATHS + 3, words, &err));
+    assert_string_equal(err.message, "--data: more than 4096 paths: give their folder, or a pattern in quotes");
+}
+
+// ---- what is printed ------------------------------------------------------------------------------------------------
+
+static char *printed_command(const Options *options) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    assert_non_null(out);
+    options_print_command(options, out);
+    assert_int_equal(fclose(out), 0);
+    return text;
+}
+
+// The printed command, parsed again, prints the same: nothing that counts is missing from it.
+static void printed_command_stands_for_the_run(void **state) {
+    (void)state;
+    static const char *const lines[] = {
+        "",
+        "--model d12 --sp 2 --lr 0.1234567890123 --steps 7",
+        "--arch gpt2 --layers 2 --weight-decay 0 --keep 0 --out o --schedule wsd --decay-fraction 0.3",
+        "--untied --qkv-bias --kv-heads 2 --data a b --val-data c --sample-tokens 5 --schedule constant --warmup 0",
+        "--out o --resume --log l --dp 2 --batch 4 --micro-batch 2 --eval-every 3",
+        "--init i --sample hello --steps 0",
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        Line *line = parse_good(lines[i]);
+        char *first = printed_command(&line->options);
+        done(line);
+        char *flat = strdup(first + strlen("./train_gpt"));
+        assert_non_null(flat);
+        for (char *c = flat; *c != '\0'; c++)
+            if (*c == '\n' || *c == '\\') *c = ' ';
+        line = parse_good(flat);
+        char *second = printed_command(&line->options);
+        assert_string_equal(first, second);
+        for (const char *start = first; *start != '\0'; start += strcspn(start, "\n") + 1)
+            assert_true(strcspn(start, "\n") <= 100);
+        done(line);
+        free(flat);
+        free(first);
+        free(second);
+    }
+}
+
+static void printed_words_are_quoted(void **state) {
+    (void)state;
+    Options o;
+    Error err;
+    assert_true(options_parse(&o, 4, (const char *const[]){"train_gpt", "--data", "a b", "it's"}, &err));
+    char *text = printed_command(&o);
+    assert_non_null(strstr(text, " 'a b' "));
+    assert_non_null(strstr(text, " 'it'\\''s' "));
+    free(text);
+    options_free(&o);
+}
+
+static void help_names_every_option(void **state) {
+    (void)state;
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    assert_non_null(out);
+    options_help(out);
+    assert_int_equal(fclose(out), 0);
+    for (int i = 0; i < options_table_rows; i++) {
+        char start[64];
+        snprintf(start, sizeof start, "\n  --%s", options_table[i].name);
+        assert_non_null(strstr(text, start));
+        assert_true(strlen(options_table[i].help) > 0 && strlen(options_table[i].help) < 300);
+        for (int j = 0; j < i; j++) assert_string_not_equal(options_table[i].name, options_table[j].name);
+    }
+    for (const char *line = text; *line != '\0'; line += strcspn(line, "\n") + 1)
+        assert_true(strcspn(line, "\n") <= 100);
+    free(text);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(defaults),
+        cmocka_unit_test(values),
+        cmocka_unit_test(empty_and_dashed_prompts),
+        cmocka_unit_test(sizes_come_from_one_place),
+        cmocka_unit_test(defaults_follow_what_is_given),
+        cmocka_unit_test(help_wins),
+        cmocka_unit_test(bad_lines_are_refused),
+        cmocka_unit_test(messages_stay_on_one_line),
+        cmocka_unit_test(too_many_paths),
+        cmocka_unit_test(printed_command_stands_for_the_run),
+        cmocka_unit_test(printed_words_are_quoted),
+        cmocka_unit_test(help_names_every_option),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

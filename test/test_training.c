@@ -1,0 +1,385 @@
+// Training as a whole, on a corpus made here: the same losses, gradients and weights however many ranks share the
+// work and however they talk; the same bits again when nothing was changed; and what interrupts a run (signals, a
+// killed rank) loses nothing and hangs nothing.
+//
+// Tolerances. Sharding changes the order of sums and nothing else. The gradients of the first step differ by a few
+// float32 roundings (6e-8) of each of the sums that they come out of: 5e-6 in norm, as in test_model.c. Adam then
+// divides each gradient by its own size, so that after twenty steps an element whose gradient is nearly 0 may differ
+// by much, but the tensor it stands in by little: 1e-4 in norm is what the project promises. Losses are means over
+// all tokens: 1e-5.
+#include "test/compare.h"
+
+#include <dirent.h>
+
+#include "base/random.h"
+#include "comm/comm.h"
+
+static const Tolerance GRADIENTS = {5e-6, 1e-5};
+static const Tolerance TRAINED = {1e-4, 1e-3};
+static const double LOSSES = 1e-5; // relative
+
+enum { STEPS = 20, TIME_LIMIT = 60 };
+static const char LAST_MODEL[] = "step-00000020/model.safetensors";
+
+static char folder[PROGRAM_PATH]; // of all files of this test
+
+// ---- one run ------------------------------------------------------------------------------------------------------
+
+typedef struct Training {
+    const char *out;  // name inside `folder`, of the run's own folder
+    int sp, dp;
+    bool mpi;
+    int micro_batch;  // 0: the program's choice
+    int save_every;   // 0: only at the end
+    bool resume;
+    const char *arch; // NULL: llama
+    const char *attention;
+} Training;
+
+static char *run_path(char path[PROGRAM_PATH], const char *out, const char *file) {
+    char within[256];
+    snprintf(within, sizeof within, "%s/%s", out, file);
+    return path_join(path, folder, within);
+}
+
+// Words for a corpus that a model can learn something of: 48 KiB, the same in every run.
+static void write_corpus(void) {
+    static const char *const words[] = {"attention", "is", "a", "walk", "over", "pairs", "of", "chunks",  "and", "the",
+                                        "next",      "one", "travels", "while", "this", "is", "worked", "on",  ".\n"};
+    enum { WORDS = sizeof words / sizeof *words, BYTES = 48 << 10 };
+    char *text = malloc(BYTES + 16), path[PROGRAM_PATH];
+    assert_non_null(text);
+    size_t used = 0;
+    for (uint64_t i = 0; used < BYTES; i++)
+        used += (size_t)sprintf(text + used, "%s ", words[random_below(7, RANDOM_STREAM_DATA, i, WORDS)]);
+    write_file(path_join(path, folder, "corpus.txt"), text, used);
+    free(text);
+}
+
+// A command that trains a byte model of two layers for `steps` steps of four sequences of 96 tokens.
+static void training_command(Command *command, const Training *t, const char *steps) {
+    static char corpus[PROGRAM_PATH], out[PROGRAM_PATH], log[PROGRAM_PATH];
+    path_join(corpus, folder, "corpus.txt");
+    path_join(out, folder, t->out);
+    if (mkdir(out, 0777) != 0) assert_int_equal(errno, EEXIST);
+    path_join(log, out, "log.jsonl");
+    *command = (Command){0};
+    if (t->mpi && !add_mpirun(command, t->sp * t->dp)) fail_msg("mpirun has gone");
+    add_words(command, train_gpt_path(), "--data", corpus, "--out", out, "--log", log, "--steps", steps, NULL);
+    if (t->resume) {
+        add_word(command, "--resume");
+    } else {
+        add_words(command, "--arch", t->arch ? t->arch : "llama", "--layers", "2", "--heads", "4", "--dim", "32", NULL);
+        add_words(command, "--dump", out, NULL);
+    }
+    add_words(command, "--context", "96", "--batch", "4", "--lr", "1e-2", "--warmup", "5", "--eval-windows", "4", NULL);
+    add_words(command, "--keep", "0", "--sample-tokens", "0", NULL);
+    add_words(command, "--attention", t->attention ? t->attention : "auto", NULL);
+    add_words(command, "--engine", t->mpi ? "mpi" : "local", NULL);
+    add_number(command, "--sp", t->sp);
+    add_number(command, "--dp", t->dp);
+    if (t->micro_batch > 0) add_number(command, "--micro-batch", t->micro_batch);
+    if (t->save_every > 0) add_number(command, "--save-every", t->save_every);
+}
+
+static void train(const Training *t) {
+    Command command;
+    training_command(&command, t, "20");
+    ProgramResult result = run_command(&command, TIME_LIMIT);
+    free_result(&result);
+}
+
+// ---- comparing runs -----------------------------------------------------------------------------------------------
+
+// Whole steps of `a` and `b` from step `first` on: losses equal within LOSSES, or to the bit.
+static void compare_losses(const char *a, const char *b, int64_t first, bool exactly) {
+    char path[PROGRAM_PATH];
+    Log x = read_log(run_path(path, a, "log.jsonl")), y = read_log(run_path(path, b, "log.jsonl"));
+    assert_int_equal(x.count, STEPS);
+    assert_int_equal(x.step[x.count - 1], STEPS);
+    assert_int_equal(y.step[y.count - 1], STEPS);
+    for (int j = 0; j < y.count; j++) {
+        if (y.step[j] < first) continue;
+        int64_t i = y.step[j] - 1;
+        double limit = exactly ? 0 : LOSSES * x.loss[i];
+        if (!(fabs(x.loss[i] - y.loss[j]) <= limit))
+            fail_msg("loss of step %lld: %.9g in %s, %.9g in %s", (long long)y.step[j], x.loss[i], a, y.loss[j], b);
+    }
+    assert_true(fabs(x.validation_loss - y.validation_loss) <= (exactly ? 0 : LOSSES * x.validation_loss));
+}
+
+static Distance compare_tensors_of(const char *a, const char *b, const char *file, Tolerance tolerance) {
+    char x[PROGRAM_PATH], y[PROGRAM_PATH];
+    return compare_files(run_path(x, b, file), run_path(y, a, file), tolerance);
+}
+
+static void compare_runs(const char *a, const char *b) {
+    compare_losses(a, b, 1, false);
+    Distance gradients = compare_tensors_of(a, b, "gradients.safetensors", GRADIENTS);
+    Distance trained = compare_tensors_of(a, b, LAST_MODEL, TRAINED);
+    print_message("# %s and %s: gradients %.1e, trained weights %.1e\n", a, b, gradients.norm, trained.norm);
+}
+
+static void assert_same_checkpoint(const char *a, const char *b) {
+    static const char *const files[] = {"config.json", "model.safetensors", "exp_avg.safetensors",
+                                        "exp_avg_sq.safetensors", "training_state.json"};
+    char x[PROGRAM_PATH], y[PROGRAM_PATH], name[64];
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(name, sizeof name, "step-00000020/%s", files[i]);
+        assert_same_bytes(run_path(x, a, name), run_path(y, b, name));
+    }
+}
+
+// Puts a copy of checkpoint `step` of run `from` into a new run `to`, as if that had been stopped there.
+static void copy_checkpoint(const char *from, const char *step, const char *to) {
+    char source[PROGRAM_PATH], target[PROGRAM_PATH];
+    run_path(source, from, step);
+    path_join(target, folder, to);
+    assert_int_equal(mkdir(target, 0777), 0);
+    const char *const copy[] = {"cp", "-r", source, target, NULL};
+    ProgramResult result = run_program(copy, 10);
+    assert_int_equal(result.exit_code, 0);
+    free_result(&result);
+}
+
+// ---- ranks --------------------------------------------------------------------------------------------------------
+
+// The run that all others are held against; with a checkpoint half-way. Made once, by the group's set-up.
+static const Training one_rank = {.out = "one", .sp = 1, .dp = 1, .save_every = 10};
+
+static void test_learns(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    Log log = read_log(run_path(path, "one", "log.jsonl"));
+    assert_int_equal(log.count, STEPS);
+    assert_true(log.loss[0] > 5.0 && log.loss[0] < 6.5); // a new model knows nothing: ln 257 = 5.55
+    assert_true(log.validation_loss < 3.5);
+    assert_true(log.gradient_norm[0] > 0);
+}
+
+static void check_ranks(const char *out, int sp, int dp, bool mpi, const char *attention) {
+    train(&(Training){.out = out, .sp = sp, .dp = dp, .mpi = mpi, .attention = attention});
+    compare_runs("one", out);
+}
+static void test_sp2(void **state) { (void)state, check_ranks("sp2", 2, 1, false, "auto"); }
+static void test_sp3(void **state) { (void)state, check_ranks("sp3", 3, 1, false, "ring"); }
+static void test_sp4_ring(void **state) { (void)state, check_ranks("sp4_ring", 4, 1, false, "ring"); }
+static void test_sp4_gather(void **state) { (void)state, check_ranks("sp4_gather", 4, 1, false, "gather"); }
+static void test_sp4_ulysses(void **state) { (void)state, check_ranks("sp4_ulysses", 4, 1, false, "ulysses"); }
+static void test_sp4_both(void **state) { (void)state, check_ranks("sp4_both", 4, 1, false, "ulysses-ring"); }
+static void test_sp2_dp2(void **state) { (void)state, check_ranks("sp2_dp2", 2, 2, false, "auto"); }
+static void test_dp4(void **state) { (void)state, check_ranks("dp4", 1, 4, false, "auto"); }
+
+// Absolute positions, biases, LayerNorm: the other architecture, sharded.
+static void test_gpt2(void **state) {
+    (void)state;
+    train(&(Training){.out = "gpt2_one", .sp = 1, .dp = 1, .arch = "gpt2"});
+    train(&(Training){.out = "gpt2_sp4", .sp = 4, .dp = 1, .arch = "gpt2"});
+    compare_losses("gpt2_one", "gpt2_sp4", 1, false);
+    compare_tensors_of("gpt2_one", "gpt2_sp4", "gradients.safetensors", GRADIENTS);
+}
+
+static bool have_mpi(void) {
+    Command command = {0};
+    if (comm_has_mpi() && add_mpirun(&command, 1)) return true;
+    print_message("# skipped: %s\n", comm_has_mpi() ? "there is no mpirun" : "built without MPI");
+    return false;
+}
+
+static void check_mpi(const char *out, int sp, int dp) {
+    if (!have_mpi()) skip();
+    check_ranks(out, sp, dp, true, "auto");
+}
+static void test_mpi_sp2(void **state) { (void)state, check_mpi("mpi_sp2", 2, 1); }
+static void test_mpi_sp4(void **state) { (void)state, check_mpi("mpi_sp4", 4, 1); }
+static void test_mpi_sp2_dp2(void **state) { (void)state, check_mpi("mpi_sp2_dp2", 2, 2); }
+static void test_mpi_dp4(void **state) { (void)state, check_mpi("mpi_dp4", 1, 4); }
+
+// ---- the same again -----------------------------------------------------------------------------------------------
+
+static void test_same_bits(void **state) {
+    (void)state;
+    char x[PROGRAM_PATH], y[PROGRAM_PATH];
+    train(&(Training){.out = "again", .sp = 1, .dp = 1, .save_every = 10});
+    compare_losses("one", "again", 1, true);
+    assert_same_checkpoint("one", "again");
+    train(&(Training){.out = "four", .sp = 2, .dp = 2, .save_every = 10});
+    train(&(Training){.out = "four_again", .sp = 2, .dp = 2});
+    compare_losses("four", "four_again", 1, true);
+    assert_same_checkpoint("four", "four_again");
+    assert_same_bytes(run_path(x, "four", "logits.safetensors"), run_path(y, "four_again", "logits.safetensors"));
+}
+
+// Gradients are sums over passes: a batch of 4 in passes of 1, 2 or 4 sequences.
+static void test_accumulation(void **state) {
+    (void)state;
+    for (int micro = 1; micro <= 4; micro *= 2) {
+        char out[16];
+        snprintf(out, sizeof out, "micro%d", micro);
+        train(&(Training){.out = out, .sp = 2, .dp = 1, .micro_batch = micro});
+        compare_runs("one", out);
+        compare_tensors_of("one", out, "logits.safetensors", GRADIENTS);
+    }
+}
+
+// ---- resuming -----------------------------------------------------------------------------------------------------
+
+static void resume_from(const char *from, const char *step, const char *to, int sp, int dp, bool mpi, int save_every) {
+    copy_checkpoint(from, step, to);
+    train(&(Training){.out = to, .sp = sp, .dp = dp, .mpi = mpi, .resume = true, .save_every = save_every});
+}
+
+static void test_resume_exactly(void **state) {
+    (void)state;
+    resume_from("one", "step-00000010", "resumed", 1, 1, false, 0);
+    compare_losses("one", "resumed", 11, true);
+    assert_same_checkpoint("one", "resumed");
+    train(&(Training){.out = "half", .sp = 2, .dp = 2, .save_every = 10});
+    resume_from("half", "step-00000010", "half_resumed", 2, 2, false, 0);
+    assert_same_checkpoint("half", "half_resumed");
+}
+
+static void compare_resumed(const char *name, int64_t first) {
+    compare_losses("one", name, first, false);
+    compare_tensors_of("one", name, LAST_MODEL, TRAINED);
+}
+
+// Nothing in a checkpoint depends on the ranks that wrote it: 4 write, 1 goes on, then 2.
+static void test_reshard(void **state) {
+    (void)state;
+    train(&(Training){.out = "of4", .sp = 4, .dp = 1, .save_every = 10});
+    resume_from("of4", "step-00000010", "of1", 1, 1, false, 5);
+    compare_resumed("of1", 11);
+    resume_from("of1", "step-00000015", "of2", 2, 1, false, 0);
+    compare_resumed("of2", 16);
+}
+
+static void test_resume_with_mpi(void **state) {
+    (void)state;
+    if (!have_mpi()) skip();
+    resume_from("one", "step-00000010", "mpi_resumed", 2, 1, true, 0);
+    compare_resumed("mpi_resumed", 11);
+}
+
+// ---- interruptions ------------------------------------------------------------------------------------------------
+
+static void wait_for_steps(const char *out, int steps) {
+    char path[PROGRAM_PATH];
+    run_path(path, out, "log.jsonl");
+    for (double until = program_clock() + 20 * program_slowness(); program_clock() < until; program_sleep(0.01))
+        if (path_exists(path) && read_log(path).count >= steps) return;
+    fail_msg("no step within 20 s");
+}
+
+// Trains at a constant rate up to `steps`, from scratch or from where the run stands.
+static RunningProgram start_constant(const char *out, bool resume, int64_t steps) {
+    Training t = {.out = out, .sp = 2, .dp = 1, .resume = resume};
+    Command command;
+    char number[32];
+    snprintf(number, sizeof number, "%lld", (long long)steps);
+    training_command(&command, &t, number);
+    add_words(&command, "--schedule", "constant", NULL);
+    return start_program(command.argv);
+}
+
+static void train_constant(const char *out, bool resume, int64_t steps) {
+    RunningProgram program = start_constant(out, resume, steps);
+    ProgramResult result = finish_program(&program, TIME_LIMIT);
+    if (result.exit_code != 0) fail_msg("exit code %d: %s%s", result.exit_code, result.out, result.err);
+    free_result(&result);
+}
+
+// A signal ends the run after the step at work, with a checkpoint of that step; from there it goes on to the very
+// bits of a run that was never stopped.
+static void check_signal(int number, const char *out, const char *straight) {
+    char x[PROGRAM_PATH], y[PROGRAM_PATH], name[64];
+    RunningProgram program = start_constant(out, false, 1000000);
+    wait_for_steps(out, 3);
+    kill(program.pid, number);
+    ProgramResult result = finish_program(&program, TIME_LIMIT);
+    assert_false(result.timed_out);
+    if (result.exit_code != 128 + number) fail_msg("exit code %d: %s%s", result.exit_code, result.out, result.err);
+    free_result(&result);
+
+    Log log = read_log(run_path(x, out, "log.jsonl"));
+    int64_t last = log.step[log.count - 1];
+    snprintf(name, sizeof name, "step-%08lld", (long long)last);
+    assert_true(path_exists(run_path(x, out, name)));
+    train_constant(out, true, last + 2);
+    train_constant(straight, false, last + 2);
+    snprintf(name, sizeof name, "step-%08lld/model.safetensors", (long long)last + 2);
+    assert_same_bytes(run_path(x, out, name), run_path(y, straight, name));
+}
+static void test_sigint(void **state) { (void)state, check_signal(SIGINT, "sigint", "not_sigint"); }
+static void test_sigterm(void **state) { (void)state, check_signal(SIGTERM, "sigterm", "not_sigterm"); }
+
+// The parent of a process, or 0 where it is gone or only waits to be collected.
+static pid_t parent_of(pid_t pid) {
+    char path[64], kind = 'Z';
+    int parent = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    if (fscanf(file, "%*d (%*[^)]) %c %d", &kind, &parent) != 2) parent = 0;
+    fclose(file);
+    return kind == 'Z' ? 0 : parent;
+}
+
+static int children_of(pid_t parent, pid_t *child, int most) {
+    int count = 0;
+    DIR *processes = opendir("/proc");
+    assert_non_null(processes);
+    for (struct dirent *entry; count < most && (entry = readdir(processes));) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        if (pid > 0 && parent_of(pid) == parent) child[count++] = pid;
+    }
+    closedir(processes);
+    return count;
+}
+
+// A rank of an MPI run that is killed takes all the others down with it, at once.
+static void test_killed_rank(void **state) {
+    (void)state;
+    if (!have_mpi()) skip();
+    enum { RANKS = 3 };
+    pid_t rank[RANKS];
+    Training t = {.out = "killed", .sp = RANKS, .dp = 1, .mpi = true};
+    Command command;
+    training_command(&command, &t, "1000000");
+    RunningProgram program = start_program(command.argv);
+    wait_for_steps("killed", 2);
+    assert_int_equal(children_of(program.pid, rank, RANKS), RANKS);
+    kill(rank[RANKS - 1], SIGKILL);
+    ProgramResult result = finish_program(&program, program_clock() - program.started + 10);
+    assert_false(result.timed_out);
+    assert_int_not_equal(result.exit_code, 0);
+    for (int i = 0; i < RANKS; i++) assert_int_equal(parent_of(rank[i]), 0);
+    free_result(&result);
+}
+
+static int make_runs(void **state) {
+    (void)state;
+    make_temp_folder(folder);
+    write_corpus();
+    train(&one_rank);
+    return 0;
+}
+static int remove_runs(void **state) {
+    (void)state;
+    remove_tree(folder);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_learns),       cmocka_unit_test(test_sp2),         cmocka_unit_test(test_sp3),
+        cmocka_unit_test(test_sp4_ring),     cmocka_unit_test(test_sp4_gather),  cmocka_unit_test(test_sp4_ulysses),
+        cmocka_unit_test(test_sp4_both),     cmocka_unit_test(test_sp2_dp2),     cmocka_unit_test(test_dp4),
+        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_mpi_sp2),     cmocka_unit_test(test_mpi_sp4),
+        cmocka_unit_test(test_mpi_sp2_dp2),  cmocka_unit_test(test_mpi_dp4),     cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_accumulation), cmocka_unit_test(test_resume_exactly), cmocka_unit_test(test_reshard),
+        cmocka_unit_test(test_resume_with_mpi), cmocka_unit_test(test_sigint),   cmocka_unit_test(test_sigterm),
+        cmocka_unit_test(test_killed_rank),
+    };
+    return cmocka_run_group_tests_name("training", tests, make_runs, remove_runs);
+}

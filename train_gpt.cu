@@ -1,0 +1,987 @@
+// train_gpt: trains GPT models whose sequences are sharded over ranks, so that the context can be very long.
+//
+// This file is the story, top to bottom: what a rank holds in memory, the forward pass, the loss, the backward pass, the
+// optimizer, evaluation and generation, the training loop, and how the ranks are started. It is plain C that a C compiler and
+// nvcc both take; everything that computes stands behind the Device table (layers/device.h), everything that distributes
+// attention behind attention/attention.h, and everything that ranks say to each other behind comm/comm.h.
+//
+// One step, seen from one rank:
+//
+//   my tokens -> embedding -> [ norm -> q,k,v -> rotary -> DISTRIBUTED ATTENTION -> projection -> norm -> MLP ] x L
+//   -> norm -> classifier and loss, chunk by chunk -> the same way back -> gradients summed over ranks -> clip -> AdamW
+//
+// The ranks form a grid: D replicas ("--dp"), each training on other sequences, of P ranks ("--sp"), each holding its
+// share of the tokens of every sequence of the replica. Only attention, a few sums and the optimizer talk to other ranks.
+//
+// Dimensions, everywhere in this project:
+//   B sequences of a micro-batch    T tokens of a sequence (context)   Tl those of this rank     n = B*Tl rows
+//   C width of the model            H heads    KV key/value heads      D size of a head          F width of the MLP
+//   V vocabulary                    L layers                           P ranks that share a sequence
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "attention/attention.h"
+#include "base/arena.h"
+#include "base/cpu_features.h"
+#include "base/random.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/dump.h"
+#include "comm/comm.h"
+#include "dataloader/bigram.h"
+#include "dataloader/loader.h"
+#include "layers/device.h"
+#include "model/parameters.h"
+#include "model/sampling.h"
+#include "terminal/plan.h"
+#include "terminal/report.h"
+#include "terminal/run.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What a rank holds
+
+// The results of the forward pass that the backward pass needs, and buffers for both. Each entry marked (L, ...) has one part a layer when
+// training and one part in all when only evaluating one token after the other (generation).
+// Norms' outputs and the MLP's activation are cheap to compute again, so the backward pass does that instead of keeping them.
+typedef struct Activations {
+    int64_t rows, sequences; // n, B
+    bool per_layer;
+    int32_t *tokens, *targets, *positions; // (n)
+    float *cos_table, *sin_table;          // (Tl, D/2) angles of this rank's positions
+    int64_t table_rows;                    // Tl
+    void *residual;                        // (L+1, n, C) what enters each layer, then the final norm
+    void *middle;                          // (L, n, C) the residual between attention and MLP
+    void *qkv;                             // (L, n, (H + 2 KV) D) after rotary
+    void *attended;                        // (L, n, H D)
+    float *log_sum_exp;                    // (L, B, H, Tl)
+    void *up;                              // (L, n, U) before the activation; U = F, or 2F for gate and up
+    float *mean, *rstd;                    // (n) of the norm at work
+    void *normed;                          // (n, C)
+    void *branch;                          // (n, C) what attention or the MLP adds to the residual
+    void *activated;                       // (n, F)
+    void *logits;                          // (classifier_rows, V)
+    int64_t classifier_rows;               // logits exist only for so many rows at a time
+    float *losses;                         // (classifier_rows)
+} Activations;
+
+// Gradients on their way back through the layers; the last pass's are overwritten by the next.
+typedef struct ActivationGradients {
+    void *residual;  // (n, C)
+    void *normed;    // (n, C)
+    void *qkv;       // (n, (H + 2 KV) D)
+    void *attended;  // (n, H D)
+    void *up;        // (n, U)
+    void *activated; // (n, F)
+} ActivationGradients;
+
+// Keys and values of all tokens so far, for generation.
+typedef struct KeyValueCache {
+    void *k, *v; // (L, capacity, KV D)
+    int64_t capacity, length;
+    float *accumulator, *max, *sum; // the attention state of the rows at work
+} KeyValueCache;
+
+typedef struct Rank {
+    const Run *run;
+    Device device;
+    Comm *world, *sequence; // all ranks; the P ranks that share my sequences
+    int replica;            // which of the --dp
+    Arena arena;
+    Attention attention;
+    Shard shard;                       // my tokens of a sequence
+    int64_t slice_begin, slice_end;    // the part of the flat parameters whose optimizer state is mine
+    int64_t *slice_counts;             // (world) sizes of all ranks' slices
+    void *weights;                     // (total) storage type
+    float *master;                     // (slice) fp32 weights; on the CPU part of `weights`
+    float *gradients;                  // (total)
+    float *exp_avg, *exp_avg_sq;       // (slice) AdamW's moments
+    Activations act;
+    ActivationGradients grad;
+    Loader loader;
+    int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
+    float *dump_logits; // (n, V) of the pass at work, NULL: not wanted
+} Rank;
+
+static int64_t qkv_width(const ModelConfig *c) { return (c->heads + 2 * c->kv_heads) * c->head_dim; }
+static int64_t up_width(const ModelConfig *c) { return c->architecture == ARCH_GPT2 ? c->ffn_dim : 2 * c->ffn_dim; }
+
+// The part of a (L, ...) buffer that belongs to a layer; `elements` is the size of one part.
+static void *layer_part(const Device *device, const Activations *act, void *buffer, int64_t layer, int64_t elements) {
+    return act->per_layer ? at(device, buffer, layer * elements) : buffer;
+}
+
+// The logits are the widest tensor of all: (n, V). They are made for a few rows at a time.
+static int64_t rows_of_logits(int64_t rows, int64_t vocab_size) {
+    const int64_t most_elements = 8 << 20;
+    int64_t fit = most_elements / vocab_size > 16 ? most_elements / vocab_size : 16;
+    return rows < fit ? rows : fit;
+}
+
+static void lay_out_activations(Activations *a, const ModelConfig *c, const Device *device, Arena *arena, int64_t sequences,
+                                int64_t tokens_per_sequence, bool per_layer) {
+    int64_t n = sequences * tokens_per_sequence, layers = per_layer ? c->layers : 1;
+    size_t element = device->element_bytes;
+    a->rows = n;
+    a->sequences = sequences;
+    a->per_layer = per_layer;
+    a->table_rows = tokens_per_sequence;
+    a->tokens = (int32_t *)arena_take(arena, "tokens", n * sizeof(int32_t));
+    a->targets = (int32_t *)arena_take(arena, "tokens", n * sizeof(int32_t));
+    a->positions = (int32_t *)arena_take(arena, "tokens", n * sizeof(int32_t));
+    if (config_is_rotary(c)) {
+        size_t bytes = tokens_per_sequence * (c->head_dim / 2) * sizeof(float);
+        a->cos_table = (float *)arena_take(arena, "rotary tables", bytes);
+        a->sin_table = (float *)arena_take(arena, "rotary tables", bytes);
+    }
+    a->residual = arena_take(arena, "activations: residual", (per_layer ? layers + 1 : 1) * n * c->dim * element);
+    a->middle = arena_take(arena, "activations: residual", layers * n * c->dim * element);
+    a->qkv = arena_take(arena, "activations: queries, keys, values", layers * n * qkv_width(c) * element);
+    a->attended = arena_take(arena, "activations: attention", layers * n * c->heads * c->head_dim * element);
+    a->log_sum_exp = (float *)arena_take(arena, "activations: attention", layers * n * c->heads * sizeof(float));
+    a->up = arena_take(arena, "activations: MLP", layers * n * up_width(c) * element);
+    a->mean = (float *)arena_take(arena, "buffers of one layer", n * sizeof(float));
+    a->rstd = (float *)arena_take(arena, "buffers of one layer", n * sizeof(float));
+    a->normed = arena_take(arena, "buffers of one layer", n * c->dim * element);
+    a->branch = arena_take(arena, "buffers of one layer", n * c->dim * element);
+    a->activated = arena_take(arena, "buffers of one layer", n * c->ffn_dim * element);
+    a->classifier_rows = rows_of_logits(n, c->vocab_size);
+    a->logits = arena_take(arena, "logits", a->classifier_rows * c->vocab_size * element);
+    a->losses = (float *)arena_take(arena, "logits", a->classifier_rows * sizeof(float));
+}
+
+static void lay_out_gradients(ActivationGradients *g, const ModelConfig *c, const Device *device, Arena *arena, int64_t n) {
+    size_t element = device->element_bytes;
+    g->residual = arena_take(arena, "activation gradients", n * c->dim * element);
+    g->normed = arena_take(arena, "activation gradients", n * c->dim * element);
+    g->qkv = arena_take(arena, "activation gradients", n * qkv_width(c) * element);
+    g->attended = arena_take(arena, "activation gradients", n * c->heads * c->head_dim * element);
+    g->up = arena_take(arena, "activation gradients", n * up_width(c) * element);
+    g->activated = arena_take(arena, "activation gradients", n * c->ffn_dim * element);
+}
+
+// All of a rank's memory. Runs first over no memory, to add up, then over the real block.
+static void lay_out_rank(Rank *r, int world_rank) {
+    const Run *run = r->run;
+    const ModelConfig *c = &run->config;
+    int ranks = (int)(run->options.sp * run->options.dp);
+    Arena *arena = &r->arena;
+    int64_t total = run->table.total;
+    r->replica = world_rank / (int)run->options.sp;
+    int sequence_rank = world_rank % (int)run->options.sp;
+    r->shard = shard_of(run->options.context, (int)run->options.sp, sequence_rank);
+    r->slice_begin = total * world_rank / ranks;
+    r->slice_end = total * (world_rank + 1) / ranks;
+    int64_t slice = r->slice_end - r->slice_begin;
+
+    r->weights = arena_take(arena, "weights", total * r->device.element_bytes);
+    bool storage_is_fp32 = r->device.element_bytes == sizeof(float);
+    if (!storage_is_fp32) r->master = (float *)arena_take(arena, "weights in fp32, my slice", slice * sizeof(float));
+    else r->master = r->weights == NULL ? NULL : (float *)r->weights + r->slice_begin;
+    r->gradients = (float *)arena_take(arena, "gradients", total * sizeof(float));
+    r->exp_avg = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
+    r->exp_avg_sq = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
+    lay_out_activations(&r->act, c, &r->device, arena, run->micro_batch, r->shard.tokens, true);
+    lay_out_gradients(&r->grad, c, &r->device, arena, r->act.rows);
+    attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
+}
+
+// What lay_out_rank would take, leaving the rank's arena empty but for its list of buffers.
+static size_t bytes_of_rank(Rank *r, int world_rank) {
+    memset(&r->arena, 0, sizeof r->arena);
+    lay_out_rank(r, world_rank);
+    attention_disconnect(&r->attention);
+    return r->arena.used;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Forward
+
+static void *weight(const Rank *r, int64_t offset) { return offset < 0 ? NULL : at(&r->device, r->weights, offset); }
+static float *gradient(const Rank *r, int64_t offset) { return offset < 0 ? NULL : r->gradients + offset; }
+
+// act->normed = norm(x + delta), leaving x + delta in `sum`; or norm(x) where delta is NULL.
+static void norm_forward(Rank *r, Activations *act, void *sum, const void *x, const void *delta, int64_t scale, int64_t bias) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    float epsilon = (float)c->norm_epsilon;
+    if (c->architecture == ARCH_GPT2)
+        d->layernorm_forward(d, act->normed, sum, act->mean, act->rstd, x, delta, weight(r, scale), weight(r, bias), act->rows,
+                             c->dim, epsilon);
+    else
+        d->rmsnorm_forward(d, act->normed, sum, act->rstd, x, delta, weight(r, scale), act->rows, c->dim, epsilon);
+}
+
+static void activation_forward(Rank *r, Activations *act, const void *up) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    if (c->architecture == ARCH_GPT2) d->gelu_forward(d, act->activated, up, act->rows * c->ffn_dim);
+    else d->swiglu_forward(d, act->activated, up, act->rows, c->ffn_dim);
+}
+
+// Heads side by side in rows of `width` elements, `tokens` rows to a sequence.
+static TokenView token_view(void *data, int64_t width, int64_t tokens) {
+    TokenView view = {data, tokens * width, width};
+    return view;
+}
+
+// The queries, keys and values inside a fused (n, (H + 2 KV) D) buffer.
+typedef struct Heads { TokenView q, k, v; } Heads;
+
+static Heads heads_of(const Rank *r, void *qkv, int64_t tokens) {
+    const ModelConfig *c = &r->run->config;
+    int64_t width = qkv_width(c), q_width = c->heads * c->head_dim, kv_width = c->kv_heads * c->head_dim;
+    Heads heads = {token_view(qkv, width, tokens), token_view(at(&r->device, qkv, q_width), width, tokens),
+                   token_view(at(&r->device, qkv, q_width + kv_width), width, tokens)};
+    return heads;
+}
+
+// Rotates queries and keys, which stand side by side at the start of each row, by their positions' angles; or back.
+static void rotate(Rank *r, const Activations *act, void *qkv, bool inverse) {
+    const ModelConfig *c = &r->run->config;
+    if (!config_is_rotary(c)) return;
+    r->device.rotary(&r->device, qkv, act->cos_table, act->sin_table, act->rows, act->table_rows, qkv_width(c),
+                     c->heads + c->kv_heads, c->head_dim, inverse);
+}
+
+// Generation's attention: the new rows' keys and values join the cache, and the new queries attend to all of it.
+static void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, void *attended, Heads new_rows) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    int64_t width = c->kv_heads * c->head_dim, q_width = c->heads * c->head_dim, n = act->rows;
+    void *k = at(d, cache->k, l * cache->capacity * width), *v = at(d, cache->v, l * cache->capacity * width);
+    size_t row_bytes = width * d->element_bytes, stride = qkv_width(c) * d->element_bytes;
+    d->copy_strided(d, at(d, k, cache->length * width), row_bytes, new_rows.k.data, stride, n, row_bytes);
+    d->copy_strided(d, at(d, v, cache->length * width), row_bytes, new_rows.v.data, stride, n, row_bytes);
+
+    const AttentionShape shape = {1, c->heads, c->kv_heads, c->head_dim, r->run->attention.shape.scale};
+    QueryForward query;
+    memset(&query, 0, sizeof query);
+    query.chunk.start = cache->length;
+    query.chunk.length = n;
+    query.q = new_rows.q;
+    query.accumulator.data = cache->accumulator;
+    query.accumulator.batch_stride = n * q_width;
+    query.accumulator.token_stride = q_width;
+    query.max.data = cache->max;
+    query.sum.data = cache->sum;
+    query.max.head_stride = query.sum.head_stride = n;
+    KeyValue keys;
+    memset(&keys, 0, sizeof keys);
+    keys.chunk.length = cache->length + n;
+    keys.k = token_view(k, width, cache->capacity);
+    keys.v = token_view(v, width, cache->capacity);
+    d->attention->begin(d, &shape, &query);
+    d->attention->forward_pair(d, &shape, &query, &keys);
+    d->attention->finish(d, &shape, &query, token_view(attended, q_width, n), query.max);
+}
+
+// act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache: generation.
+static void forward(Rank *r, Activations *act, KeyValueCache *cache) {
+    const ModelConfig *c = &r->run->config;
+    const ParameterTable *table = &r->run->table;
+    Device *d = &r->device;
+    int64_t n = act->rows, C = c->dim, HD = c->heads * c->head_dim, U = up_width(c);
+
+    void *residual = act->residual;
+    d->embedding_forward(d, residual, act->tokens, act->positions, weight(r, table->token_table),
+                         weight(r, table->position_table), n, C);
+    for (int64_t l = 0; l < c->layers; l++) {
+        const LayerOffsets *w = &table->layer[l];
+        void *qkv = layer_part(d, act, act->qkv, l, n * qkv_width(c));
+        void *attended = layer_part(d, act, act->attended, l, n * HD);
+        void *middle = layer_part(d, act, act->middle, l, n * C);
+        void *up = layer_part(d, act, act->up, l, n * U);
+        float *log_sum_exp = act->per_layer ? act->log_sum_exp + l * n * c->heads : act->log_sum_exp;
+
+        if (l == 0) {
+            norm_forward(r, act, NULL, residual, NULL, w->norm1, w->norm1_bias);
+        } else { // the layer before left its sum to this norm: residual[l] = middle[l-1] + its MLP's output
+            void *middle_before = layer_part(d, act, act->middle, l - 1, n * C);
+            residual = layer_part(d, act, act->residual, l, n * C);
+            norm_forward(r, act, residual, middle_before, act->branch, w->norm1, w->norm1_bias);
+        }
+        d->matmul_forward(d, qkv, act->normed, weight(r, w->qkv), weight(r, w->qkv_bias), n, C, qkv_width(c));
+        rotate(r, act, qkv, false);
+        Heads heads = heads_of(r, qkv, n / act->sequences);
+        if (cache != NULL) attend_cached(r, act, cache, l, attended, heads);
+        else attention_forward(&r->attention, d, token_view(attended, HD, n / act->sequences), log_sum_exp, heads.q, heads.k, heads.v);
+        d->matmul_forward(d, act->branch, attended, weight(r, w->attention_out), weight(r, w->attention_out_bias), n, HD, C);
+
+        norm_forward(r, act, middle, residual, act->branch, w->norm2, w->norm2_bias);
+        d->matmul_forward(d, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, U);
+        activation_forward(r, act, up);
+        d->matmul_forward(d, act->branch, act->activated, weight(r, w->down), weight(r, w->down_bias), n, c->ffn_dim, C);
+    }
+    void *middle_last = layer_part(d, act, act->middle, c->layers - 1, n * C);
+    norm_forward(r, act, layer_part(d, act, act->residual, c->layers, n * C), middle_last, act->branch, table->final_norm,
+                 table->final_norm_bias);
+    if (cache != NULL) cache->length += n;
+}
+
+// The classifier, a few rows at a time. Returns the sum of the losses (nats) of the first `counted` rows. With d_loss != 0, the gradient of
+// d_loss * (that sum) goes into the classifier's weights and, by the final norm's output, into r->grad.normed.
+static double classify(Rank *r, float d_loss, int64_t counted) {
+    const ModelConfig *c = &r->run->config;
+    const ParameterTable *table = &r->run->table;
+    Device *d = &r->device;
+    Activations *act = &r->act;
+    int64_t C = c->dim, V = c->vocab_size;
+    double sum = 0;
+    for (int64_t first = 0; first < act->rows; first += act->classifier_rows) {
+        int64_t rows = act->rows - first < act->classifier_rows ? act->rows - first : act->classifier_rows;
+        void *normed = at(d, act->normed, first * C);
+        d->matmul_forward(d, act->logits, normed, weight(r, table->classifier), NULL, rows, C, V);
+        if (r->dump_logits != NULL) d->to_float(d, r->dump_logits + first * V, act->logits, rows * V);
+        d->classifier(d, act->logits, act->losses, act->targets + first, rows, V, d_loss);
+        int64_t counted_here = counted - first < rows ? counted - first : rows;
+        if (counted_here > 0) sum += d->sum(d, act->losses, counted_here);
+        if (d_loss == 0) continue;
+        d->matmul_backward(d, at(d, r->grad.normed, first * C), gradient(r, table->classifier), NULL, act->logits, normed,
+                           weight(r, table->classifier), rows, C, V, false);
+    }
+    return sum;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Backward: the forward pass read from the bottom up
+
+// r->grad.residual += the gradient that comes through norm(x) from r->grad.normed. Needs the statistics in act->mean, act->rstd.
+static void norm_backward(Rank *r, const void *x, int64_t scale, int64_t bias) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    Activations *act = &r->act;
+    if (c->architecture == ARCH_GPT2)
+        d->layernorm_backward(d, r->grad.residual, gradient(r, scale), gradient(r, bias), r->grad.normed, x, weight(r, scale),
+                              act->mean, act->rstd, act->rows, c->dim);
+    else
+        d->rmsnorm_backward(d, r->grad.residual, gradient(r, scale), r->grad.normed, x, weight(r, scale), act->rstd, act->rows,
+                            c->dim);
+}
+
+static void activation_backward(Rank *r, const void *up) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    if (c->architecture == ARCH_GPT2) d->gelu_backward(d, r->grad.up, r->grad.activated, up, r->act.rows * c->ffn_dim);
+    else d->swiglu_backward(d, r->grad.up, r->grad.activated, up, r->act.rows, c->ffn_dim);
+}
+
+// From r->grad.normed (set by classify) to every parameter's gradient, added to r->gradients.
+static void backward(Rank *r) {
+    const ModelConfig *c = &r->run->config;
+    const ParameterTable *table = &r->run->table;
+    Device *d = &r->device;
+    Activations *act = &r->act;
+    ActivationGradients *g = &r->grad;
+    int64_t n = act->rows, C = c->dim, HD = c->heads * c->head_dim, U = up_width(c), F = c->ffn_dim;
+    int64_t tokens = n / act->sequences;
+
+    d->zero(d, g->residual, n * C * d->element_bytes);
+    norm_backward(r, at(d, act->residual, c->layers * n * C), table->final_norm, table->final_norm_bias);
+    for (int64_t l = c->layers - 1; l >= 0; l--) {
+        const LayerOffsets *w = &table->layer[l];
+        void *residual = at(d, act->residual, l * n * C), *middle = at(d, act->middle, l * n * C);
+        void *qkv = at(d, act->qkv, l * n * qkv_width(c)), *attended = at(d, act->attended, l * n * HD);
+        void *up = at(d, act->up, l * n * U);
+
+        // residual[l+1] = middle + down(activation(up(norm2(middle))))
+        norm_forward(r, act, NULL, middle, NULL, w->norm2, w->norm2_bias);
+        activation_forward(r, act, up);
+        d->matmul_backward(d, g->activated, gradient(r, w->down), gradient(r, w->down_bias), g->residual, act->activated,
+                           weight(r, w->down), n, F, C, false);
+        activation_backward(r, up);
+        d->matmul_backward(d, g->normed, gradient(r, w->up), gradient(r, w->up_bias), g->up, act->normed, weight(r, w->up), n, C,
+                           U, false);
+        norm_backward(r, middle, w->norm2, w->norm2_bias);
+
+        // middle = residual[l] + projection(attention(rotary(qkv(norm1(residual[l])))))
+        d->matmul_backward(d, g->attended, gradient(r, w->attention_out), gradient(r, w->attention_out_bias), g->residual,
+                           attended, weight(r, w->attention_out), n, HD, C, false);
+        Heads heads = heads_of(r, qkv, tokens), d_heads = heads_of(r, g->qkv, tokens);
+        attention_backward(&r->attention, d, d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
+                           token_view(attended, HD, tokens), act->log_sum_exp + l * n * c->heads,
+                           token_view(g->attended, HD, tokens));
+        rotate(r, act, g->qkv, true);
+        norm_forward(r, act, NULL, residual, NULL, w->norm1, w->norm1_bias);
+        d->matmul_backward(d, g->normed, gradient(r, w->qkv), gradient(r, w->qkv_bias), g->qkv, act->normed, weight(r, w->qkv), n,
+                           C, qkv_width(c), false);
+        norm_backward(r, residual, w->norm1, w->norm1_bias);
+    }
+    d->embedding_backward(d, gradient(r, table->token_table), gradient(r, table->position_table), g->residual, act->tokens,
+                          act->positions, n, C, c->vocab_size);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The optimizer: gradients summed over all ranks, clipped, AdamW. Every rank updates its slice of the parameters and keeps only
+// that slice's moments (Rajbhandari et al., ZeRO, 2020, stage 1); then everyone gathers everyone's slices.
+
+static double learning_rate(const Options *o, int64_t step, int64_t steps) { // step counts from 1
+    if (step <= o->warmup) return o->lr * (double)step / (double)o->warmup;
+    if (strcmp(o->schedule, "constant") == 0) return o->lr;
+    double floor_rate = o->lr * o->min_lr, decay_steps, done;
+    if (strcmp(o->schedule, "wsd") == 0) { // warmup-stable-decay: straight down over the last part (Hu et al. 2024)
+        decay_steps = ceil(o->decay_fraction * (double)steps);
+        done = (double)(step - steps) + decay_steps;
+        return done <= 0 ? o->lr : o->lr + (floor_rate - o->lr) * done / decay_steps;
+    }
+    decay_steps = (double)(steps - o->warmup);
+    done = decay_steps > 0 ? (double)(step - o->warmup) / decay_steps : 1;
+    return floor_rate + 0.5 * (o->lr - floor_rate) * (1 + cos(3.141592653589793 * (done < 1 ? done : 1)));
+}
+
+// Leaves in this rank's slice of the gradients the sum over ranks; returns the norm of the whole gradient.
+static double sum_gradients(Rank *r) {
+    comm_doing(r->world, "sum of gradients");
+    float *mine = r->gradients + r->slice_begin;
+    comm_reduce_scatter_sum(r->world, mine, r->gradients, r->slice_counts);
+    double squares = r->device.sum_of_squares(&r->device, mine, r->slice_end - r->slice_begin);
+    comm_all_reduce_sum(r->world, &squares, 1);
+    return sqrt(squares);
+}
+
+static size_t *slice_bytes(const Rank *r, size_t element_bytes) {
+    size_t *bytes = (size_t *)malloc(comm_size(r->world) * sizeof(size_t));
+    if (bytes != NULL)
+        for (int i = 0; i < comm_size(r->world); i++) bytes[i] = (size_t)r->slice_counts[i] * element_bytes;
+    return bytes;
+}
+
+static void gather_slices(Rank *r, void *flat, size_t element_bytes) {
+    size_t *bytes = slice_bytes(r, element_bytes);
+    if (bytes == NULL) {
+        Error err;
+        error_set(&err, "out of memory");
+        comm_fail(r->world, &err);
+    }
+    comm_all_gather(r->world, flat, bytes);
+    free(bytes);
+}
+
+// Each tensor decays or does not; my slice is updated run by run of tensors that agree on it.
+static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
+    const Run *run = r->run;
+    const Options *o = &run->options;
+    Device *d = &r->device;
+    AdamW adamw;
+    adamw.learning_rate = (float)rate;
+    adamw.beta1 = (float)o->beta1;
+    adamw.beta2 = (float)o->beta2;
+    adamw.epsilon = (float)o->adam_epsilon;
+    adamw.step = step;
+    adamw.gradient_scale = o->grad_clip > 0 && gradient_norm > o->grad_clip ? (float)(o->grad_clip / gradient_norm) : 1.0f;
+    for (int i = 0; i < run->table.count; i++) {
+        const Parameter *p = &run->table.parameter[i];
+        int64_t begin = p->offset > r->slice_begin ? p->offset : r->slice_begin;
+        int64_t end = p->offset + p->size < r->slice_end ? p->offset + p->size : r->slice_end;
+        if (begin >= end) continue;
+        adamw.weight_decay = p->decay ? (float)o->weight_decay : 0.0f;
+        int64_t mine = begin - r->slice_begin;
+        d->adamw(d, r->master + mine, weight(r, begin), r->exp_avg + mine, r->exp_avg_sq + mine, r->gradients + begin, end - begin,
+                 &adamw);
+    }
+    comm_doing(r->world, "gathering of weights");
+    gather_slices(r, r->weights, d->element_bytes);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One pass, one step, evaluation
+
+// Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
+static void load(Rank *r, const Loader *loader, const int64_t *window, int64_t count) {
+    Activations *act = &r->act;
+    Device *d = &r->device;
+    int64_t tokens = r->shard.tokens;
+    int32_t *inputs = r->staging, *targets = inputs + tokens, *positions = targets + tokens;
+    Error err;
+    for (int64_t b = 0; b < act->sequences; b++) {
+        if (!loader_read(loader, window[b < count ? b : 0], &r->shard, r->run->config.vocab_size, inputs, targets, positions, &err))
+            comm_fail(r->world, &err);
+        d->upload(d, act->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
+        d->upload(d, act->targets + b * tokens, targets, tokens * sizeof(int32_t));
+        d->upload(d, act->positions + b * tokens, positions, tokens * sizeof(int32_t));
+    }
+}
+
+// Forward and backward over this replica's share of a batch of windows; returns the mean loss over all tokens of all ranks.
+static double forward_backward(Rank *r, const int64_t *window) {
+    const Run *run = r->run;
+    int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
+    double tokens_in_step = (double)run->options.batch * (double)run->options.context, sum = 0;
+    r->device.zero(&r->device, r->gradients, run->table.total * sizeof(float));
+    for (int64_t done = 0; done < per_replica; done += micro) {
+        load(r, &r->loader, window + r->replica * per_replica + done, micro);
+        comm_doing(r->world, "forward pass");
+        forward(r, &r->act, NULL);
+        sum += classify(r, (float)(1.0 / tokens_in_step), r->act.rows);
+        comm_doing(r->world, "backward pass");
+        backward(r);
+    }
+    comm_doing(r->world, "sum of losses");
+    comm_all_reduce_sum(r->world, &sum, 1);
+    return sum / tokens_in_step;
+}
+
+// Mean loss over windows of the validation split; replicas share them out.
+static double evaluate(Rank *r, const Loader *validation, const int64_t *window, int64_t windows) {
+    int64_t micro = r->run->micro_batch, replicas = r->run->options.dp;
+    int64_t begin = windows * r->replica / replicas, end = windows * (r->replica + 1) / replicas;
+    double sum = 0;
+    comm_doing(r->world, "evaluation");
+    for (int64_t first = begin; first < end; first += micro) {
+        int64_t count = end - first < micro ? end - first : micro;
+        load(r, validation, window + first, count);
+        forward(r, &r->act, NULL);
+        sum += classify(r, 0, count * r->shard.tokens);
+    }
+    comm_all_reduce_sum(r->world, &sum, 1);
+    return sum / ((double)windows * (double)r->run->options.context);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Generation: rank 0 alone, all its process's processors, token after token with a key/value cache
+
+enum { PREFILL_ROWS = 128 };
+
+typedef struct Generator {
+    Arena arena;
+    Activations act;
+    KeyValueCache cache;
+    float *logits, *sorted;               // host: (V)
+    float *cos_table, *sin_table;         // host: (PREFILL_ROWS, D/2)
+    int32_t positions[PREFILL_ROWS];
+} Generator;
+
+static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity) {
+    size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
+    lay_out_activations(&g->act, c, d, &g->arena, 1, PREFILL_ROWS, false);
+    g->cache.capacity = capacity;
+    g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
+    g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
+    int64_t rows = PREFILL_ROWS * c->heads;
+    g->cache.accumulator = (float *)arena_take(&g->arena, "attention state", (size_t)(rows * c->head_dim) * sizeof(float));
+    g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
+    g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
+    g->logits = (float *)arena_take(&g->arena, "logits on the host", (size_t)c->vocab_size * sizeof(float));
+    g->sorted = (float *)arena_take(&g->arena, "logits on the host", (size_t)c->vocab_size * sizeof(float));
+    size_t table_bytes = (size_t)(PREFILL_ROWS * (c->head_dim / 2)) * sizeof(float);
+    g->cos_table = (float *)arena_take(&g->arena, "rotary tables on the host", table_bytes);
+    g->sin_table = (float *)arena_take(&g->arena, "rotary tables on the host", table_bytes);
+}
+
+// Runs `rows` (at most PREFILL_ROWS) new tokens through the model; g->logits are those after the last of them.
+static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    for (int64_t i = 0; i < rows; i++) g->positions[i] = (int32_t)(g->cache.length + i);
+    g->act.rows = g->act.table_rows = rows;
+    d->upload(d, g->act.tokens, tokens, (size_t)rows * sizeof(int32_t));
+    d->upload(d, g->act.positions, g->positions, (size_t)rows * sizeof(int32_t));
+    if (config_is_rotary(c)) {
+        rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
+        size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);
+        d->upload(d, g->act.cos_table, g->cos_table, bytes);
+        d->upload(d, g->act.sin_table, g->sin_table, bytes);
+    }
+    forward(r, &g->act, &g->cache);
+    d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier), NULL, 1,
+                      c->dim, c->vocab_size);
+    d->to_float(d, g->logits, g->act.logits, c->vocab_size);
+}
+
+static bool generate(Rank *r, Error *err) {
+    const Run *run = r->run;
+    const ModelConfig *c = &run->config;
+    Device *d = &r->device;
+    int64_t prompt = 0, count;
+    int32_t *tokens = prompt_tokens(run->options.sample, run->validation, run->validation_begin, c->vocab_size, &prompt, err);
+    if (tokens == NULL) return false;
+    int64_t capacity = prompt + run->options.sample_tokens;
+    if (!config_is_rotary(c) && capacity > c->max_positions) capacity = c->max_positions; // no position is learned beyond
+    int32_t *grown = (int32_t *)realloc(tokens, (size_t)(capacity > prompt ? capacity : prompt) * sizeof(int32_t));
+    Generator *g = (Generator *)calloc(1, sizeof(Generator));
+    if (grown != NULL) tokens = grown;
+    bool ok = grown != NULL && g != NULL;
+    if (!ok) error_set(err, "out of memory");
+    if (ok && prompt >= capacity)
+        ok = error_usage(err, "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt",
+                         (long long)prompt, (long long)c->max_positions);
+    if (ok) {
+        d->threads = run->threads; // the other ranks have finished
+        lay_out_generator(g, c, d, capacity);
+        size_t bytes = g->arena.used;
+        memset(&g->arena, 0, sizeof g->arena);
+        g->arena.base = (char *)d->allocate(d, bytes, err);
+        g->arena.capacity = bytes;
+        ok = g->arena.base != NULL;
+    }
+    if (ok) {
+        lay_out_generator(g, c, d, capacity);
+        for (int64_t first = 0; first < prompt; first += PREFILL_ROWS)
+            extend(r, g, tokens + first, prompt - first < PREFILL_ROWS ? prompt - first : PREFILL_ROWS);
+        for (count = prompt; count < capacity; count++) {
+            if (count > prompt) extend(r, g, tokens + count - 1, 1);
+            double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
+            tokens[count] = sample_token(g->logits, g->sorted, c->vocab_size, run->options.temperature, run->options.top_k, uniform);
+            if (tokens_are_bytes(run->validation) && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
+        }
+        print_generated(stdout, tokens_are_bytes(run->validation), tokens, prompt, count);
+        d->release(d, g->arena.base, g->arena.capacity);
+    }
+    free(g);
+    free(tokens);
+    return ok;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The training loop, on every rank
+
+static volatile sig_atomic_t stop_signal = 0; // set by SIGINT and SIGTERM; the one thing in the program that is global
+
+static void on_signal(int number) { stop_signal = number; }
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool leader(const Rank *r) { return comm_rank(r->world) == 0; }
+
+// Ends all ranks unless `ok`.
+static void require(Rank *r, bool ok, const Error *err) {
+    if (!ok) comm_fail(r->world, err);
+}
+
+// The flat vector of one of the moments, from everyone's slices, in the room of the gradients (which are not needed between steps).
+static const float *gather_moment(Rank *r, const float *slice) {
+    r->device.copy(&r->device, r->gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
+    gather_slices(r, r->gradients, sizeof(float));
+    return r->gradients;
+}
+
+static void save(Rank *r, int64_t step, double validation_loss) {
+    const Run *run = r->run;
+    const Options *o = &run->options;
+    Error err;
+    CheckpointWriter *writer = NULL;
+    comm_doing(r->world, "saving of a checkpoint");
+    if (leader(r)) {
+        writer = checkpoint_begin(o->out, step, &run->config, &run->table, &err);
+        require(r, writer != NULL, &err);
+        require(r, checkpoint_write(writer, CHECKPOINT_PARAMETERS, (const float *)r->weights, &err), &err);
+    }
+    const float *moment = gather_moment(r, r->exp_avg);
+    if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG, moment, &err), &err);
+    comm_barrier(r->world); // the leader has read the gathered vector
+    moment = gather_moment(r, r->exp_avg_sq);
+    if (leader(r)) {
+        TrainingState state;
+        memset(&state, 0, sizeof state);
+        state.step = step;
+        state.steps = run->steps;
+        state.seed = (uint64_t)o->seed;
+        state.loader = r->loader.state;
+        state.context = o->context;
+        state.batch = o->batch;
+        state.data_fingerprint = tokens_fingerprint(run->train);
+        state.validation_loss = validation_loss;
+        require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG_SQ, moment, &err), &err);
+        require(r, checkpoint_commit(writer, &state, (int)o->keep, &err), &err);
+    }
+    comm_barrier(r->world);
+}
+
+// Logits and gradients of the step just computed, for comparison with other programs.
+static void dump(Rank *r) {
+    const Run *run = r->run;
+    Error err;
+    if (r->replica == 0)
+        require(r, dump_logits(run->options.dump, r->sequence, r->dump_logits, r->act.sequences, run->options.context,
+                               run->config.vocab_size, &err), &err);
+    gather_slices(r, r->gradients, sizeof(float));
+    if (leader(r)) require(r, dump_gradients(run->options.dump, &run->table, r->gradients, &err), &err);
+    comm_barrier(r->world);
+    free(r->dump_logits);
+    r->dump_logits = NULL;
+}
+
+static void want_dump(Rank *r) {
+    size_t bytes = (size_t)(r->act.rows * r->run->config.vocab_size) * sizeof(float);
+    r->dump_logits = (float *)malloc(bytes);
+    Error err;
+    if (r->dump_logits == NULL) require(r, error_set(&err, "--dump: out of memory for %zu bytes of logits", bytes), &err);
+}
+
+static void require_finite(Rank *r, int64_t step, double loss, double gradient_norm) {
+    if (isfinite(loss) && isfinite(gradient_norm)) return;
+    Error err;
+    const Options *o = &r->run->options;
+    error_set(&err, "step %lld: the loss is %g and the gradient's norm %g; stopped before the update, checkpoints%s%s are kept; "
+              "resume with a smaller --lr or --grad-clip", (long long)step, loss, gradient_norm, o->out == NULL ? "" : " in ",
+              o->out == NULL ? "" : o->out);
+    comm_fail(r->world, &err);
+}
+
+// True on all ranks if any has been asked to stop.
+static bool stop_wanted(Rank *r) {
+    double wanted = stop_signal != 0;
+    comm_all_reduce_sum(r->world, &wanted, 1);
+    return wanted != 0;
+}
+
+typedef struct Validation {
+    Loader loader;
+    int64_t *window, windows;
+} Validation;
+
+static void open_loaders(Rank *r, Validation *v) {
+    const Run *run = r->run;
+    const Options *o = &run->options;
+    Error err;
+    require(r, loader_init(&r->loader, run->train, 0, run->train_end, o->context, (uint64_t)o->seed, true, &err), &err);
+    r->loader.state = run->resumed.loader;
+    require(r, loader_init(&v->loader, run->validation, run->validation_begin, run->validation_end, o->context, 0, true, &err), &err);
+    int64_t all = loader_windows(&v->loader);
+    v->windows = all < o->eval_windows ? all : o->eval_windows; // the same ones in every run, whatever its seed
+    v->window = (int64_t *)malloc((size_t)v->windows * sizeof(int64_t));
+    if (v->window == NULL) require(r, error_set(&err, "out of memory"), &err);
+    loader_next(&v->loader, v->windows, v->window);
+}
+
+static void report_validation(const Run *run, const Validation *v, double loss) {
+    printf("validation loss %.4f nats per token", loss);
+    if (!tokens_are_bytes(run->validation)) {
+        printf(", perplexity %.2f, over %lld windows of %lld tokens\n", exp(loss), (long long)v->windows, (long long)run->options.context);
+        return;
+    }
+    printf(" = %.4f bits per byte, over %lld windows of %lld tokens\n", loss / log(2.0), (long long)v->windows,
+           (long long)run->options.context);
+    double bigram;
+    Error err;
+    if (!tokens_are_bytes(run->train)) return;
+    if (!bigram_loss(run->train, 0, run->train_end, &v->loader, v->window, v->windows, &bigram, &err)) {
+        fprintf(stderr, "train_gpt: no bigram baseline: %s\n", err.message);
+        return;
+    }
+    printf("byte-bigram model %.4f nats per token = %.4f bits per byte, same training split, same windows\n", bigram, bigram / log(2.0));
+}
+
+static void train(Rank *r, Reporter *reporter) {
+    const Run *run = r->run;
+    const Options *o = &run->options;
+    Validation validation;
+    Error err;
+    open_loaders(r, &validation);
+    int64_t *window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
+    if (window == NULL) require(r, error_set(&err, "out of memory"), &err);
+
+    double tokens = (double)o->batch * (double)o->context, flops = flops_per_token(&run->config, &run->table, o->context);
+    double usual_seconds = 0, validation_loss = NAN;
+    int64_t step = run->resumed.step;
+    bool stopped = false;
+    while (step < run->steps && !stopped) {
+        step++;
+        double start = now();
+        int64_t sent_before = attention_bytes_sent(&r->attention);
+        loader_next(&r->loader, o->batch, window);
+        bool dump_now = o->dump != NULL && step == run->resumed.step + 1;
+        if (dump_now) want_dump(r);
+        double loss = forward_backward(r, window);
+        double gradient_norm = sum_gradients(r);
+        if (dump_now) dump(r);
+        require_finite(r, step, loss, gradient_norm);
+        double rate = learning_rate(o, step, run->steps);
+        update(r, step, rate, gradient_norm);
+        double seconds = now() - start;
+        usual_seconds = usual_seconds == 0 ? seconds : 0.9 * usual_seconds + 0.1 * seconds;
+
+        stopped = stop_wanted(r);
+        bool last = step == run->steps || stopped;
+        bool evaluate_now = step == run->steps || (o->eval_every > 0 && step % o->eval_every == 0);
+        double evaluated = evaluate_now ? evaluate(r, &validation.loader, validation.window, validation.windows) : NAN;
+        if (evaluate_now) validation_loss = evaluated;
+        if (leader(r)) {
+            StepReport report;
+            report.step = step;
+            report.steps = run->steps;
+            report.loss = loss;
+            report.learning_rate = rate;
+            report.gradient_norm = gradient_norm;
+            report.tokens_per_second = tokens / seconds;
+            report.machine_fraction = tokens * flops / seconds / run->matrix_rate;
+            report.seconds_left = (double)(run->steps - step) * usual_seconds;
+            report.validation_loss = evaluated;
+            report.seconds = seconds;
+            report.bytes_sent = attention_bytes_sent(&r->attention) - sent_before;
+            require(r, reporter_step(reporter, &report, &err), &err);
+        }
+        if (o->out != NULL && (last || (o->save_every > 0 && step % o->save_every == 0))) save(r, step, validation_loss);
+    }
+    if (run->resumed.step >= run->steps) validation_loss = evaluate(r, &validation.loader, validation.window, validation.windows);
+    if (leader(r)) {
+        reporter_line_end(reporter);
+        if (stopped) printf("stopped by signal %d after step %lld%s%s\n", (int)stop_signal, (long long)step,
+                            o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
+        else report_validation(run, &validation, validation_loss);
+    }
+    free(window);
+    free(validation.window);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A rank's life: memory, groups, weights, training
+
+// Each rank makes or reads its own slice; then everyone gathers everyone's.
+static void fill_weights(Rank *r) {
+    const Run *run = r->run;
+    const char *from = run->resume_from[0] != '\0' ? run->resume_from : run->options.init;
+    const ParameterTable *table = &run->table;
+    int64_t begin = r->slice_begin, end = r->slice_end;
+    Error err;
+    if (from == NULL) parameters_initialize(table, (uint64_t)run->options.seed, begin, end, r->master);
+    else require(r, checkpoint_read(from, CHECKPOINT_PARAMETERS, table, begin, end, r->master, &err), &err);
+    r->device.to_storage(&r->device, weight(r, begin), r->master, end - begin);
+    comm_doing(r->world, "gathering of the first weights");
+    gather_slices(r, r->weights, r->device.element_bytes);
+    if (run->resume_from[0] == '\0') return;
+    require(r, checkpoint_read(from, CHECKPOINT_EXP_AVG, table, begin, end, r->exp_avg, &err), &err);
+    require(r, checkpoint_read(from, CHECKPOINT_EXP_AVG_SQ, table, begin, end, r->exp_avg_sq, &err), &err);
+}
+
+// Cosines and sines of this rank's positions, which are the same for every sequence.
+static bool fill_rotary_tables(Rank *r, Error *err) {
+    const ModelConfig *c = &r->run->config;
+    if (!config_is_rotary(c)) return true;
+    int64_t tokens = r->shard.tokens, elements = tokens * (c->head_dim / 2), n = 0;
+    float *tables = (float *)malloc((size_t)(2 * elements) * sizeof(float));
+    if (tables == NULL) return error_set(err, "out of memory for the rotary tables of %lld tokens", (long long)tokens);
+    for (int i = 0; i < r->shard.count; i++)
+        for (int64_t t = 0; t < r->shard.chunk[i].length; t++) r->staging[n++] = (int32_t)(r->shard.chunk[i].start + t);
+    rope_tables(c, r->staging, tokens, tables, tables + elements);
+    r->device.upload(&r->device, r->act.cos_table, tables, (size_t)elements * sizeof(float));
+    r->device.upload(&r->device, r->act.sin_table, tables + elements, (size_t)elements * sizeof(float));
+    free(tables);
+    return true;
+}
+
+static bool set_up_rank(Rank *r, Error *err) {
+    int ranks = comm_size(r->world), me = comm_rank(r->world);
+    size_t bytes = bytes_of_rank(r, me);
+    memset(&r->arena, 0, sizeof r->arena);
+    r->arena.base = (char *)r->device.allocate(&r->device, bytes, err);
+    r->arena.capacity = bytes;
+    if (r->arena.base == NULL) return false;
+    lay_out_rank(r, me);
+    r->sequence = comm_split(r->world, r->replica, me);
+    attention_connect(&r->attention, r->sequence);
+    r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
+    r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
+    if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
+    for (int i = 0; i < ranks; i++) r->slice_counts[i] = r->run->table.total * (i + 1) / ranks - r->run->table.total * i / ranks;
+    return fill_rotary_tables(r, err);
+}
+
+static int threads_per_rank(const Run *run, int ranks_here) {
+    int threads = run->threads / ranks_here;
+    return threads > 1 ? threads : 1;
+}
+
+static void rank_main(Comm *world, void *argument) {
+    const Run *run = (const Run *)argument;
+    const Options *o = &run->options;
+    Rank *r = (Rank *)calloc(1, sizeof(Rank));
+    Reporter reporter;
+    Error err;
+    if (r == NULL) {
+        error_set(&err, "out of memory");
+        comm_fail(world, &err);
+    }
+    r->run = run;
+    r->world = world;
+    cpu_device(&r->device, threads_per_rank(run, comm_launched_by_mpi() ? 1 : comm_size(world)));
+    require(r, set_up_rank(r, &err), &err);
+    fill_weights(r);
+    if (leader(r)) require(r, reporter_open(&reporter, o->log, o->resume, &err), &err);
+    comm_barrier(world);
+    train(r, &reporter);
+    if (leader(r)) {
+        require(r, reporter_close(&reporter, &err), &err);
+        if (o->sample_tokens > 0 && stop_signal == 0) require(r, generate(r, &err), &err);
+    }
+    attention_disconnect(&r->attention);
+    comm_free(r->sequence);
+    r->device.release(&r->device, r->arena.base, r->arena.capacity);
+    free(r->slice_counts);
+    free(r->staging);
+    free(r);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The process: options, model, data, plan; then the ranks
+
+// Adds up the memory of the ranks of this process; prints the plan where asked, and refuses what cannot fit.
+static bool plan(const Run *run, int ranks_here, bool speaks, Arena *first, Error *err) {
+    const Options *o = &run->options;
+    size_t all = 0;
+    Rank *r = (Rank *)calloc(1, sizeof(Rank));
+    if (r == NULL) return error_set(err, "out of memory");
+    for (int rank = ranks_here - 1; rank >= 0; rank--) {
+        memset(r, 0, sizeof *r);
+        r->run = run;
+        cpu_device(&r->device, 1);
+        all += bytes_of_rank(r, rank);
+    }
+    *first = r->arena;
+    free(r);
+    int64_t passes = o->batch / o->dp / run->micro_batch, available = memory_available();
+    bool fits = available < 0 || all < (size_t)available;
+    if (speaks && (o->plan || !fits)) print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch, passes);
+    if (fits || o->plan) return true;
+    char need[32], have[32];
+    format_bytes(need, (double)all);
+    format_bytes(have, (double)available);
+    return error_set(err, "out of memory: the plan above needs %s and %s is free; lower --context, --micro-batch or the model's sizes",
+                     need, have);
+}
+
+// Everything up to the ranks' start. Only one process of an MPI run speaks.
+static bool prepare(Run *run, bool speaks, Error *err) {
+    const Options *o = &run->options;
+    if (!run_open(run, err)) return false;
+    bool mpi = comm_launched_by_mpi() && strcmp(o->engine, "local") != 0;
+    Arena arena;
+    int ranks_here = mpi ? 1 : (int)(o->sp * o->dp);
+    if (!plan(run, ranks_here, speaks, &arena, err)) return false;
+    if (o->plan) return true;
+    run->matrix_rate = cpu_matrix_rate(run->threads);
+    if (speaks) run_print_header(run, stdout, &arena, mpi ? "MPI processes" : "threads of this process");
+    return true;
+}
+
+int main(int argc, char **argv) {
+    static Run run; // shared by the ranks; too large for some stacks
+    bool speaks = comm_process_rank() == 0;
+    Error err;
+    err.exit_code = 0;
+    if (options_parse(&run.options, argc, (const char *const *)argv, &err)) {
+        if (run.options.help) {
+            options_help(stdout);
+            return 0;
+        }
+        if (speaks) options_print_command(&run.options, stdout);
+        signal(SIGINT, on_signal);
+        signal(SIGTERM, on_signal);
+        CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
+        comm_engine_from_name(run.options.engine, &launch.engine);
+        if (prepare(&run, speaks, &err) && !run.options.plan) comm_run(&launch, rank_main, &run, &err);
+    }
+    if (err.exit_code != 0) {
+        if (speaks) die(&err);
+        return err.exit_code;
+    }
+    run_close(&run);
+    return stop_signal != 0 ? 128 + (int)stop_signal : 0;
+}
