@@ -591,43 +591,48 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     d->to_float(d, g->logits, g->act.logits, c->vocab_size);
 }
 
-static bool generate(Rank *r, Error *err) {
+// Bytes that generation takes beside the ranks' memory.
+static size_t bytes_of_generator(Generator *g, const Run *run, const Device *d) {
+    memset(g, 0, sizeof *g);
+    lay_out_generator(g, &run->config, d, run->sample_end);
+    size_t bytes = g->arena.used;
+    memset(g, 0, sizeof *g);
+    return bytes;
+}
+
+static void generate(Rank *r, Generator *g, int32_t *tokens) {
     const Run *run = r->run;
-    const ModelConfig *c = &run->config;
+    int64_t V = run->config.vocab_size, prompt = run->prompt_tokens, count = prompt;
+    bool bytes = tokens_are_bytes(run->validation);
+    memcpy(tokens, run->prompt, (size_t)prompt * sizeof(int32_t));
+    for (int64_t first = 0; first < prompt; first += PREFILL_ROWS)
+        extend(r, g, tokens + first, prompt - first < PREFILL_ROWS ? prompt - first : PREFILL_ROWS);
+    for (; count < run->sample_end; count++) {
+        if (count > prompt) extend(r, g, tokens + count - 1, 1);
+        double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
+        tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
+        if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
+    }
+    print_generated(stdout, bytes, tokens, prompt, count);
+}
+
+static bool print_sample(Rank *r, Error *err) {
+    const Run *run = r->run;
     Device *d = &r->device;
-    int64_t prompt = 0, count;
-    int32_t *tokens = prompt_tokens(run->options.sample, run->validation, run->validation_begin, c->vocab_size, &prompt, err);
-    if (tokens == NULL) return false;
-    int64_t capacity = prompt + run->options.sample_tokens;
-    if (!config_is_rotary(c) && capacity > c->max_positions) capacity = c->max_positions; // no position is learned beyond
-    int32_t *grown = (int32_t *)realloc(tokens, (size_t)(capacity > prompt ? capacity : prompt) * sizeof(int32_t));
-    Generator *g = (Generator *)calloc(1, sizeof(Generator));
-    if (grown != NULL) tokens = grown;
-    bool ok = grown != NULL && g != NULL;
-    if (!ok) error_set(err, "out of memory");
-    if (ok && prompt >= capacity)
-        ok = error_usage(err, "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt",
-                         (long long)prompt, (long long)c->max_positions);
+    Generator *g = (Generator *)malloc(sizeof(Generator));
+    int32_t *tokens = (int32_t *)malloc((size_t)run->sample_end * sizeof(int32_t));
+    bool ok = g != NULL && tokens != NULL;
+    if (!ok) error_set(err, "out of memory for a sample of %lld tokens", (long long)run->options.sample_tokens);
     if (ok) {
         d->threads = run->threads; // the other ranks have finished
-        lay_out_generator(g, c, d, capacity);
-        size_t bytes = g->arena.used;
-        memset(&g->arena, 0, sizeof g->arena);
+        size_t bytes = bytes_of_generator(g, run, d);
         g->arena.base = (char *)d->allocate(d, bytes, err);
         g->arena.capacity = bytes;
         ok = g->arena.base != NULL;
     }
     if (ok) {
-        lay_out_generator(g, c, d, capacity);
-        for (int64_t first = 0; first < prompt; first += PREFILL_ROWS)
-            extend(r, g, tokens + first, prompt - first < PREFILL_ROWS ? prompt - first : PREFILL_ROWS);
-        for (count = prompt; count < capacity; count++) {
-            if (count > prompt) extend(r, g, tokens + count - 1, 1);
-            double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
-            tokens[count] = sample_token(g->logits, g->sorted, c->vocab_size, run->options.temperature, run->options.top_k, uniform);
-            if (tokens_are_bytes(run->validation) && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
-        }
-        print_generated(stdout, tokens_are_bytes(run->validation), tokens, prompt, count);
+        lay_out_generator(g, &run->config, d, run->sample_end);
+        generate(r, g, tokens);
         d->release(d, g->arena.base, g->arena.capacity);
     }
     free(g);
@@ -811,7 +816,7 @@ static void train(Rank *r, Reporter *reporter) {
             report.learning_rate = rate;
             report.gradient_norm = gradient_norm;
             report.tokens_per_second = tokens / seconds;
-            report.machine_fraction = tokens * flops / seconds / run->matrix_rate;
+            report.machine_fraction = tokens * flops / seconds / run->matrix_rate / (run->mpi ? comm_size(r->world) : 1);
             report.seconds_left = (double)(run->steps - step) * usual_seconds;
             report.validation_loss = evaluated;
             report.seconds = seconds;
@@ -901,7 +906,7 @@ static void rank_main(Comm *world, void *argument) {
     }
     r->run = run;
     r->world = world;
-    cpu_device(&r->device, threads_per_rank(run, comm_launched_by_mpi() ? 1 : comm_size(world)));
+    cpu_device(&r->device, threads_per_rank(run, run->mpi ? 1 : comm_size(world)));
     require(r, set_up_rank(r, &err), &err);
     fill_weights(r);
     if (leader(r)) require(r, reporter_open(&reporter, o->log, o->resume, &err), &err);
@@ -909,7 +914,7 @@ static void rank_main(Comm *world, void *argument) {
     train(r, &reporter);
     if (leader(r)) {
         require(r, reporter_close(&reporter, &err), &err);
-        if (o->sample_tokens > 0 && stop_signal == 0) require(r, generate(r, &err), &err);
+        if (run->prompt != NULL && stop_signal == 0) require(r, print_sample(r, &err), &err);
     }
     attention_disconnect(&r->attention);
     comm_free(r->sequence);
@@ -922,48 +927,50 @@ static void rank_main(Comm *world, void *argument) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The process: options, model, data, plan; then the ranks
 
-// Adds up the memory of the ranks of this process; prints the plan where asked, and refuses what cannot fit.
-static bool plan(const Run *run, int ranks_here, bool speaks, Arena *first, Error *err) {
+// Adds up the memory of this process; prints the plan where asked, and refuses what cannot fit. Leaves rank 0's list of buffers in *first.
+static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     const Options *o = &run->options;
-    size_t all = 0;
+    int ranks_here = run->mpi ? 1 : (int)(o->sp * o->dp);
     Rank *r = (Rank *)calloc(1, sizeof(Rank));
-    if (r == NULL) return error_set(err, "out of memory");
-    for (int rank = ranks_here - 1; rank >= 0; rank--) {
-        memset(r, 0, sizeof *r);
-        r->run = run;
-        cpu_device(&r->device, 1);
-        all += bytes_of_rank(r, rank);
+    Generator *g = (Generator *)calloc(1, sizeof(Generator));
+    if (r == NULL || g == NULL) {
+        free(r);
+        free(g);
+        return error_set(err, "out of memory");
     }
+    r->run = run;
+    cpu_device(&r->device, 1);
+    size_t all = 0, generator = run->prompt != NULL ? bytes_of_generator(g, run, &r->device) : 0;
+    for (int rank = ranks_here - 1; rank >= 0; rank--) all += bytes_of_rank(r, rank);
     *first = r->arena;
     free(r);
-    int64_t passes = o->batch / o->dp / run->micro_batch, available = memory_available();
-    bool fits = available < 0 || all < (size_t)available;
+    free(g);
+    int64_t passes = o->batch / o->dp / run->micro_batch, available = memory_available() / comm_processes_here();
+    bool fits = all + generator < (size_t)available;
     if (speaks && (o->plan || !fits)) print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch, passes);
     if (fits || o->plan) return true;
     char need[32], have[32];
-    format_bytes(need, (double)all);
+    format_bytes(need, (double)(all + generator));
     format_bytes(have, (double)available);
-    return error_set(err, "out of memory: the plan above needs %s and %s is free; lower --context, --micro-batch or the model's sizes",
-                     need, have);
+    return error_set(err, "out of memory: this needs %s (plan above; %lld tokens of sample included) and %s is free; lower --context, "
+                     "--micro-batch, --sample-tokens or the model's sizes", need, (long long)o->sample_tokens, have);
 }
 
 // Everything up to the ranks' start. Only one process of an MPI run speaks.
 static bool prepare(Run *run, bool speaks, Error *err) {
-    const Options *o = &run->options;
-    if (!run_open(run, err)) return false;
-    bool mpi = comm_launched_by_mpi() && strcmp(o->engine, "local") != 0;
     Arena arena;
-    int ranks_here = mpi ? 1 : (int)(o->sp * o->dp);
-    if (!plan(run, ranks_here, speaks, &arena, err)) return false;
-    if (o->plan) return true;
+    if (!run_open(run, err) || !plan(run, speaks, &arena, err)) return false;
+    if (run->options.plan) return true;
     run->matrix_rate = cpu_matrix_rate(run->threads);
-    if (speaks) run_print_header(run, stdout, &arena, mpi ? "MPI processes" : "threads of this process");
+    if (speaks) run_print_header(run, stdout, &arena);
+    fflush(stdout);
     return true;
 }
 
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
     bool speaks = comm_process_rank() == 0;
+    setvbuf(stdout, NULL, _IOLBF, 0); // a killed run has said all that it had to say
     Error err;
     err.exit_code = 0;
     if (options_parse(&run.options, argc, (const char *const *)argv, &err)) {
@@ -974,6 +981,7 @@ int main(int argc, char **argv) {
         if (speaks) options_print_command(&run.options, stdout);
         signal(SIGINT, on_signal);
         signal(SIGTERM, on_signal);
+        signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported
         CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
         comm_engine_from_name(run.options.engine, &launch.engine);
         if (prepare(&run, speaks, &err) && !run.options.plan) comm_run(&launch, rank_main, &run, &err);

@@ -2,8 +2,8 @@
 //
 //   my tokens of all heads -> [Ulysses, over U ranks] -> walk by ring or gather, over P/U ranks -> [Ulysses, back]
 //
-// U = 1 leaves the ring or gather alone, U = P leaves Ulysses alone: the walk is then that of one rank over one chunk, [0, T).
-// Rank r of P is rank r % U of those who share heads and rank r / U of its ring: neighbours share heads.
+// U = 1 leaves the ring or gather alone, U = P leaves Ulysses alone: the walk is then that of one rank over one chunk,
+// [0, T). Rank r of P is rank r % U of those who share heads and rank r / U of its ring: neighbours share heads.
 #include "attention/attention.h"
 
 #include <stdlib.h>
@@ -14,10 +14,10 @@ struct AttentionScratch {
     Walk walk;
     Ulysses ulysses;
     float *probabilities, *probability_rows, *delta; // vanilla
-    CommRequest request[]; // of walk or ulysses, which are never under way together
+    CommRequest request[];                           // of walk or ulysses, which are never under way together
 };
 
-// ---- layout -----------------------------------------------------------------------------------------------------------------
+// ---- layout -------------------------------------------------------------------------------------
 
 static int64_t largest_shard(int64_t T, int ranks) {
     int64_t largest = 0;
@@ -31,17 +31,20 @@ static int64_t largest_shard(int64_t T, int ranks) {
 static void lay_out_walk(Walk *walk, Exchange exchange, size_t element_bytes, Arena *arena) {
     const AttentionShape *shape = &walk->shape;
     size_t rows = (size_t)(shape->batch * shape->heads * walk->shard.tokens) * sizeof(float);
-    walk->queries = arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
+    walk->queries =
+        arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
     walk->rows = arena_take(arena, "attention: softmax sum, delta", rows);
 
     size_t token = (size_t)walk_token_elements(shape), tokens = (size_t)largest_shard(walk->context, walk->ranks);
     int gradients = walk->ranks == 1 ? 1 : exchange == EXCHANGE_GATHER ? 4 : 3;
     for (int i = 0; i < gradients; i++) {
-        walk->gradient[i] = arena_take(arena, "attention: gradients of keys and values", tokens * token * sizeof(float));
+        walk->gradient[i] =
+            arena_take(arena, "attention: gradients of keys and values", tokens * token * sizeof(float));
     }
     if (walk->ranks == 1) return;
     if (exchange == EXCHANGE_GATHER) {
-        walk->block[0] = arena_take(arena, "attention: all keys and values", (size_t)walk->context * token * element_bytes);
+        walk->block[0] =
+            arena_take(arena, "attention: all keys and values", (size_t)walk->context * token * element_bytes);
         return;
     }
     for (int i = 0; i < 2; i++) {
@@ -52,10 +55,10 @@ static void lay_out_walk(Walk *walk, Exchange exchange, size_t element_bytes, Ar
 static void lay_out_vanilla(struct AttentionScratch *scratch, const AttentionConfig *config, Arena *arena) {
     const AttentionShape *shape = &config->shape;
     size_t rows = (size_t)(shape->batch * shape->heads * config->context) * sizeof(float);
-    scratch->probabilities = arena_take(arena, "attention: probabilities, T x T",
-                                        vanilla_probability_bytes(shape, config->context));
-    scratch->probability_rows = arena_take(arena, "attention: gradient of probabilities, some rows",
-                                           vanilla_row_bytes(shape, config->context));
+    scratch->probabilities =
+        arena_take(arena, "attention: probabilities, T x T", vanilla_probability_bytes(shape, config->context));
+    scratch->probability_rows =
+        arena_take(arena, "attention: gradient of probabilities, some rows", vanilla_row_bytes(shape, config->context));
     scratch->delta = arena_take(arena, "attention: softmax sum, delta", rows);
 }
 
@@ -69,7 +72,8 @@ static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *con
     heads_shape.heads /= U;
     heads_shape.kv_heads = ulysses_kv_heads(heads_shape.kv_heads, U);
     Shard group = shard_of(config->context, P / U, rank / U);
-    scratch->walk = (Walk){.context = config->context, .ranks = P / U, .rank = rank / U, .shard = group, .shape = heads_shape};
+    scratch->walk =
+        (Walk){.context = config->context, .ranks = P / U, .rank = rank / U, .shard = group, .shape = heads_shape};
     lay_out_walk(&scratch->walk, config->exchange, config->element_bytes, arena);
     if (U == 1) return;
     scratch->ulysses = (Ulysses){.ranks = U,
@@ -86,7 +90,8 @@ static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *con
 }
 
 void attention_lay_out(Attention *attention, const AttentionConfig *resolved, int rank, Arena *arena) {
-    *attention = (Attention){.config = *resolved, .rank = rank, .shard = shard_of(resolved->context, resolved->ranks, rank)};
+    *attention =
+        (Attention){.config = *resolved, .rank = rank, .shard = shard_of(resolved->context, resolved->ranks, rank)};
     if (arena->base == NULL) { // planning: nothing is kept
         struct AttentionScratch planned = {0};
         lay_out(&planned, resolved, rank, arena);
@@ -125,7 +130,7 @@ int64_t attention_bytes_sent(const Attention *attention) {
     return comm_bytes_sent(attention->heads_group) + comm_bytes_sent(attention->ring_group);
 }
 
-// ---- forward and backward -----------------------------------------------------------------------------------------------------
+// ---- forward and backward -----------------------------------------------------------------------
 
 // The walk and Ulysses, ready for a call.
 static const Walk *walk_on(Attention *attention, Device *device) {
@@ -146,8 +151,8 @@ static const float *meet_backward(const Attention *attention, const Walk *walk, 
     return attention->config.exchange == EXCHANGE_GATHER ? gather_backward(walk, mine) : ring_backward(walk, mine);
 }
 
-void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
-                       TokenView v) {
+void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q,
+                       TokenView k, TokenView v) {
     const AttentionConfig *config = &attention->config;
     Tensors mine = {.q = q, .k = k, .v = v, .out = out, .log_sum_exp = log_sum_exp};
     if (config->exchange == EXCHANGE_VANILLA) {
@@ -177,12 +182,13 @@ void attention_backward(Attention *attention, Device *device, TokenView d_q, Tok
                         TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out) {
     const AttentionConfig *config = &attention->config;
     struct AttentionScratch *scratch = attention->scratch;
-    Tensors mine = {.q = q, .k = k, .v = v, .out = out, .d_out = d_out, .d_q = d_q, .log_sum_exp = (float *)log_sum_exp};
+    Tensors mine = {
+        .q = q, .k = k, .v = v, .out = out, .d_out = d_out, .d_q = d_q, .log_sum_exp = (float *)log_sum_exp};
     if (config->exchange == EXCHANGE_VANILLA) {
         mine.delta = scratch->delta;
         row_delta(attention, device, &mine);
-        vanilla_backward(device, &config->shape, config->context, scratch->probabilities, scratch->probability_rows, &mine, d_k,
-                         d_v);
+        vanilla_backward(device, &config->shape, config->context, scratch->probabilities, scratch->probability_rows,
+                         &mine, d_k, d_v);
         return;
     }
     const Walk *walk = walk_on(attention, device);

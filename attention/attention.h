@@ -44,7 +44,7 @@ typedef struct AttentionConfig {
 // Settles AUTO and `ulysses`, or says why this exchange cannot serve this shape (usage error naming the options).
 bool attention_resolve(AttentionConfig *config, Error *err);
 
-// Bytes that rank `rank` sends for one layer: forward, and backward, by formula. Equal to what comm counts.
+// Bytes that rank `rank` sends for one layer: forward, and backward, by formula. Equal to what comm counts. config: resolved.
 typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
 AttentionBytes attention_bytes(const AttentionConfig *config, int rank);
 

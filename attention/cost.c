@@ -3,11 +3,12 @@
 
 #include "attention/exchange.h"
 
-static const char *const names[] = {
-    [EXCHANGE_AUTO] = "auto",       [EXCHANGE_RING] = "ring",
-    [EXCHANGE_GATHER] = "gather",   [EXCHANGE_ULYSSES] = "ulysses",
-    [EXCHANGE_VANILLA] = "vanilla", [EXCHANGE_ULYSSES_RING] = "ulysses-ring",
-};
+static const char *const names[] = {[EXCHANGE_AUTO] = "auto",
+                                    [EXCHANGE_RING] = "ring",
+                                    [EXCHANGE_GATHER] = "gather",
+                                    [EXCHANGE_ULYSSES] = "ulysses",
+                                    [EXCHANGE_ULYSSES_RING] = "ulysses-ring",
+                                    [EXCHANGE_VANILLA] = "vanilla"};
 
 const char *exchange_name(Exchange exchange) { return names[exchange]; }
 
@@ -21,25 +22,23 @@ bool exchange_from_name(const char *name, Exchange *exchange) {
     return false;
 }
 
-// ---- bytes ------------------------------------------------------------------------------------------------------------------
-// T tokens, P ranks in groups of U (Ulysses; 1 for ring and gather), R = P/U; e bytes per element of storage. A rank has
-// H' = H/U query heads and KV' = max(KV/U, 1) key/value heads, and the ranks of its ring have n_0 ... n_{R-1} tokens, in
-// early and late chunks e_j + l_j = n_j. w = 2 B KV' D, the elements of a block per token.
+// ---- bytes --------------------------------------------------------------------------------------
+// T tokens, P ranks in groups of U (Ulysses; 1 for ring and gather), R = P/U; e bytes per element of storage. A rank
+// has H' = H/U query heads and KV' = max(KV/U, 1) key/value heads, and the ranks of its ring have n_0 ... n_{R-1}
+// tokens, in early and late chunks e_j + l_j = n_j. w = 2 B KV' D, the elements of a block per token.
 //
 // Walk, rank r of R. A late chunk is sent to the ranks below its owner only.
 //   ring    forward   w e (sum of e_j over j != r-1  +  sum of l_j over j >= r, unless r = 0)
 //           backward  the same + 4 w T (every gradient block passes every rank once)
 //   gather  forward   w e ((R-1) e_r + r l_r)
 //           backward  the same + 4 w (sum of e_j over j != r  +  sum of l_j over j > r)
-// With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of it.
-// (The last rank's two chunks are one and go everywhere: only ranks below it are there.)
+// With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
+// it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.)
 //
 // Ulysses, rank u of U, n tokens of its own and m of the others of its group; f = 4, the bytes of fp32:
 //   forward   (U-1) n B (H' + 2 KV') D e                  +  m B H' (D e + f)
 //   backward  (U-1) n B (2 (H' + KV') D e + 2 H' f)       +  m B (H' D e + 2 KV' D f)
 // With H = KV and n = T/P: forward about 4 B H D e T/P (U-1)/U, which falls with P, where the ring's does not.
-
-typedef struct Sent { int64_t forward, backward; } Sent;
 
 static AttentionShape heads_of_one_rank(const AttentionConfig *config) {
     AttentionShape shape = config->shape;
@@ -48,54 +47,52 @@ static AttentionShape heads_of_one_rank(const AttentionConfig *config) {
     return shape;
 }
 
-static int64_t tokens_for(int64_t T, int ranks, int owner, int reader) {
-    return owner == reader ? 0 : shard_seen(T, ranks, owner, reader).tokens;
-}
-
-static Sent walk_bytes(const AttentionConfig *config, int rank) {
+static AttentionBytes walk_bytes(const AttentionConfig *config, int rank) {
     int ranks = config->ranks / config->ulysses, me = rank / config->ulysses;
-    if (ranks == 1) return (Sent){0, 0};
+    if (ranks == 1) return (AttentionBytes){0, 0};
     AttentionShape shape = heads_of_one_rank(config);
     int64_t T = config->context, token = walk_token_elements(&shape), bytes = (int64_t)config->element_bytes;
     int64_t keys = 0, gradients = 0; // in tokens
     for (int other = 0; other < ranks; other++) {
         if (config->exchange == EXCHANGE_GATHER) {
-            keys += tokens_for(T, ranks, me, other);
-            gradients += tokens_for(T, ranks, other, me);
+            keys += shard_tokens_for(T, ranks, me, other);
+            gradients += shard_tokens_for(T, ranks, other, me);
         } else {
-            keys += tokens_for(T, ranks, other, (me + ranks - 1) % ranks); // every block goes to the rank below me
+            keys +=
+                shard_tokens_for(T, ranks, other, (me + ranks - 1) % ranks); // every block goes to the rank below me
             gradients = T;
         }
     }
-    return (Sent){keys * token * bytes, keys * token * bytes + gradients * token * (int64_t)sizeof(float)};
+    return (AttentionBytes){keys * token * bytes, keys * token * bytes + gradients * token * (int64_t)sizeof(float)};
 }
 
-static Sent ulysses_bytes(const AttentionConfig *config, int rank) {
+static AttentionBytes ulysses_bytes(const AttentionConfig *config, int rank) {
     int U = config->ulysses, first = rank / U * U;
     AttentionShape shape = heads_of_one_rank(config);
     int64_t B = shape.batch, H = shape.heads, KV = shape.kv_heads, D = shape.head_dim;
     int64_t e = (int64_t)config->element_bytes, f = sizeof(float);
     int64_t mine = shard_of(config->context, config->ranks, rank).tokens, others = -mine;
     for (int i = first; i < first + U; i++) others += shard_of(config->context, config->ranks, i).tokens;
-    return (Sent){(U - 1) * mine * B * (H + 2 * KV) * D * e + others * B * H * (D * e + f),
-                  (U - 1) * mine * B * (2 * (H + KV) * D * e + 2 * H * f) + others * B * (H * D * e + 2 * KV * D * f)};
+    return (AttentionBytes){(U - 1) * mine * B * (H + 2 * KV) * D * e + others * B * H * (D * e + f),
+                            (U - 1) * mine * B * (2 * (H + KV) * D * e + 2 * H * f) +
+                                others * B * (H * D * e + 2 * KV * D * f)};
 }
 
 AttentionBytes attention_bytes(const AttentionConfig *config, int rank) {
-    Sent walk = walk_bytes(config, rank), ulysses = ulysses_bytes(config, rank);
+    AttentionBytes walk = walk_bytes(config, rank), ulysses = ulysses_bytes(config, rank);
     return (AttentionBytes){walk.forward + ulysses.forward, walk.backward + ulysses.backward};
 }
 
-// ---- choosing ---------------------------------------------------------------------------------------------------------------
+// ---- choosing -----------------------------------------------------------------------------------
 
 static bool ulysses_fits(const AttentionConfig *config, int U) {
     int64_t heads = config->shape.heads, kv_heads = config->shape.kv_heads;
     return config->ranks % U == 0 && heads % U == 0 && (kv_heads % U == 0 || U % kv_heads == 0);
 }
 
-// What a step waits for, in bytes sent by the busiest rank. The walk's bytes travel while there is work, and only what is
-// left over counts; nothing can be worked on while the all-to-alls of Ulysses are under way. A wait has a price of its
-// own, whatever is sent. Two round figures stand for the machine; the choice changes by factors, not by per cent:
+// What a step waits for, in bytes sent by the busiest rank. The walk's bytes travel while there is work, and only what
+// is left over counts; nothing can be worked on while the all-to-alls of Ulysses are under way. A wait has a price of
+// its own, whatever is sent. Two round figures stand for the machine; the choice changes by factors, not by per cent:
 enum {
     FLOPS_PER_BYTE = 1000, // worked while a byte is sent: hundreds between sockets, thousands between GPUs
     BYTES_PER_WAIT = 65536 // sent in the time that it takes to start a message and wake up who waits for it
@@ -110,7 +107,7 @@ static int64_t attention_flops(const AttentionConfig *config) { // of one rank: 
 static int64_t cost(const AttentionConfig *config) {
     int64_t walk = 0, ulysses = 0;
     for (int rank = 0; rank < config->ranks; rank++) {
-        Sent w = walk_bytes(config, rank), u = ulysses_bytes(config, rank);
+        AttentionBytes w = walk_bytes(config, rank), u = ulysses_bytes(config, rank);
         if (walk < w.forward + w.backward) walk = w.forward + w.backward;
         if (ulysses < u.forward + u.backward) ulysses = u.forward + u.backward;
     }
@@ -147,17 +144,22 @@ static bool resolve_ulysses(AttentionConfig *config, Error *err) {
             if (ulysses_fits(config, U)) config->ulysses = U;
         }
         if (config->ulysses == 1 && P > 1) {
-            return error_usage(err, "--attention ulysses-ring with --sp %d, --heads %lld and --kv-heads %lld: no number of ranks "
-                                    "between 1 and --sp divides --sp and --heads, and --kv-heads (or is a multiple of it); use "
-                                    "--attention ring or ulysses", P, (long long)config->shape.heads,
-                               (long long)config->shape.kv_heads);
+            return error_usage(
+                err,
+                "--attention ulysses-ring with --sp %d, --heads %lld and --kv-heads %lld: no number of ranks "
+                "between 1 and --sp divides --sp and --heads, and --kv-heads (or is a multiple of it); use "
+                "--attention ring or ulysses",
+                P, (long long)config->shape.heads, (long long)config->shape.kv_heads);
         }
     }
     if (config->ulysses < 1 || !ulysses_fits(config, config->ulysses)) {
-        return error_usage(err, "--attention %s cannot share --heads %lld and --kv-heads %lld among %d of --sp %d ranks: their "
-                                "number must divide --sp and --heads, and divide --kv-heads or be a multiple of it; use "
-                                "--attention ring or gather, or another --sp", exchange_name(config->exchange),
-                           (long long)config->shape.heads, (long long)config->shape.kv_heads, config->ulysses, P);
+        return error_usage(
+            err,
+            "--attention %s cannot share --heads %lld and --kv-heads %lld among %d ranks (--sp %d): their number must "
+            "divide --sp and --heads, and divide --kv-heads or be a multiple of it; use --attention ring or gather, "
+            "or another --sp",
+            exchange_name(config->exchange), (long long)config->shape.heads, (long long)config->shape.kv_heads,
+            config->ulysses, P);
     }
     return true;
 }
@@ -165,8 +167,10 @@ static bool resolve_ulysses(AttentionConfig *config, Error *err) {
 static bool check_shape(const AttentionConfig *config, Error *err) {
     const AttentionShape *shape = &config->shape;
     if (shape->heads < 1 || shape->kv_heads < 1 || shape->heads % shape->kv_heads != 0) {
-        return error_usage(err, "--heads %lld is not a multiple of --kv-heads %lld: every key/value head serves the same number of "
-                                "heads", (long long)shape->heads, (long long)shape->kv_heads);
+        return error_usage(
+            err,
+            "--heads %lld is not a multiple of --kv-heads %lld: every key/value head serves the same number of heads",
+            (long long)shape->heads, (long long)shape->kv_heads);
     }
     if (shape->head_dim < 1 || shape->head_dim > ATTENTION_MAX_HEAD_DIM) {
         return error_usage(err, "heads of %lld values: attention takes 1 to %d; change --dim or --heads",
@@ -174,9 +178,11 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
     }
     if (config->ranks < 1) return error_usage(err, "--sp %d: at least one rank is needed", config->ranks);
     if (config->ranks > 1 && config->context < 2 * (int64_t)config->ranks) {
-        return error_usage(err, "--context %lld is too short for --sp %d: every rank takes two chunks of at least one token; use "
-                                "--context %d or more, or fewer ranks", (long long)config->context, config->ranks,
-                           2 * config->ranks);
+        return error_usage(
+            err,
+            "--context %lld is too short for --sp %d: every rank takes two chunks of at least one token; use "
+            "--context %d or more, or fewer ranks",
+            (long long)config->context, config->ranks, 2 * config->ranks);
     }
     return true;
 }
@@ -189,8 +195,11 @@ bool attention_resolve(AttentionConfig *config, Error *err) {
     case EXCHANGE_ULYSSES_RING: return resolve_ulysses(config, err);
     case EXCHANGE_VANILLA:
         if (config->ranks > 1) {
-            return error_usage(err, "--attention vanilla stores the whole T x T matrix on one rank and cannot serve --sp %d; use "
-                                    "--sp 1, or --attention auto", config->ranks);
+            return error_usage(
+                err,
+                "--attention vanilla stores the whole T x T matrix on one rank and cannot serve --sp %d; use "
+                "--sp 1, or --attention auto",
+                config->ranks);
         }
         break;
     case EXCHANGE_RING:

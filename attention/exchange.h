@@ -1,13 +1,14 @@
 // What the exchanges share; for the files of attention/ only.
 //
-// Every exchange comes down to a walk: my query chunks meet the key/value chunks of every rank, block after block. A block
-// is what one rank's tokens contribute, in storage type, (tokens, 2, B, KV, D): for each token, in shard order, its keys and
-// then its values. So the early chunk of a block is a contiguous beginning of it, and can travel alone. The gradient of a
-// block has the same shape in fp32.
+// Every exchange comes down to a walk: my query chunks meet the key/value chunks of every rank, block after block. A
+// block is what one rank's tokens contribute, in storage type, (tokens, 2, B, KV, D): for each token, in shard order,
+// its keys and then its values. So the early chunk of a block is a contiguous beginning of it, and can travel alone.
+// The gradient of a block has the same shape in fp32.
 //
 // After Ulysses' all-to-all the walk is that of a smaller problem: U times the tokens, 1/U of the heads, and P/U ranks.
 // The tokens that U neighbouring ranks of P own together are exactly those that one rank of P/U owns (the boundaries
-// floor(gU T / 2P) and floor(g T / 2(P/U)) are equal), so nothing but numbers changes; with U = P it is one rank's problem.
+// floor(gU T / 2P) and floor(g T / 2(P/U)) are equal), so nothing but numbers changes; with U = P it is one rank's
+// problem.
 #ifndef ATTENTION_EXCHANGE_H
 #define ATTENTION_EXCHANGE_H
 
@@ -39,13 +40,12 @@ typedef struct Walk {
     CommRequest *request; // (ranks)
 } Walk;
 
-// ---- the walk (attention/walk.c) ----------------------------------------------------------------------------------------
+// ---- the walk (attention/walk.c) ----------------------------------------------------------------
 
 int64_t walk_token_elements(const AttentionShape *shape); // of a block: 2 B KV D
 int walk_rank(const Walk *walk, int distance); // the rank `distance` places after mine (< 0: before), round the ring
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
-// How many tokens at the beginning of the owner's block another rank has to be given; none for the owner itself.
-int64_t walk_tokens_for(const Walk *walk, int owner, int reader);
+int64_t walk_tokens_for(const Walk *walk, int owner, int reader);        // shard_tokens_for
 
 void walk_begin_forward(const Walk *walk, const Tensors *mine);
 // block: the owner's; not used where the owner is this rank.
@@ -59,7 +59,7 @@ void walk_add_gradient(const Walk *walk, float *sum, const float *part, int64_t 
 void walk_finish_backward(const Walk *walk, const Tensors *mine);
 void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v); // of my own block
 
-// ---- the exchanges --------------------------------------------------------------------------------------------------------
+// ---- the exchanges ------------------------------------------------------------------------------
 
 // Fill in out and log_sum_exp.
 void ring_forward(const Walk *walk, const Tensors *mine);
@@ -69,21 +69,21 @@ const float *ring_backward(const Walk *walk, const Tensors *mine);
 const float *gather_backward(const Walk *walk, const Tensors *mine);
 
 typedef struct Ulysses {
-    int ranks, rank;       // U, and my place among those who share heads
+    int ranks, rank; // U, and my place among those who share heads
     int64_t context;
-    int all_ranks, first;  // P, and where among them this group begins
-    Shard mine, group;     // my tokens; the tokens of all U ranks together
+    int all_ranks, first;                     // P, and where among them this group begins
+    Shard mine, group;                        // my tokens; the tokens of all U ranks together
     AttentionShape tokens_shape, heads_shape; // with all heads; with those of one rank
     size_t element_bytes;
-    Device *device;        // for the length of a call
+    Device *device; // for the length of a call
     Comm *comm;
-    char *token_side;      // (U, my tokens, record): what I give each rank of the tokens that are mine, or get of them
-    char *head_side;       // (group's tokens, record): all tokens, of my heads
-    float *token_rows[2];  // (U, B, H/U, my tokens)
-    float *head_rows[2];   // (B, H/U, tokens of each rank), one rank after the other
-    float *delta;          // (B, H, my tokens)
-    float *log_sum_exp;    // (B, H/U, group's tokens)
-    CommRequest *request;  // (4 U)
+    char *token_side;     // (U, my tokens, record): what I give each rank of the tokens that are mine, or get of them
+    char *head_side;      // (group's tokens, record): all tokens, of my heads
+    float *token_rows[2]; // (U, B, H/U, my tokens)
+    float *head_rows[2];  // (B, H/U, tokens of each rank), one rank after the other
+    float *delta;         // (B, H, my tokens)
+    float *log_sum_exp;   // (B, H/U, group's tokens)
+    CommRequest *request; // (4 U)
 } Ulysses;
 
 int64_t ulysses_kv_heads(int64_t kv_heads, int ulysses); // of one rank
@@ -91,15 +91,15 @@ int64_t ulysses_kv_heads(int64_t kv_heads, int ulysses); // of one rank
 int64_t ulysses_first_kv_head(int64_t kv_heads, int ulysses, int rank);
 
 void ulysses_lay_out(Ulysses *ulysses, Arena *arena);
-// From my tokens of all heads to all tokens of my heads, and back. Backward also brings the gradient of the group's block,
-// summed where several ranks had the same key/value head. heads_delta: room for (B, H/U, group's tokens).
+// From my tokens of all heads to all tokens of my heads, and back. Backward also brings the gradient of the group's
+// block, summed where several ranks had the same key/value head. heads_delta: room for (B, H/U, group's tokens).
 Tensors ulysses_forward_to_heads(const Ulysses *ulysses, const Tensors *mine);
 void ulysses_forward_to_tokens(const Ulysses *ulysses, const Tensors *mine, const Tensors *heads);
 Tensors ulysses_backward_to_heads(const Ulysses *ulysses, const Tensors *mine, float *heads_delta);
-void ulysses_backward_to_tokens(const Ulysses *ulysses, TokenView d_q, TokenView d_k, TokenView d_v, const Tensors *heads,
-                                const float *gradient);
+void ulysses_backward_to_tokens(const Ulysses *ulysses, TokenView d_q, TokenView d_k, TokenView d_v,
+                                const Tensors *heads, const float *gradient);
 
-// Ordinary multi-head attention on one rank. probabilities (B, H, T, T) and rows are scratch of these sizes; delta as above.
+// Ordinary multi-head attention on one rank. probabilities (B, H, T, T) and rows are scratch of these sizes.
 size_t vanilla_probability_bytes(const AttentionShape *shape, int64_t T);
 size_t vanilla_row_bytes(const AttentionShape *shape, int64_t T);
 void vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities, const Tensors *mine);

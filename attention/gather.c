@@ -2,9 +2,9 @@
 // order of the ring as they come. Fewest waits, but room for the keys and values of the whole sequence: best for short
 // sequences and for few key/value heads.
 //
-// In backward they are gathered again (keeping them would take room for every layer). The part of a block's gradient that is
-// worked out here goes straight to the block's owner while the next block is worked on; the owner adds the parts in fp32 in
-// a fixed order: its own, then those of the ranks before it, nearest first.
+// In backward they are gathered again (keeping them would take room for every layer). The part of a block's gradient
+// that is worked out here goes straight to the block's owner while the next block is worked on; the owner adds the
+// parts in fp32 in a fixed order: its own, then those of the ranks before it, nearest first.
 #include "attention/exchange.h"
 
 static void *block_of(const Walk *walk, int owner) {
@@ -39,13 +39,13 @@ void gather_forward(const Walk *walk, const Tensors *mine) {
     walk_finish_forward(walk, mine);
 }
 
-// Sends my part of the gradient of the block of the rank `step` after me, and receives the part that the rank `step` before me
-// has of mine.
+// Sends my part of the gradient of the block of the rank `step` after me, and receives the part that the rank `step`
+// before me has of mine.
 static CommRequest exchange_parts(const Walk *walk, int step, const float *part, float *arriving) {
     int owner = walk_rank(walk, step), reader = walk_rank(walk, -step);
     size_t token = (size_t)walk_token_elements(&walk->shape) * sizeof *part;
-    return comm_exchange_begin(walk->group, part, (size_t)walk_tokens_for(walk, owner, walk->rank) * token, owner, arriving,
-                               (size_t)walk_tokens_for(walk, walk->rank, reader) * token, reader);
+    return comm_exchange_begin(walk->group, part, (size_t)walk_tokens_for(walk, owner, walk->rank) * token, owner,
+                               arriving, (size_t)walk_tokens_for(walk, walk->rank, reader) * token, reader);
 }
 
 static void add_arrived(const Walk *walk, int step, CommRequest *parts, float *sum, const float *arriving) {

@@ -96,8 +96,8 @@ static void finish(Device *device, const AttentionShape *shape, const QueryForwa
                 const float *accumulator = float_row(query->accumulator, b, i, h, D);
                 float *out_row = (float *)out.data + b * out.batch_stride + i * out.token_stride + h * D;
                 double max = *row_value(query->max, b, i, h), sum = *row_value(query->sum, b, i, h);
-                for (int64_t d = 0; d < D; d++) out_row[d] = sum > 0 ? (float)(accumulator[d] / sum) : 0;
-                *row_value(log_sum_exp, b, i, h) = sum > 0 ? (float)(max + log(sum)) : -INFINITY;
+                for (int64_t d = 0; d < D; d++) out_row[d] = sum == 0 ? 0 : (float)(accumulator[d] / sum);
+                *row_value(log_sum_exp, b, i, h) = sum == 0 ? -INFINITY : (float)(max + log(sum));
             }
         }
     }

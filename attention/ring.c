@@ -1,26 +1,27 @@
-// Ring attention (Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for near-infinite context", 2023),
-// with zigzag ownership: the queries stay, the key/value blocks go round. At every step a rank works on the block it holds
-// while it hands that block on and the next one arrives. Each rank talks to its two neighbours only and holds two
-// blocks, however many ranks there are.
+// Ring attention (Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for near-infinite context",
+// 2023), with zigzag ownership: the queries stay, the key/value blocks go round. At every step a rank works on the
+// block it holds while it hands that block on and the next one arrives. Each rank talks to its two neighbours only and
+// holds two blocks, however many ranks there are.
 //
-// Blocks travel towards lower ranks. A block's late chunk is seen by the ranks below its owner, which it meets first; past
-// rank 0 it is left behind, and the early chunk goes on alone.
+// Blocks travel towards lower ranks. A block's late chunk is seen by the ranks below its owner, which it meets first;
+// past rank 0 it is left behind, and the early chunk goes on alone.
 //
-// In backward, keys and values go round again. What each rank adds to the gradient of a block is worked out while the sum
-// so far is still on its way here, one step behind the block; then the two are added, and the sum goes on. So a gradient
-// is summed in fp32 in the order of the ring, starting at its owner, and after the last rank it comes home.
+// In backward, keys and values go round again. What each rank adds to the gradient of a block is worked out while the
+// sum so far is still on its way here, one step behind the block; then the two are added, and the sum goes on. So a
+// gradient is summed in fp32 in the order of the ring, starting at its owner, and after the last rank it comes home.
 #include "attention/exchange.h"
 
-// At step s a rank holds the block of the rank s after it, in block[s % 2], and the sum of its gradient in gradient[s % 2].
-// These two hand them on and begin to receive those of step s + 1. Of a block, only what its next holder sees is sent.
+// At step s a rank holds the block of the rank s places after it, in block[s % 2], and the sum so far of that block's
+// gradient, in gradient[s % 2]. These two hand them on, and begin to receive what belongs to step s + 1. Of a block,
+// only what its next holder sees is sent: nobody after that one sees more.
 
 static CommRequest pass_block(const Walk *walk, int step) {
     int owner = walk_rank(walk, step), arriving_owner = walk_rank(walk, step + 1);
     int to = walk_rank(walk, -1), from = walk_rank(walk, 1);
     size_t token = (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
     return comm_exchange_begin(walk->group, walk->block[step % 2], (size_t)walk_tokens_for(walk, owner, to) * token, to,
-                               walk->block[(step + 1) % 2], (size_t)walk_tokens_for(walk, arriving_owner, walk->rank) * token,
-                               from);
+                               walk->block[(step + 1) % 2],
+                               (size_t)walk_tokens_for(walk, arriving_owner, walk->rank) * token, from);
 }
 
 static CommRequest pass_gradient(const Walk *walk, int step) {

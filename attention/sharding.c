@@ -31,6 +31,10 @@ Shard shard_seen(int64_t T, int ranks, int owner, int reader) {
     return seen;
 }
 
+int64_t shard_tokens_for(int64_t T, int ranks, int owner, int reader) {
+    return owner == reader ? 0 : shard_seen(T, ranks, owner, reader).tokens;
+}
+
 // The query at position i sees i + 1 keys.
 static int64_t causal_pairs(Chunk chunk) {
     int64_t end = chunk.start + chunk.length;

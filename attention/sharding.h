@@ -26,9 +26,13 @@ Shard shard_of(int64_t T, int ranks, int rank);
 // Where the token at `position`, one of the shard's, stands among them.
 int64_t shard_offset(const Shard *shard, int64_t position);
 
-// The chunks of rank `owner` that some query of rank `reader` sees. A late chunk lies after every query of the ranks that
-// follow its owner, so those see only the early one: a quarter of all keys and values need not travel.
+// The chunks of rank `owner` that some query of rank `reader` sees. A late chunk lies after every query of the ranks
+// that follow its owner, so those see only the early one: a quarter of all keys and values need not travel.
 Shard shard_seen(int64_t T, int ranks, int owner, int reader);
+
+// How many tokens rank `reader` has to be given of the owner's: those it sees, the first ones in shard order; none if it
+// is the owner itself.
+int64_t shard_tokens_for(int64_t T, int ranks, int owner, int reader);
 
 // Query-key pairs (i, j), j <= i, that a rank's queries make: its causal work.
 int64_t shard_causal_pairs(int64_t T, int ranks, int rank);

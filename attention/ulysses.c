@@ -1,13 +1,14 @@
-// Ulysses (Jacobs et al., "DeepSpeed Ulysses", 2023): an all-to-all turns "my tokens, all heads" into "all tokens, my heads",
-// attention is worked on there, and a second all-to-all turns its result back. Over U ranks, each with H/U query heads.
+// Ulysses (Jacobs et al., "DeepSpeed Ulysses", 2023): an all-to-all turns "my tokens, all heads" into "all tokens, my
+// heads", attention is worked on there, and a second all-to-all turns its result back. Over U ranks, each with H/U
+// query heads.
 //
-// Where there are fewer key/value heads than ranks, a key/value head is given to each of the U/KV ranks whose query heads
-// read it, and the parts of its gradient that come back from them are added in fp32 in the order of ranks.
+// Where there are fewer key/value heads than ranks, a key/value head is given to each of the U/KV ranks whose query
+// heads read it, and the parts of its gradient that come back from them are added in fp32 in the order of ranks.
 //
 // Both all-to-alls move records, one per token and rank: everything that goes the same way, such as q, k and v of that
-// rank's heads. On the side of the tokens they are packed per rank; on the side of the heads they stand in the order of the
-// tokens of the whole group, so a rank's chunk is one message, which arrives where it is used. Only rows (log_sum_exp, delta),
-// whose tokens must be contiguous, are packed on both sides; they are a D-th of the rest.
+// rank's heads. On the side of the tokens they are packed per rank; on the side of the heads they stand in the order of
+// the tokens of the whole group, so a rank's chunk is one message, which arrives where it is used. Only rows
+// (log_sum_exp, delta), whose tokens must be contiguous, are packed on both sides; they are a D-th of the rest.
 #include "attention/exchange.h"
 
 int64_t ulysses_kv_heads(int64_t kv_heads, int ulysses) { return kv_heads >= ulysses ? kv_heads / ulysses : 1; }
@@ -15,12 +16,16 @@ int64_t ulysses_first_kv_head(int64_t kv_heads, int ulysses, int rank) { return 
 
 static Shard shard_of_peer(const Ulysses *u, int peer) { return shard_of(u->context, u->all_ranks, u->first + peer); }
 
-// ---- records ----------------------------------------------------------------------------------------------------------------
+// ---- records ------------------------------------------------------------------------------------
 
-// Elements of the parts of a record. Forward there: q, k, v; back: out. Backward there: q, k, v, d_out; back: d_q, and apart
-// from it the gradient of k and v in fp32.
-static int64_t query_part(const Ulysses *u) { return u->heads_shape.batch * u->heads_shape.heads * u->heads_shape.head_dim; }
-static int64_t key_part(const Ulysses *u) { return u->heads_shape.batch * u->heads_shape.kv_heads * u->heads_shape.head_dim; }
+// Elements of the parts of a record. Forward there: q, k, v; back: out. Backward there: q, k, v, d_out; back: d_q, and
+// apart from it the gradient of k and v in fp32.
+static int64_t query_part(const Ulysses *u) {
+    return u->heads_shape.batch * u->heads_shape.heads * u->heads_shape.head_dim;
+}
+static int64_t key_part(const Ulysses *u) {
+    return u->heads_shape.batch * u->heads_shape.kv_heads * u->heads_shape.head_dim;
+}
 static int64_t forward_record(const Ulysses *u) { return query_part(u) + 2 * key_part(u); }
 static int64_t backward_record(const Ulysses *u) { return 2 * query_part(u) + 2 * key_part(u); }
 
@@ -41,7 +46,8 @@ void ulysses_lay_out(Ulysses *u, Arena *arena) {
 }
 
 // Copies between part `part` of the records for every rank and a tensor of my tokens in storage type.
-static void move_part(const Ulysses *u, bool pack, void *records, int64_t record, int64_t part, TokenView view, bool kv) {
+static void move_part(const Ulysses *u, bool pack, void *records, int64_t record, int64_t part, TokenView view,
+                      bool kv) {
     Device *device = u->device;
     int64_t bytes = (int64_t)u->element_bytes, D = u->heads_shape.head_dim;
     int64_t heads = kv ? u->heads_shape.kv_heads : u->heads_shape.heads, tokens = u->mine.tokens;
@@ -63,7 +69,10 @@ static TokenView heads_view(const Ulysses *u, int64_t record, int64_t part, int6
     return (TokenView){at(u->device, u->head_side, part), heads * u->heads_shape.head_dim, record};
 }
 
-typedef struct Piece { char *data; size_t bytes; } Piece; // of a message
+typedef struct Piece { // what one message carries
+    char *data;
+    size_t bytes;
+} Piece;
 
 // My chunk i, among the records exchanged with `peer`, and the peer's chunk i, among those of the group's tokens.
 static Piece token_piece(const Ulysses *u, void *token_side, size_t record, int peer, int i) {
@@ -78,7 +87,7 @@ static Piece head_piece(const Ulysses *u, const void *head_side, size_t record, 
     return (Piece){(char *)head_side + (size_t)first * record, (size_t)theirs.chunk[i].length * record};
 }
 
-// At each step of an all-to-all a rank sends to the one `step` places before it and receives from the one as far after it.
+// At each step of an all-to-all a rank sends to the one `step` places before it and receives from the one after it.
 static int receiver(const Ulysses *u, int step) { return (u->rank + u->ranks - step) % u->ranks; }
 static int sender(const Ulysses *u, int step) { return (u->rank + step) % u->ranks; }
 
@@ -88,7 +97,8 @@ static CommRequest begin(const Ulysses *u, int step, Piece sent, Piece received)
 }
 
 // These two begin an all-to-all of records of `record` bytes, and return where the next may put its requests.
-static CommRequest *records_to_heads(const Ulysses *u, void *token_side, void *head_side, size_t record, CommRequest *request) {
+static CommRequest *records_to_heads(const Ulysses *u, void *token_side, void *head_side, size_t record,
+                                     CommRequest *request) {
     for (int step = 0; step < u->ranks; step++) {
         for (int i = 0; i < 2; i++) {
             *request++ = begin(u, step, token_piece(u, token_side, record, receiver(u, step), i),
@@ -112,10 +122,12 @@ static void wait_for_all(const Ulysses *u, const CommRequest *end) {
     for (CommRequest *request = u->request; request < end; request++) comm_wait(u->comm, request);
 }
 
-// ---- rows -------------------------------------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------
 
 // Rows of `tokens` values for each batch and head of one rank.
-static int64_t row_elements(const Ulysses *u, int64_t tokens) { return u->heads_shape.batch * u->heads_shape.heads * tokens; }
+static int64_t row_elements(const Ulysses *u, int64_t tokens) {
+    return u->heads_shape.batch * u->heads_shape.heads * tokens;
+}
 
 static Piece token_row_piece(const Ulysses *u, float *token_rows, int peer) {
     int64_t count = row_elements(u, u->mine.tokens);
@@ -175,7 +187,7 @@ static CommRequest *rows_to_tokens(const Ulysses *u, int kind, CommRequest *requ
     return request;
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 Tensors ulysses_forward_to_heads(const Ulysses *u, const Tensors *mine) {
     int64_t record = forward_record(u), k_part = query_part(u), v_part = k_part + key_part(u);
@@ -185,26 +197,29 @@ Tensors ulysses_forward_to_heads(const Ulysses *u, const Tensors *mine) {
     wait_for_all(u, records_to_heads(u, u->token_side, u->head_side, (size_t)record * u->element_bytes, u->request));
 
     int64_t heads = u->heads_shape.heads, kv_heads = u->heads_shape.kv_heads;
-    return (Tensors){.q = heads_view(u, record, 0, heads),
-                     .k = heads_view(u, record, k_part, kv_heads),
-                     .v = heads_view(u, record, v_part, kv_heads),
-                     .out = heads_view(u, query_part(u), 0, heads), // where q, k and v were: it is written after their last use
-                     .log_sum_exp = u->log_sum_exp};
+    return (Tensors){
+        .q = heads_view(u, record, 0, heads),
+        .k = heads_view(u, record, k_part, kv_heads),
+        .v = heads_view(u, record, v_part, kv_heads),
+        .out = heads_view(u, query_part(u), 0, heads), // where q, k and v were: it is written after their last use
+        .log_sum_exp = u->log_sum_exp};
 }
 
 void ulysses_forward_to_tokens(const Ulysses *u, const Tensors *mine, const Tensors *heads) {
     int64_t record = query_part(u);
     move_head_rows(u, true, u->head_rows[0], heads->log_sum_exp);
-    CommRequest *end = records_to_tokens(u, u->token_side, heads->out.data, (size_t)record * u->element_bytes, u->request);
+    CommRequest *end =
+        records_to_tokens(u, u->token_side, heads->out.data, (size_t)record * u->element_bytes, u->request);
     wait_for_all(u, rows_to_tokens(u, 0, end));
     move_part(u, false, u->token_side, record, 0, mine->out, false);
     move_token_rows(u, false, u->token_rows[0], mine->log_sum_exp);
 }
 
-// ---- backward ---------------------------------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
 
 Tensors ulysses_backward_to_heads(const Ulysses *u, const Tensors *mine, float *heads_delta) {
-    int64_t record = backward_record(u), d_out_part = query_part(u), k_part = 2 * query_part(u), v_part = k_part + key_part(u);
+    int64_t record = backward_record(u), d_out_part = query_part(u), k_part = 2 * query_part(u),
+            v_part = k_part + key_part(u);
     move_part(u, true, u->token_side, record, 0, mine->q, false);
     move_part(u, true, u->token_side, record, d_out_part, mine->d_out, false);
     move_part(u, true, u->token_side, record, k_part, mine->k, true);
@@ -254,7 +269,8 @@ void ulysses_backward_to_tokens(const Ulysses *u, TokenView d_q, TokenView d_k, 
     int64_t query_record = query_part(u), gradient_record = 2 * key_part(u);
     float *parts = (float *)u->token_side; // and d_q behind them
     char *queries = (char *)(parts + u->ranks * u->mine.tokens * gradient_record);
-    CommRequest *end = records_to_tokens(u, queries, heads->d_q.data, (size_t)query_record * u->element_bytes, u->request);
+    CommRequest *end =
+        records_to_tokens(u, queries, heads->d_q.data, (size_t)query_record * u->element_bytes, u->request);
     wait_for_all(u, records_to_tokens(u, parts, gradient, (size_t)gradient_record * sizeof *gradient, end));
     move_part(u, false, queries, query_record, 0, d_q, false);
     sum_shared_heads(u, parts, gradient_record);

@@ -1,7 +1,7 @@
-// Ordinary multi-head attention (Vaswani et al., "Attention is all you need", 2017, equation 1) on one rank: for every head the
-// whole T x T matrix of probabilities is computed and stored, masked entries included, with library matrix products around
-// it. It is what the other exchanges are measured against, and what ends at a few thousand tokens: memory and work grow
-// with T^2, and half of the work is thrown away.
+// Ordinary multi-head attention (Vaswani et al., "Attention is all you need", 2017, equation 1) on one rank: for every
+// head the whole T x T matrix of probabilities is computed and stored, masked entries included, with library matrix
+// products around it. It is what the other exchanges are measured against, and what ends at a few thousand tokens:
+// memory and work grow with T^2, and half of the work is thrown away.
 //
 // Backward computes the probabilities again, since the matrix in memory is that of the layer that came last:
 //   dV = P^T dO,   dS = P * (dO V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q
@@ -34,7 +34,9 @@ size_t vanilla_row_bytes(const AttentionShape *shape, int64_t T) {
 static float *head_of(TokenView view, int64_t b, int64_t h, int64_t D) {
     return (float *)view.data + b * view.batch_stride + h * D;
 }
-static float *rows_of(const Job *job, float *rows, int64_t b, int64_t h) { return rows + (b * job->shape->heads + h) * job->T; }
+static float *rows_of(const Job *job, float *rows, int64_t b, int64_t h) {
+    return rows + (b * job->shape->heads + h) * job->T;
+}
 static float *matrix_of(const Job *job, int64_t b, int64_t h) {
     return job->probabilities + (b * job->shape->heads + h) * job->T * job->T;
 }
@@ -87,8 +89,8 @@ static void score_gradients(const Job *job, int64_t b, int64_t h, float *P, floa
     const float *delta = rows_of(job, x->delta, b, h);
     for (int64_t first = 0; first < T; first += ROWS) {
         int64_t rows = T - first < ROWS ? T - first : ROWS;
-        cpu_sgemm(false, true, rows, T, D, 1, head_of(x->d_out, b, h, D) + first * x->d_out.token_stride, x->d_out.token_stride,
-                  head_of(x->v, b, kv, D), x->v.token_stride, 0, d_P, T);
+        cpu_sgemm(false, true, rows, T, D, 1, head_of(x->d_out, b, h, D) + first * x->d_out.token_stride,
+                  x->d_out.token_stride, head_of(x->v, b, kv, D), x->v.token_stride, 0, d_P, T);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < T; j++) P[(first + i) * T + j] *= d_P[i * T + j] - delta[first + i];
     }
@@ -104,7 +106,8 @@ static void backward_kv_head(void *context, int64_t task, int worker) {
     int64_t group = shape->heads / shape->kv_heads;
     float *d_P = job->rows + task * ROWS * T;
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-        float *P = matrix_of(job, b, h), first = h == kv * group ? 0.0f : 1.0f; // times what the heads before have added
+        float *P = matrix_of(job, b, h),
+              first = h == kv * group ? 0.0f : 1.0f; // times what the heads before have added
         probabilities_again(job, b, h, P);
         cpu_sgemm(true, false, T, D, T, 1, P, T, head_of(x->d_out, b, h, D), x->d_out.token_stride, first,
                   head_of(job->d_v, b, kv, D), job->d_v.token_stride);
@@ -116,7 +119,8 @@ static void backward_kv_head(void *context, int64_t task, int worker) {
     }
 }
 
-void vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities, const Tensors *mine) {
+void vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities,
+                     const Tensors *mine) {
     Job job = {.shape = shape, .T = T, .probabilities = probabilities, .mine = mine};
     parallel_for(device->threads, shape->batch * shape->heads, forward_head, &job);
 }

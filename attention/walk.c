@@ -1,13 +1,15 @@
-// The walk of one rank's query chunks over key/value chunks, block after block; the exchanges bring the blocks. All that is
-// carried from one block to the next is per query: the softmax state in forward, d_q in backward.
+// The walk of one rank's query chunks over key/value chunks, block after block; the exchanges bring the blocks. All
+// that is carried from one block to the next is per query: the softmax state in forward, d_q in backward.
 //
-// Blocks come in the order mine, then those of the ranks after me (rank + 1, rank + 2, ..., round to rank - 1), under every
-// exchange: the ring and gather give the same bits. Every query walks over its keys once, in a few large pieces, so what
-// is rounded between two pieces is rounded P times at most, against once per 64 or so keys inside the kernel: the error
-// does not grow with P.
+// Blocks come in the order mine, then those of the ranks after me (rank + 1, rank + 2, ..., round to rank - 1), under
+// every exchange: the ring and gather give the same bits. Every query walks over its keys once, in a few large pieces,
+// so what is rounded between two pieces is rounded P times at most, against once per 64 or so keys inside the kernel:
+// the error does not grow with P.
 #include "attention/exchange.h"
 
-int64_t walk_token_elements(const AttentionShape *shape) { return 2 * shape->batch * shape->kv_heads * shape->head_dim; }
+int64_t walk_token_elements(const AttentionShape *shape) {
+    return 2 * shape->batch * shape->kv_heads * shape->head_dim;
+}
 
 int walk_rank(const Walk *walk, int distance) { return (walk->rank + walk->ranks + distance) % walk->ranks; }
 
@@ -37,10 +39,10 @@ void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
 }
 
 int64_t walk_tokens_for(const Walk *walk, int owner, int reader) {
-    return owner == reader ? 0 : shard_seen(walk->context, walk->ranks, owner, reader).tokens;
+    return shard_tokens_for(walk->context, walk->ranks, owner, reader);
 }
 
-// ---- chunks of a shard's tensors, beginning at token `offset` -------------------------------------------------------------
+// ---- chunks of a shard's tensors, beginning at token `offset` -----------------------------------
 
 static TokenView token_chunk(const Walk *walk, TokenView view, int64_t offset) {
     view.data = at(walk->device, view.data, offset * view.token_stride);
@@ -74,7 +76,7 @@ static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner
     return kv;
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) {
     int64_t offset = shard_offset(&walk->shard, walk->shard.chunk[i].start);
@@ -110,11 +112,12 @@ void walk_finish_forward(const Walk *walk, const Tensors *mine) {
     for (int i = 0; i < walk->shard.count; i++) {
         QueryForward query = forward_chunk(walk, mine, i);
         int64_t offset = shard_offset(&walk->shard, query.chunk.start);
-        walk->device->attention->finish(walk->device, &walk->shape, &query, token_chunk(walk, mine->out, offset), query.max);
+        walk->device->attention->finish(walk->device, &walk->shape, &query, token_chunk(walk, mine->out, offset),
+                                        query.max);
     }
 }
 
-// ---- backward ---------------------------------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
 
 static QueryBackward backward_chunk(const Walk *walk, const Tensors *mine, int i) {
     int64_t offset = shard_offset(&walk->shard, walk->shard.chunk[i].start);
@@ -136,7 +139,8 @@ void walk_begin_backward(const Walk *walk) {
 
 void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient) {
     Shard keys = shard_seen(walk->context, walk->ranks, owner, walk->rank);
-    walk->device->zero(walk->device, gradient, (size_t)(keys.tokens * walk_token_elements(&walk->shape)) * sizeof *gradient);
+    walk->device->zero(walk->device, gradient,
+                       (size_t)(keys.tokens * walk_token_elements(&walk->shape)) * sizeof *gradient);
     for (int i = 0; i < walk->shard.count; i++) {
         QueryBackward query = backward_chunk(walk, mine, i);
         for (int j = 0; j < keys.count; j++) {
@@ -157,8 +161,8 @@ void walk_finish_backward(const Walk *walk, const Tensors *mine) {
     Device *device = walk->device;
     int64_t tokens = walk->shard.tokens, width = walk->shape.heads * walk->shape.head_dim;
     for (int64_t b = 0; b < walk->shape.batch; b++) {
-        device->to_storage_strided(device, at(device, mine->d_q.data, b * mine->d_q.batch_stride), mine->d_q.token_stride,
-                                   walk->queries + b * tokens * width, width, tokens, width);
+        device->to_storage_strided(device, at(device, mine->d_q.data, b * mine->d_q.batch_stride),
+                                   mine->d_q.token_stride, walk->queries + b * tokens * width, width, tokens, width);
     }
 }
 
@@ -169,8 +173,8 @@ void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k,
     for (int i = 0; i < 2; i++) {
         for (int64_t b = 0; b < walk->shape.batch; b++) {
             device->to_storage_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride,
-                                       gradient + i * values_offset(&walk->shape) + b * width, token, walk->shard.tokens,
-                                       width);
+                                       gradient + i * values_offset(&walk->shape) + b * width, token,
+                                       walk->shard.tokens, width);
         }
     }
 }

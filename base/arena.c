@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const size_t ARENA_MOST_BYTES = (size_t)1 << 60;
+
 static void record(Arena *arena, const char *name, size_t bytes) {
     for (int i = 0; i < arena->entry_count; i++) {
         if (strcmp(arena->entry[i].name, name) == 0) {
@@ -20,6 +22,7 @@ static void record(Arena *arena, const char *name, size_t bytes) {
 
 void *arena_take(Arena *arena, const char *name, size_t bytes) {
     if (bytes == 0) return NULL;
+    if (bytes > ARENA_MOST_BYTES - arena->used) bytes = ARENA_MOST_BYTES - arena->used; // more than any machine has
     size_t padded = (bytes + ARENA_ALIGNMENT - 1) / ARENA_ALIGNMENT * ARENA_ALIGNMENT;
     record(arena, name, padded);
     size_t offset = arena->used;

@@ -39,12 +39,12 @@ uint64_t random_below(uint64_t seed, uint64_t stream, uint64_t index, uint64_t b
 }
 
 uint64_t random_permute(uint64_t seed, uint64_t stream, uint64_t n, uint64_t index) {
-    int half_bits = 1;
+    int half_bits = 3; // of the smallest network: fewer mix tiny n unevenly
     while (half_bits < 32 && (UINT64_C(1) << (2 * half_bits)) < n) half_bits++;
     uint64_t mask = (UINT64_C(1) << half_bits) - 1;
     do { // the network permutes 4^half_bits values; those past n are sent round again
         uint64_t left = index >> half_bits, right = index & mask;
-        for (uint64_t round = 0; round < 6; round++) {
+        for (uint64_t round = 0; round < 8; round++) {
             uint64_t f = philox4x32(seed, stream, round << 40 | right).word[0] & mask;
             uint64_t swapped = left ^ f;
             left = right;

@@ -1,12 +1,13 @@
-// Checkpoints: a folder OUT/step-00000100 that Hugging Face's from_pretrained loads as it is, and that training resumes from.
+// Checkpoints: a folder OUT/step-00000100 that Hugging Face's from_pretrained loads as it is, and that training resumes
+// from.
 //
 //   config.json, model.safetensors                 the model
 //   exp_avg.safetensors, exp_avg_sq.safetensors    AdamW's moments, under the parameters' names and shapes
 //   training_state.json                            step, seed, the loader's place, ...
 //   SHA256SUMS                                     of the files above; `sha256sum -c SHA256SUMS` checks it too
 //
-// Nothing depends on how many ranks wrote it. It is written beside (step-00000100.partial), every file and the folder synced,
-// then renamed: what bears the final name is whole. Old ones are removed only after the new one stands.
+// Nothing depends on how many ranks wrote it. It is written beside (step-00000100.partial), every file and the folder
+// synced, then renamed: what bears the final name is whole. Old ones are removed only after the new one stands.
 #ifndef CHECKPOINT_CHECKPOINT_H
 #define CHECKPOINT_CHECKPOINT_H
 
@@ -37,22 +38,22 @@ typedef enum CheckpointVector { CHECKPOINT_PARAMETERS, CHECKPOINT_EXP_AVG, CHECK
 CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config, const ParameterTable *table,
                                    Error *err);
 bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat /* table->total */, Error *err);
-// State and sums, sync, rename; then removes all but the newest `keep` checkpoints (0: keeps all). Frees the writer, also on
-// failure, and then removes the partial folder.
+// State and sums, sync, rename; then removes all but the newest `keep` checkpoints (0: keeps all). Frees the writer,
+// also on failure, and then removes the partial folder.
 bool checkpoint_commit(CheckpointWriter *writer, const TrainingState *state, int keep, Error *err);
 void checkpoint_abandon(CheckpointWriter *writer); // removes what was written and frees; may be NULL
 
 // ---- reading ---------------------------------------------------------------------------------------------------------
 
-// The newest checkpoint in OUT whose name is final and whose sizes and sums hold, into path[size]. Damaged newer ones are
-// passed over, each with one line on standard error. Error if there is none.
+// The newest checkpoint in OUT whose name is final and whose sizes and sums hold, into path[size]. Damaged newer ones
+// are passed over, each with one line on standard error. Error if there is none.
 bool checkpoint_find(const char *out, char *path, size_t size, Error *err);
 // Checks SHA256SUMS of one checkpoint folder.
 bool checkpoint_verify(const char *path, Error *err);
 bool checkpoint_read_state(const char *path, TrainingState *state, Error *err);
-// Elements [begin, end) of a flat vector. Checks every tensor's presence, dtype and shape against the table, and names the first
-// that differs. Also reads any Hugging Face folder of the same classes (CHECKPOINT_PARAMETERS), sharded ones included; names
-// with or without the "transformer." / "model." prefix; a tied classifier may be absent or equal.
+// Elements [begin, end) of a flat vector. Checks every tensor's presence, dtype and shape against the table, and names
+// the first that differs. Also reads any Hugging Face folder of the same classes (CHECKPOINT_PARAMETERS), sharded ones
+// included; names with or without the "transformer." / "model." prefix; a tied classifier may be absent or equal.
 bool checkpoint_read(const char *path, CheckpointVector which, const ParameterTable *table, int64_t begin, int64_t end,
                      float *out, Error *err);
 

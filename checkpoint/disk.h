@@ -1,4 +1,5 @@
-// What a checkpoint asks of the disk: files written to the last byte and summed on the way, folders made, synced and removed.
+// What a checkpoint asks of the disk: files written to the last byte and summed on the way, folders made, synced and
+// removed.
 #ifndef CHECKPOINT_DISK_H
 #define CHECKPOINT_DISK_H
 

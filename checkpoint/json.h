@@ -1,7 +1,7 @@
 // A small strict JSON reader (RFC 8259): what checkpoint files need, and no more.
 //
-// The whole text is parsed into a tree owned by the document. Strict: no comments, no trailing commas, no duplicate keys, no
-// NaN, valid UTF-8 and escapes, nesting at most 64 deep, nothing after the value. Errors give line and column.
+// The whole text is parsed into a tree owned by the document. Strict: no comments, no trailing commas, no duplicate
+// keys, no NaN, valid UTF-8 and escapes, nesting at most 64 deep, nothing after the value. Errors give line and column.
 #ifndef CHECKPOINT_JSON_H
 #define CHECKPOINT_JSON_H
 

@@ -248,8 +248,8 @@ static float from_half(uint16_t half) {
 
 bool tensor_to_float(const Tensor *tensor, int64_t first, int64_t count, float *out, Error *err) {
     if (first < 0 || count < 0 || first > tensor->count || count > tensor->count - first)
-        return error_set(err, "tensor \"%s\": elements %" PRId64 " to %" PRId64 " asked of %" PRId64,
-                         json_shown(tensor->name).text, first, first + count, tensor->count);
+        return error_set(err, "tensor \"%s\": %" PRId64 " elements from %" PRId64 " asked of %" PRId64,
+                         json_shown(tensor->name).text, count, first, tensor->count);
     const char *data = tensor->data;
     uint16_t half;
     double wide;

@@ -1,7 +1,8 @@
-// The safetensors file format: 8 bytes little-endian header length, a JSON header (name -> dtype, shape, data_offsets), data.
+// The safetensors file format: 8 bytes little-endian header length, a JSON header (name -> dtype, shape, data_offsets),
+// data.
 //
-// Reading maps the file and checks everything before a tensor is handed out: header length, JSON, dtypes, that offsets lie
-// inside the file, match shape x dtype, and neither overlap nor leave gaps.
+// Reading maps the file and checks everything before a tensor is handed out: header length, JSON, dtypes, that offsets
+// lie inside the file, match shape x dtype, and neither overlap nor leave gaps.
 #ifndef CHECKPOINT_SAFETENSORS_H
 #define CHECKPOINT_SAFETENSORS_H
 

@@ -68,6 +68,15 @@ int comm_process_rank(void) {
     return launched(&rank, &count) ? rank : 0;
 }
 
+int comm_processes_here(void) {
+    static const char *const counts[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"};
+    int rank, all, here;
+    if (!launched(&rank, &all)) return 1;
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
+        if (number_from_environment(counts[i], &here) && here > 0) return here;
+    return all > 0 ? all : 1; // not told: all of them, so that none takes processors from another
+}
+
 int comm_process_count(void) {
     int rank, count;
     return launched(&rank, &count) ? count : 1;
@@ -83,11 +92,10 @@ bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *arg
     if (settled.engine == COMM_AUTO) settled.engine = under_launcher ? COMM_MPI : COMM_LOCAL;
     if (settled.engine == COMM_LOCAL) {
         if (processes > 1) {
-            return error_usage(
-                err,
-                "--engine local makes all ranks in one process, but the launcher started %d and each would "
-                "train alone: leave out mpirun, or use --engine mpi",
-                processes);
+            return error_usage(err,
+                               "--engine local: each of the %d processes started would train alone; leave out mpirun, "
+                               "or use --engine mpi",
+                               processes);
         }
         return comm_run_local(&settled, rank_main, argument, err);
     }
@@ -96,10 +104,9 @@ bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *arg
                            under_launcher ? "start it without mpirun (ranks are then threads)" : "use --engine local");
     }
     if (!under_launcher && settled.ranks > 1) {
-        return error_usage(err,
-                           "--engine mpi with --sp x --dp = %d ranks needs that many processes: start the program with "
-                           "mpirun -np %d, or use --engine local",
-                           settled.ranks, settled.ranks);
+        return error_usage(
+            err, "--engine mpi: start a process for each of the %d ranks (mpirun -np %d), or use --engine local",
+            settled.ranks, settled.ranks);
     }
     return comm_run_mpi(&settled, rank_main, argument, err);
 }
@@ -203,12 +210,7 @@ CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes,
                                 size_t receive_bytes, int from) {
     CommRequest complete = {NULL, NULL};
     if (to == comm->rank && from == comm->rank) {
-        if (send_bytes != receive_bytes) {
-            Error err;
-            error_set(&err, "rank %d sends itself %zu bytes and expects %zu: a programming error", comm->rank,
-                      send_bytes, receive_bytes);
-            comm_fail(comm, &err);
-        }
+        if (send_bytes != receive_bytes) comm_sizes_error(comm, comm->rank, comm->rank, send_bytes, receive_bytes);
         if (send_bytes > 0) memmove(receive, send, send_bytes);
         return complete;
     }

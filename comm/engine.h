@@ -83,6 +83,10 @@ typedef struct CommStanding { // where a rank of the world stands, as far as can
 void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, int rank), const void *world,
                         int world_size, int waiting, double seconds);
 
+// comm_fail with a message made here.
+void comm_give_up(Comm *, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+void comm_sizes_error(Comm *, int from, int to, size_t sent, size_t expected) __attribute__((noreturn));
+
 // Flushes standard output and writes the error's line on standard error, in one piece.
 void comm_print_failure(const Error *err);
 

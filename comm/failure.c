@@ -6,6 +6,7 @@
 //
 // A failing rank's line is printed as it is, with no rank before it: what fails on every rank (a bad file, say) must
 // read the same whichever comes first. Where the rank matters, the message itself names it.
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -61,6 +62,20 @@ void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, 
     }
 }
 
+void comm_give_up(Comm *comm, const char *format, ...) {
+    Error err = {.exit_code = EXIT_RUNTIME};
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(err.message, sizeof err.message, format, arguments);
+    va_end(arguments);
+    comm->operations->end_all(comm, &err);
+}
+
+void comm_sizes_error(Comm *comm, int from, int to, size_t sent, size_t expected) {
+    comm_give_up(comm, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error", from, sent, to,
+                 expected);
+}
+
 // Another thread may be inside printf and hold the stream; it is given a moment, not waited for.
 static void flush_standard_output(void) {
     struct timespec moment = {0, 1000000};
@@ -76,8 +91,9 @@ static void flush_standard_output(void) {
 
 void comm_print_failure(const Error *err) {
     flush_standard_output();
-    char line[sizeof err->message + 16];
-    int length = snprintf(line, sizeof line, "train_gpt: %s\n", err->message);
+    char line[sizeof err->message + 32];
+    const char *wipe = isatty(STDERR_FILENO) ? "\r\033[K" : ""; // a live progress line may stand there
+    int length = snprintf(line, sizeof line, "%strain_gpt: %s\n", wipe, err->message);
     for (int written = 0; written < length;) {
         ssize_t n = write(STDERR_FILENO, line + written, (size_t)(length - written));
         if (n <= 0) return;

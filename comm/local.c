@@ -86,11 +86,7 @@ static void end_all(Comm *comm, const Error *err) {
     for (;;) pause();
 }
 
-static void fail_for_memory(Comm *comm) {
-    Error err;
-    error_set(&err, "out of memory for messages between ranks");
-    end_all(comm, &err);
-}
+static void fail_for_memory(Comm *comm) { comm_give_up(comm, "out of memory for messages between ranks"); }
 
 static CommStanding standing(const void *pointer, int rank) {
     Status *status = &((const World *)pointer)->status[rank];
@@ -210,13 +206,6 @@ static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const in
 
 // ---- point to point -----------------------------------------------------------------------------------------------
 
-static void fail_for_sizes(LocalComm *c, int from, int to, size_t sent, size_t expected) {
-    Error err;
-    error_set(&err, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error",
-              c->group->member[from].world_rank, sent, c->group->member[to].world_rank, expected);
-    end_all(&c->base, &err);
-}
-
 static Note *new_note(LocalComm *c, void *data, size_t bytes, int peer) {
     Note *note = c->spare;
     if (note != NULL) {
@@ -228,18 +217,22 @@ static Note *new_note(LocalComm *c, void *data, size_t bytes, int peer) {
     return note;
 }
 
-// One side of a message from `from` to `to`: either the other side's note is there and is returned, or one is left for
-// it.
-static Note *meet(LocalComm *c, bool send, int from, int to, void *data, size_t bytes, void **left) {
-    Channel *channel = &c->group->channel[(size_t)from * (size_t)c->group->size + (size_t)to];
+// One side of a message, mine, of a channel: if the other side's note is there, it is returned; else *left is a note
+// for it.
+static Note *meet(LocalComm *c, bool send, int peer, void *data, size_t bytes, void **left) {
+    Group *group = c->group;
+    int from = send ? c->base.rank : peer, to = send ? peer : c->base.rank;
+    Channel *channel = &group->channel[(size_t)from * (size_t)group->size + (size_t)to];
     if (channel->first != NULL && channel->sends != send) {
         Note *other = channel->first;
         channel->first = other->next;
-        if (other->bytes != bytes)
-            fail_for_sizes(c, from, to, send ? bytes : other->bytes, send ? other->bytes : bytes);
+        if (other->bytes != bytes) {
+            comm_sizes_error(&c->base, group->member[from].world_rank, group->member[to].world_rank,
+                             send ? bytes : other->bytes, send ? other->bytes : bytes);
+        }
         return other;
     }
-    Note *note = new_note(c, data, bytes, send ? to : from);
+    Note *note = new_note(c, data, bytes, peer);
     if (channel->first == NULL) channel->first = note;
     else channel->last->next = note;
     channel->last = note;
@@ -262,8 +255,8 @@ static CommRequest local_exchange_begin(Comm *comm, const void *send, size_t sen
     CommRequest request = {NULL, NULL};
     Note *receiver = NULL, *sender = NULL; // the others' notes, where they were first
     pthread_mutex_lock(&c->group->lock);
-    if (receive_bytes > 0) sender = meet(c, false, from, comm->rank, receive, receive_bytes, &request.receive);
-    if (send_bytes > 0) receiver = meet(c, true, comm->rank, to, (void *)send, send_bytes, &request.send);
+    if (receive_bytes > 0) sender = meet(c, false, from, receive, receive_bytes, &request.receive);
+    if (send_bytes > 0) receiver = meet(c, true, to, (void *)send, send_bytes, &request.send);
     pthread_mutex_unlock(&c->group->lock);
     if (receiver != NULL) copy_and_tell(c->group, receiver->data, send, receiver, to);
     if (sender != NULL) copy_and_tell(c->group, receive, sender->data, sender, from);
@@ -444,11 +437,9 @@ static bool run_threads(Thread *threads, int ranks, Gate *gate, Error *err) {
     if (made == ranks) run_rank(&threads[0]);
     for (int rank = 1; rank < made; rank++) pthread_join(threads[rank].id, NULL);
     if (made == ranks) return true;
-    return error_set(
-        err,
-        "the system allows only %d threads of the %d that --sp x --dp asks for: ask for fewer ranks, or raise "
-        "the limit (ulimit -u)",
-        made, ranks);
+    return error_set(err,
+                     "only %d of the %d threads for --sp x --dp could be made: ask for fewer ranks, or raise ulimit -u",
+                     made, ranks);
 }
 
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {

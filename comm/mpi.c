@@ -14,6 +14,7 @@
 
 #ifdef HAVE_MPI
 
+#include <math.h>
 #include <mpi.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -32,9 +33,9 @@ typedef struct Status { // a rank's lines on its machine's page
     char operation[24], doing[96]; // read by others only when giving up; half a word would do no harm
 } Status;
 
-typedef struct Place {
+typedef struct Place { // "process 1234 on host"
     char name[80];
-} Place; // "process 1234 on host"
+} Place;
 
 typedef struct World {
     int size;
@@ -69,8 +70,8 @@ static MpiComm *mpi(Comm *comm) { return (MpiComm *)comm; }
 // ---- failing ------------------------------------------------------------------------------------------------------
 
 static void write_text(char *to, size_t size, const char *text) {
-    size_t length = strnlen(text, size - 1);
-    memcpy(to, text, length);
+    size_t length = text != NULL ? strnlen(text, size - 1) : 0;
+    if (length > 0) memcpy(to, text, length);
     to[length] = '\0';
 }
 
@@ -99,20 +100,13 @@ static void check(MpiComm *c, int code, int peer) {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length;
     MPI_Error_string(code, text, &length);
-    Error err;
-    error_set(&err, "MPI failed in %s between rank %d and rank %d: %s", c->base.operation, c->member[c->base.rank],
-              c->member[peer], text);
-    end_all(&c->base, &err);
+    comm_give_up(&c->base, "MPI failed in %s between ranks %d and %d: %s", c->base.operation, c->member[c->base.rank],
+                 c->member[peer], text);
 }
 
 static void *allocate(MpiComm *c, size_t bytes) {
     void *memory = calloc(1, bytes > 0 ? bytes : 1);
-    if (memory == NULL) {
-        Error err;
-        error_set(&err, "out of memory: rank %d needs %zu bytes for %s", c->member[c->base.rank], bytes,
-                  c->base.operation);
-        end_all(&c->base, &err);
-    }
+    if (memory == NULL) comm_give_up(&c->base, "out of memory: %zu bytes for %s", bytes, c->base.operation);
     return memory;
 }
 
@@ -184,13 +178,6 @@ static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, double 
     if (!finished) atomic_store(&mine->awaits, COMM_WORKING);
 }
 
-static void fail_for_size(MpiComm *c, const Transfer *transfer, size_t sent) {
-    Error err;
-    error_set(&err, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error",
-              c->member[transfer->peer], sent, c->member[c->base.rank], transfer->bytes);
-    end_all(&c->base, &err);
-}
-
 static void finish_within(MpiComm *c, Transfer *transfer, double timeout) {
     if (transfer == NULL) return;
     size_t bytes = 0;
@@ -201,7 +188,9 @@ static void finish_within(MpiComm *c, Transfer *transfer, double timeout) {
         if (transfer->receives) check(c, MPI_Get_count(&status, MPI_BYTE, &count), transfer->peer);
         bytes += (size_t)count;
     }
-    if (transfer->receives && bytes != transfer->bytes) fail_for_size(c, transfer, bytes);
+    if (transfer->receives && bytes != transfer->bytes) {
+        comm_sizes_error(&c->base, c->member[transfer->peer], c->member[c->base.rank], bytes, transfer->bytes);
+    }
     free(transfer);
 }
 
@@ -374,17 +363,9 @@ static Comm *mpi_split(Comm *comm, int color, int key) {
     world->next_context = context + 1;
     int members_count = comm_seat_members(seats, comm->size, color, members);
     while (members[rank] != comm->rank) rank++;
-    if (context >= world->largest_tag / STREAMS) {
-        Error err;
-        error_set(&err, "more groups of ranks were made than MPI has tags for (%d)", world->largest_tag);
-        end_all(comm, &err);
-    }
+    if (context >= world->largest_tag / STREAMS) comm_give_up(comm, "more groups of ranks than MPI has tags for");
     MpiComm *made = new_comm(world, rank, members_count, context);
-    if (made == NULL) {
-        Error err;
-        error_set(&err, "out of memory for a group of %d ranks", members_count);
-        end_all(comm, &err);
-    }
+    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", members_count);
     for (int i = 0; i < members_count; i++) made->member[i] = parent->member[members[i]];
     free(members);
     free(seats);
@@ -410,13 +391,12 @@ static const CommOperations mpi_operations = {
 // ---- processes ----------------------------------------------------------------------------------------------------
 
 // Lays out the page that the ranks of this machine share. Blocking, but all ranks have just started.
-static bool open_page(World *world, Status *alone) {
+static bool open_page(World *world, int world_rank, Status *alone) {
     MPI_Comm machine;
-    int rank, size;
+    int size;
     if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine) != MPI_SUCCESS)
         return false;
     MPI_Comm_set_errhandler(machine, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(machine, &rank);
     MPI_Comm_size(machine, &size);
     bool shared =
         MPI_Win_allocate_shared(sizeof(Status), 1, MPI_INFO_NULL, machine, &world->mine, &world->page) == MPI_SUCCESS;
@@ -427,16 +407,17 @@ static bool open_page(World *world, Status *alone) {
     memset(world->mine, 0, sizeof *world->mine);
     atomic_store(&world->mine->awaits, COMM_WORKING);
     world->failed = &world->mine->failed;
+    world->status[world_rank] = world->mine;
     MPI_Group everyone, neighbours;
     MPI_Comm_group(MPI_COMM_WORLD, &everyone);
     MPI_Comm_group(machine, &neighbours);
     for (int i = 0; shared && i < size; i++) {
         MPI_Aint bytes;
-        int unit, world_rank;
+        int unit, its_rank;
         Status *status;
         MPI_Win_shared_query(world->page, i, &bytes, &unit, &status);
-        MPI_Group_translate_ranks(neighbours, 1, &i, everyone, &world_rank);
-        world->status[world_rank] = status;
+        MPI_Group_translate_ranks(neighbours, 1, &i, everyone, &its_rank);
+        world->status[its_rank] = status;
         if (i == 0) world->failed = &status->failed;
     }
     MPI_Group_free(&everyone);
@@ -469,7 +450,7 @@ static bool run_rank(World *world, int rank, void (*rank_main)(Comm *, void *), 
     rank_main(&c->base, argument);
     atomic_store(&world->mine->awaits, COMM_FINISHED);
     c->base.operation = "end";
-    barrier_within(c, 1e300); // one rank may have a long last word; ranks that are threads are waited for just so
+    barrier_within(c, HUGE_VAL); // one rank may have a long last word; threads are joined without a time-out too
     free(c);
     return true;
 }
@@ -481,16 +462,22 @@ static bool run_in_world(const CommLaunch *launch, void (*rank_main)(Comm *, voi
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &world.size);
+    if (comm_process_count() > world.size) {
+        return error_usage(err,
+                           "%d processes were started, but this MPI sees %d: start them with its own mpirun (or srun "
+                           "--mpi=pmix)",
+                           comm_process_count(), world.size);
+    }
     if (world.size != launch->ranks) {
-        return error_usage(
-            err, "--sp x --dp = %d ranks, but %d process%s started: use mpirun -np %d, or change --sp and --dp",
-            launch->ranks, world.size, world.size == 1 ? " was" : "es were", launch->ranks);
+        return error_usage(err,
+                           "--sp x --dp = %d ranks, but %d process%s started: use mpirun -np %d, or change --sp, --dp",
+                           launch->ranks, world.size, world.size == 1 ? " was" : "es were", launch->ranks);
     }
     world.status = calloc((size_t)world.size, sizeof *world.status);
     world.place = calloc((size_t)world.size, sizeof *world.place);
     bool ok = world.status != NULL && world.place != NULL;
     if (!ok) error_set(err, "out of memory for %d ranks", world.size);
-    if (ok && !open_page(&world, &alone)) ok = error_set(err, "MPI failed to set up its ranks");
+    if (ok && !open_page(&world, rank, &alone)) ok = error_set(err, "MPI failed to set up its ranks");
     if (ok) ok = run_rank(&world, rank, rank_main, argument, err);
     if (world.page != MPI_WIN_NULL) MPI_Win_free(&world.page);
     free(world.place);

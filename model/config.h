@@ -49,8 +49,9 @@ typedef struct ModelConfig {
 
 enum { CONFIG_MAX_HEAD_DIM = 256 }; // what the attention kernels take
 
-// `path` is the file, or the folder that holds it as config.json. A key that would change the maths and is not supported (another activation, sliding window, dropout
-// in training is 0 here, attention scaling by layer, ...) is an error that names the key.
+// `path` is the file, or the folder that holds it as config.json. A key that would change the maths and is not
+// supported (another activation, sliding window, dropout in training is 0 here, attention scaling by layer, ...) is an
+// error that names the key.
 bool config_read(ModelConfig *config, const char *path, Error *err);
 // Writes config.json as the Hugging Face class expects it; `path` as above.
 bool config_write(const ModelConfig *config, const char *path, Error *err);
@@ -60,8 +61,8 @@ bool config_check(const ModelConfig *config, Error *err);
 // Rotary positions (llama, qwen2) or learned ones (gpt2).
 static inline bool config_is_rotary(const ModelConfig *config) { return config->architecture != ARCH_GPT2; }
 
-// Cosine and sine of the rotary angle of each of D/2 pairs at `count` positions, computed in double precision (and, with yarn,
-// multiplied by its attention factor), into fp32 tables (count, D/2).
+// Cosine and sine of the rotary angle of each of D/2 pairs at `count` positions, computed in double precision (and,
+// with yarn, multiplied by its attention factor), into fp32 tables (count, D/2).
 void rope_tables(const ModelConfig *config, const int32_t *positions, int64_t count, float *cos_table, float *sin_table);
 
 #ifdef __cplusplus

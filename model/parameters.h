@@ -1,9 +1,9 @@
 // Every parameter of the model: its Hugging Face name and shape, and its place in one flat vector.
 //
-// All parameters, all gradients and both AdamW moments are flat vectors of `total` elements in this order, so that summing
-// gradients, clipping, the optimizer and its sharding are operations on ranges and know nothing of layers. Weights of
-// matrices stand as (out, in); GPT-2's files hold (in, out), so theirs are transposed on the way in and out. What one product
-// uses together (q, k, v; gate, up) stands side by side and is used as one fused matrix.
+// All parameters, all gradients and both AdamW moments are flat vectors of `total` elements in this order, so that
+// summing gradients, clipping, the optimizer and its sharding are operations on ranges and know nothing of layers.
+// Weights of matrices stand as (out, in); GPT-2's files hold (in, out), so theirs are transposed on the way in and out.
+// What one product uses together (q, k, v; gate, up) stands side by side and is used as one fused matrix.
 #ifndef MODEL_PARAMETERS_H
 #define MODEL_PARAMETERS_H
 

@@ -10,12 +10,11 @@ typedef struct Preset {
 
 static const Preset PRESETS[] = {
     {"gpt2", 12, 12, 768}, {"gpt2-medium", 24, 16, 1024}, {"gpt2-large", 36, 20, 1280}, {"gpt2-xl", 48, 25, 1600}};
-static const Preset DEFAULT_SIZES = {NULL, 3, 4, 128};
 
 enum { DEPTH_MOST = 1024, WIDTH_PER_LAYER = 64, FFN_MULTIPLE = 64 };
 
 static bool preset_named(const char *name, Preset *preset, Error *err) {
-    *preset = DEFAULT_SIZES;
+    *preset = (Preset){"", 0, 0, 0}; // the options have every size
     if (name == NULL) return true;
     for (size_t i = 0; i < sizeof PRESETS / sizeof PRESETS[0]; i++) {
         if (strcmp(name, PRESETS[i].name) != 0) continue;

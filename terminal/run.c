@@ -2,12 +2,14 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
 #include "model/preset.h"
+#include "model/sampling.h"
 #include "terminal/report.h"
 
 static bool open_data(Run *run, Error *err) {
@@ -55,6 +57,18 @@ static bool open_resumed(Run *run, Error *err) {
     return true;
 }
 
+// Sizes that were typed beside --resume must be those of the checkpoint.
+static bool same_sizes(const Options *o, const ModelConfig *c, const char *from, Error *err) {
+    const struct Size { const char *option; int64_t given, has; } sizes[] = {
+        {"layers", o->layers, c->layers}, {"heads", o->heads, c->heads}, {"kv-heads", o->kv_heads, c->kv_heads},
+        {"dim", o->dim, c->dim}, {"ffn", o->ffn, c->ffn_dim}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
+            return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given, from,
+                               (long long)sizes[i].has);
+    return true;
+}
+
 static bool choose_model(Run *run, Error *err) {
     const Options *o = &run->options;
     ModelConfig *c = &run->config;
@@ -69,6 +83,8 @@ static bool choose_model(Run *run, Error *err) {
         if (!config_is_rotary(c) && o->context > c->max_positions)
             return error_usage(err, "--context %lld: %s has learned %lld positions; give at most that", (long long)o->context, from,
                                (long long)c->max_positions);
+        if (!same_sizes(o, c, from, err)) return false;
+        if (options_given(o, "rope-theta")) c->rope_theta = o->rope_theta;
         if (c->max_positions < o->context) c->max_positions = o->context;
         if (tokens_are_bytes(run->train) && c->vocab_size < BYTE_VOCABULARY)
             return error_usage(err, "--data: bytes need a vocabulary of %d, but %s has %lld; give token shards", BYTE_VOCABULARY, from,
@@ -105,22 +121,43 @@ static bool configure_attention(Run *run, Error *err) {
     return attention_resolve(a, err);
 }
 
+// The prompt is read before anything is trained, so that a bad one is told at once.
+static bool read_prompt(Run *run, Error *err) {
+    const Options *o = &run->options;
+    const ModelConfig *c = &run->config;
+    if (o->sample_tokens == 0) return true;
+    run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, &run->prompt_tokens, err);
+    if (run->prompt == NULL) return false;
+    run->sample_end = run->prompt_tokens + o->sample_tokens;
+    if (config_is_rotary(c)) return true;
+    if (run->prompt_tokens >= c->max_positions)
+        return error_usage(err, "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt or give "
+                           "a larger --context", (long long)run->prompt_tokens, (long long)c->max_positions);
+    if (run->sample_end > c->max_positions) run->sample_end = c->max_positions;
+    return true;
+}
+
 bool run_open(Run *run, Error *err) {
     const Options *o = &run->options;
-    run->threads = o->threads > 0 ? (int)o->threads : cpu_count();
+    int processes = comm_processes_here();
+    run->mpi = comm_launched_by_mpi() && strcmp(o->engine, "local") != 0;
+    run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
+    if (o->context > INT32_MAX - 2 * o->sp)
+        return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp", (long long)o->context);
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
-    return choose_model(run, err) && configure_attention(run, err);
+    return choose_model(run, err) && configure_attention(run, err) && read_prompt(run, err);
 }
 
 void run_close(Run *run) {
+    free(run->prompt);
     parameters_free(&run->table);
     if (run->validation != run->train) tokens_close(run->validation);
     tokens_close(run->train);
     options_free(&run->options);
 }
 
-void run_print_header(const Run *run, FILE *out, const Arena *rank_arena, const char *engine) {
+void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     const ModelConfig *c = &run->config;
     const Options *o = &run->options;
     const char *const architectures[] = {"gpt2", "llama", "llama with q, k, v biases"};
@@ -131,7 +168,7 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena, const 
     fprintf(out, "model      %s, %lld layers, width %lld, %lld heads (%lld key/value) of %lld, MLP %lld, vocabulary %lld: %s parameters\n",
            architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads, (long long)c->kv_heads,
            (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size, parameters);
-    fprintf(out, "ranks      %lld per sequence x %lld replicas, %s; attention %s", (long long)o->sp, (long long)o->dp, engine,
+    fprintf(out, "ranks      %lld per sequence x %lld replicas, %s; attention %s", (long long)o->sp, (long long)o->dp, run->mpi ? "MPI processes" : "threads of this process",
            o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA ? "on one rank" : exchange_name(run->attention.exchange));
     if (run->attention.exchange == EXCHANGE_ULYSSES_RING) fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
     fprintf(out, "; %s per rank\n", memory);

@@ -26,6 +26,9 @@ typedef struct Run {
     int64_t steps;          // of the whole run
     char resume_from[1024]; // checkpoint folder, "" for none
     TrainingState resumed;  // its state; zero for a new run
+    int32_t *prompt;        // of the sample; NULL where none is wanted
+    int64_t prompt_tokens, sample_end; // the sample is tokens [prompt_tokens, sample_end)
+    bool mpi;               // ranks are MPI processes, not threads of this one
     int threads;            // of this process
     double matrix_rate;     // FLOP/s that this process's threads reach in matrix products
 } Run;
@@ -34,8 +37,8 @@ typedef struct Run {
 // from; or sizes a new model.
 bool run_open(Run *run, Error *err);
 void run_close(Run *run);
-// The few lines at the start of a run. rank_arena: one rank's memory; engine: what the ranks are.
-void run_print_header(const Run *run, FILE *out, const Arena *rank_arena, const char *engine);
+// The few lines at the start of a run. rank_arena: one rank's memory.
+void run_print_header(const Run *run, FILE *out, const Arena *rank_arena);
 
 #ifdef __cplusplus
 }

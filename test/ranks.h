@@ -25,6 +25,27 @@ static inline bool mpi_can_be_tested(void) {
     return reason == NULL;
 }
 
+// Programs under mpirun that start at the same moment trip over each other in its temporary folder: each gets its own
+// inside `folder`.
+static inline void add_mpirun_in(Command *command, int ranks, const char *folder) {
+    static int launches = 0;
+    static char variable[PROGRAM_PATH]; // until the program has started
+    int length = snprintf(variable, sizeof variable, "TMPDIR=%s/%d", folder, launches++);
+    if (length >= (int)sizeof variable || mkdir(strchr(variable, '/'), 0700) != 0) fail_msg("cannot make %s", variable);
+    add_words(command, "env", variable, NULL);
+    add_mpirun(command, ranks);
+}
+
+static inline int make_folder_for_ranks(void **state) {
+    static char folder[PROGRAM_PATH];
+    *state = make_temp_folder(folder);
+    return 0;
+}
+static inline int remove_folder_of_ranks(void **state) {
+    remove_tree(*state);
+    return 0;
+}
+
 static inline void add_option(const char *variable, const char *option) {
     char options[1000];
     const char *given = getenv(variable);

@@ -100,48 +100,50 @@ static void add_multiple(double *to, double factor, const double *x, int64_t D, 
     for (int64_t d = 0; d < D; d++) to[d] = rounded(to[d] + rounded(factor * x[d], single), single);
 }
 
-// One row of the softmax: weights over keys 0 to i, and everything that depends on it.
-static void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *weight, double *d_weight, bool single) {
+// Row i of the softmax, over keys 0 to i, and everything that depends on it. As in attention/kernel.h the backward pass
+// starts from the log-sum-exp and delta.
+static void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *score, double *weight, bool single) {
     Problem p = x->problem;
     int64_t row = ((b * p.T + i) * p.H + h) * p.D;
     int64_t key = (b * p.T * p.KV + h / (p.H / p.KV)) * p.D, next = p.KV * p.D;
-    double max = -INFINITY, sum = 0, mean = 0;
+    double max = -INFINITY, sum = 0;
     for (int64_t j = 0; j <= i; j++) {
-        weight[j] = rounded(scale_of(p) * dot(x->q + row, x->k + key + j * next, p.D, single), single);
-        max = fmax(max, weight[j]);
+        score[j] = rounded(scale_of(p) * dot(x->q + row, x->k + key + j * next, p.D, single), single);
+        max = fmax(max, score[j]);
     }
     for (int64_t j = 0; j <= i; j++) {
-        weight[j] = rounded(exp(rounded(weight[j] - max, single)), single);
+        weight[j] = rounded(exp(rounded(score[j] - max, single)), single);
         sum = rounded(sum + weight[j], single);
     }
-    x->log_sum_exp[(b * p.H + h) * p.T + i] = rounded(max + rounded(log(sum), single), single);
+    for (int64_t j = 0; j <= i; j++)
+        add_multiple(x->out + row, rounded(weight[j] / sum, single), x->v + key + j * next, p.D, single);
+    double log_sum_exp = rounded(max + rounded(log(sum), single), single);
+    x->log_sum_exp[(b * p.H + h) * p.T + i] = log_sum_exp;
+
+    double delta = dot(x->out + row, x->d_out + row, p.D, single);
     for (int64_t j = 0; j <= i; j++) {
-        weight[j] = rounded(weight[j] / sum, single);
-        add_multiple(x->out + row, weight[j], x->v + key + j * next, p.D, single);
-        d_weight[j] = dot(x->d_out + row, x->v + key + j * next, p.D, single);
-        mean = rounded(mean + rounded(weight[j] * d_weight[j], single), single);
-    }
-    for (int64_t j = 0; j <= i; j++) {
-        double d_score = rounded(weight[j] * rounded(d_weight[j] - mean, single), single);
+        double probability = rounded(exp(rounded(score[j] - log_sum_exp, single)), single);
+        double d_weight = dot(x->d_out + row, x->v + key + j * next, p.D, single);
+        double d_score = rounded(probability * rounded(d_weight - delta, single), single);
         d_score = rounded(scale_of(p) * d_score, single);
         add_multiple(x->d_q + row, d_score, x->k + key + j * next, p.D, single);
         add_multiple(x->d_k + key + j * next, d_score, x->q + row, p.D, single);
-        add_multiple(x->d_v + key + j * next, weight[j], x->d_out + row, p.D, single);
+        add_multiple(x->d_v + key + j * next, probability, x->d_out + row, p.D, single);
     }
 }
 
 static void direct_attention(Direct *x, bool single) {
     Problem p = x->problem;
-    double *weight = allocate(p.T, sizeof(double)), *d_weight = allocate(p.T, sizeof(double));
+    double *score = allocate(p.T, sizeof(double)), *weight = allocate(p.T, sizeof(double));
     memset(x->out, 0, (size_t)query_count(p) * sizeof(double));
     memset(x->d_q, 0, (size_t)query_count(p) * sizeof(double));
     memset(x->d_k, 0, (size_t)key_count(p) * sizeof(double));
     memset(x->d_v, 0, (size_t)key_count(p) * sizeof(double));
     for (int64_t b = 0; b < p.B; b++)
         for (int64_t h = 0; h < p.H; h++)
-            for (int64_t i = 0; i < p.T; i++) direct_row(x, b, h, i, weight, d_weight, single);
+            for (int64_t i = 0; i < p.T; i++) direct_row(x, b, h, i, score, weight, single);
+    free(score);
     free(weight);
-    free(d_weight);
 }
 
 // ---- the kernels under test --------------------------------------------------------------------------------------------
@@ -320,28 +322,32 @@ static Distance distance(const double *a, const double *b, int64_t count) {
     return (Distance){sqrt(error / fmax(square, 1e-300)), largest_error / fmax(largest, 1e-300)};
 }
 
+// How far a kernel may be off: `times` the error of plain fp32, and `more`.
+typedef struct Tolerance { double times, more; } Tolerance;
+
 static void compare(const char *what, const char *tensor, const double *got, const double *exact, const double *single,
-                    int64_t count, double times) {
+                    int64_t count, Tolerance tolerance) {
     Distance error = distance(got, exact, count), allowed = distance(single, exact, count);
     if (getenv("SHOW_ERRORS") != NULL)
         print_message("%s, %-11s: %.2e (%.2f of plain fp32), largest %.2e (%.2f)\n", what, tensor, error.norm,
                       error.norm / (allowed.norm + UNIT), error.largest, error.largest / (allowed.largest + UNIT));
-    if (error.norm > times * allowed.norm + UNIT || error.largest > times * allowed.largest + UNIT)
+    if (error.norm > tolerance.times * allowed.norm + tolerance.more ||
+        error.largest > tolerance.times * allowed.largest + tolerance.more)
         fail_msg("%s, %s: relative error %.3g, plain fp32 has %.3g; of the largest element %.3g, plain fp32 has %.3g", what,
                  tensor, error.norm, allowed.norm, error.largest, allowed.largest);
 }
 
-static void compare_all(const char *what, const Tensors *t, const Direct *exact, const Direct *single, double times) {
+static void compare_all(const char *what, const Tensors *t, const Direct *exact, const Direct *single, Tolerance tolerance) {
     Problem p = t->problem;
     Direct got = direct_allocate(p);
     each(p, p.H, t->out, t->plain_batch, t->plain, got.out, to_contiguous);
     each_of_fused(t, t->d_qkv, got.d_q, got.d_k, got.d_v, to_contiguous);
     for (int64_t i = 0; i < p.B * p.H * p.T; i++) got.log_sum_exp[i] = t->log_sum_exp[i];
-    compare(what, "out", got.out, exact->out, single->out, query_count(p), times);
-    compare(what, "log_sum_exp", got.log_sum_exp, exact->log_sum_exp, single->log_sum_exp, p.B * p.H * p.T, times);
-    compare(what, "d_q", got.d_q, exact->d_q, single->d_q, query_count(p), times);
-    compare(what, "d_k", got.d_k, exact->d_k, single->d_k, key_count(p), times);
-    compare(what, "d_v", got.d_v, exact->d_v, single->d_v, key_count(p), times);
+    compare(what, "out", got.out, exact->out, single->out, query_count(p), tolerance);
+    compare(what, "log_sum_exp", got.log_sum_exp, exact->log_sum_exp, single->log_sum_exp, p.B * p.H * p.T, tolerance);
+    compare(what, "d_q", got.d_q, exact->d_q, single->d_q, query_count(p), tolerance);
+    compare(what, "d_k", got.d_k, exact->d_k, single->d_k, key_count(p), tolerance);
+    compare(what, "d_v", got.d_v, exact->d_v, single->d_v, key_count(p), tolerance);
     direct_free(&got);
 }
 
@@ -377,7 +383,7 @@ static void check_copy(const Direct *exact, const Direct *single, SimdLevel leve
         Tensors first = tensors_of(exact);
         run(&attention_kernels_cpu, 1, &first, WALKS[w]);
         assert_gaps_untouched(&first);
-        compare_all(what, &first, exact, single, 2);
+        compare_all(what, &first, exact, single, (Tolerance){2, UNIT});
         for (int threads = 2; threads <= MOST_THREADS + 1; threads++) { // the last twice
             Tensors again = tensors_of(exact);
             run(&attention_kernels_cpu, threads <= MOST_THREADS ? threads : MOST_THREADS, &again, WALKS[w]);
@@ -430,7 +436,9 @@ static void test_direct_gradients_by_finite_differences(void **state) {
     direct_free(&moved);
 }
 
-// The reference computes in double and rounds what it stores: it may err no more than plain fp32 does.
+// The reference computes in double and rounds what it stores: it may err no more than plain fp32 does. But the log-sum-exp is
+// stored, too, and off by up to half a unit in its last place, by which it changes the weights; plain fp32 rounds scores in the
+// same way, so there part of that cancels.
 static void test_reference(void **state) {
     (void)state;
     Problem problems[] = {{2, 16, 2, 1, 8, 1}, {1, 37, 6, 2, 20, 1}, {1, 129, 2, 2, 64, 1}, {1, 129, 4, 1, 32, 300}};
@@ -438,11 +446,14 @@ static void test_reference(void **state) {
         Direct exact = direct_random(problems[i], i);
         direct_attention(&exact, false);
         Direct single = direct_single(&exact);
+        double largest = 1;
+        for (int64_t n = 0; n < problems[i].B * problems[i].H * problems[i].T; n++)
+            largest = fmax(largest, fabs(exact.log_sum_exp[n]));
         for (int w = 0; w < WALK_COUNT; w++) {
             Tensors t = tensors_of(&exact);
             run(&attention_kernels_reference, 1, &t, WALKS[w]);
             assert_gaps_untouched(&t);
-            compare_all("reference", &t, &exact, &single, 1);
+            compare_all("reference", &t, &exact, &single, (Tolerance){1, UNIT / 2 * largest});
             tensors_free(&t);
         }
         direct_free(&exact);

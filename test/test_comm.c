@@ -361,14 +361,13 @@ static void test_local(void **state) {
 }
 
 static void test_mpi(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
     static const int sizes[] = {1, 2, 4};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         Command command = {0};
         char count[16], expected[64];
         snprintf(count, sizeof count, "%d", sizes[i]);
-        add_mpirun(&command, sizes[i]);
+        add_mpirun_in(&command, sizes[i], *state);
         add_words(&command, own_path(), "ranks", count, NULL);
         ProgramResult result = run_command(&command, 60);
         snprintf(expected, sizeof expected, "digest %016llx\n", (unsigned long long)run_checks(COMM_LOCAL, sizes[i]));
@@ -395,5 +394,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_mpi),
     };
-    return cmocka_run_group_tests_name("comm", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("comm", tests, make_folder_for_ranks, remove_folder_of_ranks);
 }

@@ -97,11 +97,11 @@ static int play_alone(const char *ranks, const char *trouble, const char *operat
 
 // ---- watching it --------------------------------------------------------------------------------------------------
 
-static RunningProgram start_scene(bool by_mpi, int ranks, const char *trouble, const char *operation) {
+static RunningProgram start_scene(const char *mpi_folder, int ranks, const char *trouble, const char *operation) {
     char count[16];
     snprintf(count, sizeof count, "%d", ranks);
     Command command = {0};
-    if (by_mpi) add_mpirun(&command, ranks);
+    if (mpi_folder != NULL) add_mpirun_in(&command, ranks, mpi_folder);
     add_words(&command, own_path(), count, trouble, operation, NULL);
     return start_program(command.argv);
 }
@@ -135,17 +135,19 @@ static void end_scene(RunningProgram *program, bool by_mpi, int exit_code, const
 
 enum { SOON = 2, SOON_WITH_MPI = 10 }; // seconds; the second has mpirun's own start and end in it
 
-static void fail_in_operations(bool by_mpi, int stride) {
+static void fail_in_operations(const char *mpi_folder, int stride) {
+    bool by_mpi = mpi_folder != NULL;
     for (int i = 0; i < OPERATIONS; i += stride) {
-        RunningProgram program = start_scene(by_mpi, 3, "fail", operations[i]);
+        RunningProgram program = start_scene(mpi_folder, 3, "fail", operations[i]);
         end_scene(&program, by_mpi, 3, "data/x.bin: 7 bytes, but a header has 1024: write the file again\n", "",
                   by_mpi ? SOON_WITH_MPI : SOON);
     }
 }
 
-static void hang_in_operations(bool by_mpi, int stride) {
+static void hang_in_operations(const char *mpi_folder, int stride) {
+    bool by_mpi = mpi_folder != NULL;
     RunningProgram programs[OPERATIONS];
-    for (int i = 0; i < OPERATIONS; i += stride) programs[i] = start_scene(by_mpi, 3, "hang", operations[i]);
+    for (int i = 0; i < OPERATIONS; i += stride) programs[i] = start_scene(mpi_folder, 3, "hang", operations[i]);
     for (int i = 0; i < OPERATIONS; i += stride) {
         char part[100];
         snprintf(part, sizeof part, "waits for it in %s (doing: step 12)", operations[i]);
@@ -155,27 +157,28 @@ static void hang_in_operations(bool by_mpi, int stride) {
 
 static void test_fail_local(void **state) {
     (void)state;
-    fail_in_operations(false, 1);
+    fail_in_operations(NULL, 1);
 }
 
 static void test_fail_together_local(void **state) {
     (void)state;
     for (int i = 0; i < 20; i++) {
-        RunningProgram program = start_scene(false, 8, "all", "barrier");
+        RunningProgram program = start_scene(NULL, 8, "all", "barrier");
         end_scene(&program, false, 3, "data/x.bin", "write the file again\n", SOON);
     }
 }
 
 static void test_hang_local(void **state) {
     (void)state;
-    hang_in_operations(false, 1);
+    hang_in_operations(NULL, 1);
 }
 
-static void odd_scenes(bool by_mpi) {
+static void odd_scenes(const char *mpi_folder) {
+    bool by_mpi = mpi_folder != NULL;
     double limit = SHORT + (by_mpi ? SOON_WITH_MPI : SOON);
-    RunningProgram chain = start_scene(by_mpi, 4, "chain", "-"), circle = start_scene(by_mpi, 3, "circle", "-");
-    RunningProgram sizes = start_scene(by_mpi, 2, "sizes", "-"), group = start_scene(by_mpi, 4, "group", "-");
-    RunningProgram leave = start_scene(by_mpi, 2, "leave", "exchange");
+    RunningProgram chain = start_scene(mpi_folder, 4, "chain", "-"), circle = start_scene(mpi_folder, 3, "circle", "-");
+    RunningProgram sizes = start_scene(mpi_folder, 2, "sizes", "-"), group = start_scene(mpi_folder, 4, "group", "-");
+    RunningProgram leave = start_scene(mpi_folder, 2, "leave", "exchange");
     end_scene(&chain, by_mpi, 1, "rank 3", "(doing: reading data): rank 2 waits for it in exchange (doing: step 12)",
               limit);
     end_scene(&circle, by_mpi, 1, "the ranks have waited for each other", "programming error\n", limit);
@@ -186,14 +189,14 @@ static void odd_scenes(bool by_mpi) {
 
 static void test_odd_local(void **state) {
     (void)state;
-    odd_scenes(false);
+    odd_scenes(NULL);
 }
 
 // Stopped as by Ctrl-Z for longer than the time-out, while one rank waits for another: time that nobody had is no
 // silence.
 static void test_stopped_and_continued(void **state) {
     (void)state;
-    RunningProgram program = start_scene(false, 2, "stopped", "barrier");
+    RunningProgram program = start_scene(NULL, 2, "stopped", "barrier");
     program_sleep(0.25);
     kill(program.pid, SIGSTOP);
     program_sleep(SHORT + 0.5);
@@ -206,34 +209,29 @@ static void test_stopped_and_continued(void **state) {
 }
 
 static void test_fail_mpi(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
-    fail_in_operations(true, 2);
+    fail_in_operations(*state, 2);
 }
 
 static void test_fail_together_mpi(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
-    RunningProgram program = start_scene(true, 4, "all", "barrier");
+    RunningProgram program = start_scene(*state, 4, "all", "barrier");
     end_scene(&program, true, 3, "data/x.bin", "write the file again\n", SOON_WITH_MPI);
 }
 
 static void test_hang_mpi(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
-    hang_in_operations(true, 3);
+    hang_in_operations(*state, 3);
 }
 
 static void test_odd_mpi(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
-    odd_scenes(true);
+    odd_scenes(*state);
 }
 
 static void test_killed_process(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
-    RunningProgram program = start_scene(true, 3, "kill", "barrier");
+    RunningProgram program = start_scene(*state, 3, "kill", "barrier");
     ProgramResult result = finish_program(&program, 30);
     assert_false(result.timed_out);
     assert_int_not_equal(result.exit_code, 0);
@@ -275,7 +273,7 @@ static void test_launch(void **state) {
     setenv("SLURM_STEP_NUM_TASKS", "8", 1);
     assert_true(comm_launched_by_mpi());
     assert_int_equal(comm_process_rank(), 5);
-    expect_usage(COMM_LOCAL, 4, "each would train alone");
+    expect_usage(COMM_LOCAL, 4, "would train alone");
     setenv("OMPI_COMM_WORLD_RANK", "2", 1);
     setenv("OMPI_COMM_WORLD_SIZE", "4", 1);
     assert_int_equal(comm_process_rank(), 2);
@@ -283,10 +281,9 @@ static void test_launch(void **state) {
 }
 
 static void test_wrong_number_of_processes(void **state) {
-    (void)state;
     if (!mpi_can_be_tested()) skip();
     Command command = {0};
-    add_mpirun(&command, 2);
+    add_mpirun_in(&command, 2, *state);
     add_words(&command, own_path(), "3", "fail", "barrier", NULL);
     ProgramResult result = run_program(command.argv, 30);
     assert_int_equal(result.exit_code, EXIT_USAGE);
@@ -312,5 +309,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_odd_mpi),
         cmocka_unit_test(test_killed_process),
     };
-    return cmocka_run_group_tests_name("comm failures", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("comm failures", tests, make_folder_for_ranks, remove_folder_of_ranks);
 }

@@ -1,4 +1,5 @@
-// The JSON reader: what RFC 8259 allows is read to the last bit, what it forbids is refused with its place, and nothing crashes.
+// The JSON reader: what RFC 8259 allows is read to the last bit, what it forbids is refused with its place, and nothing
+// crashes.
 #include "test/program.h"
 
 #include <math.h>
@@ -34,8 +35,8 @@ static JsonDocument *parse_good(const char *text) {
 
 static void test_values(void **state) {
     (void)state;
-    JsonDocument *document =
-        parse_good(" \t\r\n{\"null\": null, \"yes\":true,\"no\" : false , \"text\":\"a b\",\"list\":[1,[2,3],{}],\"empty\":[]} \n");
+    JsonDocument *document = parse_good(" \t\r\n{\"null\": null, \"yes\":true,\"no\" : false , \"text\":\"a "
+                                        "b\",\"list\":[1,[2,3],{}],\"empty\":[]} \n");
     const Json *root = json_root(document);
     assert_int_equal(root->type, JSON_OBJECT);
     assert_int_equal(root->count, 6);
@@ -98,8 +99,8 @@ static void test_numbers(void **state) {
         const Json *root = json_root(document);
         if (root->type != JSON_NUMBER || root->number != cases[i].number || root->is_integer != cases[i].is_integer ||
             (root->is_integer && root->integer != cases[i].integer))
-            fail_msg("%s was read as %.17g, %s %lld", cases[i].text, root->number, root->is_integer ? "integer" : "no integer",
-                     (long long)root->integer);
+            fail_msg("%s was read as %.17g, %s %lld", cases[i].text, root->number,
+                     root->is_integer ? "integer" : "no integer", (long long)root->integer);
         json_free(document);
     }
 }
@@ -125,7 +126,7 @@ static void test_depth(void **state) {
     for (int depth = 63; depth <= 66; depth++) {
         for (int objects = 0; objects < 2; objects++) {
             char text[1000] = "";
-            for (int i = 0; i < depth; i++) strcat(text, !objects ? "[" : i ? "{\"k\":" : "{\"k\":");
+            for (int i = 0; i < depth; i++) strcat(text, objects ? "{\"k\":" : "[");
             strcat(text, "1");
             for (int i = 0; i < depth; i++) strcat(text, objects ? "}" : "]");
             Error err;
@@ -203,7 +204,8 @@ static void test_errors(void **state) {
         {"// no\n1", "line 1, column 1: expected a value (null, true, false, a number, a string, '[' or '{')"},
         {"[1, /* no */ 2]", "line 1, column 5: expected a value (null, true, false, a number, a string, '[' or '{')"},
         {"{\n  \"é\": 1,\n  \"b\" = 2\n}", "line 3, column 7: expected ':' after a key"},
-        {"[\"é€🙂\", x]", "line 1, column 9: expected a value (null, true, false, a number, a string, '[' or '{')"},
+        {"[\"é€🙂\", x]",
+         "line 1, column 9: expected a value (null, true, false, a number, a string, '[' or '{')"},
         {"{\"a\":1,\"b\":2,\n\"a\":3}", "line 2, column 6: the object that ends here has the key \"a\" twice"},
         {"{\"a\":1,\"\\u0061\":2}", "line 1, column 18: the object that ends here has the key \"a\" twice"},
         {"{\"x\\ny\":1,\"x\\ny\":2}", "line 1, column 19: the object that ends here has the key \"x?y\" twice"},
@@ -218,13 +220,14 @@ static void test_errors(void **state) {
         {"\"\\udc00\"", "line 1, column 2: a low surrogate without its high one"},
         {"\"\x80\"", "line 1, column 2: a string that is not valid UTF-8"},
         {"\"\xC3\"", "line 1, column 2: a string that is not valid UTF-8"},
-        {"\"\xC0\xAF\"", "line 1, column 2: a string that is not valid UTF-8"},             // overlong
-        {"\"\xE0\x80\xAF\"", "line 1, column 2: a string that is not valid UTF-8"},         // overlong
-        {"\"\xF0\x80\x80\xAF\"", "line 1, column 2: a string that is not valid UTF-8"},     // overlong
-        {"\"\xED\xA0\x80\"", "line 1, column 2: a string that is not valid UTF-8"},         // a surrogate
-        {"\"\xF4\x90\x80\x80\"", "line 1, column 2: a string that is not valid UTF-8"},     // beyond U+10FFFF
+        {"\"\xC0\xAF\"", "line 1, column 2: a string that is not valid UTF-8"},         // overlong
+        {"\"\xE0\x80\xAF\"", "line 1, column 2: a string that is not valid UTF-8"},     // overlong
+        {"\"\xF0\x80\x80\xAF\"", "line 1, column 2: a string that is not valid UTF-8"}, // overlong
+        {"\"\xED\xA0\x80\"", "line 1, column 2: a string that is not valid UTF-8"},     // a surrogate
+        {"\"\xF4\x90\x80\x80\"", "line 1, column 2: a string that is not valid UTF-8"}, // beyond U+10FFFF
         {"\"\xFF\"", "line 1, column 2: a string that is not valid UTF-8"},
-        {"\xEF\xBB\xBF{}", "line 1, column 1: expected a value (null, true, false, a number, a string, '[' or '{')"}, // BOM
+        {"\xEF\xBB\xBF{}",
+         "line 1, column 1: expected a value (null, true, false, a number, a string, '[' or '{')"}, // BOM
         {"\f1", "line 1, column 1: expected a value (null, true, false, a number, a string, '[' or '{')"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -290,9 +293,18 @@ static void test_format_real(void **state) {
     static const struct {
         double value;
         const char *text;
-    } cases[] = {{0, "0.0"},         {1, "1.0"},      {-3, "-3.0"},        {10000, "10000.0"}, {0.02, "0.02"},
-                 {1e-5, "1e-05"},    {0.1, "0.1"},    {1e300, "1e+300"},   {5e-324, "5e-324"}, {1.0 / 3, "0.3333333333333333"},
-                 {0.1 + 0.2, "0.30000000000000004"}, {123456789.125, "123456789.125"}};
+    } cases[] = {{0, "0.0"},
+                 {1, "1.0"},
+                 {-3, "-3.0"},
+                 {10000, "10000.0"},
+                 {0.02, "0.02"},
+                 {1e-5, "1e-05"},
+                 {0.1, "0.1"},
+                 {1e300, "1e+300"},
+                 {5e-324, "5e-324"},
+                 {1.0 / 3, "0.3333333333333333"},
+                 {0.1 + 0.2, "0.30000000000000004"},
+                 {123456789.125, "123456789.125"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char text[JSON_REAL_CHARS];
         json_format_real(cases[i].value, text);
@@ -385,12 +397,18 @@ static void test_fuzz(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values),      cmocka_unit_test(test_scalar_roots),
-        cmocka_unit_test(test_numbers),     cmocka_unit_test(test_strings),
-        cmocka_unit_test(test_depth),       cmocka_unit_test(test_many_members),
-        cmocka_unit_test(test_errors),      cmocka_unit_test(test_raw_nul),
-        cmocka_unit_test(test_every_prefix_is_refused), cmocka_unit_test(test_files),
-        cmocka_unit_test(test_format_real), cmocka_unit_test(test_fuzz),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_scalar_roots),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_strings),
+        cmocka_unit_test(test_depth),
+        cmocka_unit_test(test_many_members),
+        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_raw_nul),
+        cmocka_unit_test(test_every_prefix_is_refused),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_format_real),
+        cmocka_unit_test(test_fuzz),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,6 +11,7 @@
 // another order of summation passes and a wrong term does not: the smallest thing that could be wrong in these models
 // (a norm's epsilon, which is 1e-3 here; a rope scaling; erf for tanh) changes gradients by 1e-4 and more.
 #include "test/compare.h"
+#include "test/program.h"
 
 static const Tolerance LOGITS = {2e-6, 4e-6};
 static const Tolerance GRADIENTS = {5e-6, 5e-6};
@@ -25,40 +26,41 @@ typedef struct Case {
     const char *attention;
     int sp, dp;
     const char *expected; // folder of tokens and expected values, where it is another
+    bool always;          // also under sanitizers
 } Case;
 
 static const Case cases[] = {
-    {"gpt2", 1, "auto", 1, 1, NULL},
-    {"llama", 2, "auto", 1, 1, NULL},
-    {"tied", 1, "auto", 1, 1, NULL},
-    {"qwen2", 1, "auto", 1, 1, NULL},
-    {"llama3", 1, "auto", 1, 1, NULL},
-    {"yarn", 1, "auto", 1, 1, NULL},
-    {"linear", 1, "auto", 1, 1, NULL},
-    {"sharded", 1, "auto", 1, 1, "linear"}, // written by the transformers library, in several files
-    {"gpt2", 1, "vanilla", 1, 1, NULL},
-    {"llama", 2, "vanilla", 1, 1, NULL},
-    {"gpt2", 1, "ring", 2, 1, NULL},
-    {"gpt2", 1, "ring", 3, 1, NULL},
-    {"gpt2", 1, "ring", 4, 1, NULL},
-    {"gpt2", 1, "gather", 2, 1, NULL},
-    {"gpt2", 1, "gather", 3, 1, NULL},
-    {"gpt2", 1, "gather", 4, 1, NULL},
-    {"gpt2", 1, "ulysses", 2, 1, NULL},
-    {"gpt2", 1, "ulysses", 4, 1, NULL},
-    {"gpt2", 1, "ulysses-ring", 4, 1, NULL},
-    {"llama", 2, "ring", 2, 1, NULL},
-    {"llama", 2, "ring", 3, 1, NULL},
-    {"llama", 2, "ring", 4, 1, NULL},
-    {"llama", 2, "gather", 2, 1, NULL},
-    {"llama", 2, "gather", 3, 1, NULL},
-    {"llama", 2, "gather", 4, 1, NULL},
-    {"llama", 2, "ulysses", 2, 1, NULL},
-    {"llama", 2, "ulysses-ring", 4, 1, NULL},
-    {"llama", 2, "auto", 1, 2, NULL},
-    {"llama", 2, "auto", 2, 2, NULL},
-    {"qwen2", 1, "auto", 3, 1, NULL},
-    {"yarn", 1, "auto", 4, 1, NULL},
+    {"gpt2", 1, "auto", 1, 1, NULL, true},
+    {"llama", 2, "auto", 1, 1, NULL, false},
+    {"tied", 1, "auto", 1, 1, NULL, false},
+    {"qwen2", 1, "auto", 1, 1, NULL, true},
+    {"llama3", 1, "auto", 1, 1, NULL, false},
+    {"yarn", 1, "auto", 1, 1, NULL, false},
+    {"linear", 1, "auto", 1, 1, NULL, false},
+    {"sharded", 1, "auto", 1, 1, "linear", true}, // written by the transformers library, in several files
+    {"gpt2", 1, "vanilla", 1, 1, NULL, false},
+    {"llama", 2, "vanilla", 1, 1, NULL, true},
+    {"gpt2", 1, "ring", 2, 1, NULL, false},
+    {"gpt2", 1, "ring", 3, 1, NULL, true},
+    {"gpt2", 1, "ring", 4, 1, NULL, false},
+    {"gpt2", 1, "gather", 2, 1, NULL, false},
+    {"gpt2", 1, "gather", 3, 1, NULL, false},
+    {"gpt2", 1, "gather", 4, 1, NULL, false},
+    {"gpt2", 1, "ulysses", 2, 1, NULL, false},
+    {"gpt2", 1, "ulysses", 4, 1, NULL, true},
+    {"gpt2", 1, "ulysses-ring", 4, 1, NULL, false},
+    {"llama", 2, "ring", 2, 1, NULL, false},
+    {"llama", 2, "ring", 3, 1, NULL, false},
+    {"llama", 2, "ring", 4, 1, NULL, false},
+    {"llama", 2, "gather", 2, 1, NULL, false},
+    {"llama", 2, "gather", 3, 1, NULL, true},
+    {"llama", 2, "gather", 4, 1, NULL, false},
+    {"llama", 2, "ulysses", 2, 1, NULL, false},
+    {"llama", 2, "ulysses-ring", 4, 1, NULL, true},
+    {"llama", 2, "auto", 1, 2, NULL, false},
+    {"llama", 2, "auto", 2, 2, NULL, true},
+    {"qwen2", 1, "auto", 3, 1, NULL, false},
+    {"yarn", 1, "auto", 4, 1, NULL, false},
 };
 enum { CASES = sizeof cases / sizeof *cases };
 
@@ -74,19 +76,28 @@ static void assert_losses_near(const float *expected, const Log *log) {
         fail_msg("validation loss: %.9g, not %.9g", log->validation_loss, expected[STEPS]);
 }
 
-// The program takes the two windows of a batch of two in an order of its own: finds it, and compares.
-static Distance compare_logits(const Tensor *got, const Tensor *expected) {
-    assert_same_shape(got, expected);
-    int64_t B = expected->shape[0], sequence = expected->count / B;
+// Holds each sequence of `got` against the expected one that it is nearest to: the loader takes the windows of a
+// batch in an order of its own. (B, T, V); `got` has the sequences of the first replica.
+static Distance compare_logits(const Tensor *got, const Tensor *expected, int64_t sequences) {
+    int64_t T = expected->shape[1], V = expected->shape[2], size = T * V;
+    assert_int_equal(got->dimensions, 3);
+    assert_true(got->shape[0] == sequences && got->shape[1] == T && got->shape[2] == V);
     float *x = tensor_values(got), *y = tensor_values(expected);
-    Distance distance = distance_of(x, y, got->count);
-    if (B == 2 && !(distance.norm < 0.1)) {
-        Distance first = distance_of(x, y + sequence, sequence), second = distance_of(x + sequence, y, sequence);
-        distance = (Distance){fmax(first.norm, second.norm), fmax(first.largest, second.largest)};
+    bool taken[2] = {false, false};
+    Distance worst = {0, 0};
+    for (int64_t b = 0; b < sequences; b++) {
+        int64_t best = 0;
+        Distance least = {INFINITY, INFINITY};
+        for (int64_t e = 0; e < expected->shape[0]; e++) {
+            Distance d = distance_of(x + b * size, y + e * size, size);
+            if (!taken[e] && d.norm < least.norm) least = d, best = e;
+        }
+        taken[best] = true;
+        worst = (Distance){fmax(worst.norm, least.norm), fmax(worst.largest, least.largest)};
     }
     free(x);
     free(y);
-    return distance;
+    return worst;
 }
 
 static char *golden_path(char out[PROGRAM_PATH], const char *golden, const char *file) {
@@ -105,7 +116,7 @@ static void train_case(const Case *c, const char *out) {
     add_words(&command, "--attention", c->attention, "--dump", out, "--out", out, "--log", log, NULL);
     add_words(&command, "--schedule", "constant", "--warmup", "0", "--lr", "5e-3", "--adam-epsilon", "1e-4", NULL);
     add_words(&command, "--beta1", "0.9", "--beta2", "0.95", "--weight-decay", "0.1", "--grad-clip", "1", NULL);
-    add_words(&command, "--sample-tokens", "0", NULL);
+    add_words(&command, "--sample-tokens", "0", "--threads", "1", NULL);
     add_number(&command, "--context", CONTEXT);
     add_number(&command, "--steps", STEPS);
     add_number(&command, "--batch", c->batch);
@@ -131,7 +142,7 @@ static void test_case(void **state) {
     free(norm);
 
     Safetensors *got = open_tensors(path_join(path, out, "logits.safetensors"));
-    Distance logits = compare_logits(find_tensor(got, "logits"), find_tensor(expected, "logits"));
+    Distance logits = compare_logits(find_tensor(got, "logits"), find_tensor(expected, "logits"), c->batch / c->dp);
     assert_near("logits", logits, LOGITS);
     safetensors_close(got);
     got = open_tensors(path_join(path, out, "gradients.safetensors"));
@@ -149,10 +160,12 @@ static void test_case(void **state) {
 int main(void) {
     static char names[CASES][80];
     struct CMUnitTest tests[CASES];
+    size_t count = 0;
     for (int i = 0; i < CASES; i++) {
         const Case *c = &cases[i];
+        if (program_slowness() > 1 && !c->always) continue;
         snprintf(names[i], sizeof names[i], "%s, attention %s, sp %d, dp %d", c->golden, c->attention, c->sp, c->dp);
-        tests[i] = (struct CMUnitTest){names[i], test_case, NULL, NULL, (void *)(uintptr_t)c};
+        tests[count++] = (struct CMUnitTest){names[i], test_case, NULL, NULL, (void *)(uintptr_t)c};
     }
-    return cmocka_run_group_tests_name("whole model against PyTorch", tests, NULL, NULL);
+    return _cmocka_run_group_tests("whole model against PyTorch", tests, count, NULL, NULL);
 }

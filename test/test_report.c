@@ -184,8 +184,8 @@ static char *on_a_terminal(int columns, const char *terminal) {
 
 static const char *const PLAIN[] = {
     "step   12/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine    2 m 05 s left",
-    "step  500/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine    2 m 05 s left"
-    "  validation 2.5000",
+    ("step  500/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine    2 m 05 s left"
+     "  validation 2.5000"),
     "step 1000/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine",
 };
 

@@ -1,4 +1,5 @@
-// Who owns which tokens: every token once, chunk boundaries as stated, what a rank sees of another's block, and even work.
+// Who owns which tokens: every token once, chunk boundaries as stated, what a rank sees of another's block, and even
+// work.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,7 +24,8 @@ static void every_token_has_one_owner(void **state) {
                 int64_t tokens = 0;
                 for (int i = 0; i < shard.count; i++) {
                     assert_true(shard.chunk[i].length >= 1);
-                    if (i > 0) assert_true(end_of(shard.chunk[i - 1]) < shard.chunk[i].start); // else they were one chunk
+                    if (i > 0)
+                        assert_true(end_of(shard.chunk[i - 1]) < shard.chunk[i].start); // else they were one chunk
                     for (int64_t t = 0; t < shard.chunk[i].length; t++) {
                         owners[shard.chunk[i].start + t]++;
                         assert_int_equal(shard_offset(&shard, shard.chunk[i].start + t), tokens + t);
@@ -85,8 +87,8 @@ static void neighbours_own_a_larger_shard(void **state) {
     }
 }
 
-// Every (query, key) pair with key <= query is inside what shard_seen gives, and no chunk is given without need. Round the
-// ring towards lower ranks, what the next holder sees covers what those behind it see.
+// Every (query, key) pair with key <= query is inside what shard_seen gives, and no chunk is given without need. Round
+// the ring towards lower ranks, what the next holder sees covers what those behind it see.
 static void seen_is_what_is_needed(void **state) {
     (void)state;
     for (int P = 1; P <= 8; P++) {
@@ -114,11 +116,12 @@ static void seen_is_what_is_needed(void **state) {
     }
 }
 
-// With chunks of exactly T/2P tokens every rank has (T + 1) T/2P pairs, the mean. Write the boundaries as b_i = i T/2P - f_i
-// with f_i in [0, 1), and e_i = 1 where f_i > 0, else 0. Then b_{2P-i} = T - b_i - e_i, and the triangles add up to
+// With chunks of exactly T/2P tokens every rank has (T + 1) T/2P pairs, the mean. Write the boundaries as b_i = i T/2P
+// - f_i with f_i in [0, 1), and e_i = 1 where f_i > 0, else 0. Then b_{2P-i} = T - b_i - e_i, and the triangles add up
+// to
 //   pairs(r) - mean = g_r - g_{r+1},   g_i = (T + 1) f_i - e_i (T - b_i),   so g_i = 0 or b_i - T < g_i < b_i + 1.
-// As b_r <= b_{r+1} < b_r + T/2P + 1, a rank is less than T + 2 + T/2P pairs from the mean: the work of one or two tokens. And
-// no two ranks differ by more than the work of one chunk, that of the costliest, the last.
+// As b_r <= b_{r+1} < b_r + T/2P + 1, a rank is less than T + 2 + T/2P pairs from the mean: the work of one or two
+// tokens. And no two ranks differ by more than the work of one chunk, that of the costliest, the last.
 static void work_is_even(void **state) {
     (void)state;
     for (int P = 1; P <= MOST_RANKS; P++) {
@@ -151,7 +154,8 @@ static void pairs_are_counted_right(void **state) {
                 Shard shard = shard_of(T, P, rank);
                 int64_t pairs = 0;
                 for (int i = 0; i < shard.count; i++)
-                    for (int64_t query = shard.chunk[i].start; query < end_of(shard.chunk[i]); query++) pairs += query + 1;
+                    for (int64_t query = shard.chunk[i].start; query < end_of(shard.chunk[i]); query++)
+                        pairs += query + 1;
                 assert_int_equal(shard_causal_pairs(T, P, rank), pairs);
             }
         }
@@ -160,9 +164,12 @@ static void pairs_are_counted_right(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_token_has_one_owner),     cmocka_unit_test(chunks_are_zigzag),
-        cmocka_unit_test(neighbours_own_a_larger_shard), cmocka_unit_test(seen_is_what_is_needed),
-        cmocka_unit_test(work_is_even),                  cmocka_unit_test(pairs_are_counted_right),
+        cmocka_unit_test(every_token_has_one_owner),
+        cmocka_unit_test(chunks_are_zigzag),
+        cmocka_unit_test(neighbours_own_a_larger_shard),
+        cmocka_unit_test(seen_is_what_is_needed),
+        cmocka_unit_test(work_is_even),
+        cmocka_unit_test(pairs_are_counted_right),
     };
     return cmocka_run_group_tests_name("sharding", tests, NULL, NULL);
 }

@@ -3,19 +3,20 @@
 // killed rank) loses nothing and hangs nothing.
 //
 // Tolerances. Sharding changes the order of sums and nothing else. The gradients of the first step differ by a few
-// float32 roundings (6e-8) of each of the sums that they come out of: 5e-6 in norm, as in test_model.c. Adam then
-// divides each gradient by its own size, so that after twenty steps an element whose gradient is nearly 0 may differ
-// by much, but the tensor it stands in by little: 1e-4 in norm is what the project promises. Losses are means over
-// all tokens: 1e-5.
+// float32 roundings (6e-8) of each of the sums that they come out of: some 3e-7 in norm is seen, ten times that
+// allowed. Adam then divides each gradient by its own size, so that after twenty steps an element whose gradient is
+// nearly 0 may differ by much, but the tensor it stands in by little: 1e-6 to 1e-5 in norm is seen, as the roundings
+// fall, and ten times that for single elements. Losses are means over all tokens and see less of it.
 #include "test/compare.h"
+#include "test/program.h"
 
 #include <dirent.h>
 
 #include "base/random.h"
 #include "comm/comm.h"
 
-static const Tolerance GRADIENTS = {5e-6, 1e-5};
-static const Tolerance TRAINED = {1e-4, 1e-3};
+static const Tolerance GRADIENTS = {3e-6, 6e-6};
+static const Tolerance TRAINED = {5e-5, 5e-4};
 static const double LOSSES = 1e-5; // relative
 
 enum { STEPS = 20, TIME_LIMIT = 60 };
@@ -31,6 +32,7 @@ typedef struct Training {
     bool mpi;
     int micro_batch;  // 0: the program's choice
     int save_every;   // 0: only at the end
+    int threads;      // 0: 1
     bool resume;
     const char *arch; // NULL: llama
     const char *attention;
@@ -78,6 +80,7 @@ static void training_command(Command *command, const Training *t, const char *st
     add_words(command, "--engine", t->mpi ? "mpi" : "local", NULL);
     add_number(command, "--sp", t->sp);
     add_number(command, "--dp", t->dp);
+    add_number(command, "--threads", t->threads > 0 ? t->threads : 1);
     if (t->micro_batch > 0) add_number(command, "--micro-batch", t->micro_batch);
     if (t->save_every > 0) add_number(command, "--save-every", t->save_every);
 }
@@ -86,6 +89,7 @@ static void train(const Training *t) {
     Command command;
     training_command(&command, t, "20");
     ProgramResult result = run_command(&command, TIME_LIMIT);
+    if (t->mpi && !strstr(result.out, "MPI processes")) fail_msg("the ranks were not MPI processes: %s", result.out);
     free_result(&result);
 }
 
@@ -117,7 +121,8 @@ static void compare_runs(const char *a, const char *b) {
     compare_losses(a, b, 1, false);
     Distance gradients = compare_tensors_of(a, b, "gradients.safetensors", GRADIENTS);
     Distance trained = compare_tensors_of(a, b, LAST_MODEL, TRAINED);
-    print_message("# %s and %s: gradients %.1e, trained weights %.1e\n", a, b, gradients.norm, trained.norm);
+    print_message("# %s and %s: gradients %.1e, trained weights %.1e (single ones %.1e)\n", a, b, gradients.norm,
+                  trained.norm, trained.largest);
 }
 
 static void assert_same_checkpoint(const char *a, const char *b) {
@@ -203,6 +208,11 @@ static void test_same_bits(void **state) {
     train(&(Training){.out = "again", .sp = 1, .dp = 1, .save_every = 10});
     compare_losses("one", "again", 1, true);
     assert_same_checkpoint("one", "again");
+    train(&(Training){.out = "threads", .sp = 1, .dp = 1, .threads = 2});
+    train(&(Training){.out = "threads_again", .sp = 1, .dp = 1, .threads = 2});
+    compare_losses("threads", "threads_again", 1, true);
+    assert_same_checkpoint("threads", "threads_again");
+    compare_runs("one", "threads");
     train(&(Training){.out = "four", .sp = 2, .dp = 2, .save_every = 10});
     train(&(Training){.out = "four_again", .sp = 2, .dp = 2});
     compare_losses("four", "four_again", 1, true);
@@ -214,11 +224,10 @@ static void test_same_bits(void **state) {
 static void test_accumulation(void **state) {
     (void)state;
     for (int micro = 1; micro <= 4; micro *= 2) {
-        char out[16];
+        char out[32];
         snprintf(out, sizeof out, "micro%d", micro);
         train(&(Training){.out = out, .sp = 2, .dp = 1, .micro_batch = micro});
         compare_runs("one", out);
-        compare_tensors_of("one", out, "logits.safetensors", GRADIENTS);
     }
 }
 
@@ -292,7 +301,7 @@ static void train_constant(const char *out, bool resume, int64_t steps) {
 // A signal ends the run after the step at work, with a checkpoint of that step; from there it goes on to the very
 // bits of a run that was never stopped.
 static void check_signal(int number, const char *out, const char *straight) {
-    char x[PROGRAM_PATH], y[PROGRAM_PATH], name[64];
+    char x[PROGRAM_PATH], y[PROGRAM_PATH], name[96];
     RunningProgram program = start_constant(out, false, 1000000);
     wait_for_steps(out, 3);
     kill(program.pid, number);
@@ -337,7 +346,7 @@ static int children_of(pid_t parent, pid_t *child, int most) {
     return count;
 }
 
-// A rank of an MPI run that is killed takes all the others down with it, at once.
+// A rank of an MPI run that is killed takes all the others down with it, within seconds.
 static void test_killed_rank(void **state) {
     (void)state;
     if (!have_mpi()) skip();
@@ -353,7 +362,11 @@ static void test_killed_rank(void **state) {
     ProgramResult result = finish_program(&program, program_clock() - program.started + 10);
     assert_false(result.timed_out);
     assert_int_not_equal(result.exit_code, 0);
-    for (int i = 0; i < RANKS; i++) assert_int_equal(parent_of(rank[i]), 0);
+    double until = program_clock() + 5 * program_slowness();
+    for (int i = 0; i < RANKS; i++) {
+        while (parent_of(rank[i]) != 0 && program_clock() < until) program_sleep(0.01);
+        assert_int_equal(parent_of(rank[i]), 0);
+    }
     free_result(&result);
 }
 
@@ -372,14 +385,24 @@ static int remove_runs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_learns),       cmocka_unit_test(test_sp2),         cmocka_unit_test(test_sp3),
-        cmocka_unit_test(test_sp4_ring),     cmocka_unit_test(test_sp4_gather),  cmocka_unit_test(test_sp4_ulysses),
-        cmocka_unit_test(test_sp4_both),     cmocka_unit_test(test_sp2_dp2),     cmocka_unit_test(test_dp4),
-        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_mpi_sp2),     cmocka_unit_test(test_mpi_sp4),
-        cmocka_unit_test(test_mpi_sp2_dp2),  cmocka_unit_test(test_mpi_dp4),     cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_accumulation), cmocka_unit_test(test_resume_exactly), cmocka_unit_test(test_reshard),
-        cmocka_unit_test(test_resume_with_mpi), cmocka_unit_test(test_sigint),   cmocka_unit_test(test_sigterm),
-        cmocka_unit_test(test_killed_rank),
+        cmocka_unit_test(test_learns),          cmocka_unit_test(test_sp2),
+        cmocka_unit_test(test_sp3),             cmocka_unit_test(test_sp4_ring),
+        cmocka_unit_test(test_sp4_gather),      cmocka_unit_test(test_sp4_ulysses),
+        cmocka_unit_test(test_sp4_both),        cmocka_unit_test(test_sp2_dp2),
+        cmocka_unit_test(test_dp4),             cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_mpi_sp2),         cmocka_unit_test(test_mpi_sp4),
+        cmocka_unit_test(test_mpi_sp2_dp2),     cmocka_unit_test(test_mpi_dp4),
+        cmocka_unit_test(test_same_bits),       cmocka_unit_test(test_accumulation),
+        cmocka_unit_test(test_resume_exactly),  cmocka_unit_test(test_reshard),
+        cmocka_unit_test(test_resume_with_mpi), cmocka_unit_test(test_sigint),
+        cmocka_unit_test(test_sigterm),         cmocka_unit_test(test_killed_rank),
     };
+    const struct CMUnitTest under_sanitizers[] = { // each kind of thing once
+        cmocka_unit_test(test_learns),  cmocka_unit_test(test_sp4_both),     cmocka_unit_test(test_sp2_dp2),
+        cmocka_unit_test(test_sp3),     cmocka_unit_test(test_mpi_sp2_dp2),  cmocka_unit_test(test_reshard),
+        cmocka_unit_test(test_sigterm), cmocka_unit_test(test_killed_rank),
+    };
+    if (program_slowness() > 1)
+        return cmocka_run_group_tests_name("training", under_sanitizers, make_runs, remove_runs);
     return cmocka_run_group_tests_name("training", tests, make_runs, remove_runs);
 }

@@ -13,7 +13,7 @@
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
 
-enum { CELL = 256, QUERY_BLOCK = 128, KEY_BLOCK = 64 };
+enum { CELL = 512, QUERY_BLOCK = 128, KEY_BLOCK = 64 };
 
 typedef struct BackwardPair {
     const TileKernels *kernels;

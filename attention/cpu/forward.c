@@ -11,7 +11,7 @@
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
 
-enum { QUERY_BLOCK = 192, KEY_BLOCK = 64 };
+enum { QUERY_BLOCK = 128, KEY_BLOCK = 64 };
 
 typedef struct ForwardPair {
     const TileKernels *kernels;

@@ -62,7 +62,7 @@ static void scale_row(float *x, int64_t V, float factor) {
 
 static float classify_row(float *x, int32_t target, int64_t V, float d_loss) {
     float maximum = row_maximum(x, V), at_target = x[target];
-    double sum = 0;
+    double sum = maximum - maximum; // 0, or not-a-number where the maximum is not finite
     for (int64_t i = 0; i < V; i += SUM_BLOCK) sum += exp_block(x + i, smaller(SUM_BLOCK, V - i), maximum, d_loss != 0);
     if (d_loss != 0) {
         scale_row(x, V, (float)(d_loss / sum));

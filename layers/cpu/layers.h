@@ -23,9 +23,10 @@ void cpu_zero(Device *, void *memory, size_t bytes);
 void cpu_copy(Device *, void *to, const void *from, size_t bytes);
 void cpu_copy_strided(Device *, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t rows,
                       size_t row_bytes);
-void cpu_copy_floats(Device *, void *out, const void *in, int64_t count);
-void cpu_copy_floats_strided(Device *, void *out, int64_t out_stride, const float *in, int64_t in_stride, int64_t rows,
-                             int64_t columns);
+void cpu_to_storage(Device *, void *out, const float *in, int64_t count);
+void cpu_to_float(Device *, float *out, const void *in, int64_t count);
+void cpu_to_storage_strided(Device *, void *out, int64_t out_stride, const float *in, int64_t in_stride, int64_t rows,
+                            int64_t columns);
 // Memory for the duration of a layer; ends the program if there is none. Not zeroed; free() it.
 float *cpu_scratch(int64_t count);
 

@@ -69,8 +69,12 @@ void cpu_zero(Device *device, void *memory, size_t bytes) { move(device, (Move){
 
 void cpu_copy(Device *device, void *to, const void *from, size_t bytes) { move(device, (Move){to, from, bytes}); }
 
-void cpu_copy_floats(Device *device, void *out, const void *in, int64_t count) {
-    cpu_copy(device, out, in, (size_t)count * sizeof(float));
+void cpu_to_storage(Device *device, void *out, const float *in, int64_t count) {
+    cpu_copy(device, out, in, (size_t)count * sizeof *in);
+}
+
+void cpu_to_float(Device *device, float *out, const void *in, int64_t count) {
+    cpu_copy(device, out, in, (size_t)count * sizeof *out);
 }
 
 typedef struct StridedMove {
@@ -96,8 +100,8 @@ void cpu_copy_strided(Device *device, void *to, int64_t to_stride, const void *f
     parallel_for(device->threads, tasks_of(rows, rows_at_once), strided_move_task, &job);
 }
 
-void cpu_copy_floats_strided(Device *device, void *out, int64_t out_stride, const float *in, int64_t in_stride,
-                             int64_t rows, int64_t columns) {
+void cpu_to_storage_strided(Device *device, void *out, int64_t out_stride, const float *in, int64_t in_stride,
+                            int64_t rows, int64_t columns) {
     int64_t size = (int64_t)sizeof *in;
     cpu_copy_strided(device, out, out_stride * size, in, in_stride * size, rows, (size_t)(columns * size));
 }

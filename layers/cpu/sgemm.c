@@ -1,5 +1,6 @@
 #include "layers/cpu/sgemm.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,47 +8,30 @@
 
 extern const MatrixProduct builtin_product_portable, builtin_product_avx2, builtin_product_avx512; // sgemm_simd.c
 
-static const MatrixProduct *builtin_product(SimdLevel level) {
+const MatrixProduct *cpu_builtin_product(void) {
+    switch (simd_level()) {
 #if defined(__x86_64__)
-    if (level == SIMD_AVX512) return &builtin_product_avx512;
-    if (level == SIMD_AVX2) return &builtin_product_avx2;
+    case SIMD_AVX512: return &builtin_product_avx512;
+    case SIMD_AVX2: return &builtin_product_avx2;
 #endif
-    (void)level;
-    return &builtin_product_portable;
+    default: return &builtin_product_portable;
+    }
 }
 
 #ifdef HAVE_CBLAS
 #include <cblas.h>
 #include <limits.h>
 
-// A CBLAS takes sizes as int. Larger products are cut: m and n into blocks of C, k into partial sums.
-static const int64_t LARGEST = INT_MAX / 2 + 1;
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static const float *element(const float *x, bool transposed, int64_t stride, int64_t row, int64_t column) {
-    return transposed ? x + column * stride + row : x + row * stride + column;
-}
+static bool fits_int(int64_t a, int64_t b, int64_t c) { return a <= INT_MAX && b <= INT_MAX && c <= INT_MAX; }
 
 static void cblas_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                           const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
-    if (lda > INT_MAX || ldb > INT_MAX || ldc > INT_MAX) { // rows that no CBLAS can step over
-        builtin_product(simd_level())->sgemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    if (!fits_int(m, n, k) || !fits_int(lda, ldb, ldc)) { // a CBLAS takes sizes as int
+        cpu_builtin_product()->sgemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
         return;
     }
-    for (int64_t i = 0; i < m; i += LARGEST) {
-        for (int64_t j = 0; j < n; j += LARGEST) {
-            int64_t p = 0;
-            do { // at least once, so that k == 0 still scales C
-                cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans,
-                            transpose_b ? CblasTrans : CblasNoTrans, (int)smaller(LARGEST, m - i),
-                            (int)smaller(LARGEST, n - j), (int)smaller(LARGEST, k - p), alpha,
-                            element(a, transpose_a, lda, i, p), (int)lda, element(b, transpose_b, ldb, p, j), (int)ldb,
-                            p == 0 ? beta : 1.0f, c + i * ldc + j, (int)ldc);
-                p += LARGEST;
-            } while (p < k);
-        }
-    }
+    cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (int)m,
+                (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 }
 
 static void cblas_product_bias(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
@@ -56,19 +40,29 @@ static void cblas_product_bias(int64_t m, int64_t n, int64_t k, const float *a, 
     cblas_product(false, true, m, n, k, 1.0f, a, lda, b, ldb, bias != NULL ? 1.0f : 0.0f, c, ldc);
 }
 
-static const MatrixProduct cblas = {HAVE_CBLAS, cblas_product, cblas_product_bias};
-static const MatrixProduct *const library_product = &cblas;
+// A library that starts threads of its own must not: every rank and every layer's task calls it from a thread of ours.
+static void one_thread_per_call(void) {
+#ifdef HAVE_OPENBLAS
+    openblas_set_num_threads(1);
+#endif
+}
+
+const MatrixProduct *cpu_library_product(void) {
+    static const MatrixProduct cblas = {HAVE_CBLAS, cblas_product, cblas_product_bias};
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    return pthread_once(&once, one_thread_per_call) == 0 ? &cblas : NULL;
+}
 #else
-static const MatrixProduct *const library_product = NULL;
+const MatrixProduct *cpu_library_product(void) { return NULL; }
 #endif
 
 const MatrixProduct *cpu_matrix_product(void) {
-    SimdLevel level = simd_level();
-    bool use_library = level == SIMD_PORTABLE;
+    bool library = simd_level() == SIMD_PORTABLE;
     const char *wanted = getenv("MATMUL");
-    if (wanted != NULL && strcmp(wanted, "builtin") == 0) use_library = false;
-    if (wanted != NULL && strcmp(wanted, "cblas") == 0) use_library = true;
-    return use_library && library_product != NULL ? library_product : builtin_product(level);
+    if (wanted != NULL && strcmp(wanted, "builtin") == 0) library = false;
+    if (wanted != NULL && strcmp(wanted, "cblas") == 0) library = true;
+    const MatrixProduct *found = library ? cpu_library_product() : NULL;
+    return found != NULL ? found : cpu_builtin_product();
 }
 
 void cpu_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,

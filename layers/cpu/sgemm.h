@@ -31,6 +31,8 @@ typedef struct MatrixProduct {
 // MATMUL=builtin or MATMUL=cblas in the environment decides instead. The environment and simd_level() are read here, so
 // call it once and keep the answer, which is constant.
 const MatrixProduct *cpu_matrix_product(void);
+const MatrixProduct *cpu_builtin_product(void); // ours, in the instruction set of simd_level()
+const MatrixProduct *cpu_library_product(void); // the CBLAS, or NULL
 
 // cpu_matrix_product()->sgemm, looked up anew at every call (about 0.1 microsecond).
 Sgemm cpu_sgemm;

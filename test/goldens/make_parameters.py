@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes parameters.txt: the tensors that transformers' save_pretrained writes, by class and configuration.
 
-For each of several small models: a line with its config.json as save_pretrained writes it, then one line "NAME SIZE SIZE ..."
-for each tensor of its model.safetensors, then an empty line.
+For each of several small models: a line with its config.json as save_pretrained writes it, then one line
+"NAME SIZE SIZE ..." for each tensor of its model.safetensors, then an empty line.
 
     python3 test/goldens/make_parameters.py         (needs: pip install transformers; made with 4.45.2)
 """

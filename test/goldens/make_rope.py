@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Writes rope.txt: rotary frequencies and amplitudes of several configurations, in double precision.
 
-For each: a line with the config.json, a line with the amplitude (what cosines and sines are multiplied by), a line with the
-head's D/2 frequencies. The formulas are written down here once more, from the papers and from what the Hugging Face classes
-compute, apart from the C code. With --check they are compared with transformers' own, in its single precision (5.x needed
-for all of them: earlier ones take yarn's original length from elsewhere).
+For each: a line with the config.json, a line with the amplitude (what cosines and sines are multiplied by), a line
+with the head's D/2 frequencies. The formulas are written down here once more, from the papers and from what the
+Hugging Face classes compute, apart from the C code. With --check they are compared with transformers' own, in its
+single precision (5.x needed for all of them: earlier ones take yarn's original length from elsewhere).
 
     python3 test/goldens/make_rope.py [--check]
 """
@@ -31,7 +31,8 @@ def llama3(theta, dim, factor, low_freq_factor, high_freq_factor, original_max_p
         elif wavelength > original_max_position_embeddings / low_freq_factor:
             result.append(f / factor)
         else:
-            smooth = (original_max_position_embeddings / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+            turns = original_max_position_embeddings / wavelength
+            smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
             result.append((1 - smooth) * f / factor + smooth * f)
     return result, 1.0
 
@@ -55,7 +56,8 @@ def yarn(theta, dim, factor, original_max_position_embeddings, beta_fast=32, bet
         ramp = min(max((i - low) / (high - low), 0), 1)
         result.append(f / factor * ramp + f * (1 - ramp))
     if attention_factor is None:
-        attention_factor = temperature(mscale) / temperature(mscale_all_dim) if mscale and mscale_all_dim else temperature(1)
+        both = mscale and mscale_all_dim
+        attention_factor = temperature(mscale) / temperature(mscale_all_dim) if both else temperature(1)
     return result, attention_factor
 
 
@@ -64,24 +66,29 @@ def base(dim, theta, positions=131072):
                 rope_theta=theta, max_position_embeddings=positions)
 
 
+def llama3_case(dim, factor):
+    return dict(base(dim, 500000.0), rope_scaling=dict(rope_type="llama3", factor=factor, low_freq_factor=1.0,
+                                                       high_freq_factor=4.0, original_max_position_embeddings=8192))
+
+
+def yarn_case(dim, theta, factor, original, **more):
+    scaling = dict(type="yarn", factor=factor, original_max_position_embeddings=original, **more)
+    return dict(base(dim, theta), rope_scaling=scaling)
+
+
 cases = [
     base(64, 10000.0),
     base(128, 1e6),
     base(8, 500000.0),
     dict(base(64, 10000.0), rope_scaling=dict(type="linear", factor=4.0)),
-    dict(base(64, 500000.0), rope_scaling=dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                               original_max_position_embeddings=8192)),
-    dict(base(128, 500000.0), rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                                original_max_position_embeddings=8192)),
-    dict(base(128, 1e6), rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32768)),
-    dict(base(64, 10000.0), rope_scaling=dict(type="yarn", factor=16.0, original_max_position_embeddings=2048, beta_fast=16,
-                                              beta_slow=2, attention_factor=1.25)),
-    dict(base(64, 10000.0), rope_scaling=dict(type="yarn", factor=40.0, original_max_position_embeddings=4096, mscale=1.0,
-                                              mscale_all_dim=0.707)),
-    dict(base(64, 150000.0), rope_scaling=dict(type="yarn", factor=32.0, original_max_position_embeddings=4096,
-                                               truncate=False)),
-    dict(base(8, 10000.0), rope_scaling=dict(type="yarn", factor=2.0, original_max_position_embeddings=4)),
-    dict(base(16, 10000.0), rope_scaling=dict(type="yarn", factor=1.0, original_max_position_embeddings=512)),
+    llama3_case(64, 32.0),
+    llama3_case(128, 8.0),
+    yarn_case(128, 1e6, 4.0, 32768),
+    yarn_case(64, 10000.0, 16.0, 2048, beta_fast=16, beta_slow=2, attention_factor=1.25),
+    yarn_case(64, 10000.0, 40.0, 4096, mscale=1.0, mscale_all_dim=0.707),
+    yarn_case(64, 150000.0, 32.0, 4096, truncate=False),
+    yarn_case(8, 10000.0, 2.0, 4),
+    yarn_case(16, 10000.0, 1.0, 512),
 ]
 
 

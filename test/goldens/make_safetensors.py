@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes foreign.safetensors with the safetensors library (https://github.com/huggingface/safetensors, Rust and Python).
+"""Writes foreign.safetensors with the safetensors library (the format's own implementation, in Rust).
 
 The test reads it with the project's own reader, so that the two agree on more than what one of them wrote. It holds the
 four dtypes that are converted, two that are not, odd names and shapes, special values, and metadata.

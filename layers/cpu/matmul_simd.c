@@ -1,0 +1,107 @@
+// Matrix products of the layers: each is cut into one piece of the result per thread, and a piece is a product on one
+// thread (layers/cpu/sgemm.h). Sums are never cut, so the number of threads does not change them.
+#include "layers/cpu/layers.h"
+#include "layers/cpu/sgemm.h"
+
+typedef struct Product {
+    const MatrixProduct *with;
+    int64_t m, n, k;
+    int64_t m_piece, n_piece, pieces_across; // piece i is at (i / pieces_across, i % pieces_across)
+    bool transpose_a, transpose_b, add_bias;
+    const float *a, *b, *bias;
+    float beta, *c; // c (m, n)
+} Product;
+
+static void product_task(void *context, int64_t task, int worker) {
+    const Product *p = context;
+    (void)worker;
+    int64_t row = task / p->pieces_across * p->m_piece, column = task % p->pieces_across * p->n_piece;
+    int64_t m = smaller(p->m_piece, p->m - row), n = smaller(p->n_piece, p->n - column);
+    int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
+    const float *a = p->a + (p->transpose_a ? row : row * lda), *b = p->b + (p->transpose_b ? column * ldb : column);
+    float *c = p->c + row * p->n + column;
+    if (p->add_bias)
+        p->with->sgemm_bias(m, n, p->k, a, lda, b, ldb, p->bias == NULL ? NULL : p->bias + column, c, p->n);
+    else
+        p->with->sgemm(p->transpose_a, p->transpose_b, m, n, p->k, 1.0f, a, lda, b, ldb, p->beta, c, p->n);
+}
+
+// Every piece must pack its rows of A, once per COLUMNS_AT_ONCE columns, and its columns of B: the best cut packs least.
+// Pieces begin at multiples of a cache line and are not so small that a product no longer pays.
+static void cut(Product *p, int threads) {
+    enum { COLUMNS_AT_ONCE = 512, UNIT = 32, LEAST_ROWS = 16 };
+    int64_t least = INT64_MAX;
+    p->m_piece = p->m;
+    p->n_piece = p->n;
+    for (int across = 1; across <= threads; across++) {
+        int down = threads / across;
+        if (across * down != threads || (across > 1 && p->n < across * UNIT) || (down > 1 && p->m < down * LEAST_ROWS))
+            continue;
+        int64_t m = tasks_of(p->m, down), n = tasks_of(tasks_of(p->n, across), UNIT) * UNIT;
+        int64_t packed = m * tasks_of(n, COLUMNS_AT_ONCE) + n;
+        if (packed < least) {
+            least = packed;
+            p->m_piece = m;
+            p->n_piece = n;
+        }
+    }
+    p->pieces_across = tasks_of(p->n, p->n_piece);
+}
+
+static void multiply(Device *device, Product p) {
+    if (p.m == 0 || p.n == 0) return;
+    p.with = device->context;
+    cut(&p, device->threads);
+    parallel_for(device->threads, tasks_of(p.m, p.m_piece) * p.pieces_across, product_task, &p);
+}
+
+void SIMD_NAME(matmul_forward)(Device *device, void *out, const void *x, const void *weight, const void *bias,
+                               int64_t rows, int64_t K, int64_t N) {
+    multiply(device, (Product){.m = rows, .n = N, .k = K, .transpose_b = true, .add_bias = true, .a = x, .b = weight,
+                               .bias = bias, .c = out});
+}
+
+// ---- column sums --------------------------------------------------------------------------------------------------
+enum { SUM_COLUMNS = 512, SUM_ROWS = 256 };
+
+typedef struct ColumnSums {
+    float *sum; // +=
+    const float *x;
+    int64_t rows, N, per_task;
+} ColumnSums;
+
+// Sums SUM_ROWS rows at a time, so that the error grows with their number and that of the blocks, not with their product.
+static void column_sums_task(void *context, int64_t task, int worker) {
+    const ColumnSums *s = context;
+    (void)worker;
+    int64_t first = task * s->per_task, columns = smaller(s->per_task, s->N - first);
+    float total[SUM_COLUMNS] = {0};
+    for (int64_t begin = 0; begin < s->rows; begin += SUM_ROWS) {
+        float block[SUM_COLUMNS] = {0};
+        int64_t end = smaller(begin + SUM_ROWS, s->rows);
+        for (int64_t row = begin; row < end; row++) {
+            const float *x = s->x + row * s->N + first;
+            for (int64_t c = 0; c < columns; c++) block[c] += x[c];
+        }
+        for (int64_t c = 0; c < columns; c++) total[c] += block[c];
+    }
+    for (int64_t c = 0; c < columns; c++) s->sum[first + c] += total[c];
+}
+
+static void add_column_sums(Device *device, float *sum, const float *x, int64_t rows, int64_t N) {
+    int64_t cache_line = 16; // floats
+    int64_t per_task = smaller(SUM_COLUMNS, tasks_of(tasks_of(N, device->threads), cache_line) * cache_line);
+    ColumnSums s = {sum, x, rows, N, per_task};
+    parallel_for(device->threads, tasks_of(N, per_task), column_sums_task, &s);
+}
+
+void SIMD_NAME(matmul_backward)(Device *device, void *d_x, float *d_weight, float *d_bias, const void *d_out,
+                                const void *x, const void *weight, int64_t rows, int64_t K, int64_t N, bool accumulate) {
+    if (d_x != NULL)
+        multiply(device, (Product){.m = rows, .n = K, .k = N, .a = d_out, .b = weight, .beta = accumulate ? 1.0f : 0.0f,
+                                   .c = d_x});
+    if (d_weight != NULL)
+        multiply(device, (Product){.m = N, .n = K, .k = rows, .transpose_a = true, .a = d_out, .b = x, .beta = 1.0f,
+                                   .c = d_weight});
+    if (d_bias != NULL) add_column_sums(device, d_bias, d_out, rows, N);
+}
