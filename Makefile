@@ -129,7 +129,7 @@ setup:
 
 run:
 	@scripts/setup
-	@$(submake) train_gpt
+	+@$(submake) train_gpt
 	@./train_gpt
 
 bench: $(BENCHES)
@@ -147,11 +147,11 @@ ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
 
 build-release: setup
-	@$(submake) test-programs PROGRAMS="$(RELEASE_TESTS)"
+	+@$(submake) test-programs PROGRAMS="$(RELEASE_TESTS)"
 build-asan: setup
-	@$(submake) test-programs PROGRAMS="$(ASAN_TESTS)" $(ASAN)
+	+@$(submake) test-programs PROGRAMS="$(ASAN_TESTS)" $(ASAN)
 build-tsan: setup
-	@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
+	+@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
 test-programs: $(BUILD)/train_gpt $(PROGRAMS)
 
 test: build-release build-asan build-tsan

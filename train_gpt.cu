@@ -959,7 +959,9 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
 // Everything up to the ranks' start. Only one process of an MPI run speaks.
 static bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
-    if (!run_open(run, err) || !plan(run, speaks, &arena, err)) return false;
+    if (!run_open(run, err)) return false;
+    if (speaks) options_print_command(&run->options, stdout);
+    if (!plan(run, speaks, &arena, err)) return false;
     if (run->options.plan) return true;
     run->matrix_rate = cpu_matrix_rate(run->threads);
     if (speaks) run_print_header(run, stdout, &arena);
@@ -978,7 +980,6 @@ int main(int argc, char **argv) {
             options_help(stdout);
             return 0;
         }
-        if (speaks) options_print_command(&run.options, stdout);
         signal(SIGINT, on_signal);
         signal(SIGTERM, on_signal);
         signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported

@@ -1,5 +1,4 @@
-// Checkpoints: a folder OUT/step-00000100 that Hugging Face's from_pretrained loads as it is, and that training resumes
-// from.
+// Checkpoints: folders OUT/step-00000100 that Hugging Face's from_pretrained loads and that training resumes from.
 //
 //   config.json, model.safetensors                 the model
 //   exp_avg.safetensors, exp_avg_sq.safetensors    AdamW's moments, under the parameters' names and shapes
@@ -20,30 +19,31 @@ extern "C" {
 #endif
 
 typedef struct TrainingState {
-    int64_t step;   // optimizer steps done
+    int64_t step; // optimizer steps done
     uint64_t seed;
     LoaderState loader;
-    int64_t context, batch;    // the loader's place counts windows of this context; a resume with another context is an error
+    int64_t context, batch;    // the loader's place counts windows of this context: a resume with another is an error
     int64_t steps;             // of the whole run: the schedule's length
     uint64_t data_fingerprint; // of the training data's sizes, so that a resume on other data is noticed
     double validation_loss;    // last measured; NaN: never
 } TrainingState;
 
-// ---- writing; one process writes, and asks for the flat vectors one after the other ----------------------------------
+// ---- writing; one process writes, and asks for the flat vectors one after the other ----
 
 typedef struct CheckpointWriter CheckpointWriter;
 typedef enum CheckpointVector { CHECKPOINT_PARAMETERS, CHECKPOINT_EXP_AVG, CHECKPOINT_EXP_AVG_SQ } CheckpointVector;
 
 // Makes OUT if need be, removes partial folders left by a killed run, opens the new partial one and writes config.json.
-CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config, const ParameterTable *table,
-                                   Error *err);
-bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat /* table->total */, Error *err);
+CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config,
+                                   const ParameterTable *table, Error *err);
+bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat /* table->total */,
+                      Error *err);
 // State and sums, sync, rename; then removes all but the newest `keep` checkpoints (0: keeps all). Frees the writer,
 // also on failure, and then removes the partial folder.
 bool checkpoint_commit(CheckpointWriter *writer, const TrainingState *state, int keep, Error *err);
 void checkpoint_abandon(CheckpointWriter *writer); // removes what was written and frees; may be NULL
 
-// ---- reading ---------------------------------------------------------------------------------------------------------
+// ---- reading ----
 
 // The newest checkpoint in OUT whose name is final and whose sizes and sums hold, into path[size]. Damaged newer ones
 // are passed over, each with one line on standard error. Error if there is none.

@@ -23,7 +23,7 @@ typedef struct Tensor {
     TensorType type;
     int dimensions; // at most 8
     int64_t shape[8];
-    int64_t count;  // elements
+    int64_t count;    // elements
     const void *data; // in the mapped file; may be unaligned
     size_t bytes;
 } Tensor;
@@ -43,10 +43,15 @@ bool tensor_to_float(const Tensor *tensor, int64_t first, int64_t count, float *
 
 // Writing: declare all tensors, then their data in the same order. F32 only.
 typedef struct SafetensorsWriter SafetensorsWriter;
-typedef struct TensorDeclaration { const char *name; int dimensions; int64_t shape[4]; } TensorDeclaration;
+typedef struct TensorDeclaration {
+    const char *name;
+    int dimensions;
+    int64_t shape[4];
+} TensorDeclaration;
 // {"format": "pt"} goes into __metadata__, as transformers asks. Data starts 8-byte aligned.
 SafetensorsWriter *safetensors_create(const char *path, const TensorDeclaration *tensors, int count, Error *err);
-bool safetensors_write(SafetensorsWriter *writer, const float *data, int64_t count, Error *err); // the next `count` elements
+// The next `count` elements.
+bool safetensors_write(SafetensorsWriter *writer, const float *data, int64_t count, Error *err);
 bool safetensors_finish(SafetensorsWriter *writer, Error *err); // checks that all was written, syncs, closes, frees
 void safetensors_abandon(SafetensorsWriter *writer);            // closes and frees; may be NULL
 

@@ -25,7 +25,7 @@ typedef struct RopeScaling { // config.json's rope_scaling (or rope_parameters);
     double original_max_positions;                  // llama3, yarn
     double beta_fast, beta_slow, attention_factor;  // yarn; attention_factor 0: 0.1 ln(factor) + 1
     double mscale, mscale_all_dim;                  // yarn, DeepSeek's variant; 0: absent
-    bool truncate;                                  // yarn: round the correction range to whole dimensions (default true)
+    bool truncate;                                  // yarn: round the correction range to whole pairs (default true)
 } RopeScaling;
 
 typedef struct ModelConfig {

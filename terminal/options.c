@@ -43,7 +43,7 @@ const Option options_table[] = {
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
      "sequences per replica and pass, gradients being accumulated; 0: as many as memory allows"},
     {"steps", INTEGER, TRAINING, "N", "200", AT(steps), 0, 1e12, "optimizer steps of the whole run"},
-    {"lr", REAL, TRAINING, "X", "3e-3", AT(lr), 0, 1e30, "highest learning rate"},
+    {"lr", REAL, TRAINING, "X", "0", AT(lr), 0, 1e30, "highest learning rate; 0: from the width, 0.46 / C, at most 6e-3"},
     {"min-lr", REAL, TRAINING, "X", "0.1", AT(min_lr), 0, 1, "final learning rate, as a fraction of --lr"},
     {"schedule", CHOICE, TRAINING, "cosine|constant|wsd", "cosine", AT(schedule), 0, 0,
      "learning rate after the warm-up; wsd: constant, then a linear decay"},

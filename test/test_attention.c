@@ -1,273 +1,16 @@
-// Distributed attention against attention over the whole sequence in double precision, written here once more from its
-// definition: forward, log-sum-exp, dQ, dK and dV, for every exchange and number of ranks.
+// Distributed attention against the whole sequence in double precision (test/attention_problem.h): forward,
+// log-sum-exp, dQ, dK and dV, for every exchange and number of ranks.
 //
 // Besides being right: no less exact on many ranks than on one; one rank gives the bits of the kernel called on the
 // whole sequence; two runs give the same bits; every rank sends exactly the bytes of the formula.
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "attention/attention.h"
-#include "base/random.h"
+#include "attention_problem.h"
+#include "wide_device.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { LONG_CONTEXT = 260 };
 #else
 enum { LONG_CONTEXT = 1000 };
 #endif
-
-// ---- a problem, and its answer in double precision ----------------------------------------------
-
-enum { OUT, LOG_SUM_EXP, D_Q, D_K, D_V, RESULTS };
-static const char *const result_names[RESULTS] = {"out", "log-sum-exp", "dQ", "dK", "dV"};
-
-typedef struct Problem { // all tensors whole: (B, T, H, D), (B, T, KV, D), rows (B, H, T)
-    AttentionShape shape;
-    int64_t T;
-    double largest_score, largest_gap; // between the scores of one row
-    float *q, *k, *v, *d_out;
-    double *answer[RESULTS];
-} Problem;
-
-static void *checked(void *memory) {
-    if (memory == NULL) {
-        fprintf(stderr, "test_attention: out of memory\n");
-        abort();
-    }
-    return memory;
-}
-
-static int64_t result_count(const Problem *p, int result) {
-    const AttentionShape *s = &p->shape;
-    if (result == LOG_SUM_EXP) return s->batch * s->heads * p->T;
-    return s->batch * p->T * s->head_dim * (result == D_K || result == D_V ? s->kv_heads : s->heads);
-}
-
-static float *random_tensor(int64_t count, uint64_t stream) {
-    float *x = checked(malloc((size_t)count * sizeof *x));
-    for (int64_t i = 0; i < count; i++) x[i] = (float)random_normal(1, stream, (uint64_t)i);
-    return x;
-}
-
-static double dot(const float *a, const float *b, int64_t D) {
-    double sum = 0;
-    for (int64_t d = 0; d < D; d++) sum += (double)a[d] * b[d];
-    return sum;
-}
-
-// One query row: its probabilities over keys 0..i, then everything that follows from them.
-static void answer_row(Problem *p, int64_t b, int64_t h, int64_t i, double *probability) {
-    const AttentionShape *s = &p->shape;
-    int64_t D = s->head_dim, kv_stride = s->kv_heads * D,
-            kv_first = b * p->T * kv_stride + h / (s->heads / s->kv_heads) * D;
-    int64_t row = ((b * p->T + i) * s->heads + h) * D;
-    const float *q = p->q + row, *d_out = p->d_out + row;
-    double max = -INFINITY, min = INFINITY, sum = 0, delta = 0, *out = p->answer[OUT] + row;
-    for (int64_t j = 0; j <= i; j++) {
-        probability[j] = s->scale * dot(q, p->k + kv_first + j * kv_stride, D);
-        max = fmax(max, probability[j]);
-        min = fmin(min, probability[j]);
-    }
-    p->largest_score = fmax(p->largest_score, fmax(max, -min));
-    p->largest_gap = fmax(p->largest_gap, max - min);
-    for (int64_t j = 0; j <= i; j++) sum += probability[j] = exp(probability[j] - max);
-    p->answer[LOG_SUM_EXP][(b * s->heads + h) * p->T + i] = max + log(sum);
-    for (int64_t j = 0; j <= i; j++) {
-        probability[j] /= sum;
-        for (int64_t d = 0; d < D; d++) out[d] += probability[j] * p->v[kv_first + j * kv_stride + d];
-    }
-    for (int64_t d = 0; d < D; d++) delta += out[d] * d_out[d];
-    for (int64_t j = 0; j <= i; j++) {
-        int64_t key = kv_first + j * kv_stride;
-        double d_score = s->scale * probability[j] * (dot(d_out, p->v + key, D) - delta);
-        for (int64_t d = 0; d < D; d++) {
-            p->answer[D_Q][row + d] += d_score * p->k[key + d];
-            p->answer[D_K][key + d] += d_score * q[d];
-            p->answer[D_V][key + d] += probability[j] * d_out[d];
-        }
-    }
-}
-
-// outlier: every tenth key is longer by this factor, so that scores differ by that much more.
-static Problem make_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier) {
-    Problem p = {.shape = {B, H, KV, D, (float)(1 / sqrt((double)D))}, .T = T};
-    p.q = random_tensor(B * T * H * D, 1);
-    p.k = random_tensor(B * T * KV * D, 2);
-    p.v = random_tensor(B * T * KV * D, 3);
-    p.d_out = random_tensor(B * T * H * D, 4);
-    for (int64_t t = 0; t < B * T; t += 10)
-        for (int64_t i = 0; i < KV * D; i++) p.k[t * KV * D + i] *= outlier;
-    for (int r = 0; r < RESULTS; r++) p.answer[r] = checked(calloc((size_t)result_count(&p, r), sizeof *p.answer[r]));
-    double *probability = checked(malloc((size_t)T * sizeof *probability));
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t h = 0; h < H; h++)
-            for (int64_t i = 0; i < T; i++) answer_row(&p, b, h, i, probability);
-    free(probability);
-    return p;
-}
-
-static void free_problem(Problem *p) {
-    free(p->q), free(p->k), free(p->v), free(p->d_out);
-    for (int r = 0; r < RESULTS; r++) free(p->answer[r]);
-}
-
-// ---- running it on ranks ------------------------------------------------------------------------
-
-enum { MOST_RANKS = 8 };
-
-typedef struct Run {
-    const Problem *problem;
-    AttentionConfig config;
-    const AttentionKernels *kernels;
-    int repeats;            // of forward and backward, with the same scratch
-    float *result[RESULTS]; // whole tensors, filled in by all ranks
-    AttentionBytes sent[MOST_RANKS];
-    bool planned_right[MOST_RANKS];
-} Run;
-
-// Copies the tokens of a shard between a whole tensor (B, T, width) and a view of mine, to or from it.
-static void copy_tokens(const Run *run, const Shard *shard, float *whole, TokenView mine, int64_t width, bool to_mine) {
-    int64_t T = run->problem->T;
-    for (int64_t b = 0; b < run->problem->shape.batch; b++) {
-        for (int i = 0; i < shard->count; i++) {
-            for (int64_t t = shard->chunk[i].start; t < shard->chunk[i].start + shard->chunk[i].length; t++) {
-                float *there = whole + (b * T + t) * width;
-                float *here = (float *)mine.data + b * mine.batch_stride + shard_offset(shard, t) * mine.token_stride;
-                if (to_mine) memcpy(here, there, (size_t)width * sizeof *here);
-                else memcpy(there, here, (size_t)width * sizeof *here);
-            }
-        }
-    }
-}
-
-static void copy_rows_out(const Run *run, const Shard *shard, float *whole, const float *mine) {
-    for (int64_t row = 0; row < run->problem->shape.batch * run->problem->shape.heads; row++) {
-        for (int i = 0; i < shard->count; i++) {
-            Chunk chunk = shard->chunk[i];
-            memcpy(whole + row * run->problem->T + chunk.start,
-                   mine + row * shard->tokens + shard_offset(shard, chunk.start), (size_t)chunk.length * sizeof *mine);
-        }
-    }
-}
-
-// Memory full of a value that is not a number, so that nothing is right by chance.
-static void *unset_memory(size_t bytes) {
-    return memset(checked(aligned_alloc(256, (bytes + 255) / 256 * 256)), 0xff, bytes);
-}
-
-typedef struct Local { // one rank's tensors; q, k, v and their gradients stand in fused buffers, as in a model
-    float *fused, *d_fused, *out, *d_out, *log_sum_exp;
-    TokenView view[RESULTS], q, k, v, d_out_view;
-} Local;
-
-static Local make_local(const Run *run, const Shard *shard) {
-    const AttentionShape *s = &run->problem->shape;
-    int64_t n = shard->tokens, query = s->heads * s->head_dim, key = s->kv_heads * s->head_dim, fused = query + 2 * key;
-    size_t tokens = (size_t)(s->batch * n) * sizeof(float);
-    Local x = {unset_memory(tokens * (size_t)fused),
-               unset_memory(tokens * (size_t)fused),
-               unset_memory(tokens * (size_t)query),
-               unset_memory(tokens * (size_t)query),
-               unset_memory(tokens * (size_t)s->heads),
-               .view = {{0}},
-               .q = {0},
-               .k = {0},
-               .v = {0},
-               .d_out_view = {0}};
-    x.q = (TokenView){x.fused, n * fused, fused};
-    x.k = (TokenView){x.fused + query, n * fused, fused};
-    x.v = (TokenView){x.fused + query + key, n * fused, fused};
-    x.d_out_view = (TokenView){x.d_out, n * query, query};
-    x.view[OUT] = (TokenView){x.out, n * query, query};
-    x.view[D_Q] = (TokenView){x.d_fused, n * fused, fused};
-    x.view[D_K] = (TokenView){x.d_fused + query, n * fused, fused};
-    x.view[D_V] = (TokenView){x.d_fused + query + key, n * fused, fused};
-    copy_tokens(run, shard, run->problem->q, x.q, query, true);
-    copy_tokens(run, shard, run->problem->k, x.k, key, true);
-    copy_tokens(run, shard, run->problem->v, x.v, key, true);
-    copy_tokens(run, shard, run->problem->d_out, x.d_out_view, query, true);
-    return x;
-}
-
-static void keep_results(const Run *run, const Shard *shard, const Local *x) {
-    const AttentionShape *s = &run->problem->shape;
-    for (int r = 0; r < RESULTS; r++) {
-        int64_t width = (r == D_K || r == D_V ? s->kv_heads : s->heads) * s->head_dim;
-        if (r == LOG_SUM_EXP) copy_rows_out(run, shard, run->result[r], x->log_sum_exp);
-        else copy_tokens(run, shard, run->result[r], x->view[r], width, false);
-    }
-}
-
-static void free_local(Local *x) {
-    free(x->fused), free(x->d_fused), free(x->out), free(x->d_out), free(x->log_sum_exp);
-}
-
-static void rank_main(Comm *world, void *argument) {
-    Run *run = argument;
-    int rank = comm_rank(world);
-    Device device;
-    cpu_device(&device, 1);
-    device.attention = run->kernels;
-
-    Arena plan = {0};
-    Attention attention;
-    attention_lay_out(&attention, &run->config, rank, &plan);
-    Arena arena = {.base = unset_memory(plan.used), .capacity = plan.used};
-    attention_lay_out(&attention, &run->config, rank, &arena);
-    run->planned_right[rank] = arena.used == plan.used;
-    attention_connect(&attention, world);
-
-    Local x = make_local(run, &attention.shard);
-    for (int i = 0; i < run->repeats; i++) {
-        int64_t before = attention_bytes_sent(&attention);
-        attention_forward(&attention, &device, x.view[OUT], x.log_sum_exp, x.q, x.k, x.v);
-        int64_t between = attention_bytes_sent(&attention);
-        attention_backward(&attention, &device, x.view[D_Q], x.view[D_K], x.view[D_V], x.q, x.k, x.v, x.view[OUT],
-                           x.log_sum_exp, x.d_out_view);
-        run->sent[rank] = (AttentionBytes){between - before, attention_bytes_sent(&attention) - between};
-    }
-    keep_results(run, &attention.shard, &x);
-    free_local(&x);
-    attention_disconnect(&attention);
-    free(arena.base);
-}
-
-static Run run_repeated(const Problem *problem, const AttentionKernels *kernels, int ranks, Exchange exchange,
-                        int ulysses, int repeats) {
-    Error err = {0};
-    Run run = {.problem = problem, .kernels = kernels, .repeats = repeats};
-    run.config = (AttentionConfig){problem->T, ranks, exchange, ulysses, problem->shape, sizeof(float)};
-    if (!attention_resolve(&run.config, &err)) fail_msg("%s", err.message);
-    for (int r = 0; r < RESULTS; r++) run.result[r] = unset_memory((size_t)result_count(problem, r) * sizeof(float));
-    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 60};
-    if (!comm_run(&launch, rank_main, &run, &err)) fail_msg("%s", err.message);
-    return run;
-}
-
-static Run run_on(const Problem *problem, const AttentionKernels *kernels, int ranks, Exchange exchange, int ulysses) {
-    return run_repeated(problem, kernels, ranks, exchange, ulysses, 1);
-}
-
-static void free_run(Run *run) {
-    for (int r = 0; r < RESULTS; r++) free(run->result[r]);
-}
-
-static const char *title(const Run *run) {
-    static char text[200];
-    const AttentionConfig *c = &run->config;
-    snprintf(text, sizeof text, "%s, %d ranks, U = %d, B = %lld, T = %lld, H = %lld, KV = %lld, D = %lld, %s kernel",
-             exchange_name(c->exchange), c->ranks, c->ulysses, (long long)c->shape.batch, (long long)c->context,
-             (long long)c->shape.heads, (long long)c->shape.kv_heads, (long long)c->shape.head_dim,
-             run->kernels == &attention_kernels_reference ? "reference" : "fast");
-    return text;
-}
 
 // Every way in which P ranks can serve the problem, in turn: next_way returns false after the last.
 typedef struct Way {
@@ -299,7 +42,7 @@ static Deviation deviation(const Run *run, int result) {
     for (int64_t i = 0; i < count; i++) {
         double answer = run->problem->answer[result][i], difference = run->result[result][i] - answer;
         if (!isfinite(difference))
-            fail_msg("%s: %s has %g", title(run), result_names[result], (double)run->result[result][i]);
+            fail_msg("%s: %s has %g", run_title(run), result_names[result], (double)run->result[result][i]);
         error += difference * difference;
         norm += answer * answer;
         max = fmax(max, fabs(difference));
@@ -315,11 +58,11 @@ static void check_exact(const Run *run, const Deviation one_rank[RESULTS]) {
     for (int r = 0; r < RESULTS; r++) {
         Deviation found = deviation(run, r);
         if (found.rms > right_within(run->problem)) {
-            fail_msg("%s: %s is off by %.2e, allowed %.2e", title(run), result_names[r], found.rms,
+            fail_msg("%s: %s is off by %.2e, allowed %.2e", run_title(run), result_names[r], found.rms,
                      right_within(run->problem));
         }
         if (found.rms > 2 * one_rank[r].rms || found.max > 2 * one_rank[r].max) {
-            fail_msg("%s: error of %s: %.2e (rms), %.2e (max); of one rank %.2e, %.2e", title(run), result_names[r],
+            fail_msg("%s: error of %s: %.2e (rms), %.2e (max); of one rank %.2e, %.2e", run_title(run), result_names[r],
                      found.rms, found.max, one_rank[r].rms, one_rank[r].max);
         }
     }
@@ -329,17 +72,16 @@ static void check_bytes(const Run *run) {
     for (int rank = 0; rank < run->config.ranks; rank++) {
         AttentionBytes sent = run->sent[rank], formula = attention_bytes(&run->config, rank);
         if (sent.forward != formula.forward || sent.backward != formula.backward) {
-            fail_msg("%s: rank %d sent %lld and %lld bytes, by formula %lld and %lld", title(run), rank,
+            fail_msg("%s: rank %d sent %lld and %lld bytes, by formula %lld and %lld", run_title(run), rank,
                      (long long)sent.forward, (long long)sent.backward, (long long)formula.forward,
                      (long long)formula.backward);
         }
-        if (!run->planned_right[rank]) fail_msg("%s: rank %d: the plan is not what was used", title(run), rank);
+        if (!run->planned_right[rank]) fail_msg("%s: rank %d: the plan is not what was used", run_title(run), rank);
     }
 }
 
-static void one_rank_deviations(const Problem *problem, const AttentionKernels *kernels,
-                                Deviation deviations[RESULTS]) {
-    Run run = run_on(problem, kernels, 1, EXCHANGE_RING, 0);
+static void one_rank_deviations(const Problem *problem, MakeDevice *make_device, Deviation deviations[RESULTS]) {
+    Run run = run_on(problem, make_device, 1, EXCHANGE_RING, 0);
     for (int r = 0; r < RESULTS; r++) deviations[r] = deviation(&run, r);
     free_run(&run);
 }
@@ -348,15 +90,15 @@ static void one_rank_deviations(const Problem *problem, const AttentionKernels *
 // worst. The reference kernel works in double precision, so its one rank rounds most elements once and its worst one
 // says little: on more ranks, its state being fp32 between chunks, the worst one may be twice that of the fast kernel's
 // one rank.
-static void every_exchange_is_exact(const Problem *problem, const AttentionKernels *kernels) {
+static void every_exchange_is_exact(const Problem *problem, MakeDevice *make_device) {
     static const int ranks[] = {1, 2, 3, 4, 8};
     Deviation one_rank[RESULTS], fast[RESULTS];
-    one_rank_deviations(problem, kernels, one_rank);
-    one_rank_deviations(problem, &attention_kernels_cpu, fast);
+    one_rank_deviations(problem, make_device, one_rank);
+    one_rank_deviations(problem, fast_device, fast);
     for (int r = 0; r < RESULTS; r++) one_rank[r].max = fmax(one_rank[r].max, fast[r].max);
     for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
         for (Way way = {EXCHANGE_AUTO, 0}; next_way(problem, ranks[i], &way);) {
-            Run run = run_on(problem, kernels, ranks[i], way.exchange, way.ulysses);
+            Run run = run_on(problem, make_device, ranks[i], way.exchange, way.ulysses);
             check_exact(&run, one_rank);
             check_bytes(&run);
             free_run(&run);
@@ -366,8 +108,8 @@ static void every_exchange_is_exact(const Problem *problem, const AttentionKerne
 
 static void exact_with(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D) {
     Problem problem = make_problem(B, T, H, KV, D, 1);
-    every_exchange_is_exact(&problem, &attention_kernels_cpu);
-    if (T < LONG_CONTEXT) every_exchange_is_exact(&problem, &attention_kernels_reference);
+    every_exchange_is_exact(&problem, fast_device);
+    if (T < LONG_CONTEXT) every_exchange_is_exact(&problem, reference_device);
     free_problem(&problem);
 }
 
@@ -383,8 +125,8 @@ static void gaps_of_a_thousand(void **state) {
     (void)state;
     Problem problem = make_problem(2, 129, 8, 2, 16, 300);
     assert_true(problem.largest_gap > 1000);
-    every_exchange_is_exact(&problem, &attention_kernels_cpu);
-    every_exchange_is_exact(&problem, &attention_kernels_reference);
+    every_exchange_is_exact(&problem, fast_device);
+    every_exchange_is_exact(&problem, reference_device);
     free_problem(&problem);
 }
 
@@ -392,7 +134,7 @@ static void vanilla_is_exact(void **state) {
     (void)state;
     for (int grouped = 0; grouped < 2; grouped++) {
         Problem problem = make_problem(2, 150, 4, grouped ? 2 : 4, 16, grouped ? 300 : 1);
-        Run run = run_on(&problem, &attention_kernels_cpu, 1, EXCHANGE_VANILLA, 0);
+        Run run = run_on(&problem, fast_device, 1, EXCHANGE_VANILLA, 0);
         for (int r = 0; r < RESULTS; r++) assert_true(deviation(&run, r).rms < right_within(&problem));
         check_bytes(&run);
         free_run(&run);
@@ -406,22 +148,24 @@ static void assert_same_bits(const Run *a, const Run *b) {
     for (int r = 0; r < RESULTS; r++) {
         if (memcmp(a->result[r], b->result[r], (size_t)result_count(a->problem, r) * sizeof(float)) != 0) {
             char first[200];
-            snprintf(first, sizeof first, "%s", title(a));
-            fail_msg("%s differs in its bits: %s; %s", result_names[r], first, title(b));
+            snprintf(first, sizeof first, "%s", run_title(a));
+            fail_msg("%s differs in its bits: %s; %s", result_names[r], first, run_title(b));
         }
     }
 }
 
 // The kernel by itself on the whole sequence, one chunk.
-static Run without_ranks(const Problem *problem, const AttentionKernels *kernels) {
-    Run run = {
-        .problem = problem, .kernels = kernels, .config = {.context = problem->T, .ranks = 1, .shape = problem->shape}};
+static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
+    Run run = {.problem = problem,
+               .make_device = make_device,
+               .config = {.context = problem->T, .ranks = 1, .shape = problem->shape}};
     for (int r = 0; r < RESULTS; r++) run.result[r] = checked(calloc((size_t)result_count(problem, r), sizeof(float)));
     const AttentionShape *s = &problem->shape;
     int64_t T = problem->T, query = s->heads * s->head_dim, key = s->kv_heads * s->head_dim, rows = s->heads * T;
     float *sum = unset_memory((size_t)(s->batch * rows) * sizeof *sum);
     Device device;
-    cpu_device(&device, 1);
+    make_device(&device);
+    const AttentionKernels *kernels = device.attention;
     Chunk whole = {0, T};
     TokenView q = {problem->q, T * query, query}, d_out = {problem->d_out, T * query, query};
     TokenView out = {run.result[OUT], T * query, query};
@@ -444,12 +188,12 @@ static Run without_ranks(const Problem *problem, const AttentionKernels *kernels
 
 static void one_rank_has_the_bits_of_the_kernel(void **state) {
     (void)state;
-    const AttentionKernels *kernels[] = {&attention_kernels_cpu, &attention_kernels_reference};
+    MakeDevice *devices[] = {fast_device, reference_device};
     Problem problem = make_problem(2, 143, 6, 2, 16, 1);
     for (int i = 0; i < 2; i++) {
-        Run direct = without_ranks(&problem, kernels[i]);
+        Run direct = without_ranks(&problem, devices[i]);
         for (Way way = {EXCHANGE_AUTO, 0}; next_way(&problem, 1, &way);) {
-            Run run = run_on(&problem, kernels[i], 1, way.exchange, way.ulysses);
+            Run run = run_on(&problem, devices[i], 1, way.exchange, way.ulysses);
             assert_same_bits(&run, &direct);
             free_run(&run);
         }
@@ -464,8 +208,8 @@ static void same_bits_every_time(void **state) {
     Problem problem = make_problem(2, 85, 8, 2, 16, 1);
     for (int P = 2; P <= 8; P *= 2) {
         for (Way way = {EXCHANGE_AUTO, 0}; next_way(&problem, P, &way);) {
-            Run once = run_on(&problem, &attention_kernels_cpu, P, way.exchange, way.ulysses);
-            Run again = run_repeated(&problem, &attention_kernels_cpu, P, way.exchange, way.ulysses, 3);
+            Run once = run_on(&problem, fast_device, P, way.exchange, way.ulysses);
+            Run again = run_repeated(&problem, fast_device, P, way.exchange, way.ulysses, 3);
             assert_same_bits(&once, &again);
             check_bytes(&again);
             free_run(&once);
@@ -481,17 +225,35 @@ static void exchanges_agree_in_their_bits(void **state) {
     (void)state;
     Problem problem = make_problem(2, 85, 8, 4, 16, 1);
     for (int P = 2; P <= 5; P++) {
-        Run ring = run_on(&problem, &attention_kernels_cpu, P, EXCHANGE_RING, 0);
-        Run gather = run_on(&problem, &attention_kernels_cpu, P, EXCHANGE_GATHER, 0);
+        Run ring = run_on(&problem, fast_device, P, EXCHANGE_RING, 0);
+        Run gather = run_on(&problem, fast_device, P, EXCHANGE_GATHER, 0);
         assert_same_bits(&ring, &gather);
         free_run(&ring);
         free_run(&gather);
     }
-    Run one = run_on(&problem, &attention_kernels_reference, 1, EXCHANGE_RING, 0);
-    Run ulysses = run_on(&problem, &attention_kernels_reference, 4, EXCHANGE_ULYSSES, 0);
+    Run one = run_on(&problem, reference_device, 1, EXCHANGE_RING, 0);
+    Run ulysses = run_on(&problem, reference_device, 4, EXCHANGE_ULYSSES, 0);
     assert_same_bits(&one, &ulysses);
     free_run(&one);
     free_run(&ulysses);
+    free_problem(&problem);
+}
+
+// Nothing takes storage for fp32: with storage of another size, and a kernel that computes the same, the bits are the
+// same.
+static void storage_may_have_another_size(void **state) {
+    (void)state;
+    Problem problem = make_problem(2, 45, 8, 2, 8, 1);
+    for (int P = 1; P <= 8; P *= 2) {
+        for (Way way = {EXCHANGE_AUTO, 0}; next_way(&problem, P, &way);) {
+            Run wide = run_on(&problem, wide_device, P, way.exchange, way.ulysses);
+            Run usual = run_on(&problem, reference_device, P, way.exchange, way.ulysses);
+            assert_same_bits(&wide, &usual);
+            check_bytes(&wide);
+            free_run(&wide);
+            free_run(&usual);
+        }
+    }
     free_problem(&problem);
 }
 
@@ -627,6 +389,7 @@ int main(void) {
         cmocka_unit_test(one_rank_has_the_bits_of_the_kernel),
         cmocka_unit_test(same_bits_every_time),
         cmocka_unit_test(exchanges_agree_in_their_bits),
+        cmocka_unit_test(storage_may_have_another_size),
         cmocka_unit_test(bytes_in_closed_form),
         cmocka_unit_test(table_of_bytes),
         cmocka_unit_test(names_go_both_ways),

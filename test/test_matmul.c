@@ -182,7 +182,7 @@ static void run_matmul(Device *device, void *argument) {
 }
 
 static void run_layers(const char *matmul) {
-    const int64_t sizes[][3] = {{1, 8, 5},     {1, 256, 70},   {3, 20, 33},  {4, 33, 300},  {37, 33, 20},
+    const int64_t sizes[][3] = {{1, 8, 5},     {1, 256, 70},   {3, 20, 33},  {4, 33, 300},   {33, 7, 9},
                                 {37, 256, 66}, {200, 64, 100}, {300, 20, 8}, {64, 300, 520}};
     setenv("MATMUL", matmul, 1);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {

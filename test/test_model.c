@@ -13,6 +13,8 @@
 #include "test/compare.h"
 #include "test/program.h"
 
+#include "model/config.h"
+
 static const Tolerance LOGITS = {2e-6, 4e-6};
 static const Tolerance GRADIENTS = {5e-6, 5e-6};
 static const Tolerance TRAINED = {5e-6, 1e-5};
@@ -126,10 +128,22 @@ static void train_case(const Case *c, const char *out) {
     free_result(&result);
 }
 
+// The checkpoint's config.json describes the model that was started from, to the letter: whatever the run changed there
+// would change what other programs compute with the weights.
+static void assert_same_config(const Case *c, const char *out) {
+    char path[PROGRAM_PATH], again[PROGRAM_PATH];
+    ModelConfig config;
+    Error err = {0};
+    if (!config_read(&config, golden_path(path, c->golden, "config.json"), &err)) fail_msg("%s", err.message);
+    if (!config_write(&config, path_join(again, out, "config.json"), &err)) fail_msg("%s", err.message);
+    assert_same_bytes(path_join(path, out, "step-00000010/config.json"), again);
+}
+
 static void test_case(void **state) {
     const Case *c = *state;
     char out[PROGRAM_PATH], path[PROGRAM_PATH];
     train_case(c, make_temp_folder(out));
+    assert_same_config(c, out);
 
     golden_path(path, c->expected ? c->expected : c->golden, "expected.safetensors");
     Safetensors *expected = open_tensors(path);

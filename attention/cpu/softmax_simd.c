@@ -66,8 +66,9 @@ void SIMD_NAME(tile_softmax_backward)(Rows scores, Rows d_weights, int64_t keys,
         vfloat base = vload(log_sum_exp + query), offset = vload(delta + query);
         float *score = scores.data + query, *d_weight = d_weights.data + query;
         for (int64_t j = 0; j < seen.some; j++, score += scores.stride, d_weight += d_weights.stride) {
-            vfloat weight = vexp_negative(vload(score) - base);
-            if (j >= seen.all) weight = vselect(sees(query, diagonal, j), weight, vset(0.0f));
+            vfloat exponent = vload(score) - base; // positive, even huge, only where the key is not seen
+            if (j >= seen.all) exponent = vselect(sees(query, diagonal, j), exponent, vset(-INFINITY));
+            vfloat weight = vexp_negative(exponent);
             vstore(score, weight);
             vstore(d_weight, scale * weight * (vload(d_weight) - offset));
         }

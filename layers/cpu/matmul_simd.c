@@ -6,7 +6,7 @@
 typedef struct Product {
     const MatrixProduct *with;
     int64_t m, n, k;
-    int64_t m_piece, n_piece, pieces_across; // piece i is at (i / pieces_across, i % pieces_across)
+    int64_t down, across, columns; // cut into `down` x `across` pieces, of about equal rows and of `columns` columns
     bool transpose_a, transpose_b, add_bias;
     const float *a, *b, *bias;
     float beta, *c; // c (m, n)
@@ -15,8 +15,8 @@ typedef struct Product {
 static void product_task(void *context, int64_t task, int worker) {
     const Product *p = context;
     (void)worker;
-    int64_t row = task / p->pieces_across * p->m_piece, column = task % p->pieces_across * p->n_piece;
-    int64_t m = smaller(p->m_piece, p->m - row), n = smaller(p->n_piece, p->n - column);
+    int64_t down = task / p->across, row = down * p->m / p->down, column = task % p->across * p->columns;
+    int64_t m = (down + 1) * p->m / p->down - row, n = smaller(p->columns, p->n - column);
     int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
     const float *a = p->a + (p->transpose_a ? row : row * lda), *b = p->b + (p->transpose_b ? column * ldb : column);
     float *c = p->c + row * p->n + column;
@@ -26,33 +26,30 @@ static void product_task(void *context, int64_t task, int worker) {
         p->with->sgemm(p->transpose_a, p->transpose_b, m, n, p->k, 1.0f, a, lda, b, ldb, p->beta, c, p->n);
 }
 
-// Every piece must pack its rows of A, once per COLUMNS_AT_ONCE columns, and its columns of B: the best cut packs least.
-// Pieces begin at multiples of a cache line and are not so small that a product no longer pays.
+// The best cut into at most one piece per thread: the one whose largest piece costs least. A piece packs its columns of B
+// and, again for every COLUMNS_AT_ONCE columns, its rows of A; packing a value takes the time of some PACKING
+// multiply-adds. Pieces begin at cache lines, and those of fewer than LEAST_ROWS rows would hardly repay the packing of B.
 static void cut(Product *p, int threads) {
-    enum { COLUMNS_AT_ONCE = 512, UNIT = 32, LEAST_ROWS = 16 };
+    enum { COLUMNS_AT_ONCE = 512, PACKING = 5, UNIT = 32, LEAST_ROWS = 16 };
     int64_t least = INT64_MAX;
-    p->m_piece = p->m;
-    p->n_piece = p->n;
     for (int across = 1; across <= threads; across++) {
-        int down = threads / across;
-        if (across * down != threads || (across > 1 && p->n < across * UNIT) || (down > 1 && p->m < down * LEAST_ROWS))
-            continue;
-        int64_t m = tasks_of(p->m, down), n = tasks_of(tasks_of(p->n, across), UNIT) * UNIT;
-        int64_t packed = m * tasks_of(n, COLUMNS_AT_ONCE) + n;
-        if (packed < least) {
-            least = packed;
-            p->m_piece = m;
-            p->n_piece = n;
+        int64_t down = larger(1, smaller(threads / across, p->m / LEAST_ROWS)), rows = tasks_of(p->m, down);
+        int64_t columns = tasks_of(tasks_of(p->n, across), UNIT) * UNIT;
+        int64_t cost = rows * columns + PACKING * (rows * tasks_of(columns, COLUMNS_AT_ONCE) + columns);
+        if (cost < least) {
+            least = cost;
+            p->down = down;
+            p->across = tasks_of(p->n, columns);
+            p->columns = columns;
         }
     }
-    p->pieces_across = tasks_of(p->n, p->n_piece);
 }
 
 static void multiply(Device *device, Product p) {
     if (p.m == 0 || p.n == 0) return;
     p.with = device->context;
     cut(&p, device->threads);
-    parallel_for(device->threads, tasks_of(p.m, p.m_piece) * p.pieces_across, product_task, &p);
+    parallel_for(device->threads, p.down * p.across, product_task, &p);
 }
 
 void SIMD_NAME(matmul_forward)(Device *device, void *out, const void *x, const void *weight, const void *bias,

@@ -18,13 +18,13 @@ typedef struct Update {
 typedef struct Values { vfloat parameter, m, v; } Values;
 
 static inline Values update(const Update *u, Values old, vfloat gradient) {
-    Values new;
+    Values next;
     gradient *= u->gradient_scale;
-    new.m = u->beta1 * old.m + u->one_minus_beta1 * gradient;
-    new.v = u->beta2 * old.v + u->one_minus_beta2 * (gradient * gradient);
-    vfloat denominator = vsqrt(new.v) * u->root_correction + u->epsilon;
-    new.parameter = old.parameter * u->keep - u->step_size * (new.m / denominator);
-    return new;
+    next.m = u->beta1 * old.m + u->one_minus_beta1 * gradient;
+    next.v = u->beta2 * old.v + u->one_minus_beta2 * (gradient * gradient);
+    vfloat denominator = vsqrt(next.v) * u->root_correction + u->epsilon;
+    next.parameter = old.parameter * u->keep - u->step_size * (next.m / denominator);
+    return next;
 }
 
 static void adamw_task(void *context, int64_t task, int worker) {
@@ -32,20 +32,20 @@ static void adamw_task(void *context, int64_t task, int worker) {
     (void)worker;
     int64_t i = task * TASK_VALUES, end = smaller(i + TASK_VALUES, u->count);
     for (; i + SIMD_WIDTH <= end; i += SIMD_WIDTH) {
-        Values new = update(u, (Values){vload(u->master + i), vload(u->m + i), vload(u->v + i)}, vload(u->gradient + i));
-        vstore(u->master + i, new.parameter);
-        vstore(u->m + i, new.m);
-        vstore(u->v + i, new.v);
-        if (u->weight != NULL) vstore(u->weight + i, new.parameter);
+        Values next = update(u, (Values){vload(u->master + i), vload(u->m + i), vload(u->v + i)}, vload(u->gradient + i));
+        vstore(u->master + i, next.parameter);
+        vstore(u->m + i, next.m);
+        vstore(u->v + i, next.v);
+        if (u->weight != NULL) vstore(u->weight + i, next.parameter);
     }
     if (i < end) {
         int64_t n = end - i;
-        Values new = update(u, (Values){vload_part(u->master + i, n), vload_part(u->m + i, n), vload_part(u->v + i, n)},
+        Values next = update(u, (Values){vload_part(u->master + i, n), vload_part(u->m + i, n), vload_part(u->v + i, n)},
                             vload_part(u->gradient + i, n));
-        vstore_part(u->master + i, new.parameter, n);
-        vstore_part(u->m + i, new.m, n);
-        vstore_part(u->v + i, new.v, n);
-        if (u->weight != NULL) vstore_part(u->weight + i, new.parameter, n);
+        vstore_part(u->master + i, next.parameter, n);
+        vstore_part(u->m + i, next.m, n);
+        vstore_part(u->v + i, next.v, n);
+        if (u->weight != NULL) vstore_part(u->weight + i, next.parameter, n);
     }
 }
 

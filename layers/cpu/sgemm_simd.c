@@ -148,49 +148,49 @@ typedef struct Operand { // op(X): element (line i, step p of k)
     bool contiguous; // at data[i * stride + p], else at data[p * stride + i]
 } Operand;
 
-static void pack(float *panel, int width, Operand x, int64_t line, int64_t p, int64_t lines, int64_t k) {
-    if (x.contiguous)
-        pack_contiguous_lines(panel, width, x.data + line * x.stride + p, x.stride, lines, k);
-    else
-        pack_strided_lines(panel, width, x.data + p * x.stride + line, x.stride, lines, k);
+static Operand part_of_operand(Operand x, int64_t line, int64_t p) {
+    x.data += x.contiguous ? line * x.stride + p : p * x.stride + line;
+    return x;
 }
 
-static void scale(int64_t m, int64_t n, const Output *to) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++)
-            to->c[i * to->ldc + j] = to->beta == 0 ? 0.0f : to->beta * to->addend[i * to->addend_stride + j];
+static Output part_of_output(Output to, int64_t row, int64_t column) {
+    if (to.addend != NULL) to.addend += row * to.addend_stride + column;
+    to.c += row * to.ldc + column;
+    return to;
+}
+
+static void pack(float *panel, int width, Operand x, int64_t lines, int64_t k) {
+    if (x.contiguous)
+        pack_contiguous_lines(panel, width, x.data, x.stride, lines, k);
+    else
+        pack_strided_lines(panel, width, x.data, x.stride, lines, k);
+}
+
+// The packed panel of A, of which `rows` rows count, times the packed block of B, of which n columns do.
+static void multiply_block(int64_t rows, int64_t n, int64_t k, Output to) {
+    for (int64_t j = 0; j < n; j += COLUMNS) {
+        const float *panel = packed_b + j * k;
+        Output tile = part_of_output(to, 0, j);
+        if (n - j < COLUMNS || rows % 2 != 0)
+            multiply_edge(rows, smaller(COLUMNS, n - j), packed_a, panel, k, &tile);
+        else if (rows < ROWS)
+            multiply_rows(rows, packed_a, panel, k, &tile);
+        else
+            multiply_panels(ROWS, packed_a, panel, k, &tile);
+    }
 }
 
 static void product(int64_t m, int64_t n, int64_t k, Operand a, Operand b, Output to) {
-    if (k == 0 || to.alpha == 0) {
-        scale(m, n, &to);
-        return;
-    }
-    for (int64_t column0 = 0; column0 < n; column0 += BLOCK_N) {
-        int64_t block_n = smaller(BLOCK_N, n - column0);
-        for (int64_t p0 = 0; p0 < k; p0 += BLOCK_K) {
-            int64_t block_k = smaller(BLOCK_K, k - p0);
-            for (int64_t j = 0; j < block_n; j += COLUMNS)
-                pack(packed_b + j * block_k, COLUMNS, b, column0 + j, p0, block_n - j, block_k);
+    const Output add_to_c = {to.alpha, 1.0f, to.c, to.ldc, to.c, to.ldc}; // for every block of k but the first
+    for (int64_t j = 0; j < n; j += BLOCK_N) {
+        int64_t block_n = smaller(BLOCK_N, n - j);
+        for (int64_t p = 0; p < k; p += BLOCK_K) {
+            int64_t block_k = smaller(BLOCK_K, k - p);
+            for (int64_t v = 0; v < block_n; v += COLUMNS)
+                pack(packed_b + v * block_k, COLUMNS, part_of_operand(b, j + v, p), block_n - v, block_k);
             for (int64_t i = 0; i < m; i += ROWS) {
-                pack(packed_a, ROWS, a, i, p0, m - i, block_k);
-                int64_t rows = smaller(ROWS, m - i);
-                for (int64_t j = 0; j < block_n; j += COLUMNS) {
-                    const float *panel_b = packed_b + j * block_k;
-                    float *c = to.c + i * to.ldc + column0 + j;
-                    Output tile = {to.alpha, 1.0f, c, to.ldc, c, to.ldc}; // a later block of k adds to the earlier ones
-                    if (p0 == 0) {
-                        tile.beta = to.beta;
-                        tile.addend = to.addend == NULL ? NULL : to.addend + i * to.addend_stride + column0 + j;
-                        tile.addend_stride = to.addend_stride;
-                    }
-                    if (rows == ROWS && block_n - j >= COLUMNS)
-                        multiply_panels(ROWS, packed_a, panel_b, block_k, &tile);
-                    else if (rows % 2 == 0 && block_n - j >= COLUMNS)
-                        multiply_rows(rows, packed_a, panel_b, block_k, &tile);
-                    else
-                        multiply_edge(rows, smaller(COLUMNS, block_n - j), packed_a, panel_b, block_k, &tile);
-                }
+                pack(packed_a, ROWS, part_of_operand(a, i, p), m - i, block_k);
+                multiply_block(smaller(ROWS, m - i), block_n, block_k, part_of_output(p == 0 ? to : add_to_c, i, j));
             }
         }
     }
@@ -224,10 +224,18 @@ static void few_rows(int64_t m, int64_t n, int64_t k, const float *a, int64_t ld
     }
 }
 
+static void scale(int64_t m, int64_t n, const Output *to) {
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++)
+            to->c[i * to->ldc + j] = to->beta == 0 ? 0.0f : to->beta * to->addend[i * to->addend_stride + j];
+}
+
 static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                   int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     Output to = {alpha, beta, c, ldc, c, ldc};
-    if (m <= FEW_ROWS && !transpose_a && transpose_b)
+    if (k == 0 || alpha == 0)
+        scale(m, n, &to);
+    else if (m <= FEW_ROWS && !transpose_a && transpose_b)
         few_rows(m, n, k, a, lda, b, ldb, &to);
     else
         product(m, n, k, (Operand){a, lda, !transpose_a}, (Operand){b, ldb, transpose_b}, to);
@@ -236,7 +244,9 @@ static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
 static void sgemm_bias(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        const float *bias, float *c, int64_t ldc) {
     Output to = {1.0f, bias != NULL ? 1.0f : 0.0f, bias, 0, c, ldc};
-    if (m <= FEW_ROWS)
+    if (k == 0)
+        scale(m, n, &to);
+    else if (m <= FEW_ROWS)
         few_rows(m, n, k, a, lda, b, ldb, &to);
     else
         product(m, n, k, (Operand){a, lda, true}, (Operand){b, ldb, true}, to);

@@ -1,0 +1,93 @@
+// A CPU device whose storage is double, so that code which takes storage for fp32 is found out before there is a device
+// of 2-byte storage. It only stores: what is written is rounded to fp32, and the reference kernel works on fp32 copies.
+// So its results must be, to the bit, those of the reference kernel on fp32 storage.
+#ifndef TEST_WIDE_DEVICE_H
+#define TEST_WIDE_DEVICE_H
+
+#include "attention_problem.h"
+
+static inline void wide_to_storage(Device *device, void *out, const float *in, int64_t count) {
+    (void)device;
+    for (int64_t i = 0; i < count; i++) ((double *)out)[i] = in[i];
+}
+
+static inline void wide_to_float(Device *device, float *out, const void *in, int64_t count) {
+    (void)device;
+    for (int64_t i = 0; i < count; i++) out[i] = (float)((const double *)in)[i];
+}
+
+static inline void wide_to_storage_strided(Device *device, void *out, int64_t out_stride, const float *in,
+                                           int64_t in_stride, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++)
+        wide_to_storage(device, (double *)out + i * out_stride, in + i * in_stride, columns);
+}
+
+// An fp32 copy (B, tokens, heads, D) of a view; to be freed.
+static inline TokenView narrow(const AttentionShape *s, TokenView view, int64_t tokens, int64_t heads) {
+    int64_t width = heads * s->head_dim;
+    float *copy = checked(malloc((size_t)(s->batch * tokens * width) * sizeof *copy));
+    for (int64_t b = 0; b < s->batch; b++)
+        for (int64_t t = 0; t < tokens; t++)
+            wide_to_float(NULL, copy + (b * tokens + t) * width,
+                          (const double *)view.data + b * view.batch_stride + t * view.token_stride, width);
+    return (TokenView){copy, tokens * width, width};
+}
+
+static inline void wide_forward_pair(Device *device, const AttentionShape *s, const QueryForward *query,
+                                     const KeyValue *kv) {
+    QueryForward q = *query;
+    KeyValue k = *kv;
+    q.q = narrow(s, query->q, query->chunk.length, s->heads);
+    k.k = narrow(s, kv->k, kv->chunk.length, s->kv_heads);
+    k.v = narrow(s, kv->v, kv->chunk.length, s->kv_heads);
+    attention_kernels_reference.forward_pair(device, s, &q, &k);
+    free(q.q.data), free(k.k.data), free(k.v.data);
+}
+
+static inline void wide_finish(Device *device, const AttentionShape *s, const QueryForward *query, TokenView out,
+                               RowView log_sum_exp) {
+    int64_t tokens = query->chunk.length, width = s->heads * s->head_dim;
+    float *rows = checked(malloc((size_t)(s->batch * tokens * width) * sizeof *rows));
+    attention_kernels_reference.finish(device, s, query, (TokenView){rows, tokens * width, width}, log_sum_exp);
+    for (int64_t b = 0; b < s->batch; b++) {
+        wide_to_storage_strided(device, (double *)out.data + b * out.batch_stride, out.token_stride,
+                                rows + b * tokens * width, width, tokens, width);
+    }
+    free(rows);
+}
+
+static inline void wide_row_delta(Device *device, const AttentionShape *s, Chunk chunk, TokenView out, TokenView d_out,
+                                  RowView delta) {
+    TokenView o = narrow(s, out, chunk.length, s->heads), d = narrow(s, d_out, chunk.length, s->heads);
+    attention_kernels_reference.row_delta(device, s, chunk, o, d, delta);
+    free(o.data), free(d.data);
+}
+
+static inline void wide_backward_pair(Device *device, const AttentionShape *s, const QueryBackward *query,
+                                      const KeyValue *kv) {
+    QueryBackward q = *query;
+    KeyValue k = *kv;
+    q.q = narrow(s, query->q, query->chunk.length, s->heads);
+    q.d_out = narrow(s, query->d_out, query->chunk.length, s->heads);
+    k.k = narrow(s, kv->k, kv->chunk.length, s->kv_heads);
+    k.v = narrow(s, kv->v, kv->chunk.length, s->kv_heads);
+    attention_kernels_reference.backward_pair(device, s, &q, &k);
+    free(q.q.data), free(q.d_out.data), free(k.k.data), free(k.v.data);
+}
+
+static inline void wide_begin(Device *device, const AttentionShape *s, const QueryForward *query) {
+    attention_kernels_reference.begin(device, s, query);
+}
+
+static inline void wide_device(Device *device) {
+    static const AttentionKernels kernels = {wide_begin, wide_forward_pair, wide_finish, wide_row_delta,
+                                             wide_backward_pair};
+    cpu_device(device, 1);
+    device->element_bytes = sizeof(double);
+    device->to_storage = wide_to_storage;
+    device->to_float = wide_to_float;
+    device->to_storage_strided = wide_to_storage_strided;
+    device->attention = &kernels;
+}
+
+#endif
