@@ -7,7 +7,6 @@
 // never arrives.
 #include "checkpoint/checkpoint.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -79,8 +78,12 @@ void checkpoint_abandon(CheckpointWriter *writer) {
 bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat, Error *err) {
     char path[DISK_PATH_MAX];
     int place = VECTORS + (int)which;
-    return disk_join(path, writer->partial, checkpoint_file_names[place], err) &&
-           parameter_file_write(path, writer->table, flat, writer->hex[place], err);
+    if (disk_join(path, writer->partial, checkpoint_file_names[place], err) &&
+        parameter_file_write(path, writer->table, flat, writer->hex[place], err))
+        return true;
+    Error ignored; // at once, since a program that fails here may well end without another word to the writer
+    disk_remove_folder(writer->partial, &ignored);
+    return false;
 }
 
 // ---- committing ----

@@ -36,6 +36,7 @@ typedef enum CheckpointVector { CHECKPOINT_PARAMETERS, CHECKPOINT_EXP_AVG, CHECK
 // Makes OUT if need be, removes partial folders left by a killed run, opens the new partial one and writes config.json.
 CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config,
                                    const ParameterTable *table, Error *err);
+// Removes the partial folder if it fails.
 bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat /* table->total */,
                       Error *err);
 // State and sums, sync, rename; then removes all but the newest `keep` checkpoints (0: keeps all). Frees the writer,

@@ -84,7 +84,7 @@ const Option options_table[] = {
      "start from this checkpoint's or Hugging Face folder's weights"},
     {"log", TEXT, CHECKPOINTS, "FILE", NULL, AT(log), 0, 0, "one JSON object a step"},
     {"dump", TEXT, CHECKPOINTS, "DIR", NULL, AT(dump), 0, 0,
-     "logits and gradients of the first step, for comparison with other programs"},
+     "gradients of the first step and logits of its last pass (first replica), for comparison with other programs"},
 
     {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0, "text to continue at the end"},
     {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate"},

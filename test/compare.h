@@ -10,7 +10,7 @@
 #include "checkpoint/json.h"
 #include "checkpoint/safetensors.h"
 
-enum { LOG_MAX_STEPS = 256 };
+enum { LOG_MAX_STEPS = 4096 };
 
 typedef struct Log {
     int count;

@@ -93,6 +93,12 @@ static TrainingState state_of(int64_t step) {
                            .validation_loss = 1.0 / 3 + (double)step};
 }
 
+static const char *in_out(const char *name) {
+    static char path[4][PROGRAM_PATH];
+    static int turn;
+    return path_join(path[turn = (turn + 1) % 4], out, name);
+}
+
 static bool save(const ModelConfig *config, const ParameterTable *table, int64_t step, int keep, Error *err) {
     float *flat = malloc((size_t)table->total * sizeof *flat);
     assert_non_null(flat);
@@ -105,6 +111,9 @@ static bool save(const ModelConfig *config, const ParameterTable *table, int64_t
     free(flat);
     TrainingState state = state_of(step);
     if (ok) return checkpoint_commit(writer, &state, keep, err);
+    char partial[40]; // gone already, whether or not the writer is abandoned
+    snprintf(partial, sizeof partial, "step-%08lld.partial", (long long)step);
+    if (path_exists(in_out(partial))) fail_msg("%s is left after a failure", partial);
     checkpoint_abandon(writer);
     return false;
 }
@@ -164,12 +173,6 @@ static void expect_newest(int64_t step) {
     if (!find(path, said, &err)) fail_msg("%s", err.message);
     snprintf(expected, sizeof expected, "%s/step-%08lld", out, (long long)step);
     assert_string_equal(path, expected);
-}
-
-static const char *in_out(const char *name) {
-    static char path[4][PROGRAM_PATH];
-    static int turn;
-    return path_join(path[turn = (turn + 1) % 4], out, name);
 }
 
 // ---- round trips ----
@@ -326,7 +329,10 @@ static void test_sha256(void **state) {
 static void test_sha256sum_agrees(void **state) { // the file is the one that the coreutils check
     (void)state;
     save_good(&llama, &llama_table, 5, 0);
-    if (system("sha256sum --version > /dev/null 2>&1") != 0) skip();
+    if (system("sha256sum --version > /dev/null 2>&1") != 0) {
+        print_message("# no sha256sum here: left out\n");
+        return;
+    }
     char command[2 * PROGRAM_PATH];
     snprintf(command, sizeof command, "cd '%s' && sha256sum --strict --quiet -c SHA256SUMS", in_out("step-00000005"));
     assert_int_equal(system(command), 0);
@@ -619,20 +625,23 @@ static void test_full_disk(void **state) {
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == NOT_ALLOWED) {
-        print_message("this process may not mount a small file system: left out\n");
-        skip();
+        print_message("# this process may not mount a small file system: left out\n");
+        return;
     }
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 static void test_read_only_folder(void **state) {
     (void)state;
-    if (geteuid() == 0) skip(); // root may write anywhere
+    enum { NOBODY = 65534 };
+    uid_t user = geteuid();
     save_good(&llama, &llama_table, 1, 0);
-    assert_int_equal(chmod(out, 0555), 0);
+    assert_true(chmod(folder, 0755) == 0 && chmod(out, 0555) == 0);
+    if (user == 0) assert_int_equal(seteuid(NOBODY), 0); // root may write anywhere
     expect_failed_save(2, "Permission denied");
+    assert_int_equal(seteuid(user), 0);
+    assert_int_equal(chmod(out, 0755), 0);
     expect_newest(1);
-    assert_int_equal(chmod(out, 0777), 0);
 }
 
 // ---- another model's folder ----

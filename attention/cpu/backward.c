@@ -13,7 +13,7 @@
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
 
-enum { CELL = 512, QUERY_BLOCK = 128, KEY_BLOCK = 64 };
+enum { LARGEST_CELL = 512, SMALLEST_CELL = 128, ENOUGH_TASKS = 8, QUERY_BLOCK = 128, KEY_BLOCK = 64 };
 
 typedef struct BackwardPair {
     const TileKernels *kernels;
@@ -133,12 +133,22 @@ static void backward_task(void *context, int64_t task, int worker) {
     backward_cell(pair, row / kv_heads, row % kv_heads, query_cell, key_cell, scratch_of(&pair->scratch, worker));
 }
 
+// Large cells move each gradient least often; smaller ones where a phase would be short of tasks. This must not depend on
+// the number of threads, or the order of the sums would.
+static void cut_into_cells(BackwardPair *pair) {
+    int64_t rows = pair->shape->batch * pair->shape->kv_heads;
+    for (pair->cell = LARGEST_CELL;; pair->cell /= 2) {
+        pair->query_cells = (pair->query->chunk.length + pair->cell - 1) / pair->cell;
+        pair->key_cells = (pair->kv->chunk.length + pair->cell - 1) / pair->cell;
+        pair->phases = pair->query_cells > pair->key_cells ? pair->query_cells : pair->key_cells;
+        if (pair->cell == SMALLEST_CELL || rows * pair->phases / 2 >= ENOUGH_TASKS) return;
+    }
+}
+
 void cpu_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
     if (visible_keys(kv->chunk, query->chunk.start + query->chunk.length - 1) == 0) return;
-    BackwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv, .cell = CELL};
-    pair.query_cells = (query->chunk.length + pair.cell - 1) / pair.cell;
-    pair.key_cells = (kv->chunk.length + pair.cell - 1) / pair.cell;
-    pair.phases = pair.query_cells > pair.key_cells ? pair.query_cells : pair.key_cells;
+    BackwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
+    cut_into_cells(&pair);
     Layout layout = {NULL, 0};
     lay_out(&layout, shape->head_dim, pair.cell);
     pair.scratch = scratch_allocate(device->threads, layout.used);

@@ -11,7 +11,7 @@
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
 
-enum { QUERY_BLOCK = 128, KEY_BLOCK = 64 };
+enum { KEY_BLOCK = 64, LARGEST_QUERY_BLOCK = 128, SMALLEST_QUERY_BLOCK = 32 };
 
 typedef struct ForwardPair {
     const TileKernels *kernels;
@@ -86,6 +86,13 @@ static int64_t query_blocks(const ForwardPair *pair) {
     return (pair->query->chunk.length + pair->query_block - 1) / pair->query_block;
 }
 
+// Large blocks load each key least often; smaller ones where there would be too few to keep all threads busy.
+static void choose_query_block(ForwardPair *pair, int threads) {
+    int64_t rows = pair->shape->batch * pair->shape->heads;
+    pair->query_block = LARGEST_QUERY_BLOCK;
+    while (pair->query_block > SMALLEST_QUERY_BLOCK && rows * query_blocks(pair) < 4 * threads) pair->query_block /= 2;
+}
+
 // The last queries see the most keys: they come first, so that short tasks are left to even out the end.
 static void forward_task(void *context, int64_t task, int worker) {
     const ForwardPair *pair = context;
@@ -96,7 +103,8 @@ static void forward_task(void *context, int64_t task, int worker) {
 
 void cpu_forward_pair(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv) {
     if (visible_keys(kv->chunk, query->chunk.start + query->chunk.length - 1) == 0) return;
-    ForwardPair pair = {tile_kernels(), shape, query, kv, QUERY_BLOCK, {0}};
+    ForwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
+    choose_query_block(&pair, device->threads);
     Layout layout = {NULL, 0};
     lay_out(&layout, shape->head_dim, pair.query_block);
     pair.scratch = scratch_allocate(device->threads, layout.used);

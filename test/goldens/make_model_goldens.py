@@ -284,10 +284,10 @@ def train(config, weights, inputs, targets):
 
 def llama_config(architecture="LlamaForCausalLM", **changes):
     config = dict(architectures=[architecture], model_type="llama", vocab_size=67, hidden_size=32,
-                  intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_act="silu",
-                  max_position_embeddings=64, rms_norm_eps=1e-3, rope_theta=10000.0, rope_scaling=None,
-                  tie_word_embeddings=False, attention_dropout=0.0, initializer_range=0.02, use_cache=True,
-                  bos_token_id=1, eos_token_id=2, torch_dtype="float32")
+                  intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                  hidden_act="silu", max_position_embeddings=64, rms_norm_eps=1e-3, rope_theta=10000.0,
+                  rope_scaling=None, tie_word_embeddings=False, attention_dropout=0.0,
+                  initializer_range=0.02, use_cache=True, bos_token_id=1, eos_token_id=2, torch_dtype="float32")
     config.update(changes)
     return config
 
