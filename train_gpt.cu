@@ -40,6 +40,7 @@
 #include "terminal/plan.h"
 #include "terminal/report.h"
 #include "terminal/run.h"
+#include "terminal/sample.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What a rank holds

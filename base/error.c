@@ -7,6 +7,8 @@
 static void fill(Error *err, int exit_code, const char *format, va_list arguments) {
     err->exit_code = exit_code;
     vsnprintf(err->message, sizeof err->message, format, arguments);
+    for (char *c = err->message; *c != '\0'; c++) // a path may hold a newline; the message is one line
+        if ((unsigned char)*c < ' ' || *c == 0x7f) *c = '?';
 }
 
 bool error_set(Error *err, const char *format, ...) {

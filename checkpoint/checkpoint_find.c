@@ -160,3 +160,12 @@ bool checkpoint_find(const char *out, char *path, size_t size, Error *err) {
         return error_set(err, "%s: the path is too long", found);
     return ok;
 }
+
+bool checkpoint_any(const char *out) {
+    int64_t *steps;
+    int count;
+    Error unreadable; // then there is nothing to lose, or saving will say so
+    if (!checkpoint_list(out, "", &steps, &count, &unreadable)) return false;
+    free(steps);
+    return count > 0;
+}

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "checkpoint/checkpoint_folder.h"
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "checkpoint/safetensors.h"
 
 typedef struct Source {

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "checkpoint/checkpoint_folder.h"
-#include "checkpoint/json.h"
+#include "base/json.h"
 
 static const int64_t FORMAT = 1; // raised when the meaning of a key changes
 

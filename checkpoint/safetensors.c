@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "checkpoint/safetensors_part.h"
 
 static const uint64_t MAX_HEADER_BYTES = 100 << 20;

@@ -2,7 +2,7 @@
 #ifndef CHECKPOINT_SAFETENSORS_PART_H
 #define CHECKPOINT_SAFETENSORS_PART_H
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "checkpoint/safetensors.h"
 
 typedef struct SafetensorsPart {

@@ -1,5 +1,5 @@
-// The part of comm that does not depend on how ranks reach each other: choosing an engine, groups of one, messages to
-// oneself, empty messages, the count of bytes, and the sums that every engine takes in the same order.
+// The part of comm that does not depend on how ranks reach each other: groups of one, messages to oneself, empty
+// messages, the count of bytes, and the sums that every engine takes in the same order.
 //
 // Bytes are counted here, from the arguments, and not by the engines: a rank is charged for what the operation hands to
 // other ranks, however the engine carries it out (threads only read each other's memory). So the count is the same
@@ -10,106 +10,6 @@
 #include <string.h>
 
 #include "comm/engine.h"
-
-// ---- starting ranks -----------------------------------------------------------------------------------------------
-
-bool comm_engine_from_name(const char *name, CommEngine *engine) {
-    static const char *const names[] = {[COMM_AUTO] = "auto", [COMM_LOCAL] = "local", [COMM_MPI] = "mpi"};
-    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *engine = (CommEngine)i;
-            return true;
-        }
-    }
-    return false;
-}
-
-bool comm_has_mpi(void) { return comm_mpi_compiled(); }
-
-// A launcher tells each process its place in these variables: Open MPI's mpirun; MPICH's and Intel's mpiexec; srun,
-// whose count is that of the job step (a batch script has a job, but is no step of several tasks).
-static const struct Launcher {
-    const char *rank, *count;
-} launchers[] = {
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"},
-    {"PMI_RANK", "PMI_SIZE"},
-    {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"},
-};
-
-static bool number_from_environment(const char *name, int *number) {
-    const char *text = getenv(name);
-    if (text == NULL || *text == '\0') return false;
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (*end != '\0' || value < 0 || value > 1 << 24) return false;
-    *number = (int)value;
-    return true;
-}
-
-static bool launched(int *rank, int *count) {
-    for (int i = 0; i < (int)(sizeof launchers / sizeof launchers[0]); i++) {
-        bool by_slurm = strncmp(launchers[i].rank, "SLURM", 5) == 0;
-        if (!number_from_environment(launchers[i].rank, rank) || !number_from_environment(launchers[i].count, count))
-            continue;
-        if (by_slurm && *count < 2) continue; // a shell inside an allocation is a step of one task
-        return true;
-    }
-    *count = 0;
-    return number_from_environment("PMIX_RANK", rank);
-}
-
-bool comm_launched_by_mpi(void) {
-    int rank, count;
-    return launched(&rank, &count);
-}
-
-int comm_process_rank(void) {
-    int rank, count;
-    return launched(&rank, &count) ? rank : 0;
-}
-
-int comm_processes_here(void) {
-    static const char *const counts[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"};
-    int rank, all, here;
-    if (!launched(&rank, &all)) return 1;
-    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
-        if (number_from_environment(counts[i], &here) && here > 0) return here;
-    return all > 0 ? all : 1; // not told: all of them, so that none takes processors from another
-}
-
-int comm_process_count(void) {
-    int rank, count;
-    return launched(&rank, &count) ? count : 1;
-}
-
-bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err) {
-    CommLaunch settled = *launch;
-    bool under_launcher = comm_launched_by_mpi();
-    int processes = comm_process_count();
-    if (settled.ranks < 1)
-        return error_usage(err, "%d ranks asked for: --sp and --dp must be at least 1", settled.ranks);
-    if (settled.timeout_seconds <= 0) settled.timeout_seconds = 600;
-    if (settled.engine == COMM_AUTO) settled.engine = under_launcher ? COMM_MPI : COMM_LOCAL;
-    if (settled.engine == COMM_LOCAL) {
-        if (processes > 1) {
-            return error_usage(err,
-                               "--engine local: each of the %d processes started would train alone; leave out mpirun, "
-                               "or use --engine mpi",
-                               processes);
-        }
-        return comm_run_local(&settled, rank_main, argument, err);
-    }
-    if (!comm_has_mpi()) {
-        return error_usage(err, "this program was built without MPI: %s, or build it where MPI is found",
-                           under_launcher ? "start it without mpirun (ranks are then threads)" : "use --engine local");
-    }
-    if (!under_launcher && settled.ranks > 1) {
-        return error_usage(
-            err, "--engine mpi: start a process for each of the %d ranks (mpirun -np %d), or use --engine local",
-            settled.ranks, settled.ranks);
-    }
-    return comm_run_mpi(&settled, rank_main, argument, err);
-}
 
 // ---- the group ----------------------------------------------------------------------------------------------------
 

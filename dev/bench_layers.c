@@ -1,4 +1,4 @@
-// How fast the layers are, beside what this machine can do: how fast it copies memory, and how fast it multiplies matrices.
+// How fast the layers are, beside what this machine can do: how fast it copies memory and multiplies matrices.
 //
 //   dev/bench_layers              the tables below, for 4,096 tokens of width 256, all processors
 //   dev/bench_layers ROWS C       the same for other sizes
@@ -8,8 +8,8 @@
 // A layer that does little with each value can at best run at the speed of memory: its share is the time of a copy that
 // reads and writes as many bytes, by the layer's own. Above 100%: it reads more than it writes, which is cheaper than a
 // copy. The classifier and the activations also compute an exponential for each value. The share of a matrix product is
-// its rate by that of large square products (cpu_matrix_rate). A shared machine changes its speed, so what is compared is
-// measured in turns, and the best of all turns counts.
+// its rate by that of large square products (cpu_matrix_rate). A shared machine changes its speed, so what is compared
+// is measured in turns, and the best of all turns counts.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,11 +55,12 @@ static void embedding_backward(Bench *t) {
     t->device.embedding_backward(&t->device, t->gradient, t->a, t->b, t->tokens, t->positions, t->rows, t->C, t->V);
 }
 static void layernorm_forward(Bench *t) {
-    t->device.layernorm_forward(&t->device, t->a, t->b, t->mean, t->rstd, t->b, t->c, t->weight, t->weight, t->rows, t->C, 1e-5f);
+    t->device.layernorm_forward(&t->device, t->a, t->b, t->mean, t->rstd, t->b, t->c, t->weight, t->weight, t->rows,
+                                t->C, 1e-5f);
 }
 static void layernorm_backward(Bench *t) {
-    t->device.layernorm_backward(&t->device, t->a, t->gradient, t->gradient + t->C, t->b, t->c, t->weight, t->mean, t->rstd,
-                                 t->rows, t->C);
+    t->device.layernorm_backward(&t->device, t->a, t->gradient, t->gradient + t->C, t->b, t->c, t->weight, t->mean,
+                                 t->rstd, t->rows, t->C);
 }
 static void rmsnorm_forward(Bench *t) {
     t->device.rmsnorm_forward(&t->device, t->a, t->b, t->rstd, t->b, t->c, t->weight, t->rows, t->C, 1e-5f);
@@ -87,11 +88,12 @@ static void sum_of_squares(Bench *t) { t->mean[0] = (float)t->device.sum_of_squa
 typedef struct Layer {
     const char *name;
     void (*run)(Bench *);
-    double values; // moved for each row: by C, ...
+    double values;             // moved for each row: by C, ...
     double values_F, values_V; // ... by F, by V
 } Layer;
 
-// Values of a row that are read and written, each once: what stays in the nearest cache in between is not counted again.
+// Values of a row that are read and written, each once: what stays in the nearest cache in between is not counted
+// again.
 static const Layer layers[] = {
     {"embedding forward", embedding_forward, 3, 0, 0},
     {"embedding backward", embedding_backward, 5, 0, 0},
@@ -135,12 +137,13 @@ static double copy_time(Bench *t, size_t bytes) { // that many read and written,
 }
 
 static void bench_layers(Bench *t) {
-    printf("| layer, %lld tokens, C %lld, F %lld, V %lld | microseconds | GB/s | share of a copy |\n|---|---|---|---|\n",
-           (long long)t->rows, (long long)t->C, (long long)t->F, (long long)t->V);
+    printf(
+        "| layer, %lld tokens, C %lld, F %lld, V %lld | microseconds | GB/s | share of a copy |\n|---|---|---|---|\n",
+        (long long)t->rows, (long long)t->C, (long long)t->F, (long long)t->V);
     for (int i = 0; i < LAYERS; i++) {
         const Layer *l = &layers[i];
-        double bytes = 4 * (double)t->rows *
-                       (l->values * (double)t->C + l->values_F * (double)t->F + l->values_V * (double)t->V);
+        double bytes =
+            4 * (double)t->rows * (l->values * (double)t->C + l->values_F * (double)t->F + l->values_V * (double)t->V);
         double copy = 1e9, time = 1e9;
         for (int round = 0; round < ROUNDS; round++) {
             copy = smaller(copy, copy_time(t, (size_t)bytes));
@@ -164,7 +167,8 @@ static void product_d_weight(Bench *t) {
 
 static void bench_products(Bench *t, const int64_t (*sizes)[3], int count) {
     printf("\n| product by %s | GFLOP/s forward, with bias | share of the matrix rate | d_x | d_weight, d_bias |\n"
-           "|---|---|---|---|---|\n", cpu_matrix_library());
+           "|---|---|---|---|---|\n",
+           cpu_matrix_library());
     static void (*const passes[])(Bench *) = {product_forward, product_d_x, product_d_weight};
     for (int i = 0; i < count; i++) {
         t->rows = sizes[i][0];
@@ -176,7 +180,8 @@ static void bench_products(Bench *t, const int64_t (*sizes)[3], int count) {
             for (int pass = 0; pass < 3; pass++) time[pass] = smaller(time[pass], time_of(passes[pass], t));
         }
         printf("| rows %lld, K %lld, N %lld | %.0f | %.0f%% | %.0f%% | %.0f%% |\n", (long long)t->rows, (long long)t->K,
-               (long long)t->N, 1e-9 * operations / time[0], 100 * limit / time[0], 100 * limit / time[1], 100 * limit / time[2]);
+               (long long)t->N, 1e-9 * operations / time[0], 100 * limit / time[0], 100 * limit / time[1],
+               100 * limit / time[2]);
         fflush(stdout);
     }
 }
@@ -195,7 +200,8 @@ int main(int argc, char **argv) {
     t.a = floats(widest), t.b = floats(widest), t.c = floats(widest), t.d = floats(widest);
     t.weight = floats(8 << 20), t.gradient = floats(8 << 20);
     for (int64_t i = 0; i < widest; i++) t.d[i] = 1; // also AdamW's second moments
-    t.mean = floats(largest), t.rstd = floats(largest), t.cosines = floats(largest * 32), t.sines = floats(largest * 32);
+    t.mean = floats(largest), t.rstd = floats(largest), t.cosines = floats(largest * 32),
+    t.sines = floats(largest * 32);
     t.tokens = calloc((size_t)largest, sizeof *t.tokens), t.positions = calloc((size_t)largest, sizeof *t.positions);
     if (t.tokens == NULL || t.positions == NULL) return EXIT_RUNTIME;
     for (int64_t i = 0; i < largest; i++) {
@@ -207,9 +213,9 @@ int main(int argc, char **argv) {
            1e-9 * cpu_matrix_rate(t.device.threads));
     bench_layers(&t);
     const int64_t sizes[][3] = {
-        {rows, C, C}, {rows, C, 3 * C}, {rows, C, 4 * C}, {rows, 4 * C, C}, {rows, C, 1376}, {rows, 688, C},
-        {rows, C, 257}, {1024, 256, 768}, {1024, 256, 1024}, {1024, 1024, 256}, {256, 256, 768}, {256, 768, 3072},
-        {256, 3072, 768}, {4096, 1024, 3072},
+        {rows, C, C},    {rows, C, 3 * C}, {rows, C, 4 * C}, {rows, 4 * C, C},   {rows, C, 1376},
+        {rows, 688, C},  {rows, C, 257},   {1024, 256, 768}, {1024, 256, 1024},  {1024, 1024, 256},
+        {256, 256, 768}, {256, 768, 3072}, {256, 3072, 768}, {4096, 1024, 3072},
     };
     bench_products(&t, sizes, sizeof sizes / sizeof *sizes);
     free(t.a), free(t.b), free(t.c), free(t.d), free(t.weight), free(t.gradient), free(t.mean), free(t.rstd);

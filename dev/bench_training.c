@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "terminal/report.h"
 
 enum { MOST_STEPS = 64, MOST_ARGUMENTS = 48 };

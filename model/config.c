@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "model/config_path.h"
 
 // ---- checking ----

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "model/config.h"
 #include "model/config_path.h"
 

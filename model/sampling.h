@@ -1,25 +1,16 @@
-// Generation's two ends: the prompt's tokens, and the choice of each next token.
+// Generation's choice of the next token.
 #ifndef MODEL_SAMPLING_H
 #define MODEL_SAMPLING_H
 
-#include <stdio.h>
-
-#include "dataloader/tokens.h"
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-// The prompt, allocated: the bytes of `text` where the data are bytes, else the token numbers written in it. Where text is NULL, the 64
-// tokens of the data from `first` on. NULL and *err where it is empty or a token is not below vocab_size.
-int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t *count, Error *err);
-
-// Draws from softmax(logits / temperature) over the top_k likeliest of V tokens (0: all; temperature 0: the likeliest), by `uniform` in
-// [0, 1). room: V floats, overwritten.
+// Draws from softmax(logits / temperature) over the top_k likeliest of V tokens (0: all; temperature 0: the likeliest),
+// by `uniform` in [0, 1). room: V floats, overwritten.
 int32_t sample_token(const float *logits, float *room, int64_t V, double temperature, int64_t top_k, double uniform);
-
-// The prompt and what was generated after it, as text where the tokens are bytes, else as numbers.
-void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t prompt, int64_t count);
 
 #ifdef __cplusplus
 }

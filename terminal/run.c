@@ -8,9 +8,9 @@
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
-#include "model/preset.h"
-#include "model/sampling.h"
+#include "terminal/preset.h"
 #include "terminal/report.h"
+#include "terminal/sample.h"
 
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
@@ -122,10 +122,9 @@ static bool configure_attention(Run *run, Error *err) {
     return attention_resolve(a, err);
 }
 
-// Wider models need smaller steps, about as 1 / width (Yang et al., "Tensor programs V", 2022); 0.46 / C is the 6e-4 that is usual for
-// GPT-2's 768.
+// Wider models need smaller steps, about as 1 / width (Yang et al., "Tensor programs V", 2022).
 static void usual_learning_rate(Options *o, const ModelConfig *c) {
-    const double most = 6e-3, rate = 0.46 / (double)c->dim;
+    const double most = 4e-3, rate = 0.25 / (double)c->dim;
     if (o->lr == 0) o->lr = rate < most ? rate : most;
 }
 
@@ -152,6 +151,8 @@ bool run_open(Run *run, Error *err) {
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
     if (o->context > INT32_MAX - 2 * o->sp)
         return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp", (long long)o->context);
+    if (o->out != NULL && !o->resume && checkpoint_any(o->out))
+        return error_usage(err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew", o->out);
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
     if (!choose_model(run, err) || !configure_attention(run, err)) return false;

@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "checkpoint/safetensors.h"
 
 enum { LOG_MAX_STEPS = 4096 };

@@ -1,9 +1,10 @@
-// What the tests of the layers share: devices of every instruction set and several numbers of threads, random tensors, and
-// comparisons with a tolerance for each element.
+// What the tests of the layers share: devices of every instruction set and several numbers of threads, random tensors,
+// and comparisons with a tolerance for each element.
 //
-// UNIT is the largest relative error of one rounding to single precision, 2^-24. Tolerances count roundings: a value that
-// comes from n operations on its way is off by about n UNIT of the largest intermediate value. A sum of n terms adds up
-// n roundings of its partial sums; as roundings go up as often as down, its error is near sqrt(n) UNIT sum|terms| at most.
+// UNIT is the largest relative error of one rounding to single precision, 2^-24. Tolerances count roundings: a value
+// that comes from n operations on its way is off by about n UNIT of the largest intermediate value. A sum of n terms
+// adds up n roundings of its partial sums; as roundings go up as often as down, its error is near sqrt(n) UNIT
+// sum|terms| at most.
 #ifndef TEST_LAYER_CASES_H
 #define TEST_LAYER_CASES_H
 

@@ -1,8 +1,8 @@
-// The layers in double precision, in the plainest way: what the tests of the real ones compare with. The backward ones are
-// proved by central finite differences of the forward ones (check_gradient).
+// The layers in double precision, in the plainest way: what the tests of the real ones compare with. The backward ones
+// are proved by central finite differences of the forward ones (check_gradient).
 //
-// A reference layer is a function of one vector, which holds all that a gradient is taken of: `in`, laid out as its comment
-// says. Its backward pass fills d_in from d_out likewise.
+// A reference layer is a function of one vector, which holds all that a gradient is taken of: `in`, laid out as its
+// comment says. Its backward pass fills d_in from d_out likewise.
 #ifndef TEST_LAYERS_REFERENCE_H
 #define TEST_LAYERS_REFERENCE_H
 
@@ -38,7 +38,9 @@ static inline void reference_embedding_backward(const Shape *s, const double *in
 }
 
 // ---- LayerNorm: in = x (rows, C), weight (C), bias (C) -------------------------------------------------------------
-typedef struct Moments { double mean, rstd; } Moments;
+typedef struct Moments {
+    double mean, rstd;
+} Moments;
 static inline Moments reference_moments(const double *x, int64_t C, double epsilon) {
     double mean = 0, variance = 0;
     for (int64_t c = 0; c < C; c++) mean += x[c] / (double)C;
@@ -101,7 +103,7 @@ static inline void reference_rmsnorm_backward(const Shape *s, const double *in, 
     }
 }
 
-// ---- matmul: in = x (rows, K), weight (C, K), bias (C) ---------------------------------------------------------------
+// ---- matmul: in = x (rows, K), weight (C, K), bias (C) --------------------------------------------------------------
 static inline void reference_matmul(const Shape *s, const double *in, double *out) {
     const double *weight = in + s->rows * s->K, *bias = weight + s->C * s->K;
     for (int64_t row = 0; row < s->rows; row++) {
@@ -162,7 +164,7 @@ static inline void reference_gelu_backward(const Shape *s, const double *in, con
     }
 }
 
-// ---- SwiGLU: in = gate_up (rows, 2C) -----------------------------------------------------------------------------------
+// ---- SwiGLU: in = gate_up (rows, 2C) --------------------------------------------------------------------------------
 static inline void reference_swiglu(const Shape *s, const double *in, double *out) {
     for (int64_t row = 0; row < s->rows; row++) {
         for (int64_t c = 0; c < s->C; c++) {
@@ -182,7 +184,7 @@ static inline void reference_swiglu_backward(const Shape *s, const double *in, c
     }
 }
 
-// ---- classifier: in = logits (rows, C), out = losses (rows), targets are s->tokens -----------------------------------
+// ---- classifier: in = logits (rows, C), out = losses (rows), targets are s->tokens ----------------------------------
 static inline double reference_log_sum_exp(const double *x, int64_t C) {
     double maximum = -INFINITY, sum = 0;
     for (int64_t c = 0; c < C; c++) maximum = fmax(maximum, x[c]);

@@ -10,8 +10,8 @@ typedef struct Logits {
     float *first;  // losses and gradients on one thread
 } Logits;
 
-// exp(x - max) is off by UNIT |x - max| for the subtraction and 4 UNIT of its own, their sum by the mean of the former and
-// some 12 UNIT for the additions (single precision over 64 terms, then double), the quotient by two roundings more.
+// exp(x - max) is off by UNIT |x - max| for the subtraction and 4 UNIT of its own, their sum by the mean of the former
+// and some 12 UNIT for the additions (single precision over 64 terms, then double), the quotient by two roundings more.
 static void check_row(const Logits *l, const float *x, int32_t target, float loss, const float *gradient) {
     double log_sum_exp, maximum = -INFINITY, spread = 0;
     double *wide = doubles(l->V);
@@ -24,7 +24,8 @@ static void check_row(const Logits *l, const float *x, int32_t target, float los
     for (int64_t j = 0; j < l->V; j++) {
         double p = exp(wide[j] - log_sum_exp), error = p * ((maximum - wide[j] + 6) * UNIT + sum_error);
         if (j == target) error += 2 * UNIT;
-        expect_near("d_logits", j, gradient[j], (p - (j == target ? 1 : 0)) * l->d_loss, fabs(l->d_loss) * error + 1e-37);
+        expect_near("d_logits", j, gradient[j], (p - (j == target ? 1 : 0)) * l->d_loss,
+                    fabs(l->d_loss) * error + 1e-37);
     }
     free(wide);
 }
@@ -32,7 +33,8 @@ static void check_row(const Logits *l, const float *x, int32_t target, float los
 static void run_classifier(Device *device, void *argument) {
     Logits *l = argument;
     int64_t rows = l->rows, V = l->V, count = rows * V;
-    float *logits = random_floats(count, 51, 1, l->deviation), *result = floats(rows + count), *gradient = result + rows;
+    float *logits = random_floats(count, 51, 1, l->deviation), *result = floats(rows + count),
+          *gradient = result + rows;
     int32_t *targets = random_tokens(rows, 52, V);
     for (int64_t row = 0; row < rows && l->with_gap; row++) {
         logits[row * V + (row * 7) % V] += 1e4f;
@@ -61,8 +63,11 @@ static void classifier(void **state) {
     const int64_t sizes[][2] = {{1, 2}, {3, 5}, {37, 5}, {37, 257}, {200, 300}, {3, 50257}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         for (int kind = 0; kind < 3; kind++) {
-            Logits l = {.rows = sizes[i][0], .V = sizes[i][1], .deviation = kind == 0 ? 0.1 : 5,
-                        .d_loss = kind == 0 ? 1 : -1.0 / 4096, .with_gap = kind == 2};
+            Logits l = {.rows = sizes[i][0],
+                        .V = sizes[i][1],
+                        .deviation = kind == 0 ? 0.1 : 5,
+                        .d_loss = kind == 0 ? 1 : -1.0 / 4096,
+                        .with_gap = kind == 2};
             for_each_device(run_classifier, &l);
             free(l.first);
         }
@@ -113,8 +118,10 @@ static void a_loss_that_is_not_finite_shows(void **state) {
     for_each_device(run_not_finite, NULL);
 }
 
-// ---- AdamW ------------------------------------------------------------------------------------------------------------
-typedef struct Optimizer { double parameter, m, v; } Optimizer;
+// ---- AdamW ----------------------------------------------------------------------------------------------------------
+typedef struct Optimizer {
+    double parameter, m, v;
+} Optimizer;
 
 // Loshchilov and Hutter's algorithm 2 in double precision, from the same single-precision hyperparameters.
 static void reference_adamw(Optimizer *o, double gradient, const AdamW *h) {
@@ -128,8 +135,8 @@ static void reference_adamw(Optimizer *o, double gradient, const AdamW *h) {
 
 enum { STEPS = 10 };
 
-// m is a sum of terms, each rounded about 3 times a step, v likewise, all of v's positive. A step moves the parameter by
-// learning_rate m/sqrt(v), with 8 roundings of its own; the parameter is rounded twice a step, and its decay once.
+// m is a sum of terms, each rounded about 3 times a step, v likewise, all of v's positive. A step moves the parameter
+// by learning_rate m/sqrt(v), with 8 roundings of its own; the parameter is rounded twice a step, and its decay once.
 static void run_adamw(Device *device, void *argument) {
     int64_t count = *(const int64_t *)argument;
     float *master = random_floats(count, 61, 0, 1), *weight = floats(count), *m = floats(count), *v = floats(count);
@@ -138,8 +145,13 @@ static void run_adamw(Device *device, void *argument) {
     double *m_size = doubles(count), *moved = doubles(count);
     for (int64_t i = 0; i < count; i++) o[i].parameter = master[i];
     for (int64_t step = 1; step <= STEPS; step++) {
-        AdamW h = {.learning_rate = 3e-3f / (float)step, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f,
-                   .weight_decay = 0.1f, .step = step, .gradient_scale = step % 2 == 0 ? 0.25f : 1.0f};
+        AdamW h = {.learning_rate = 3e-3f / (float)step,
+                   .beta1 = 0.9f,
+                   .beta2 = 0.95f,
+                   .epsilon = 1e-8f,
+                   .weight_decay = 0.1f,
+                   .step = step,
+                   .gradient_scale = step % 2 == 0 ? 0.25f : 1.0f};
         // Gradients of all sizes, some of them zero.
         for (int64_t i = 0; i < count; i++) {
             double size = pow(10, (double)(i % 13) - 9);
@@ -154,12 +166,14 @@ static void run_adamw(Device *device, void *argument) {
             expect_near("m", i, m[i], o[i].m, 4 * (double)step * UNIT * m_size[i]);
             expect_near("v", i, v[i], o[i].v, 4 * (double)step * UNIT * o[i].v);
             expect_near("parameter", i, master[i], o[i].parameter,
-                        3 * (double)step * UNIT * (fabs(o[i].parameter) + moved[i]) + (8 + 4 * (double)step) * UNIT * moved[i]);
+                        3 * (double)step * UNIT * (fabs(o[i].parameter) + moved[i]) +
+                            (8 + 4 * (double)step) * UNIT * moved[i]);
         }
     }
     expect_same_bits("the weight in storage type", weight, master, count);
     float *expected = copy_of(master, count), *m2 = copy_of(m, count), *v2 = copy_of(v, count);
-    AdamW h = {.learning_rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .step = 11, .gradient_scale = 1};
+    AdamW h = {
+        .learning_rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .step = 11, .gradient_scale = 1};
     device->adamw(device, expected, NULL, m2, v2, gradient, count, &h);
     device->adamw(device, master, master, m, v, gradient, count, &h);
     expect_same_bits("a weight that is the master", master, expected, count);
@@ -174,7 +188,11 @@ static void adamw(void **state) {
 }
 
 // ---- sums -----------------------------------------------------------------------------------------------------------
-typedef struct SumCase { int64_t count; bool known; double sum, squares; } SumCase;
+typedef struct SumCase {
+    int64_t count;
+    bool known;
+    double sum, squares;
+} SumCase;
 
 // Double precision: (4 + sqrt(n)) 2^-53 of the magnitudes. And the same bits from every instruction set.
 static void run_sums(Device *device, void *argument) {
@@ -217,7 +235,7 @@ static void sums_of_extreme_values(void **state) {
     for_each_device(run_extreme_sums, NULL);
 }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 static void run_memory(Device *device, void *argument) {
     (void)argument;
     Error err = {0};
@@ -254,7 +272,7 @@ static void no_memory_is_an_error(void **state) {
     (void)state;
     Device device;
     cpu_device(&device, 1);
-    const size_t sizes[] = {SIZE_MAX, SIZE_MAX / 2, (size_t)1 << 56};
+    size_t sizes[] = {SIZE_MAX, SIZE_MAX / 2, (size_t)1 << 56, (size_t)memory_available() / 2 * 3};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         Error err = {0};
         assert_null(device.allocate(&device, sizes[i], &err));
@@ -265,7 +283,8 @@ static void no_memory_is_an_error(void **state) {
 
 static void run_strided(Device *device, void *argument) {
     (void)argument;
-    const int64_t shapes[][4] = {{1, 1, 1, 1}, {3, 5, 7, 5}, {37, 8, 8, 20}, {700, 1000, 1003, 2000}}; // rows, columns, strides
+    const int64_t shapes[][4] = {
+        {1, 1, 1, 1}, {3, 5, 7, 5}, {37, 8, 8, 20}, {700, 1000, 1003, 2000}}; // rows, columns, strides
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         int64_t rows = shapes[i][0], columns = shapes[i][1], to = shapes[i][2], from = shapes[i][3];
         float *in = random_floats(rows * from, 81, 0, 1), *out = floats(rows * to), *expected = floats(rows * to);

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "checkpoint/json.h"
+#include "base/json.h"
 #include "model/config.h"
 
 static char folder[PROGRAM_PATH], file_path[PROGRAM_PATH];

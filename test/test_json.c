@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "base/random.h"
-#include "checkpoint/json.h"
+#include "base/json.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { FUZZ_INPUTS = 20000 };

@@ -1,6 +1,6 @@
-// Every layer but attention and the matrix products (test_matmul.c), forward and backward: against double precision on odd
-// sizes, for every instruction set and number of threads; the double precision one against finite differences; the same
-// bits again and with any number of threads; and the aliases that layers/device.h allows.
+// Every layer but attention and the matrix products (test_matmul.c), forward and backward: against double precision on
+// odd sizes, for every instruction set and number of threads; the double precision one against finite differences; the
+// same bits again and with any number of threads; and the aliases that layers/device.h allows.
 #include "test/layer_cases.h"
 
 static const int64_t some_rows[] = {1, 3, 37, 200}, some_C[] = {1, 8, 20, 33, 256};
@@ -10,8 +10,7 @@ enum { ROWS_COUNT = 4, C_COUNT = 5 };
 typedef struct Case {
     int64_t rows, C;
     bool with_delta;
-    SimdLevel level;  // of `first`
-    float *first;     // the results of the first device of an instruction set: the others give the same bits
+    float *first; // the results of the first device of an instruction set: the others give the same bits
     int64_t first_count;
 } Case;
 
@@ -42,8 +41,17 @@ static void references_have_the_right_gradients(void **state) {
     int32_t tokens[ROWS] = {4, 0, 4}, positions[ROWS] = {3, 1, 3};
     float cosines[ROWS * 2], sines[ROWS * 2];
     for (int i = 0; i < ROWS * 2; i++) cosines[i] = cosf((float)i), sines[i] = sinf((float)i);
-    Shape s = {.rows = ROWS, .C = C, .K = 5, .epsilon = 1e-5, .tokens = tokens, .positions = positions, .V = V,
-               .positions_count = POSITIONS, .heads = 2, .cosines = cosines, .sines = sines};
+    Shape s = {.rows = ROWS,
+               .C = C,
+               .K = 5,
+               .epsilon = 1e-5,
+               .tokens = tokens,
+               .positions = positions,
+               .V = V,
+               .positions_count = POSITIONS,
+               .heads = 2,
+               .cosines = cosines,
+               .sines = sines};
     double *in = random_doubles(BIG, 1);
     check_gradient(&s, reference_embedding, reference_embedding_backward, in, (V + POSITIONS) * C, ROWS * C);
     check_gradient(&s, reference_layernorm, reference_layernorm_backward, in, ROWS * C + 2 * C, ROWS * C);
@@ -72,7 +80,8 @@ static void run_embedding(Device *device, void *argument) {
     for (int64_t i = 0; i < rows * C; i++) assert_true(out[i] == table[tokens[i / C] * C + i % C]);
 
     // Backward: exactly the sum in the order of rows, on top of what is there.
-    float *d_table = random_floats((V + P) * C, 6, 0, 1), *d_places = d_table + V * C, *expected = copy_of(d_table, (V + P) * C);
+    float *d_table = random_floats((V + P) * C, 6, 0, 1), *d_places = d_table + V * C,
+          *expected = copy_of(d_table, (V + P) * C);
     for (int64_t i = 0; i < rows * C; i++) {
         expected[tokens[i / C] * C + i % C] += d_out[i];
         expected[(V + positions[i / C]) * C + i % C] += d_out[i];
@@ -92,8 +101,8 @@ static void embedding(void **state) {
 
 // ---- norms ----------------------------------------------------------------------------------------------------------
 // Rows of mean 3 and deviation 2. Rounding: x + delta, x - mean (the mean's own error is some UNIT of |x|), rstd, two
-// products, one sum: 8 UNIT of the larger of what is multiplied, which for x - mean is |x| + |mean|. A weight's gradient is a
-// sum over rows, d_x has two sums over C in it.
+// products, one sum: 8 UNIT of the larger of what is multiplied, which for x - mean is |x| + |mean|. A weight's
+// gradient is a sum over rows, d_x has two sums over C in it.
 typedef struct Norm {
     bool is_layernorm;
     int64_t rows, C;
@@ -130,9 +139,9 @@ static void free_norm(Norm *n) {
 static void norm_forward(Device *device, const Norm *n, float *out, float *residual, float *mean, float *rstd,
                          const float *x) {
     if (n->is_layernorm)
-        device->layernorm_forward(device, out, residual, mean, rstd, x, n->delta, n->weight, n->bias, n->rows, n->C, 1e-5f);
-    else
-        device->rmsnorm_forward(device, out, residual, rstd, x, n->delta, n->weight, n->rows, n->C, 1e-5f);
+        device->layernorm_forward(device, out, residual, mean, rstd, x, n->delta, n->weight, n->bias, n->rows, n->C,
+                                  1e-5f);
+    else device->rmsnorm_forward(device, out, residual, rstd, x, n->delta, n->weight, n->rows, n->C, 1e-5f);
 }
 
 static Moments norm_moments(const Norm *n, int64_t row) {
@@ -148,7 +157,8 @@ static void check_norm_forward(const Norm *n, const float *out, const float *mea
         for (int64_t c = 0; c < C; c++) size = fmax(size, fabs(n->in[row * C + c]));
         if (n->is_layernorm) expect_near("mean", row, mean[row], m.mean, 8 * UNIT * size);
         // d rstd = -rstd^3 x dx: where all x are nearly alike, their rounding is most of the variance.
-        expect_near("rstd", row, rstd[row], m.rstd, m.rstd * (8 * UNIT + 8 * UNIT * size * size * m.rstd * m.rstd * UNIT));
+        expect_near("rstd", row, rstd[row], m.rstd,
+                    m.rstd * (8 * UNIT + 8 * UNIT * size * size * m.rstd * m.rstd * UNIT));
         for (int64_t c = 0; c < C; c++) {
             double weight = fabs(n->weight[c]), bias = n->is_layernorm ? fabs(n->bias[c]) : 0;
             expect_near("norm", row * C + c, out[row * C + c], n->out[row * C + c],
@@ -163,7 +173,8 @@ static void check_norm_backward(const Norm *n, const float *d_x, const float *d_
         Moments m = norm_moments(n, row);
         double g_size = 0, g_x_size = 0, x_size = 0;
         for (int64_t c = 0; c < C; c++) {
-            double x = (fabs(n->in[row * C + c]) + fabs(m.mean)) * m.rstd, g = fabs(n->wide_d_out[row * C + c] * n->weight[c]);
+            double x = (fabs(n->in[row * C + c]) + fabs(m.mean)) * m.rstd,
+                   g = fabs(n->wide_d_out[row * C + c] * n->weight[c]);
             g_size += g / (double)C;
             g_x_size += g * x / (double)C;
             x_size = fmax(x_size, x);
@@ -183,7 +194,8 @@ static void check_norm_backward(const Norm *n, const float *d_x, const float *d_
         }
         expect_near("d_weight", c, d_weight[c] - 1.0, n->d_in[rows * C + c], sum_tolerance(rows, x_sum) + 2 * UNIT);
         if (n->is_layernorm)
-            expect_near("d_bias", c, d_weight[C + c] - 1.0, n->d_in[rows * C + C + c], sum_tolerance(rows, sum) + 2 * UNIT);
+            expect_near("d_bias", c, d_weight[C + c] - 1.0, n->d_in[rows * C + C + c],
+                        sum_tolerance(rows, sum) + 2 * UNIT);
     }
 }
 
@@ -202,9 +214,9 @@ static void run_norm(Device *device, Case *one, bool is_layernorm) {
     for (int64_t c = 0; c < 2 * C; c++) d_weight[c] = 1;
     const float *normalized = n.delta == NULL ? n.x : residual;
     if (is_layernorm)
-        device->layernorm_backward(device, d_x, d_weight, d_weight + C, n.d_out, normalized, n.weight, mean, rstd, rows, C);
-    else
-        device->rmsnorm_backward(device, d_x, d_weight, n.d_out, normalized, n.weight, rstd, rows, C);
+        device->layernorm_backward(device, d_x, d_weight, d_weight + C, n.d_out, normalized, n.weight, mean, rstd, rows,
+                                   C);
+    else device->rmsnorm_backward(device, d_x, d_weight, n.d_out, normalized, n.weight, rstd, rows, C);
     check_norm_backward(&n, d_x, d_weight);
     same_for_all_threads(device, one, "norm", out, all);
 
@@ -265,12 +277,15 @@ static void norms_of_extreme_rows(void **state) {
 }
 
 // ---- rotary -------------------------------------------------------------------------------------------------------
-typedef struct RotaryCase { int64_t rows, heads, D, sequences; } RotaryCase;
+typedef struct RotaryCase {
+    int64_t rows, heads, D, sequences;
+} RotaryCase;
 
 static void run_rotary(Device *device, void *argument) {
     const RotaryCase *r = argument;
     int64_t half = r->D / 2, width = r->heads * r->D, stride = width + 5, rows = r->rows * r->sequences;
-    float *cosines = floats(r->rows * half), *sines = floats(r->rows * half), *x = random_floats(rows * stride, 21, 0, 1);
+    float *cosines = floats(r->rows * half), *sines = floats(r->rows * half),
+          *x = random_floats(rows * stride, 21, 0, 1);
     for (int64_t i = 0; i < r->rows * half; i++) {
         double angle = (double)(i / half) * pow(10000, -(double)(i % half) / (double)half);
         cosines[i] = (float)cos(angle);
@@ -305,8 +320,8 @@ static void rotary(void **state) {
 }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
-// The derivative of sigma at z is sigma (1 - sigma), so a relative error r of exp(-z) shifts sigma by sigma (1 - sigma) r.
-// exp is within 2 units in the last place, 4 UNIT, and z = 2u comes from 3 roundings, which shift exp(-z) by 3 |z| UNIT.
+// A relative error r of exp(-z) shifts sigma(z) by sigma (1 - sigma) r. exp is within 2 units in the last place, which
+// are 4 UNIT, and z = 2u comes from 3 roundings, which shift exp(-z) by 3 |z| UNIT.
 static double sigma_error(double sigma, double rest, double z, double roundings_of_z) {
     return sigma * rest * (4 + roundings_of_z * fabs(z)) * UNIT;
 }
@@ -356,7 +371,8 @@ static void gelu(void **state) {
 static void run_swiglu(Device *device, void *argument) {
     Case *one = argument;
     int64_t rows = one->rows, F = one->C, count = rows * F;
-    float *gate_up = random_floats(2 * count, 33, 0, 3), *d_out = random_floats(count, 34, 0, 1), *result = floats(3 * count);
+    float *gate_up = random_floats(2 * count, 33, 0, 3), *d_out = random_floats(count, 34, 0, 1),
+          *result = floats(3 * count);
     const float special[] = {0, -0.0f, 1e-30f, -1e-30f, 88, -86, 100, -100, 1e4f, -1e4f};
     for (int64_t c = 0; c < F && c < 10; c++) gate_up[(rows - 1) * 2 * F + c] = special[c];
     double *in = doubles(2 * count), *out = doubles(count), *wide_d_out = doubles(count), *d_in = doubles(2 * count);
@@ -374,7 +390,8 @@ static void run_swiglu(Device *device, void *argument) {
         expect_near("swiglu", i, result[i], out[i], fabs(gate * up) * error + fabs(up) * floor_of(gate));
         expect_near("d_up", i, result[count + at_up], d_in[at_up], fabs(dy * gate) * error + fabs(dy) * floor_of(gate));
         expect_near("d_gate", i, result[count + at_gate], d_in[at_gate],
-                    fabs(dy * up) * (error * (1 + fabs(gate)) + 4 * UNIT * sigma * (1 + fabs(gate) * rest) + floor_of(gate)));
+                    fabs(dy * up) *
+                        (error * (1 + fabs(gate)) + 4 * UNIT * sigma * (1 + fabs(gate) * rest) + floor_of(gate)));
     }
     same_for_all_threads(device, one, "swiglu", result, 3 * count);
     free(gate_up), free(d_out), free(result), free(in), free(out), free(wide_d_out), free(d_in);

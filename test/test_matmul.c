@@ -7,12 +7,18 @@
 #include "layers/cpu/sgemm.h"
 
 // ---- products -----------------------------------------------------------------------------------------------------
-typedef struct ProductCase { int64_t m, n, k; float alpha, beta; } ProductCase;
+typedef struct ProductCase {
+    int64_t m, n, k;
+    float alpha, beta;
+} ProductCase;
 
 enum { PAD = 3 }; // rows in memory are longer than those of the matrices
 static const float UNTOUCHED = 12345;
 
-typedef struct Matrix { float *data; int64_t rows, columns, stride; } Matrix;
+typedef struct Matrix {
+    float *data;
+    int64_t rows, columns, stride;
+} Matrix;
 
 static Matrix random_matrix(int64_t rows, int64_t columns, uint64_t stream) {
     return (Matrix){random_floats(rows * (columns + PAD) + 1, stream, 0, 1), rows, columns, columns + PAD};
@@ -62,7 +68,8 @@ static void check_product_with_bias(const MatrixProduct *product, const ProductC
                 sum += element(a, false, i, q) * element(b, true, q, j);
                 magnitudes += fabs(element(a, false, i, q) * element(b, true, q, j));
             }
-            expect_near(product->name, i * p->n + j, c.data[i * c.stride + j], sum, sum_tolerance(p->k + 1, magnitudes));
+            expect_near(product->name, i * p->n + j, c.data[i * c.stride + j], sum,
+                        sum_tolerance(p->k + 1, magnitudes));
         }
         for (int64_t j = p->n; j < c.stride; j++) assert_true(isnan(c.data[i * c.stride + j]));
     }
@@ -71,10 +78,10 @@ static void check_product_with_bias(const MatrixProduct *product, const ProductC
 
 // Around the tiles' sizes (4 x 8, 6 x 16, 14 x 32), the blocks' (256 steps of k, 512 columns), and few rows.
 static const ProductCase product_cases[] = {
-    {1, 1, 1, 1, 0},       {1, 5, 300, 1, 0},    {2, 37, 33, 2, 0},   {3, 20, 8, 1, 1},    {4, 31, 257, 1, 0.5f},
-    {5, 9, 17, 1, 0},      {6, 16, 256, 1, 1},   {7, 17, 255, 1, 0},  {13, 33, 20, 1, 0},  {14, 32, 16, 1, 1},
-    {15, 31, 100, -1, 2},  {37, 70, 40, 1, 0},   {28, 64, 513, 1, 1}, {29, 520, 260, 1, 0}, {66, 12, 9, 1, 0},
-    {6, 7, 0, 1, 0.5f},    {3, 9, 0, 1, 0},      {9, 9, 9, 0, 0.5f},  {2, 1030, 5, 1, 1},  {0, 5, 5, 1, 0},
+    {1, 1, 1, 1, 0},      {1, 5, 300, 1, 0},  {2, 37, 33, 2, 0},   {3, 20, 8, 1, 1},     {4, 31, 257, 1, 0.5f},
+    {5, 9, 17, 1, 0},     {6, 16, 256, 1, 1}, {7, 17, 255, 1, 0},  {13, 33, 20, 1, 0},   {14, 32, 16, 1, 1},
+    {15, 31, 100, -1, 2}, {37, 70, 40, 1, 0}, {28, 64, 513, 1, 1}, {29, 520, 260, 1, 0}, {66, 12, 9, 1, 0},
+    {6, 7, 0, 1, 0.5f},   {3, 9, 0, 1, 0},    {9, 9, 9, 0, 0.5f},  {2, 1030, 5, 1, 1},   {0, 5, 5, 1, 0},
     {5, 0, 5, 1, 0},
 };
 
@@ -170,23 +177,27 @@ static void run_matmul(Device *device, void *argument) {
         for (int64_t i = rows * N + rows * K; i < rows * N + in_count; i++) l->first[i] = 1;
         device->matmul_forward(device, l->first, x, weight, bias, rows, K, N);
         float *again = l->first + rows * N;
-        device->matmul_backward(device, again, again + rows * K, again + rows * K + N * K, d_out, x, weight, rows, K, N, false);
+        device->matmul_backward(device, again, again + rows * K, again + rows * K + N * K, d_out, x, weight, rows, K, N,
+                                false);
     }
     expect_same_bits("matmul", result, l->first, rows * N + in_count);
 
     device->matmul_forward(device, out, x, weight, NULL, rows, K, N);
     for (int64_t i = 0; i < rows * N; i++)
         expect_near("out without bias", i, out[i], wide_out[i] - bias[i % N], sum_tolerance(K + 1, out_size[i]));
-    free(in), free(d_out), free(result), free(sum), free(wide), free(wide_out), free(wide_d_out), free(d_in), free(size);
+    free(in), free(d_out), free(result), free(sum), free(wide), free(wide_out), free(wide_d_out), free(d_in),
+        free(size);
     free(out_size);
 }
 
 static void run_layers(const char *matmul) {
-    const int64_t sizes[][3] = {{1, 8, 5},     {1, 256, 70},   {3, 20, 33},  {4, 33, 300},   {33, 7, 9},
+    const int64_t sizes[][3] = {{1, 8, 5},     {1, 256, 70},   {3, 20, 33},  {4, 33, 300},  {33, 7, 9},
                                 {37, 256, 66}, {200, 64, 100}, {300, 20, 8}, {64, 300, 520}};
     setenv("MATMUL", matmul, 1);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        LayerCase l = {.rows = sizes[i][0], .K = sizes[i][1], .N = sizes[i][2],
+        LayerCase l = {.rows = sizes[i][0],
+                       .K = sizes[i][1],
+                       .N = sizes[i][2],
                        .thread_independent = strcmp(matmul, "builtin") == 0};
         for_each_device(run_matmul, &l);
         free(l.first);
@@ -214,7 +225,8 @@ static void run_extreme(Device *device, void *argument) {
     for (int i = 0; i < N * K; i++) weight[i] = i % 2 == 0 ? 1e7f : -1e7f;
     for (int i = 0; i < N; i++) bias[i] = 1e-20f;
     device->matmul_forward(device, out, x, weight, bias, ROWS, K, N);
-    for (int i = 0; i < ROWS * N; i++) { // products cancel in pairs: what is left is the bias and the rounding of the sum
+    // Products cancel in pairs: what is left is the bias and the rounding of the sum.
+    for (int i = 0; i < ROWS * N; i++) {
         double size = i / N % 2 == 0 ? 1e37 : 1e-23;
         expect_near("extreme out", i, out[i], bias[i % N], sum_tolerance(K + 1, K * size + bias[i % N]));
     }

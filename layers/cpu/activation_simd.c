@@ -37,7 +37,8 @@ typedef struct Elements {
     int64_t count;
 } Elements;
 
-static inline __attribute__((always_inline)) void map_task(const Elements *x, int64_t task, vfloat (*f)(vfloat, vfloat)) {
+static inline __attribute__((always_inline)) void map_task(const Elements *x, int64_t task,
+                                                           vfloat (*f)(vfloat, vfloat)) {
     int64_t begin = task * TASK_VALUES;
     map(x->out + begin, x->a + begin, x->b + begin, smaller(TASK_VALUES, x->count - begin), f);
 }

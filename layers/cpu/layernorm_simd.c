@@ -1,8 +1,8 @@
 // LayerNorm: out = (x - mean) rstd weight + bias, rstd = 1 / sqrt(variance + epsilon), mean and variance over the row.
 //
 // Backward, with x^ = (x - mean) rstd and g = d_out weight:  d_x = rstd (g - mean(g) - x^ mean(g x^)),
-// d_weight = sum over rows of d_out x^,  d_bias = sum over rows of d_out. One pass over memory: the second look at a row
-// finds it in the cache.
+// d_weight = sum over rows of d_out x^,  d_bias = sum over rows of d_out. One pass over memory: the second look at a
+// row finds it in the cache.
 #include "layers/cpu/norm.h"
 
 typedef struct LayerNorm {
@@ -54,9 +54,9 @@ static void forward_task(void *context, int64_t task, int worker) {
     }
 }
 
-void SIMD_NAME(layernorm_forward)(Device *device, void *out, void *residual_out, float *mean, float *rstd, const void *x,
-                                  const void *delta, const void *weight, const void *bias, int64_t rows, int64_t C,
-                                  float epsilon) {
+void SIMD_NAME(layernorm_forward)(Device *device, void *out, void *residual_out, float *mean, float *rstd,
+                                  const void *x, const void *delta, const void *weight, const void *bias, int64_t rows,
+                                  int64_t C, float epsilon) {
     LayerNorm n = {out, residual_out, mean, rstd, x, delta, weight, bias, rows, C, rows_per_task(C), epsilon};
     parallel_for(device->threads, tasks_of(rows, n.per_task), forward_task, &n);
 }
@@ -67,7 +67,9 @@ typedef struct LayerNormGradient {
     int64_t rows, C, per_task;
 } LayerNormGradient;
 
-typedef struct RowMeans { float g, g_x; } RowMeans; // mean(g), mean(g x^)
+typedef struct RowMeans {
+    float g, g_x;
+} RowMeans; // mean(g), mean(g x^)
 
 static RowMeans add_to_sums(float *d_weight, float *d_bias, const float *d_out, const float *x, const float *weight,
                             float mean, float rstd, int64_t C) {
@@ -91,8 +93,8 @@ static RowMeans add_to_sums(float *d_weight, float *d_bias, const float *d_out, 
     return (RowMeans){g / (float)C, g_x / (float)C};
 }
 
-static void add_row_gradient(float *d_x, const float *d_out, const float *x, const float *weight, float mean, float rstd,
-                             RowMeans means, int64_t C) {
+static void add_row_gradient(float *d_x, const float *d_out, const float *x, const float *weight, float mean,
+                             float rstd, RowMeans means, int64_t C) {
     int64_t c = 0;
     for (; c + SIMD_WIDTH <= C; c += SIMD_WIDTH) {
         vfloat normalized = (vload(x + c) - mean) * rstd;
@@ -120,8 +122,8 @@ static void backward_task(void *context, int64_t task, int worker) {
 }
 
 void SIMD_NAME(layernorm_backward)(Device *device, void *d_x, float *d_weight, float *d_bias, const void *d_out,
-                                   const void *x, const void *weight, const float *mean, const float *rstd, int64_t rows,
-                                   int64_t C) {
+                                   const void *x, const void *weight, const float *mean, const float *rstd,
+                                   int64_t rows, int64_t C) {
     int64_t per_block = norm_rows_per_block(rows), blocks = tasks_of(rows, per_block);
     float *partial = cpu_scratch(blocks * 2 * C);
     LayerNormGradient n = {d_x, partial, d_out, x, weight, mean, rstd, rows, C, per_block};

@@ -1,7 +1,7 @@
 // The CPU's implementation of the layers in layers/device.h, where each is described; device.c makes a Device of them.
 //
-// A layer cuts its work into tasks of about TASK_VALUES values, enough to outweigh the start of a task, and small enough
-// for the nearest caches. What a task computes never depends on how many threads there are, so neither do the results.
+// A layer cuts its work into tasks of about TASK_VALUES values: enough to outweigh the start of a task, and few enough
+// for the nearest caches. What a task computes does not depend on the number of threads, so neither do the results.
 #ifndef LAYERS_CPU_LAYERS_H
 #define LAYERS_CPU_LAYERS_H
 
@@ -31,8 +31,8 @@ void cpu_to_storage_strided(Device *, void *out, int64_t out_stride, const float
 float *cpu_scratch(int64_t count);
 
 // ---- embedding.c ------------------------------------------------------------------------------------------------
-void cpu_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions, const void *token_table,
-                           const void *position_table, int64_t rows, int64_t C);
+void cpu_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,
+                           const void *token_table, const void *position_table, int64_t rows, int64_t C);
 void cpu_embedding_backward(Device *, float *d_token_table, float *d_position_table, const void *d_out,
                             const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
 
@@ -46,8 +46,9 @@ void cpu_layers_avx512(Device *);
 void SIMD_NAME(layernorm_forward)(Device *, void *out, void *residual_out, float *mean, float *rstd, const void *x,
                                   const void *delta, const void *weight, const void *bias, int64_t rows, int64_t C,
                                   float epsilon);
-void SIMD_NAME(layernorm_backward)(Device *, void *d_x, float *d_weight, float *d_bias, const void *d_out, const void *x,
-                                   const void *weight, const float *mean, const float *rstd, int64_t rows, int64_t C);
+void SIMD_NAME(layernorm_backward)(Device *, void *d_x, float *d_weight, float *d_bias, const void *d_out,
+                                   const void *x, const void *weight, const float *mean, const float *rstd,
+                                   int64_t rows, int64_t C);
 void SIMD_NAME(rmsnorm_forward)(Device *, void *out, void *residual_out, float *rstd, const void *x, const void *delta,
                                 const void *weight, int64_t rows, int64_t C, float epsilon);
 void SIMD_NAME(rmsnorm_backward)(Device *, void *d_x, float *d_weight, const void *d_out, const void *x,
@@ -63,7 +64,8 @@ void SIMD_NAME(add_float)(Device *, float *out, const float *in, int64_t count);
 void SIMD_NAME(gelu_forward)(Device *, void *out, const void *x, int64_t count);
 void SIMD_NAME(gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
 void SIMD_NAME(swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-void SIMD_NAME(swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
+void SIMD_NAME(swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows,
+                                int64_t F);
 void SIMD_NAME(classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                            float d_loss);
 void SIMD_NAME(adamw)(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,

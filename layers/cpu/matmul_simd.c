@@ -22,13 +22,12 @@ static void product_task(void *context, int64_t task, int worker) {
     float *c = p->c + row * p->n + column;
     if (p->add_bias)
         p->with->sgemm_bias(m, n, p->k, a, lda, b, ldb, p->bias == NULL ? NULL : p->bias + column, c, p->n);
-    else
-        p->with->sgemm(p->transpose_a, p->transpose_b, m, n, p->k, 1.0f, a, lda, b, ldb, p->beta, c, p->n);
+    else p->with->sgemm(p->transpose_a, p->transpose_b, m, n, p->k, 1.0f, a, lda, b, ldb, p->beta, c, p->n);
 }
 
-// The best cut into at most one piece per thread: the one whose largest piece costs least. A piece packs its columns of B
-// and, again for every COLUMNS_AT_ONCE columns, its rows of A; packing a value takes the time of some PACKING
-// multiply-adds. Pieces begin at cache lines, and those of fewer than LEAST_ROWS rows would hardly repay the packing of B.
+// The best cut into at most one piece per thread: the one whose largest piece costs least. A piece packs its columns of
+// B and, again for every COLUMNS_AT_ONCE columns, its rows of A; packing a value takes the time of some PACKING
+// multiply-adds. Pieces begin at cache lines; fewer than LEAST_ROWS rows would hardly repay the packing of B.
 static void cut(Product *p, int threads) {
     enum { COLUMNS_AT_ONCE = 512, PACKING = 5, UNIT = 32, LEAST_ROWS = 16 };
     int64_t least = INT64_MAX;
@@ -54,8 +53,10 @@ static void multiply(Device *device, Product p) {
 
 void SIMD_NAME(matmul_forward)(Device *device, void *out, const void *x, const void *weight, const void *bias,
                                int64_t rows, int64_t K, int64_t N) {
-    multiply(device, (Product){.m = rows, .n = N, .k = K, .transpose_b = true, .add_bias = true, .a = x, .b = weight,
-                               .bias = bias, .c = out});
+    Product out_product = {.m = rows, .n = N, .k = K, .transpose_b = true, .a = x, .b = weight, .c = out};
+    out_product.add_bias = true;
+    out_product.bias = bias;
+    multiply(device, out_product);
 }
 
 // ---- column sums --------------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ typedef struct ColumnSums {
     int64_t rows, N, per_task;
 } ColumnSums;
 
-// Sums SUM_ROWS rows at a time, so that the error grows with their number and that of the blocks, not with their product.
+// Sums SUM_ROWS rows at a time and then these sums: the error grows with the numbers of both, not with their product.
 static void column_sums_task(void *context, int64_t task, int worker) {
     const ColumnSums *s = context;
     (void)worker;
@@ -93,12 +94,13 @@ static void add_column_sums(Device *device, float *sum, const float *x, int64_t 
 }
 
 void SIMD_NAME(matmul_backward)(Device *device, void *d_x, float *d_weight, float *d_bias, const void *d_out,
-                                const void *x, const void *weight, int64_t rows, int64_t K, int64_t N, bool accumulate) {
-    if (d_x != NULL)
-        multiply(device, (Product){.m = rows, .n = K, .k = N, .a = d_out, .b = weight, .beta = accumulate ? 1.0f : 0.0f,
-                                   .c = d_x});
-    if (d_weight != NULL)
-        multiply(device, (Product){.m = N, .n = K, .k = rows, .transpose_a = true, .a = d_out, .b = x, .beta = 1.0f,
-                                   .c = d_weight});
+                                const void *x, const void *weight, int64_t rows, int64_t K, int64_t N,
+                                bool accumulate) {
+    Product d_x_product = {.m = rows, .n = K, .k = N, .a = d_out, .b = weight, .c = d_x};
+    Product d_weight_product = {.m = N, .n = K, .k = rows, .transpose_a = true, .a = d_out, .b = x, .c = d_weight};
+    d_x_product.beta = accumulate ? 1.0f : 0.0f;
+    d_weight_product.beta = 1.0f;
+    if (d_x != NULL) multiply(device, d_x_product);
+    if (d_weight != NULL) multiply(device, d_weight_product);
     if (d_bias != NULL) add_column_sums(device, d_bias, d_out, rows, N);
 }

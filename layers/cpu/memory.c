@@ -1,19 +1,26 @@
 // Memory of the CPU device: the machine's own, and moves within it.
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/cpu_features.h"
 #include "layers/cpu/layers.h"
 
 static const size_t ALIGNMENT = 256, HUGE_PAGE = (size_t)2 << 20;
 
+// Asks first: a system that promises more memory than it has would end the program later, with no word of why.
+static void *memory_for(size_t bytes, size_t alignment) {
+    void *memory = NULL;
+    if (bytes > SIZE_MAX / 2 || (bytes >= HUGE_PAGE && (int64_t)bytes > memory_available())) return NULL;
+    return posix_memalign(&memory, alignment, bytes > 0 ? bytes : 1) == 0 ? memory : NULL;
+}
+
 void *cpu_allocate(Device *device, size_t bytes, Error *err) {
     size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : ALIGNMENT;
-    void *memory = NULL;
-    if (bytes > SIZE_MAX - alignment || posix_memalign(&memory, alignment, bytes > 0 ? bytes : 1) != 0) {
-        error_set(err, "out of memory: %.1f MiB could not be had; use a shorter --context, a smaller model or more ranks",
+    void *memory = memory_for(bytes, alignment);
+    if (memory == NULL) {
+        error_set(err,
+                  "out of memory: %.1f MiB are not to be had; take a shorter --context or a smaller model (see --plan)",
                   (double)bytes / 1048576);
         return NULL;
     }
@@ -54,10 +61,8 @@ static void move_task(void *context, int64_t task, int worker) {
     const Move *move = context;
     (void)worker;
     size_t begin = (size_t)task * MOVE_BYTES, left = move->bytes - begin, bytes = left < MOVE_BYTES ? left : MOVE_BYTES;
-    if (move->from == NULL)
-        memset(move->to + begin, 0, bytes);
-    else
-        memcpy(move->to + begin, move->from + begin, bytes);
+    if (move->from == NULL) memset(move->to + begin, 0, bytes);
+    else memcpy(move->to + begin, move->from + begin, bytes);
 }
 
 static void move(Device *device, Move job) {

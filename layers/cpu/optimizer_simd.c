@@ -9,13 +9,15 @@ typedef struct Update {
     const float *gradient;
     int64_t count;
     float gradient_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
-    float keep;                // 1 - learning_rate * weight_decay
-    float step_size;           // learning_rate / (1 - beta1^step)
-    float root_correction;     // 1 / sqrt(1 - beta2^step)
+    float keep;            // 1 - learning_rate * weight_decay
+    float step_size;       // learning_rate / (1 - beta1^step)
+    float root_correction; // 1 / sqrt(1 - beta2^step)
     float epsilon;
 } Update;
 
-typedef struct Values { vfloat parameter, m, v; } Values;
+typedef struct Values {
+    vfloat parameter, m, v;
+} Values;
 
 static inline Values update(const Update *u, Values old, vfloat gradient) {
     Values next;
@@ -32,7 +34,8 @@ static void adamw_task(void *context, int64_t task, int worker) {
     (void)worker;
     int64_t i = task * TASK_VALUES, end = smaller(i + TASK_VALUES, u->count);
     for (; i + SIMD_WIDTH <= end; i += SIMD_WIDTH) {
-        Values next = update(u, (Values){vload(u->master + i), vload(u->m + i), vload(u->v + i)}, vload(u->gradient + i));
+        Values next =
+            update(u, (Values){vload(u->master + i), vload(u->m + i), vload(u->v + i)}, vload(u->gradient + i));
         vstore(u->master + i, next.parameter);
         vstore(u->m + i, next.m);
         vstore(u->v + i, next.v);
@@ -40,8 +43,9 @@ static void adamw_task(void *context, int64_t task, int worker) {
     }
     if (i < end) {
         int64_t n = end - i;
-        Values next = update(u, (Values){vload_part(u->master + i, n), vload_part(u->m + i, n), vload_part(u->v + i, n)},
-                            vload_part(u->gradient + i, n));
+        Values next =
+            update(u, (Values){vload_part(u->master + i, n), vload_part(u->m + i, n), vload_part(u->v + i, n)},
+                   vload_part(u->gradient + i, n));
         vstore_part(u->master + i, next.parameter, n);
         vstore_part(u->m + i, next.m, n);
         vstore_part(u->v + i, next.v, n);

@@ -1,7 +1,8 @@
 // Sums of many values, in double precision: of values, and of their squares.
 //
-// The values are cut into at most SUM_TASKS tasks by their number alone; a task sums in LANES lanes, whatever the vectors
-// of the processor, and the lanes and the tasks are added up in order. So the bits depend on nothing but the values.
+// The values are cut into at most SUM_TASKS tasks by their number alone; a task sums in LANES lanes, whatever the
+// vectors of the processor, and the lanes and the tasks are added up in order. So the bits depend on nothing but the
+// values.
 #include "layers/cpu/layers.h"
 
 enum { SUM_TASKS = 256, LANES = 16 };

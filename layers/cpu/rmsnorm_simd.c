@@ -1,6 +1,6 @@
 // RMSNorm: out = x rstd weight, rstd = 1 / sqrt(mean(x^2) + epsilon). LayerNorm without the mean and the bias.
 //
-// Backward, with x^ = x rstd and g = d_out weight:  d_x = rstd (g - x^ mean(g x^)),  d_weight = sum over rows of d_out x^.
+// Backward, with x^ = x rstd and g = d_out weight:  d_x = rstd (g - x^ mean(g x^)),  d_weight = sum of d_out x^.
 #include "layers/cpu/norm.h"
 
 typedef struct RMSNorm {
@@ -46,7 +46,8 @@ typedef struct RMSNormGradient {
 } RMSNormGradient;
 
 // Returns mean(g x^).
-static float add_to_sum(float *d_weight, const float *d_out, const float *x, const float *weight, float rstd, int64_t C) {
+static float add_to_sum(float *d_weight, const float *d_out, const float *x, const float *weight, float rstd,
+                        int64_t C) {
     vfloat sum = {0};
     int64_t c = 0;
     for (; c + SIMD_WIDTH <= C; c += SIMD_WIDTH) {

@@ -38,7 +38,8 @@ static void rotary_task(void *context, int64_t task, int worker) {
 
 void SIMD_NAME(rotary)(Device *device, void *x, const float *cos_table, const float *sin_table, int64_t rows,
                        int64_t table_rows, int64_t row_stride, int64_t heads, int64_t D, bool inverse) {
-    Rotary r = {x, cos_table, sin_table, rows, table_rows, row_stride, heads, D / 2, rows_per_task(heads * D),
-                inverse ? -1.0f : 1.0f};
+    float direction = inverse ? -1.0f : 1.0f;
+    int64_t half = D / 2, per_task = rows_per_task(heads * D);
+    Rotary r = {x, cos_table, sin_table, rows, table_rows, row_stride, heads, half, per_task, direction};
     parallel_for(device->threads, tasks_of(rows, r.per_task), rotary_task, &r);
 }

@@ -1,8 +1,8 @@
 // Single-precision matrix products on one thread: our own, or a CBLAS library's.
 //
-// C (m, n) = alpha op(A) op(B) + beta C, row-major, op(X) = X or its transpose. op(A) is (m, k) and op(B) is (k, n); lda,
-// ldb and ldc are the lengths of a stored row of A, B and C. With beta == 0, C is not read. C may not overlap A or B.
-// Any m, n, k >= 0. Callers that want several threads cut the product themselves (layers/cpu/matmul.c).
+// C (m, n) = alpha op(A) op(B) + beta C, row-major, op(X) = X or its transpose. op(A) is (m, k) and op(B) is (k, n);
+// lda, ldb and ldc are the lengths of a stored row of A, B and C. With beta == 0, C is not read. C may not overlap A or
+// B. Any m, n, k >= 0. Callers that want several threads cut the product themselves (layers/cpu/matmul.c).
 #ifndef LAYERS_CPU_SGEMM_H
 #define LAYERS_CPU_SGEMM_H
 
@@ -27,9 +27,9 @@ typedef struct MatrixProduct {
 } MatrixProduct;
 
 // Our own product is the default where it has the vectors it was made for (AVX2, AVX-512): there it is as fast as the
-// libraries and its sums do not depend on how a product is cut among threads. Elsewhere a CBLAS is, where one was found.
-// MATMUL=builtin or MATMUL=cblas in the environment decides instead. The environment and simd_level() are read here, so
-// call it once and keep the answer, which is constant.
+// libraries and its sums do not depend on how a product is cut among threads. Elsewhere a CBLAS is, where one was
+// found. MATMUL=builtin or MATMUL=cblas in the environment decides instead. The environment and simd_level() are read
+// here, so call it once and keep the answer, which is constant.
 const MatrixProduct *cpu_matrix_product(void);
 const MatrixProduct *cpu_builtin_product(void); // ours, in the instruction set of simd_level()
 const MatrixProduct *cpu_library_product(void); // the CBLAS, or NULL

@@ -1,10 +1,10 @@
 // Our own single-precision matrix product, after Goto and van de Geijn, "Anatomy of high-performance matrix
 // multiplication", ACM TOMS 34(3), 2008, and Van Zee and van de Geijn, "BLIS", ACM TOMS 41(3), 2015.
 //
-// A processor does about one vector multiply-add per vector that it loads from its nearest cache, so to keep it busy every
-// loaded value must be used several times. The innermost loop therefore works on a tile of C that fits into the registers:
-// one step over k loads ROWS values of A and COLUMNS of B for ROWS * COLUMNS multiply-adds. A and B are first packed into
-// panels, in the very order in which that loop reads them:
+// A processor does about one vector multiply-add per vector that it loads from its nearest cache, so to keep it busy
+// every loaded value must be used several times. The innermost loop therefore works on a tile of C that fits into the
+// registers: one step over k loads ROWS values of A and COLUMNS of B for ROWS * COLUMNS multiply-adds. A and B are
+// first packed into panels, in the very order in which that loop reads them:
 //
 //   panel of A: ROWS rows of op(A), step after step of k:        a(0,p) a(1,p) ... a(ROWS-1,p), then p + 1
 //   panel of B: COLUMNS columns of op(B), step after step of k:  b(p,0) b(p,1) ... b(p,COLUMNS-1), then p + 1
@@ -36,8 +36,8 @@ static _Thread_local _Alignas(64) float packed_b[BLOCK_K * BLOCK_N];
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- packing ----------------------------------------------------------------------------------------------------
-// Both kinds of panel hold `width` lines of a matrix side by side: the p-th value of line i goes to panel[p * width + i].
-// Lines past the matrix' last, of which there are `count`, are zero.
+// Both kinds of panel hold `width` lines of a matrix side by side: the p-th value of line i goes to panel[p * width +
+// i]. Lines past the matrix' last, of which there are `count`, are zero.
 
 // Line i starts at from + i * stride and is contiguous.
 static inline void pack_contiguous_lines(float *panel, int width, const float *from, int64_t stride, int64_t count,
@@ -82,8 +82,8 @@ typedef struct Output {
     int64_t ldc;
 } Output;
 
-// Multiplies a panel of A by a panel of B, of which only the first `rows` rows count. Inlined with a constant `rows`, so
-// that the tile is nothing but registers.
+// Multiplies a panel of A by a panel of B, of which only the first `rows` rows count. Inlined with a constant `rows`,
+// so that the tile is nothing but registers.
 static inline __attribute__((always_inline)) void multiply_panels(int rows, const float *a, const float *b, int64_t k,
                                                                   const Output *to) {
     vfloat tile[ROWS][VECTORS];
@@ -160,10 +160,8 @@ static Output part_of_output(Output to, int64_t row, int64_t column) {
 }
 
 static void pack(float *panel, int width, Operand x, int64_t lines, int64_t k) {
-    if (x.contiguous)
-        pack_contiguous_lines(panel, width, x.data, x.stride, lines, k);
-    else
-        pack_strided_lines(panel, width, x.data, x.stride, lines, k);
+    if (x.contiguous) pack_contiguous_lines(panel, width, x.data, x.stride, lines, k);
+    else pack_strided_lines(panel, width, x.data, x.stride, lines, k);
 }
 
 // The packed panel of A, of which `rows` rows count, times the packed block of B, of which n columns do.
@@ -171,12 +169,9 @@ static void multiply_block(int64_t rows, int64_t n, int64_t k, Output to) {
     for (int64_t j = 0; j < n; j += COLUMNS) {
         const float *panel = packed_b + j * k;
         Output tile = part_of_output(to, 0, j);
-        if (n - j < COLUMNS || rows % 2 != 0)
-            multiply_edge(rows, smaller(COLUMNS, n - j), packed_a, panel, k, &tile);
-        else if (rows < ROWS)
-            multiply_rows(rows, packed_a, panel, k, &tile);
-        else
-            multiply_panels(ROWS, packed_a, panel, k, &tile);
+        if (n - j < COLUMNS || rows % 2 != 0) multiply_edge(rows, smaller(COLUMNS, n - j), packed_a, panel, k, &tile);
+        else if (rows < ROWS) multiply_rows(rows, packed_a, panel, k, &tile);
+        else multiply_panels(ROWS, packed_a, panel, k, &tile);
     }
 }
 
@@ -196,8 +191,8 @@ static void product(int64_t m, int64_t n, int64_t k, Operand a, Operand b, Outpu
     }
 }
 
-// A few rows times B^T: packing B would cost more than it saves, so its rows are read once, as they lie. Four of them at a
-// time stay in the L1 cache for all rows of A. This is what generating one token after the other does.
+// A few rows times B^T: packing B would cost more than it saves, so its rows are read once, as they lie. Four of them
+// at a time stay in the L1 cache for all rows of A. This is what generating one token after the other does.
 static void few_rows(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                      const Output *to) {
     for (int64_t j = 0; j < n; j += 4) {
@@ -233,23 +228,17 @@ static void scale(int64_t m, int64_t n, const Output *to) {
 static void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                   int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     Output to = {alpha, beta, c, ldc, c, ldc};
-    if (k == 0 || alpha == 0)
-        scale(m, n, &to);
-    else if (m <= FEW_ROWS && !transpose_a && transpose_b)
-        few_rows(m, n, k, a, lda, b, ldb, &to);
-    else
-        product(m, n, k, (Operand){a, lda, !transpose_a}, (Operand){b, ldb, transpose_b}, to);
+    if (k == 0 || alpha == 0) scale(m, n, &to);
+    else if (m <= FEW_ROWS && !transpose_a && transpose_b) few_rows(m, n, k, a, lda, b, ldb, &to);
+    else product(m, n, k, (Operand){a, lda, !transpose_a}, (Operand){b, ldb, transpose_b}, to);
 }
 
 static void sgemm_bias(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                        const float *bias, float *c, int64_t ldc) {
     Output to = {1.0f, bias != NULL ? 1.0f : 0.0f, bias, 0, c, ldc};
-    if (k == 0)
-        scale(m, n, &to);
-    else if (m <= FEW_ROWS)
-        few_rows(m, n, k, a, lda, b, ldb, &to);
-    else
-        product(m, n, k, (Operand){a, lda, true}, (Operand){b, ldb, true}, to);
+    if (k == 0) scale(m, n, &to);
+    else if (m <= FEW_ROWS) few_rows(m, n, k, a, lda, b, ldb, &to);
+    else product(m, n, k, (Operand){a, lda, true}, (Operand){b, ldb, true}, to);
 }
 
 extern const MatrixProduct SIMD_NAME(builtin_product);

@@ -1,5 +1,5 @@
-// What the layers need beside base/simd.h: parts of vectors at the end of a row, square roots, and functions of one vector
-// applied along arrays.
+// What the layers need beside base/simd.h: parts of vectors at the end of a row, square roots, and functions of one
+// vector applied along arrays.
 #ifndef LAYERS_CPU_VECTOR_H
 #define LAYERS_CPU_VECTOR_H
 

@@ -2,8 +2,8 @@
 //
 // The whole text is parsed into a tree owned by the document. Strict: no comments, no trailing commas, no duplicate
 // keys, no NaN, valid UTF-8 and escapes, nesting at most 64 deep, nothing after the value. Errors give line and column.
-#ifndef CHECKPOINT_JSON_H
-#define CHECKPOINT_JSON_H
+#ifndef BASE_JSON_H
+#define BASE_JSON_H
 
 #include <stddef.h>
 #include <stdint.h>

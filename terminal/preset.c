@@ -1,4 +1,4 @@
-#include "model/preset.h"
+#include "terminal/preset.h"
 
 #include <stdio.h>
 #include <string.h>

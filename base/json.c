@@ -3,7 +3,7 @@
 // Members are collected on a stack while their container is open and copied out as one array when it closes, so the
 // tree needs no links. Everything lives in blocks that the document owns and frees at once. Depth is bounded, so
 // recursion is too.
-#include "checkpoint/json.h"
+#include "base/json.h"
 
 #include <errno.h>
 #include <math.h>

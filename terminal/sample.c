@@ -1,0 +1,56 @@
+#include "terminal/sample.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "terminal/report.h"
+
+enum { PROMPT_FROM_DATA = 64 };
+
+static bool parse_numbers(const char *text, int64_t vocab_size, int32_t *tokens, int64_t *count, Error *err) {
+    const char *at = text;
+    while (at[strspn(at, " ")] != '\0') {
+        char *end;
+        long long token = strtoll(at, &end, 10);
+        if (end == at || token < 0 || token >= vocab_size)
+            return error_usage(err, "--sample '%s': the data are not bytes, so the prompt is token numbers below %lld, separated by "
+                               "spaces", text, (long long)vocab_size);
+        tokens[(*count)++] = (int32_t)token;
+        at = end;
+    }
+    return true;
+}
+
+int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t *count, Error *err) {
+    int64_t most = text == NULL ? PROMPT_FROM_DATA : (int64_t)strlen(text);
+    int32_t *tokens = (int32_t *)malloc((size_t)(most + 1) * sizeof(int32_t));
+    bool ok = tokens != NULL;
+    *count = 0;
+    if (!ok) {
+        error_set(err, "out of memory for a prompt of %lld tokens", (long long)most);
+    } else if (text == NULL) {
+        int64_t left = tokens_count(data) - first;
+        *count = left < most ? left : most;
+        ok = tokens_read(data, first, *count, vocab_size, tokens, err);
+    } else if (tokens_are_bytes(data)) {
+        for (; *count < most; (*count)++) tokens[*count] = (unsigned char)text[*count];
+    } else {
+        ok = parse_numbers(text, vocab_size, tokens, count, err);
+    }
+    if (ok && *count == 0) ok = error_usage(err, "--sample: the prompt is empty; give at least one token");
+    if (ok) return tokens;
+    free(tokens);
+    return NULL;
+}
+
+void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t prompt, int64_t count) {
+    fprintf(out, "sample: %lld tokens after a prompt of %lld\n", (long long)(count - prompt), (long long)prompt);
+    unsigned char *text = bytes ? (unsigned char *)malloc((size_t)count) : NULL;
+    for (int64_t i = 0; i < count; i++) {
+        if (text != NULL) text[i] = (unsigned char)(tokens[i] < TOKEN_END_OF_DOCUMENT ? tokens[i] : '\n');
+        else fprintf(out, "%s%d", i > 0 ? " " : "", tokens[i]);
+    }
+    if (text != NULL) print_text(out, text, (size_t)count);
+    free(text);
+    fputc('\n', out);
+}
