@@ -20,9 +20,10 @@ int32_t sample_token(const float *logits, float *room, int64_t V, double tempera
     double left = sum * uniform;
     int32_t token = 0;
     for (int64_t v = 0; v < V && left >= 0; v++) {
-        if (logits[v] < least) continue;
+        double weight = logits[v] >= least ? exp((logits[v] - most) * inverse) : 0;
+        if (weight == 0) continue; // never the choice, however `left` was rounded
         token = (int32_t)v;
-        left -= exp((logits[v] - most) * inverse);
+        left -= weight;
     }
     return token;
 }

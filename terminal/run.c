@@ -12,6 +12,8 @@
 #include "terminal/report.h"
 #include "terminal/sample.h"
 
+enum { MOST_THREADS_AS_RANKS = 512 };
+
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
     size_t size;
@@ -151,6 +153,9 @@ bool run_open(Run *run, Error *err) {
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
     if (o->context > INT32_MAX - 2 * o->sp)
         return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp", (long long)o->context);
+    if (!run->mpi && o->sp * o->dp > MOST_THREADS_AS_RANKS)
+        return error_usage(err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
+                           (long long)o->sp, (long long)o->dp, MOST_THREADS_AS_RANKS);
     if (o->out != NULL && !o->resume && checkpoint_any(o->out))
         return error_usage(err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew", o->out);
     if (!open_data(run, err)) return false;

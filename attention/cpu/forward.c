@@ -11,7 +11,7 @@
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
 
-enum { KEY_BLOCK = 64, LARGEST_QUERY_BLOCK = 128, SMALLEST_QUERY_BLOCK = 32 };
+enum { KEY_BLOCK = 64, LARGEST_QUERY_BLOCK = 256, SMALLEST_QUERY_BLOCK = 32 };
 
 typedef struct ForwardPair {
     const TileKernels *kernels;
@@ -74,7 +74,11 @@ static void forward_queries(const ForwardPair *pair, int64_t b, int64_t h, int64
 
     for (int64_t j = 0; j < visible; j += KEY_BLOCK) {
         Block block = {smaller(KEY_BLOCK, visible - j), queries, position - (kv->chunk.start + j)};
-        forward_block(pair, &s, block, token_rows(kv->k, b, j, kv_head, D), token_rows(kv->v, b, j, kv_head, D));
+        Rows key = token_rows(kv->k, b, j, kv_head, D), value = token_rows(kv->v, b, j, kv_head, D);
+        int64_t next = smaller(KEY_BLOCK, visible - j - KEY_BLOCK);
+        prefetch_rows(rows_from(key, KEY_BLOCK, 0), next, D);
+        prefetch_rows(rows_from(value, KEY_BLOCK, 0), next, D);
+        forward_block(pair, &s, block, key, value);
     }
 
     kernels->pack(accumulator, D, s.accumulator, queries, D);
