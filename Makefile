@@ -28,8 +28,8 @@ LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm
 
 # Compiled once per instruction set (base/simd.h); the processor's best is chosen at run time.
 SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c)
-SOURCES      := $(filter-out $(SIMD_SOURCES),$(foreach folder,base comm attention attention/cpu layers layers/cpu model \
-                dataloader checkpoint terminal,$(wildcard $(folder)/*.c)))
+SOURCES      := $(filter-out $(SIMD_SOURCES),$(foreach folder,base comm attention attention/cpu layers layers/cpu \
+                model dataloader checkpoint terminal,$(wildcard $(folder)/*.c)))
 ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> /dev/null)),avx2 avx512)
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
@@ -38,8 +38,8 @@ OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=
 LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
-.PHONY: all run setup bench corpus clean help test test-release test-asan test-tsan build-release build-asan build-tsan \
-        test-programs FORCE
+.PHONY: all run setup bench corpus clean help test test-release test-asan test-tsan \
+        build-release build-asan build-tsan test-programs FORCE
 .DELETE_ON_ERROR:
 .SECONDARY: # object files are kept
 all: train_gpt
@@ -135,11 +135,11 @@ run:
 bench: $(BENCHES)
 	@for bench in $(BENCHES); do $$bench || exit 1; done
 
-# Test programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library does
-# without the sanitizer's knowledge it would take for races.
+# Test programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
+# does without the sanitizer's knowledge it would take for races.
 TEST          ?= $(patsubst test/test_%.c,%,$(wildcard test/test_*.c))
 TEST_SOURCES   = $(TEST:%=test/test_%.c)
-RANKS_SOURCES  = $(shell grep -lE 'comm_run|test/program\.h' $(TEST_SOURCES) /dev/null)
+RANKS_SOURCES  = $(shell grep -lE 'comm_run|train_gpt_path|test/ranks\.h' $(TEST_SOURCES) /dev/null)
 RELEASE_TESTS  = $(TEST_SOURCES:%.c=$(BUILD)/%)
 ASAN_TESTS     = $(TEST_SOURCES:%.c=build/asan/%)
 TSAN_TESTS     = $(RANKS_SOURCES:%.c=build/tsan/%)
@@ -153,6 +153,7 @@ build-asan: setup
 build-tsan: setup
 	+@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
 test-programs: $(BUILD)/train_gpt $(PROGRAMS)
+	@:
 
 test: build-release build-asan build-tsan
 	@scripts/run-tests $(RELEASE_TESTS) $(ASAN_TESTS) $(TSAN_TESTS)

@@ -1,9 +1,10 @@
 // train_gpt: trains GPT models whose sequences are sharded over ranks, so that the context can be very long.
 //
-// This file is the story, top to bottom: what a rank holds in memory, the forward pass, the loss, the backward pass, the
-// optimizer, evaluation and generation, the training loop, and how the ranks are started. It is plain C that a C compiler and
-// nvcc both take; everything that computes stands behind the Device table (layers/device.h), everything that distributes
-// attention behind attention/attention.h, and everything that ranks say to each other behind comm/comm.h.
+// This file is the story, top to bottom: what a rank holds in memory, the forward pass, the loss, the backward pass,
+// the optimizer, evaluation and generation, the training loop, and how the ranks are started. It is plain C that a C
+// compiler and nvcc both take; everything that computes stands behind the Device table (layers/device.h), everything
+// that distributes attention behind attention/attention.h, and everything that ranks say to each other behind
+// comm/comm.h.
 //
 // One step, seen from one rank:
 //
@@ -11,7 +12,8 @@
 //   -> norm -> classifier and loss, chunk by chunk -> the same way back -> gradients summed over ranks -> clip -> AdamW
 //
 // The ranks form a grid: D replicas ("--dp"), each training on other sequences, of P ranks ("--sp"), each holding its
-// share of the tokens of every sequence of the replica. Only attention, a few sums and the optimizer talk to other ranks.
+// share of the tokens of every sequence of the replica. Only attention, a few sums and the optimizer talk to other
+// ranks.
 //
 // Dimensions, everywhere in this project:
 //   B sequences of a micro-batch    T tokens of a sequence (context)   Tl those of this rank     n = B*Tl rows
@@ -24,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "attention/attention.h"
 #include "base/arena.h"
@@ -45,9 +48,10 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // What a rank holds
 
-// The results of the forward pass that the backward pass needs, and buffers for both. Each entry marked (L, ...) has one part a layer when
-// training and one part in all when only evaluating one token after the other (generation).
-// Norms' outputs and the MLP's activation are cheap to compute again, so the backward pass does that instead of keeping them.
+// The results of the forward pass that the backward pass needs, and buffers for both. Each entry marked (L, ...) has
+// one part a layer when training and one part in all when only evaluating one token after the other (generation).
+// Norms' outputs and the MLP's activation are cheap to compute again, so the backward pass does that instead of keeping
+// them.
 typedef struct Activations {
     int64_t rows, sequences; // n, B
     bool per_layer;
@@ -93,13 +97,13 @@ typedef struct Rank {
     int replica;            // which of the --dp
     Arena arena;
     Attention attention;
-    Shard shard;                       // my tokens of a sequence
-    int64_t slice_begin, slice_end;    // the part of the flat parameters whose optimizer state is mine
-    int64_t *slice_counts;             // (world) sizes of all ranks' slices
-    void *weights;                     // (total) storage type
-    float *master;                     // (slice) fp32 weights; on the CPU part of `weights`
-    float *gradients;                  // (total)
-    float *exp_avg, *exp_avg_sq;       // (slice) AdamW's moments
+    Shard shard;                    // my tokens of a sequence
+    int64_t slice_begin, slice_end; // the part of the flat parameters whose optimizer state is mine
+    int64_t *slice_counts;          // (world) sizes of all ranks' slices
+    void *weights;                  // (total) storage type
+    float *master;                  // (slice) fp32 weights; on the CPU part of `weights`
+    float *gradients;               // (total)
+    float *exp_avg, *exp_avg_sq;    // (slice) AdamW's moments
     Activations act;
     ActivationGradients grad;
     Loader loader;
@@ -122,8 +126,8 @@ static int64_t rows_of_logits(int64_t rows, int64_t vocab_size) {
     return rows < fit ? rows : fit;
 }
 
-static void lay_out_activations(Activations *a, const ModelConfig *c, const Device *device, Arena *arena, int64_t sequences,
-                                int64_t tokens_per_sequence, bool per_layer) {
+static void lay_out_activations(Activations *a, const ModelConfig *c, const Device *device, Arena *arena,
+                                int64_t sequences, int64_t tokens_per_sequence, bool per_layer) {
     int64_t n = sequences * tokens_per_sequence, layers = per_layer ? c->layers : 1;
     size_t element = device->element_bytes;
     a->rows = n;
@@ -154,7 +158,8 @@ static void lay_out_activations(Activations *a, const ModelConfig *c, const Devi
     a->losses = (float *)arena_take(arena, "logits", a->classifier_rows * sizeof(float));
 }
 
-static void lay_out_gradients(ActivationGradients *g, const ModelConfig *c, const Device *device, Arena *arena, int64_t n) {
+static void lay_out_gradients(ActivationGradients *g, const ModelConfig *c, const Device *device, Arena *arena,
+                              int64_t n) {
     size_t element = device->element_bytes;
     g->residual = arena_take(arena, "activation gradients", n * c->dim * element);
     g->normed = arena_take(arena, "activation gradients", n * c->dim * element);
@@ -205,15 +210,15 @@ static void *weight(const Rank *r, int64_t offset) { return offset < 0 ? NULL : 
 static float *gradient(const Rank *r, int64_t offset) { return offset < 0 ? NULL : r->gradients + offset; }
 
 // act->normed = norm(x + delta), leaving x + delta in `sum`; or norm(x) where delta is NULL.
-static void norm_forward(Rank *r, Activations *act, void *sum, const void *x, const void *delta, int64_t scale, int64_t bias) {
+static void norm_forward(Rank *r, Activations *act, void *sum, const void *x, const void *delta, int64_t scale,
+                         int64_t bias) {
     const ModelConfig *c = &r->run->config;
     Device *d = &r->device;
     float epsilon = (float)c->norm_epsilon;
     if (c->architecture == ARCH_GPT2)
-        d->layernorm_forward(d, act->normed, sum, act->mean, act->rstd, x, delta, weight(r, scale), weight(r, bias), act->rows,
-                             c->dim, epsilon);
-    else
-        d->rmsnorm_forward(d, act->normed, sum, act->rstd, x, delta, weight(r, scale), act->rows, c->dim, epsilon);
+        d->layernorm_forward(d, act->normed, sum, act->mean, act->rstd, x, delta, weight(r, scale), weight(r, bias),
+                             act->rows, c->dim, epsilon);
+    else d->rmsnorm_forward(d, act->normed, sum, act->rstd, x, delta, weight(r, scale), act->rows, c->dim, epsilon);
 }
 
 static void activation_forward(Rank *r, Activations *act, const void *up) {
@@ -230,7 +235,9 @@ static TokenView token_view(void *data, int64_t width, int64_t tokens) {
 }
 
 // The queries, keys and values inside a fused (n, (H + 2 KV) D) buffer.
-typedef struct Heads { TokenView q, k, v; } Heads;
+typedef struct Heads {
+    TokenView q, k, v;
+} Heads;
 
 static Heads heads_of(const Rank *r, void *qkv, int64_t tokens) {
     const ModelConfig *c = &r->run->config;
@@ -280,7 +287,8 @@ static void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64
     d->attention->finish(d, &shape, &query, token_view(attended, q_width, n), query.max);
 }
 
-// act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache: generation.
+// act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache:
+// generation.
 static void forward(Rank *r, Activations *act, KeyValueCache *cache) {
     const ModelConfig *c = &r->run->config;
     const ParameterTable *table = &r->run->table;
@@ -309,22 +317,27 @@ static void forward(Rank *r, Activations *act, KeyValueCache *cache) {
         rotate(r, act, qkv, false);
         Heads heads = heads_of(r, qkv, n / act->sequences);
         if (cache != NULL) attend_cached(r, act, cache, l, attended, heads);
-        else attention_forward(&r->attention, d, token_view(attended, HD, n / act->sequences), log_sum_exp, heads.q, heads.k, heads.v);
-        d->matmul_forward(d, act->branch, attended, weight(r, w->attention_out), weight(r, w->attention_out_bias), n, HD, C);
+        else
+            attention_forward(&r->attention, d, token_view(attended, HD, n / act->sequences), log_sum_exp, heads.q,
+                              heads.k, heads.v);
+        d->matmul_forward(d, act->branch, attended, weight(r, w->attention_out), weight(r, w->attention_out_bias), n,
+                          HD, C);
 
         norm_forward(r, act, middle, residual, act->branch, w->norm2, w->norm2_bias);
         d->matmul_forward(d, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, U);
         activation_forward(r, act, up);
-        d->matmul_forward(d, act->branch, act->activated, weight(r, w->down), weight(r, w->down_bias), n, c->ffn_dim, C);
+        d->matmul_forward(d, act->branch, act->activated, weight(r, w->down), weight(r, w->down_bias), n, c->ffn_dim,
+                          C);
     }
     void *middle_last = layer_part(d, act, act->middle, c->layers - 1, n * C);
-    norm_forward(r, act, layer_part(d, act, act->residual, c->layers, n * C), middle_last, act->branch, table->final_norm,
-                 table->final_norm_bias);
+    norm_forward(r, act, layer_part(d, act, act->residual, c->layers, n * C), middle_last, act->branch,
+                 table->final_norm, table->final_norm_bias);
     if (cache != NULL) cache->length += n;
 }
 
-// The classifier, a few rows at a time. Returns the sum of the losses (nats) of the first `counted` rows. With d_loss != 0, the gradient of
-// d_loss * (that sum) goes into the classifier's weights and, by the final norm's output, into r->grad.normed.
+// The classifier, a few rows at a time. Returns the sum of the losses (nats) of the first `counted` rows. With d_loss
+// != 0, the gradient of d_loss * (that sum) goes into the classifier's weights and, by the final norm's output, into
+// r->grad.normed.
 static double classify(Rank *r, float d_loss, int64_t counted) {
     const ModelConfig *c = &r->run->config;
     const ParameterTable *table = &r->run->table;
@@ -341,8 +354,8 @@ static double classify(Rank *r, float d_loss, int64_t counted) {
         int64_t counted_here = counted - first < rows ? counted - first : rows;
         if (counted_here > 0) sum += d->sum(d, act->losses, counted_here);
         if (d_loss == 0) continue;
-        d->matmul_backward(d, at(d, r->grad.normed, first * C), gradient(r, table->classifier), NULL, act->logits, normed,
-                           weight(r, table->classifier), rows, C, V, false);
+        d->matmul_backward(d, at(d, r->grad.normed, first * C), gradient(r, table->classifier), NULL, act->logits,
+                           normed, weight(r, table->classifier), rows, C, V, false);
     }
     return sum;
 }
@@ -350,17 +363,18 @@ static double classify(Rank *r, float d_loss, int64_t counted) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward: the forward pass read from the bottom up
 
-// r->grad.residual += the gradient that comes through norm(x) from r->grad.normed. Needs the statistics in act->mean, act->rstd.
+// r->grad.residual += the gradient that comes through norm(x) from r->grad.normed. Needs the statistics in act->mean,
+// act->rstd.
 static void norm_backward(Rank *r, const void *x, int64_t scale, int64_t bias) {
     const ModelConfig *c = &r->run->config;
     Device *d = &r->device;
     Activations *act = &r->act;
     if (c->architecture == ARCH_GPT2)
-        d->layernorm_backward(d, r->grad.residual, gradient(r, scale), gradient(r, bias), r->grad.normed, x, weight(r, scale),
-                              act->mean, act->rstd, act->rows, c->dim);
+        d->layernorm_backward(d, r->grad.residual, gradient(r, scale), gradient(r, bias), r->grad.normed, x,
+                              weight(r, scale), act->mean, act->rstd, act->rows, c->dim);
     else
-        d->rmsnorm_backward(d, r->grad.residual, gradient(r, scale), r->grad.normed, x, weight(r, scale), act->rstd, act->rows,
-                            c->dim);
+        d->rmsnorm_backward(d, r->grad.residual, gradient(r, scale), r->grad.normed, x, weight(r, scale), act->rstd,
+                            act->rows, c->dim);
 }
 
 static void activation_backward(Rank *r, const void *up) {
@@ -391,33 +405,33 @@ static void backward(Rank *r) {
         // residual[l+1] = middle + down(activation(up(norm2(middle))))
         norm_forward(r, act, NULL, middle, NULL, w->norm2, w->norm2_bias);
         activation_forward(r, act, up);
-        d->matmul_backward(d, g->activated, gradient(r, w->down), gradient(r, w->down_bias), g->residual, act->activated,
-                           weight(r, w->down), n, F, C, false);
+        d->matmul_backward(d, g->activated, gradient(r, w->down), gradient(r, w->down_bias), g->residual,
+                           act->activated, weight(r, w->down), n, F, C, false);
         activation_backward(r, up);
-        d->matmul_backward(d, g->normed, gradient(r, w->up), gradient(r, w->up_bias), g->up, act->normed, weight(r, w->up), n, C,
-                           U, false);
+        d->matmul_backward(d, g->normed, gradient(r, w->up), gradient(r, w->up_bias), g->up, act->normed,
+                           weight(r, w->up), n, C, U, false);
         norm_backward(r, middle, w->norm2, w->norm2_bias);
 
         // middle = residual[l] + projection(attention(rotary(qkv(norm1(residual[l])))))
-        d->matmul_backward(d, g->attended, gradient(r, w->attention_out), gradient(r, w->attention_out_bias), g->residual,
-                           attended, weight(r, w->attention_out), n, HD, C, false);
+        d->matmul_backward(d, g->attended, gradient(r, w->attention_out), gradient(r, w->attention_out_bias),
+                           g->residual, attended, weight(r, w->attention_out), n, HD, C, false);
         Heads heads = heads_of(r, qkv, tokens), d_heads = heads_of(r, g->qkv, tokens);
         attention_backward(&r->attention, d, d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
                            token_view(attended, HD, tokens), act->log_sum_exp + l * n * c->heads,
                            token_view(g->attended, HD, tokens));
         rotate(r, act, g->qkv, true);
         norm_forward(r, act, NULL, residual, NULL, w->norm1, w->norm1_bias);
-        d->matmul_backward(d, g->normed, gradient(r, w->qkv), gradient(r, w->qkv_bias), g->qkv, act->normed, weight(r, w->qkv), n,
-                           C, qkv_width(c), false);
+        d->matmul_backward(d, g->normed, gradient(r, w->qkv), gradient(r, w->qkv_bias), g->qkv, act->normed,
+                           weight(r, w->qkv), n, C, qkv_width(c), false);
         norm_backward(r, residual, w->norm1, w->norm1_bias);
     }
-    d->embedding_backward(d, gradient(r, table->token_table), gradient(r, table->position_table), g->residual, act->tokens,
-                          act->positions, n, C, c->vocab_size);
+    d->embedding_backward(d, gradient(r, table->token_table), gradient(r, table->position_table), g->residual,
+                          act->tokens, act->positions, n, C, c->vocab_size);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The optimizer: gradients summed over all ranks, clipped, AdamW. Every rank updates its slice of the parameters and keeps only
-// that slice's moments (Rajbhandari et al., ZeRO, 2020, stage 1); then everyone gathers everyone's slices.
+// The optimizer: gradients summed over all ranks, clipped, AdamW. Every rank updates its slice of the parameters and
+// keeps only that slice's moments (Rajbhandari et al., ZeRO, 2020, stage 1); then everyone gathers everyone's slices.
 
 static double learning_rate(const Options *o, int64_t step, int64_t steps) { // step counts from 1
     if (step <= o->warmup) return o->lr * (double)step / (double)o->warmup;
@@ -472,7 +486,8 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
     adamw.beta2 = (float)o->beta2;
     adamw.epsilon = (float)o->adam_epsilon;
     adamw.step = step;
-    adamw.gradient_scale = o->grad_clip > 0 && gradient_norm > o->grad_clip ? (float)(o->grad_clip / gradient_norm) : 1.0f;
+    adamw.gradient_scale =
+        o->grad_clip > 0 && gradient_norm > o->grad_clip ? (float)(o->grad_clip / gradient_norm) : 1.0f;
     for (int i = 0; i < run->table.count; i++) {
         const Parameter *p = &run->table.parameter[i];
         int64_t begin = p->offset > r->slice_begin ? p->offset : r->slice_begin;
@@ -480,8 +495,8 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
         if (begin >= end) continue;
         adamw.weight_decay = p->decay ? (float)o->weight_decay : 0.0f;
         int64_t mine = begin - r->slice_begin;
-        d->adamw(d, r->master + mine, weight(r, begin), r->exp_avg + mine, r->exp_avg_sq + mine, r->gradients + begin, end - begin,
-                 &adamw);
+        d->adamw(d, r->master + mine, weight(r, begin), r->exp_avg + mine, r->exp_avg_sq + mine, r->gradients + begin,
+                 end - begin, &adamw);
     }
     comm_doing(r->world, "gathering of weights");
     gather_slices(r, r->weights, d->element_bytes);
@@ -498,7 +513,8 @@ static void load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
     int32_t *inputs = r->staging, *targets = inputs + tokens, *positions = targets + tokens;
     Error err;
     for (int64_t b = 0; b < act->sequences; b++) {
-        if (!loader_read(loader, window[b < count ? b : 0], &r->shard, r->run->config.vocab_size, inputs, targets, positions, &err))
+        if (!loader_read(loader, window[b < count ? b : 0], &r->shard, r->run->config.vocab_size, inputs, targets,
+                         positions, &err))
             comm_fail(r->world, &err);
         d->upload(d, act->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
         d->upload(d, act->targets + b * tokens, targets, tokens * sizeof(int32_t));
@@ -506,7 +522,8 @@ static void load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
     }
 }
 
-// Forward and backward over this replica's share of a batch of windows; returns the mean loss over all tokens of all ranks.
+// Forward and backward over this replica's share of a batch of windows; returns the mean loss over all tokens of all
+// ranks.
 static double forward_backward(Rank *r, const int64_t *window) {
     const Run *run = r->run;
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
@@ -550,8 +567,8 @@ typedef struct Generator {
     Arena arena;
     Activations act;
     KeyValueCache cache;
-    float *logits, *sorted;               // host: (V)
-    float *cos_table, *sin_table;         // host: (PREFILL_ROWS, D/2)
+    float *logits, *sorted;       // host: (V)
+    float *cos_table, *sin_table; // host: (PREFILL_ROWS, D/2)
     int32_t positions[PREFILL_ROWS];
 } Generator;
 
@@ -562,7 +579,8 @@ static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *
     g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
     g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
     int64_t rows = PREFILL_ROWS * c->heads;
-    g->cache.accumulator = (float *)arena_take(&g->arena, "attention state", (size_t)(rows * c->head_dim) * sizeof(float));
+    g->cache.accumulator =
+        (float *)arena_take(&g->arena, "attention state", (size_t)(rows * c->head_dim) * sizeof(float));
     g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->logits = (float *)arena_take(&g->arena, "logits on the host", (size_t)c->vocab_size * sizeof(float));
@@ -587,8 +605,8 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
         d->upload(d, g->act.sin_table, g->sin_table, bytes);
     }
     forward(r, &g->act, &g->cache);
-    d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier), NULL, 1,
-                      c->dim, c->vocab_size);
+    d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier),
+                      NULL, 1, c->dim, c->vocab_size);
     d->to_float(d, g->logits, g->act.logits, c->vocab_size);
 }
 
@@ -646,7 +664,10 @@ static bool print_sample(Rank *r, Error *err) {
 
 static volatile sig_atomic_t stop_signal = 0; // set by SIGINT and SIGTERM; the one thing in the program that is global
 
-static void on_signal(int number) { stop_signal = number; }
+static void on_signal(int number) {
+    if (stop_signal != 0) _exit(128 + number); // asked twice: at once
+    stop_signal = number;
+}
 
 static double now(void) {
     struct timespec t;
@@ -661,7 +682,8 @@ static void require(Rank *r, bool ok, const Error *err) {
     if (!ok) comm_fail(r->world, err);
 }
 
-// The flat vector of one of the moments, from everyone's slices, in the room of the gradients (which are not needed between steps).
+// The flat vector of one of the moments, from everyone's slices, in the room of the gradients (which are not needed
+// between steps).
 static const float *gather_moment(Rank *r, const float *slice) {
     r->device.copy(&r->device, r->gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
     gather_slices(r, r->gradients, sizeof(float));
@@ -705,8 +727,10 @@ static void dump(Rank *r) {
     const Run *run = r->run;
     Error err;
     if (r->replica == 0)
-        require(r, dump_logits(run->options.dump, r->sequence, r->dump_logits, r->act.sequences, run->options.context,
-                               run->config.vocab_size, &err), &err);
+        require(r,
+                dump_logits(run->options.dump, r->sequence, r->dump_logits, r->act.sequences, run->options.context,
+                            run->config.vocab_size, &err),
+                &err);
     gather_slices(r, r->gradients, sizeof(float));
     if (leader(r)) require(r, dump_gradients(run->options.dump, &run->table, r->gradients, &err), &err);
     comm_barrier(r->world);
@@ -718,16 +742,19 @@ static void want_dump(Rank *r) {
     size_t bytes = (size_t)(r->act.rows * r->run->config.vocab_size) * sizeof(float);
     r->dump_logits = (float *)malloc(bytes);
     Error err;
-    if (r->dump_logits == NULL) require(r, error_set(&err, "--dump: out of memory for %zu bytes of logits", bytes), &err);
+    if (r->dump_logits == NULL)
+        require(r, error_set(&err, "--dump: out of memory for %zu bytes of logits", bytes), &err);
 }
 
 static void require_finite(Rank *r, int64_t step, double loss, double gradient_norm) {
     if (isfinite(loss) && isfinite(gradient_norm)) return;
     Error err;
     const Options *o = &r->run->options;
-    error_set(&err, "step %lld: the loss is %g and the gradient's norm %g; stopped before the update, checkpoints%s%s are kept; "
-              "resume with a smaller --lr or --grad-clip", (long long)step, loss, gradient_norm, o->out == NULL ? "" : " in ",
-              o->out == NULL ? "" : o->out);
+    error_set(
+        &err,
+        "step %lld: the loss is %g and the gradient's norm %g; stopped before the update, checkpoints%s%s are kept; "
+        "resume with a smaller --lr or --grad-clip",
+        (long long)step, loss, gradient_norm, o->out == NULL ? "" : " in ", o->out == NULL ? "" : o->out);
     comm_fail(r->world, &err);
 }
 
@@ -749,7 +776,10 @@ static void open_loaders(Rank *r, Validation *v) {
     Error err;
     require(r, loader_init(&r->loader, run->train, 0, run->train_end, o->context, (uint64_t)o->seed, true, &err), &err);
     r->loader.state = run->resumed.loader;
-    require(r, loader_init(&v->loader, run->validation, run->validation_begin, run->validation_end, o->context, 0, true, &err), &err);
+    require(
+        r,
+        loader_init(&v->loader, run->validation, run->validation_begin, run->validation_end, o->context, 0, true, &err),
+        &err);
     int64_t all = loader_windows(&v->loader);
     v->windows = all < o->eval_windows ? all : o->eval_windows; // the same ones in every run, whatever its seed
     v->window = (int64_t *)malloc((size_t)v->windows * sizeof(int64_t));
@@ -760,7 +790,8 @@ static void open_loaders(Rank *r, Validation *v) {
 static void report_validation(const Run *run, const Validation *v, double loss) {
     printf("validation loss %.4f nats per token", loss);
     if (!tokens_are_bytes(run->validation)) {
-        printf(", perplexity %.2f, over %lld windows of %lld tokens\n", exp(loss), (long long)v->windows, (long long)run->options.context);
+        printf(", perplexity %.2f, over %lld windows of %lld tokens\n", exp(loss), (long long)v->windows,
+               (long long)run->options.context);
         return;
     }
     printf(" = %.4f bits per byte, over %lld windows of %lld tokens\n", loss / log(2.0), (long long)v->windows,
@@ -772,7 +803,8 @@ static void report_validation(const Run *run, const Validation *v, double loss) 
         fprintf(stderr, "train_gpt: no bigram baseline: %s\n", err.message);
         return;
     }
-    printf("byte-bigram model %.4f nats per token = %.4f bits per byte, same training split, same windows\n", bigram, bigram / log(2.0));
+    printf("byte-bigram model %.4f nats per token = %.4f bits per byte, same training split, same windows\n", bigram,
+           bigram / log(2.0));
 }
 
 static void train(Rank *r, Reporter *reporter) {
@@ -784,7 +816,8 @@ static void train(Rank *r, Reporter *reporter) {
     int64_t *window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
     if (window == NULL) require(r, error_set(&err, "out of memory"), &err);
 
-    double tokens = (double)o->batch * (double)o->context, flops = flops_per_token(&run->config, &run->table, o->context);
+    double tokens = (double)o->batch * (double)o->context,
+           flops = flops_per_token(&run->config, &run->table, o->context);
     double usual_seconds = 0, validation_loss = NAN;
     int64_t step = run->resumed.step;
     bool stopped = false;
@@ -817,20 +850,24 @@ static void train(Rank *r, Reporter *reporter) {
             report.learning_rate = rate;
             report.gradient_norm = gradient_norm;
             report.tokens_per_second = tokens / seconds;
-            report.machine_fraction = tokens * flops / seconds / run->matrix_rate / (run->mpi ? comm_size(r->world) : 1);
+            report.machine_fraction =
+                tokens * flops / seconds / run->matrix_rate / (run->mpi ? comm_size(r->world) : 1);
             report.seconds_left = (double)(run->steps - step) * usual_seconds;
             report.validation_loss = evaluated;
             report.seconds = seconds;
             report.bytes_sent = attention_bytes_sent(&r->attention) - sent_before;
             require(r, reporter_step(reporter, &report, &err), &err);
         }
-        if (o->out != NULL && (last || (o->save_every > 0 && step % o->save_every == 0))) save(r, step, validation_loss);
+        if (o->out != NULL && (last || (o->save_every > 0 && step % o->save_every == 0)))
+            save(r, step, validation_loss);
     }
-    if (run->resumed.step >= run->steps) validation_loss = evaluate(r, &validation.loader, validation.window, validation.windows);
+    if (run->resumed.step >= run->steps)
+        validation_loss = evaluate(r, &validation.loader, validation.window, validation.windows);
     if (leader(r)) {
         reporter_line_end(reporter);
-        if (stopped) printf("stopped by signal %d after step %lld%s%s\n", (int)stop_signal, (long long)step,
-                            o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
+        if (stopped)
+            printf("stopped by signal %d after step %lld%s%s\n", (int)stop_signal, (long long)step,
+                   o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
         else report_validation(run, &validation, validation_loss);
     }
     free(window);
@@ -886,7 +923,8 @@ static bool set_up_rank(Rank *r, Error *err) {
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
     if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
-    for (int i = 0; i < ranks; i++) r->slice_counts[i] = r->run->table.total * (i + 1) / ranks - r->run->table.total * i / ranks;
+    for (int i = 0; i < ranks; i++)
+        r->slice_counts[i] = r->run->table.total * (i + 1) / ranks - r->run->table.total * i / ranks;
     return fill_rotary_tables(r, err);
 }
 
@@ -928,7 +966,8 @@ static void rank_main(Comm *world, void *argument) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The process: options, model, data, plan; then the ranks
 
-// Adds up the memory of this process; prints the plan where asked, and refuses what cannot fit. Leaves rank 0's list of buffers in *first.
+// Adds up the memory of this process; prints the plan where asked, and refuses what cannot fit. Leaves rank 0's list of
+// buffers in *first.
 static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     const Options *o = &run->options;
     int ranks_here = run->mpi ? 1 : (int)(o->sp * o->dp);
@@ -948,13 +987,17 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     free(g);
     int64_t passes = o->batch / o->dp / run->micro_batch, available = memory_available() / comm_processes_here();
     bool fits = all + generator < (size_t)available;
-    if (speaks && (o->plan || !fits)) print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch, passes);
+    if (speaks && (o->plan || !fits))
+        print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch, passes);
     if (fits || o->plan) return true;
     char need[32], have[32];
     format_bytes(need, (double)(all + generator));
     format_bytes(have, (double)available);
-    return error_set(err, "out of memory: this needs %s (plan above; %lld tokens of sample included) and %s is free; lower --context, "
-                     "--micro-batch, --sample-tokens or the model's sizes", need, (long long)o->sample_tokens, have);
+    return error_set(
+        err,
+        "out of memory: this needs %s (plan above; %lld tokens of sample included) and %s is free; lower --context, "
+        "--micro-batch, --sample-tokens or the model's sizes",
+        need, (long long)o->sample_tokens, have);
 }
 
 // Everything up to the ranks' start. Only one process of an MPI run speaks.

@@ -20,7 +20,7 @@ typedef struct Json {
     JsonType type;
     bool boolean;
     double number;
-    bool is_integer;    // written without fraction and exponent, and fits int64
+    bool is_integer; // written without fraction and exponent, and fits int64
     int64_t integer;
     const char *string; // UTF-8, NUL-terminated (an escaped NUL is refused)
     int count;          // of an array's or object's members
@@ -40,7 +40,9 @@ void json_free(JsonDocument *document); // may be NULL
 const Json *json_get(const Json *object, const char *key);
 
 // A name from a file as an error message can show it: on one line, cut after 100 bytes.
-typedef struct JsonShown { char text[104]; } JsonShown;
+typedef struct JsonShown {
+    char text[104];
+} JsonShown;
 JsonShown json_shown(const char *string);
 
 // For writers: the shortest decimal that reads back as exactly `value` (finite), with a point or an exponent.

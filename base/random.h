@@ -11,14 +11,16 @@
 extern "C" {
 #endif
 
-typedef struct Philox4 { uint32_t word[4]; } Philox4;
+typedef struct Philox4 {
+    uint32_t word[4];
+} Philox4;
 
 // Who draws: the stream keeps users of one seed apart.
 enum { RANDOM_STREAM_DATA = 1, RANDOM_STREAM_SAMPLE = 2, RANDOM_STREAM_PARAMETERS = 1000 /* + tensor */ };
 
 Philox4 philox4x32(uint64_t seed, uint64_t stream, uint64_t index);
-double random_uniform(uint64_t seed, uint64_t stream, uint64_t index);                // [0, 1)
-double random_normal(uint64_t seed, uint64_t stream, uint64_t index);                 // mean 0, variance 1
+double random_uniform(uint64_t seed, uint64_t stream, uint64_t index);                 // [0, 1)
+double random_normal(uint64_t seed, uint64_t stream, uint64_t index);                  // mean 0, variance 1
 uint64_t random_below(uint64_t seed, uint64_t stream, uint64_t index, uint64_t bound); // [0, bound), bias < bound/2^64
 
 // A permutation of 0..n-1 that needs no table (cycle-walking Feistel network over the next even power of two):

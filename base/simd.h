@@ -25,7 +25,8 @@ enum { SIMD_WIDTH = 8 };
 enum { SIMD_WIDTH = 4 };
 #endif
 
-// Unrolls the loop that follows it, of at most 16 turns, so that an array of vectors which it indexes stays in registers.
+// Unrolls the loop that follows it, of at most 16 turns, so that an array of vectors which it indexes stays in
+// registers.
 #if defined(__clang__)
 #define SIMD_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -45,8 +46,8 @@ static inline vfloat vset(float x) { return x - (vfloat){0}; }
 static inline vfloat vselect(vint mask, vfloat yes, vfloat no) { // mask lanes are 0 or -1
     return (vfloat)((mask & (vint)yes) | (~mask & (vint)no));
 }
-// a > b ? a : b, and a < b ? a : b: where either is not a number, the result is b. One instruction that compilers do not
-// find by themselves.
+// a > b ? a : b, and a < b ? a : b: where either is not a number, the result is b. One instruction that compilers do
+// not find by themselves.
 #if defined(__AVX512F__)
 static inline vfloat vmax(vfloat a, vfloat b) { return (vfloat)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vfloat vmin(vfloat a, vfloat b) { return (vfloat)_mm512_min_ps((__m512)a, (__m512)b); }

@@ -12,8 +12,10 @@
 #include "checkpoint/sha256.h"
 
 static bool path_in(const char *folder, const char *name, char *path, size_t size, Error *err) {
-    if (mkdir(folder, 0777) != 0 && errno != EEXIST) return error_set(err, "--dump %s: cannot make the folder: %s", folder, strerror(errno));
-    if ((size_t)snprintf(path, size, "%s/%s", folder, name) >= size) return error_set(err, "--dump %s: the path is too long", folder);
+    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
+        return error_set(err, "--dump %s: cannot make the folder: %s", folder, strerror(errno));
+    if ((size_t)snprintf(path, size, "%s/%s", folder, name) >= size)
+        return error_set(err, "--dump %s: the path is too long", folder);
     return true;
 }
 
@@ -43,18 +45,23 @@ bool dump_logits(const char *folder, Comm *sequence, const float *local, int64_t
     int ranks = comm_size(sequence), me = comm_rank(sequence);
     Shard mine = shard_of(T, ranks, me);
     if (me != 0) {
-        CommRequest request = comm_exchange_begin(sequence, local, (size_t)(B * mine.tokens * V) * sizeof(float), 0, NULL, 0, 0);
+        CommRequest request =
+            comm_exchange_begin(sequence, local, (size_t)(B * mine.tokens * V) * sizeof(float), 0, NULL, 0, 0);
         comm_wait(sequence, &request);
         return true;
     }
     float *whole = (float *)malloc((size_t)(B * T * V) * sizeof(float));
-    float *arriving = (float *)malloc((size_t)(B * (mine.tokens + 2) * V) * sizeof(float)); // shards differ by at most 2 tokens
+    float *arriving =
+        (float *)malloc((size_t)(B * (mine.tokens + 2) * V) * sizeof(float)); // shards differ by at most 2 tokens
     bool ok = whole != NULL && arriving != NULL;
-    if (!ok) error_set(err, "--dump %s: out of memory for logits of %lld x %lld x %lld", folder, (long long)B, (long long)T, (long long)V);
+    if (!ok)
+        error_set(err, "--dump %s: out of memory for logits of %lld x %lld x %lld", folder, (long long)B, (long long)T,
+                  (long long)V);
     if (ok) place(whole, local, &mine, B, T, V);
     for (int rank = 1; rank < ranks && ok; rank++) {
         Shard theirs = shard_of(T, ranks, rank);
-        CommRequest request = comm_exchange_begin(sequence, NULL, 0, rank, arriving, (size_t)(B * theirs.tokens * V) * sizeof(float), rank);
+        CommRequest request = comm_exchange_begin(sequence, NULL, 0, rank, arriving,
+                                                  (size_t)(B * theirs.tokens * V) * sizeof(float), rank);
         comm_wait(sequence, &request);
         place(whole, arriving, &theirs, B, T, V);
     }

@@ -47,7 +47,8 @@ static SafetensorsWriter *create_for_table(const char *path, const ParameterTabl
     return file;
 }
 
-bool parameter_file_write(const char *path, const ParameterTable *table, const float *flat, char *sha256_hex, Error *err) {
+bool parameter_file_write(const char *path, const ParameterTable *table, const float *flat, char *sha256_hex,
+                          Error *err) {
     SafetensorsWriter *file = create_for_table(path, table, err);
     if (file == NULL) return false;
     if (write_tensors(file, table, flat, err)) return safetensors_finish_sum(file, sha256_hex, err);

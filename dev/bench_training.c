@@ -1,6 +1,7 @@
-// Whole training steps, measured from outside: runs ./train_gpt with small models, reads its JSON log, and prints tokens per second beside
-// the fraction of the machine's own matrix rate, which each run measures itself (terminal/plan.h states the operations
-// counted). Machines are shared and noisy: the two sides of a comparison run in turn, and medians are shown.
+// Whole training steps, measured from outside: runs ./train_gpt with small models, reads its JSON log, and prints
+// tokens per second beside the fraction of the machine's own matrix rate, which each run measures itself
+// (terminal/plan.h states the operations counted). Machines are shared and noisy: the two sides of a comparison run in
+// turn, and medians are shown.
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
@@ -45,7 +46,8 @@ static void read_log(const char *path, Measured *measured) {
         Error err;
         JsonDocument *document = json_parse(line, strlen(line), path, &err);
         if (document == NULL) stop(err.message);
-        const Json *r = json_get(json_root(document), "tokens_per_second"), *f = json_get(json_root(document), "machine_fraction");
+        const Json *r = json_get(json_root(document), "tokens_per_second"),
+                   *f = json_get(json_root(document), "machine_fraction");
         if (r == NULL || f == NULL) stop("the log lacks tokens_per_second or machine_fraction");
         rate[steps] = r->number;
         fraction[steps++] = f->number;
@@ -65,7 +67,8 @@ static Measured run(const char *program, const char *options) {
     if (descriptor < 0) stop("cannot make a temporary file");
     close(descriptor);
     snprintf(text, sizeof text, "%s --sample-tokens 0 --eval-windows 1 --log %s", options, log);
-    for (char *word = strtok(text, " "); word != NULL && count + 1 < MOST_ARGUMENTS; word = strtok(NULL, " ")) argument[count++] = word;
+    for (char *word = strtok(text, " "); word != NULL && count + 1 < MOST_ARGUMENTS; word = strtok(NULL, " "))
+        argument[count++] = word;
 
     pid_t child = fork();
     if (child < 0) stop("cannot fork");
@@ -76,7 +79,8 @@ static Measured run(const char *program, const char *options) {
         _exit(127);
     }
     struct rusage usage;
-    if (wait4(child, &status, 0, &usage) != child || !WIFEXITED(status) || WEXITSTATUS(status) != 0) stop("a run failed");
+    if (wait4(child, &status, 0, &usage) != child || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        stop("a run failed");
     Measured measured;
     read_log(log, &measured);
     unlink(log);
@@ -92,7 +96,8 @@ static void print_row(const char *label, Measured m) {
 }
 
 // Both in turn, `pairs` times; returns the median of the pairwise ratio b/a.
-static double compare(const char *program, const char *label_a, const char *a, const char *label_b, const char *b, int pairs) {
+static double compare(const char *program, const char *label_a, const char *a, const char *label_b, const char *b,
+                      int pairs) {
     double ratio[16];
     Measured last_a, last_b;
     for (int i = 0; i < pairs; i++) {
@@ -110,16 +115,19 @@ static double compare(const char *program, const char *label_a, const char *a, c
 int main(int argc, char **argv) {
     const char *program = argc > 1 ? argv[1] : "./train_gpt";
     printf("## Training steps\n\n");
-    printf("| run (byte model: gpt2, 4 layers, 4 heads, width 256) | tokens/s | of matrix rate | peak memory |\n|---|---:|---:|---:|\n");
+    printf("| run (byte model: gpt2, 4 layers, 4 heads, width 256) | tokens/s | of matrix rate | peak memory "
+           "|\n|---|---:|---:|---:|\n");
     print_row("byte model, T=1,024, 1 rank", run(program, BYTE_MODEL "--sp 1 --context 1024 --steps 16"));
-    double ratio = compare(program, "byte model, T=4,096, 1 rank", BYTE_MODEL "--sp 1 --context 4096 --steps 6",
-                           "byte model, T=4,096, 4 ranks on the same processors", BYTE_MODEL "--sp 4 --context 4096 --steps 6", 3);
+    double ratio =
+        compare(program, "byte model, T=4,096, 1 rank", BYTE_MODEL "--sp 1 --context 4096 --steps 6",
+                "byte model, T=4,096, 4 ranks on the same processors", BYTE_MODEL "--sp 4 --context 4096 --steps 6", 3);
     print_row("byte model, T=4,096, 1 rank, vanilla attention",
               run(program, BYTE_MODEL "--sp 1 --context 4096 --steps 4 --attention vanilla"));
     print_row("byte model, T=16,384, 1 rank", run(program, BYTE_MODEL "--sp 1 --context 16384 --steps 2"));
     print_row("GPT-2 124M, T=64, 4 sequences, 1 rank",
               run(program, "--model gpt2 --sp 1 --context 64 --batch 4 --micro-batch 4 --steps 6"));
     printf("\n4 ranks reach %.0f%% of the throughput of 1 rank (median of 3 pairs in turn).\n", 100 * ratio);
-    printf("Operations per token: 6 x parameters in matrix products + 7 x L x T x C for causal attention, no recomputation.\n");
+    printf("Operations per token: 6 x parameters in matrix products + 7 x L x T x C for causal attention, no "
+           "recomputation.\n");
     return 0;
 }

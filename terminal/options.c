@@ -320,8 +320,8 @@ static bool check_needs(const Options *options, Error *err) {
 }
 
 static bool check_model(const Options *options, Error *err) {
-    static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads", "kv-heads",
-                                                   "dim", "ffn", "untied", "qkv-bias"};
+    static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads",   "kv-heads",
+                                                    "dim",  "ffn",   "untied", "qkv-bias"};
     static const char *const of_llama[] = {"kv-heads", "rope-theta", "untied", "qkv-bias"};
     if (options->init != NULL && options->resume)
         return error_usage(err, "--init and --resume both say where the weights come from: give one of them");

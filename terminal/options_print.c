@@ -4,14 +4,10 @@
 #include "terminal/options_table.h"
 
 static const char *const group_titles[] = {
-    [MODEL] = "Model",
-    [DATA] = "Data",
-    [TRAINING] = "Training",
-    [RANKS] = "Ranks",
-    [EVALUATION] = "Evaluation",
-    [CHECKPOINTS] = "Checkpoints and logs",
-    [GENERATION] = "Generation",
-    [INSTEAD] = "Instead of training",
+    [MODEL] = "Model",           [DATA] = "Data",
+    [TRAINING] = "Training",     [RANKS] = "Ranks",
+    [EVALUATION] = "Evaluation", [CHECKPOINTS] = "Checkpoints and logs",
+    [GENERATION] = "Generation", [INSTEAD] = "Instead of training",
 };
 
 enum { HELP_COLUMN = 26, LAST_COLUMN = 100 };

@@ -32,7 +32,9 @@ typedef struct PathList {
 } PathList;
 PathList option_paths(const Options *options, const Option *row);
 
-typedef struct Shown { char text[80]; } Shown;
+typedef struct Shown {
+    char text[80];
+} Shown;
 Shown shown_real(double x); // the shortest text that reads back as the same number
 Shown shown_integer(int64_t n);
 

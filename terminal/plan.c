@@ -8,7 +8,8 @@ double flops_per_token(const ModelConfig *config, const ParameterTable *table, i
 }
 
 // Bytes that the busiest rank sends for attention in one step by one exchange; false where it cannot serve.
-static bool bytes_per_step(const AttentionConfig *resolved, Exchange exchange, int64_t layers, int64_t passes, int64_t *most) {
+static bool bytes_per_step(const AttentionConfig *resolved, Exchange exchange, int64_t layers, int64_t passes,
+                           int64_t *most) {
     AttentionConfig config = *resolved;
     Error unused;
     config.exchange = exchange;
@@ -31,7 +32,8 @@ static void print_exchanges(FILE *out, const AttentionConfig *resolved, int64_t 
         char text[32];
         if (!bytes_per_step(resolved, exchanges[i], layers, passes, &most)) continue;
         format_bytes(text, (double)most);
-        fprintf(out, "  %-14s %12s %s\n", exchange_name(exchanges[i]), text, exchanges[i] == resolved->exchange ? "*" : "");
+        fprintf(out, "  %-14s %12s %s\n", exchange_name(exchanges[i]), text,
+                exchanges[i] == resolved->exchange ? "*" : "");
     }
 }
 
@@ -44,6 +46,9 @@ void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *tabl
     fprintf(out, "all ranks of this process together: %s\n", text);
     if (attention->ranks > 1) print_exchanges(out, attention, config->layers, passes);
     double token = flops_per_token(config, table, attention->context);
-    fprintf(out, "floating-point operations: %.4g per token (6 x %lld parameters in matrix products + 7 L T C for causal attention), "
-            "%.4g per step\n", token, (long long)table->in_matrices, token * (double)batch * (double)attention->context);
+    fprintf(out,
+            "floating-point operations: %.4g per token (6 x %lld parameters in matrix products + 7 L T C for causal "
+            "attention), "
+            "%.4g per step\n",
+            token, (long long)table->in_matrices, token * (double)batch * (double)attention->context);
 }

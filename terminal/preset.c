@@ -26,8 +26,9 @@ static bool preset_named(const char *name, Preset *preset, Error *err) {
         *preset = (Preset){name, depth, depth, (int64_t)WIDTH_PER_LAYER * depth};
         return true;
     }
-    return error_usage(err, "--model %s: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to %d",
-                       name, DEPTH_MOST);
+    return error_usage(
+        err, "--model %s: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to %d", name,
+        DEPTH_MOST);
 }
 
 static int64_t given_or(int64_t given, int64_t otherwise) { return given > 0 ? given : otherwise; }
@@ -38,7 +39,8 @@ static int64_t swiglu_width(int64_t dim) { return (8 * dim / 3 + FFN_MULTIPLE - 
 bool config_from_options(ModelConfig *config, const Options *options, int64_t vocab_size, Error *err) {
     Preset preset;
     if (!preset_named(options->model, &preset, err)) return false;
-    bool named_gpt2 = options->model != NULL && strncmp(options->model, "gpt2", 4) == 0 && !options_given(options, "arch");
+    bool named_gpt2 =
+        options->model != NULL && strncmp(options->model, "gpt2", 4) == 0 && !options_given(options, "arch");
     bool gpt2 = named_gpt2 || strcmp(options->arch, "gpt2") == 0;
     memset(config, 0, sizeof *config);
     config->architecture = gpt2 ? ARCH_GPT2 : options->qkv_bias ? ARCH_QWEN2 : ARCH_LLAMA;
@@ -58,10 +60,13 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
     if (config->dim % config->heads != 0)
-        return error_usage(err, "--heads %lld does not divide --dim %lld", (long long)config->heads, (long long)config->dim);
+        return error_usage(err, "--heads %lld does not divide --dim %lld", (long long)config->heads,
+                           (long long)config->dim);
     if (gpt2 && config->kv_heads != config->heads)
-        return error_usage(err, "--kv-heads %lld: the gpt2 architecture has as many as heads (%lld); leave it out or use --arch llama",
-                           (long long)config->kv_heads, (long long)config->heads);
-    if (gpt2 && options->untied) return error_usage(err, "--untied: the gpt2 architecture ties its classifier; use --arch llama");
+        return error_usage(
+            err, "--kv-heads %lld: the gpt2 architecture has as many as heads (%lld); leave it out or use --arch llama",
+            (long long)config->kv_heads, (long long)config->heads);
+    if (gpt2 && options->untied)
+        return error_usage(err, "--untied: the gpt2 architecture ties its classifier; use --arch llama");
     return config_check(config, err);
 }

@@ -46,28 +46,36 @@ static bool open_resumed(Run *run, Error *err) {
     if (!checkpoint_find(o->out, run->resume_from, sizeof run->resume_from, err)) return false;
     if (!checkpoint_read_state(run->resume_from, state, err)) return false;
     if (state->context != o->context)
-        return error_usage(err, "--resume: %s was trained with --context %lld, not %lld; use the same, or --init for a new run",
-                           run->resume_from, (long long)state->context, (long long)o->context);
+        return error_usage(
+            err, "--resume: %s was trained with --context %lld, not %lld; use the same, or --init for a new run",
+            run->resume_from, (long long)state->context, (long long)o->context);
     if (state->data_fingerprint != tokens_fingerprint(run->train))
-        return error_usage(err, "--resume: %s was trained on other data (number or sizes of files differ); give the same --data, or use --init",
+        return error_usage(err,
+                           "--resume: %s was trained on other data (number or sizes of files differ); give the same "
+                           "--data, or use --init",
                            run->resume_from);
     if (!options_given(o, "seed")) o->seed = (int64_t)state->seed;
     if ((uint64_t)o->seed != state->seed)
-        return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed, run->resume_from,
-                           (unsigned long long)state->seed);
+        return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed,
+                           run->resume_from, (unsigned long long)state->seed);
     if (!options_given(o, "steps")) o->steps = state->steps;
     return true;
 }
 
 // Sizes that were typed beside --resume must be those of the checkpoint.
 static bool same_sizes(const Options *o, const ModelConfig *c, const char *from, Error *err) {
-    const struct Size { const char *option; int64_t given, has; } sizes[] = {
-        {"layers", o->layers, c->layers}, {"heads", o->heads, c->heads}, {"kv-heads", o->kv_heads, c->kv_heads},
-        {"dim", o->dim, c->dim}, {"ffn", o->ffn, c->ffn_dim}};
+    const struct Size {
+        const char *option;
+        int64_t given, has;
+    } sizes[] = {{"layers", o->layers, c->layers},
+                 {"heads", o->heads, c->heads},
+                 {"kv-heads", o->kv_heads, c->kv_heads},
+                 {"dim", o->dim, c->dim},
+                 {"ffn", o->ffn, c->ffn_dim}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
-            return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given, from,
-                               (long long)sizes[i].has);
+            return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
+                               from, (long long)sizes[i].has);
     return true;
 }
 
@@ -83,20 +91,22 @@ static bool choose_model(Run *run, Error *err) {
             return error_usage(err, "%s: the path is too long", from);
         if (!config_read(c, path, err)) return false;
         if (!config_is_rotary(c) && o->context > c->max_positions)
-            return error_usage(err, "--context %lld: %s has learned %lld positions; give at most that", (long long)o->context, from,
-                               (long long)c->max_positions);
+            return error_usage(err, "--context %lld: %s has learned %lld positions; give at most that",
+                               (long long)o->context, from, (long long)c->max_positions);
         if (!same_sizes(o, c, from, err)) return false;
         if (options_given(o, "rope-theta")) c->rope_theta = o->rope_theta;
-        // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles from it.
+        // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
+        // from it.
         if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
         if (tokens_are_bytes(run->train) && c->vocab_size < BYTE_VOCABULARY)
-            return error_usage(err, "--data: bytes need a vocabulary of %d, but %s has %lld; give token shards", BYTE_VOCABULARY, from,
-                               (long long)c->vocab_size);
+            return error_usage(err, "--data: bytes need a vocabulary of %d, but %s has %lld; give token shards",
+                               BYTE_VOCABULARY, from, (long long)c->vocab_size);
     }
     return parameters_list(&run->table, c, err);
 }
 
-// The largest divisor of a replica's batch whose rows on one rank stay few enough to be cheap in memory and many enough to be fast.
+// The largest divisor of a replica's batch whose rows on one rank stay few enough to be cheap in memory and many enough
+// to be fast.
 static int64_t usual_micro_batch(const Options *o) {
     const int64_t enough_rows = 4096;
     int64_t batch = o->batch / o->dp, tokens = o->context / o->sp > 0 ? o->context / o->sp : 1;
@@ -120,7 +130,8 @@ static bool configure_attention(Run *run, Error *err) {
     a->shape.head_dim = c->head_dim;
     a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
     a->element_bytes = sizeof(float);
-    if (!exchange_from_name(o->attention, &a->exchange)) return error_usage(err, "--attention %s: no such exchange", o->attention);
+    if (!exchange_from_name(o->attention, &a->exchange))
+        return error_usage(err, "--attention %s: no such exchange", o->attention);
     return attention_resolve(a, err);
 }
 
@@ -135,13 +146,17 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0) return true;
-    run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, &run->prompt_tokens, err);
+    run->prompt =
+        prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
     if (config_is_rotary(c)) return true;
     if (run->prompt_tokens >= c->max_positions)
-        return error_usage(err, "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt or give "
-                           "a larger --context", (long long)run->prompt_tokens, (long long)c->max_positions);
+        return error_usage(
+            err,
+            "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt or give "
+            "a larger --context",
+            (long long)run->prompt_tokens, (long long)c->max_positions);
     if (run->sample_end > c->max_positions) run->sample_end = c->max_positions;
     return true;
 }
@@ -152,12 +167,16 @@ bool run_open(Run *run, Error *err) {
     run->mpi = comm_launched_by_mpi() && strcmp(o->engine, "local") != 0;
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
     if (o->context > INT32_MAX - 2 * o->sp)
-        return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp", (long long)o->context);
+        return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp",
+                           (long long)o->context);
     if (!run->mpi && o->sp * o->dp > MOST_THREADS_AS_RANKS)
-        return error_usage(err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
-                           (long long)o->sp, (long long)o->dp, MOST_THREADS_AS_RANKS);
+        return error_usage(
+            err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
+            (long long)o->sp, (long long)o->dp, MOST_THREADS_AS_RANKS);
     if (o->out != NULL && !o->resume && checkpoint_any(o->out))
-        return error_usage(err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew", o->out);
+        return error_usage(
+            err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew",
+            o->out);
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
     if (!choose_model(run, err) || !configure_attention(run, err)) return false;
@@ -181,19 +200,25 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     format_count(parameters, (double)run->table.total);
     format_bytes(memory, (double)rank_arena->used);
     format_count(tokens, (double)o->batch * (double)o->context);
-    fprintf(out, "model      %s, %lld layers, width %lld, %lld heads (%lld key/value) of %lld, MLP %lld, vocabulary %lld: %s parameters\n",
-           architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads, (long long)c->kv_heads,
-           (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size, parameters);
-    fprintf(out, "ranks      %lld per sequence x %lld replicas, %s; attention %s", (long long)o->sp, (long long)o->dp, run->mpi ? "MPI processes" : "threads of this process",
-           o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA ? "on one rank" : exchange_name(run->attention.exchange));
-    if (run->attention.exchange == EXCHANGE_ULYSSES_RING) fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
+    fprintf(out,
+            "model      %s, %lld layers, width %lld, %lld heads (%lld key/value) of %lld, MLP %lld, vocabulary %lld: "
+            "%s parameters\n",
+            architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads,
+            (long long)c->kv_heads, (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size,
+            parameters);
+    fprintf(out, "ranks      %lld per sequence x %lld replicas, %s; attention %s", (long long)o->sp, (long long)o->dp,
+            run->mpi ? "MPI processes" : "threads of this process",
+            o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA ? "on one rank"
+                                                                      : exchange_name(run->attention.exchange));
+    if (run->attention.exchange == EXCHANGE_ULYSSES_RING)
+        fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
     fprintf(out, "; %s per rank\n", memory);
-    fprintf(out, "step       %lld sequences of %lld tokens = %s tokens, in passes of %lld; %lld steps\n", (long long)o->batch,
-           (long long)o->context, tokens, (long long)run->micro_batch, (long long)run->steps);
-    fprintf(out, "data       %s, %lld training tokens\n", o->data_count > 0 ? o->data[0] : "the program's own sources and documents",
-           (long long)run->train_end);
+    fprintf(out, "step       %lld sequences of %lld tokens = %s tokens, in passes of %lld; %lld steps\n",
+            (long long)o->batch, (long long)o->context, tokens, (long long)run->micro_batch, (long long)run->steps);
+    fprintf(out, "data       %s, %lld training tokens\n",
+            o->data_count > 0 ? o->data[0] : "the program's own sources and documents", (long long)run->train_end);
     fprintf(out, "machine    %d threads, %s, %s vectors: %.0f GFLOP/s in matrix products, measured now\n", run->threads,
-           cpu_matrix_library(), simd_level_name(simd_level()), 1e-9 * run->matrix_rate);
+            cpu_matrix_library(), simd_level_name(simd_level()), 1e-9 * run->matrix_rate);
     if (run->resume_from[0] != '\0') fprintf(out, "resuming   %s\n", run->resume_from);
     fflush(out);
 }

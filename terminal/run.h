@@ -22,19 +22,19 @@ typedef struct Run {
     TokenSource *train, *validation; // the same source unless --val-data is given
     int64_t train_end;               // training tokens are [0, train_end)
     int64_t validation_begin, validation_end;
-    int64_t micro_batch;    // sequences of one pass
-    int64_t steps;          // of the whole run
-    char resume_from[1024]; // checkpoint folder, "" for none
-    TrainingState resumed;  // its state; zero for a new run
-    int32_t *prompt;        // of the sample; NULL where none is wanted
+    int64_t micro_batch;               // sequences of one pass
+    int64_t steps;                     // of the whole run
+    char resume_from[1024];            // checkpoint folder, "" for none
+    TrainingState resumed;             // its state; zero for a new run
+    int32_t *prompt;                   // of the sample; NULL where none is wanted
     int64_t prompt_tokens, sample_end; // the sample is tokens [prompt_tokens, sample_end)
-    bool mpi;               // ranks are MPI processes, not threads of this one
-    int threads;            // of this process
-    double matrix_rate;     // FLOP/s that this process's threads reach in matrix products
+    bool mpi;                          // ranks are MPI processes, not threads of this one
+    int threads;                       // of this process
+    double matrix_rate;                // FLOP/s that this process's threads reach in matrix products
 } Run;
 
-// From parsed options to all of the above but matrix_rate. Opens the data; reads the state of the run to resume, or the model to start
-// from; or sizes a new model.
+// From parsed options to all of the above but matrix_rate. Opens the data; reads the state of the run to resume, or the
+// model to start from; or sizes a new model.
 bool run_open(Run *run, Error *err);
 void run_close(Run *run);
 // The few lines at the start of a run. rank_arena: one rank's memory.

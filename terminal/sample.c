@@ -13,15 +13,19 @@ static bool parse_numbers(const char *text, int64_t vocab_size, int32_t *tokens,
         char *end;
         long long token = strtoll(at, &end, 10);
         if (end == at || token < 0 || token >= vocab_size)
-            return error_usage(err, "--sample '%s': the data are not bytes, so the prompt is token numbers below %lld, separated by "
-                               "spaces", text, (long long)vocab_size);
+            return error_usage(
+                err,
+                "--sample '%s': the data are not bytes, so the prompt is token numbers below %lld, separated by "
+                "spaces",
+                text, (long long)vocab_size);
         tokens[(*count)++] = (int32_t)token;
         at = end;
     }
     return true;
 }
 
-int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t *count, Error *err) {
+int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t *count,
+                       Error *err) {
     int64_t most = text == NULL ? PROMPT_FROM_DATA : (int64_t)strlen(text);
     int32_t *tokens = (int32_t *)malloc((size_t)(most + 1) * sizeof(int32_t));
     bool ok = tokens != NULL;

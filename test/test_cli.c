@@ -1,7 +1,7 @@
-// Bad input, given to the real program: each case is one command line with its exact message, exit code and a time limit.
+// Bad input, given to the real program: a case is one command line, its exact message and exit code, and a time limit.
 //
-// In a case, @ stands for a folder of files made once, before the first case (make_files); * in a message stands for any
-// text, and only for numbers that belong to the machine. What a case does not give is that of a tiny run.
+// In a case, @ stands for a folder of files made once, before the first case (make_files); * in a message stands for
+// any text, where a number belongs to the machine or to the seed. What a case does not give is that of a tiny run.
 #include "test/token_files.h"
 
 #include <dirent.h>
@@ -14,7 +14,7 @@ typedef struct BadInput {
     const char *message; // all of standard error, after "train_gpt: "
 } BadInput;
 
-// ---- the table -----------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------------------
 
 static const BadInput bad_inputs[] = {
     // The command line. test/test_options.c has its whole table; here: that the program says it so.
@@ -29,13 +29,16 @@ static const BadInput bad_inputs[] = {
     {"resume_without_out", 2, "--resume", "--resume needs --out DIR, the folder of the checkpoints"},
 
     // Data.
-    {"data_missing", 1, "--data @/none", "cannot read @/none: No such file or directory; check the path or leave it out"},
+    {"data_missing", 1, "--data @/none",
+     "cannot read @/none: No such file or directory; check the path or leave it out"},
     {"data_empty", 1, "--data @/empty", "@/empty is empty; give a file with data in it"},
-    {"data_folder_empty", 1, "--data @/hollow", "@/hollow holds no files (hidden ones are left out); give a folder that does"},
+    {"data_folder_empty", 1, "--data @/hollow",
+     "@/hollow holds no files (hidden ones are left out); give a folder that does"},
     {"data_pattern_empty", 1, "--data @/*.none", "no file matches @/*.none; check the pattern"},
     {"data_device", 1, "--data /dev/null", "/dev/null is neither a file nor a folder; give one of these as data"},
     {"data_too_short", 1, "--data @/short",
-     "@/short: too short: the last tenth of its 41 tokens, 4, is held out for validation and must fill --context 16 plus 1; "
+     "@/short: too short: the last tenth of its 41 tokens, 4, is held out for validation and must fill --context 16 "
+     "plus 1; "
      "give more data, --val-data or a smaller --context"},
     {"data_shorter_than_context", 1, "--data @/text --context 100000",
      "@/text: too short: the last tenth of its 20001 tokens, 2000, is held out for validation and must fill --context "
@@ -43,21 +46,26 @@ static const BadInput bad_inputs[] = {
     {"validation_missing", 1, "--val-data @/none",
      "cannot read @/none: No such file or directory; check the path or leave it out"},
     {"validation_too_short", 1, "--val-data @/tiny",
-     "@/tiny: 6 tokens are too few for a window of --context 16 and its last target; give more data or a smaller --context"},
-    {"validation_of_another_kind", 2, "--val-data @/shard", "--val-data: its tokens are of another kind than those of --data"},
+     "@/tiny: 6 tokens are too few for a window of --context 16 and its last target; give more data or a smaller "
+     "--context"},
+    {"validation_of_another_kind", 2, "--val-data @/shard",
+     "--val-data: its tokens are of another kind than those of --data"},
     {"data_of_two_kinds", 1, "--data @/text @/shard",
-     "@/shard is a shard of uint16 tokens but @/text is plain bytes (no token shard's magic at its start): give files of one "
+     "@/shard is a shard of uint16 tokens but @/text is plain bytes (no token shard's magic at its start): give files "
+     "of one "
      "kind"},
     {"shard_of_another_magic", 1, "--data @/magic",
      "@/magic: bad magic 20240521: token shards start with 20240520 or 20240801; make it again or leave it out"},
     {"shard_of_another_version", 1, "--data @/version",
      "@/version: token shard of version 2; only version 1 is known for magic 20240520: make it again"},
     {"shard_truncated", 1, "--data @/truncated",
-     "@/truncated: truncated: the header says 1000 tokens, 3024 bytes in all, but the file has 3023; copy or make it again"},
+     "@/truncated: truncated: the header says 1000 tokens, 3024 bytes in all, but the file has 3023; copy or make it "
+     "again"},
     {"shard_without_header", 1, "--data @/headless",
      "@/headless: truncated: 100 bytes are less than a token shard's header of 1024; make it again"},
     {"shard_with_a_foreign_token", 1, "--data @/foreign",
-     "@/foreign: token 50257 at place * is not below the vocabulary of 50257; the data are damaged or made for another model"},
+     "@/foreign: token 50257 at place * is not below the vocabulary of 50257; the data are damaged or made for another "
+     "model"},
 
     // The model.
     {"heads_do_not_divide", 2, "--heads 3", "--heads 3 does not divide --dim 16"},
@@ -71,10 +79,12 @@ static const BadInput bad_inputs[] = {
     {"context_shorter_than_ranks", 2, "--sp 16",
      "--context 16 is too short for --sp 16: a rank owns two chunks, give at least 32"},
     {"heads_that_ulysses_cannot_share", 2, "--attention ulysses --sp 4 --heads 2",
-     "--attention ulysses cannot share --heads 2 and --kv-heads 2 among 4 ranks (--sp 4): their number must divide --sp and "
+     "--attention ulysses cannot share --heads 2 and --kv-heads 2 among 4 ranks (--sp 4): their number must divide "
+     "--sp and "
      "--heads, and divide --kv-heads or be a multiple of it; use --attention ring or gather, or another --sp"},
     {"key_heads_that_ulysses_cannot_share", 2, "--attention ulysses --sp 3 --heads 6 --kv-heads 2 --dim 12",
-     "--attention ulysses cannot share --heads 6 and --kv-heads 2 among 3 ranks (--sp 3): their number must divide --sp and "
+     "--attention ulysses cannot share --heads 6 and --kv-heads 2 among 3 ranks (--sp 3): their number must divide "
+     "--sp and "
      "--heads, and divide --kv-heads or be a multiple of it; use --attention ring or gather, or another --sp"},
     {"vanilla_over_ranks", 2, "--attention vanilla --sp 2", "--attention vanilla runs on one rank: give --sp 1, not 2"},
     {"batch_over_replicas", 2, "--dp 2 --batch 3",
@@ -85,19 +95,30 @@ static const BadInput bad_inputs[] = {
     {"resume_with_another_context", 2, "--out @/run --resume --context 32",
      "--resume: @/run/step-00000002 was trained with --context 16, not 32; use the same, or --init for a new run"},
     {"resume_on_other_data", 2, "--out @/run --resume --data @/other",
-     "--resume: @/run/step-00000002 was trained on other data (number or sizes of files differ); give the same --data, or "
+     "--resume: @/run/step-00000002 was trained on other data (number or sizes of files differ); give the same --data, "
+     "or "
      "use --init"},
+    {"resume_with_another_model", 2, "--out @/run --resume --layers 2",
+     "--layers 2: @/run/step-00000002 has 1; leave it out"},
+    {"new_run_over_an_old_one", 2, "--out @/run",
+     "--out @/run: it holds the checkpoints of a run; --resume continues it, another folder starts anew"},
     {"init_missing", 1, "--init @/none", "@/none/config.json: cannot open: No such file or directory"},
     {"init_truncated", 1, "--init @/cut",
-     "@/cut/model.safetensors: tensor \"model.layers.0.mlp.down_proj.weight\": its data lies outside the file (is the file cut "
+     "@/cut/model.safetensors: tensor \"model.layers.0.mlp.down_proj.weight\": its data lies outside the file (is the "
+     "file cut "
      "short?)"},
     {"init_of_another_shape", 1, "--init @/shape",
      "@/shape: tensor model.embed_tokens.weight has shape (257, 16) where the model has (257, 32)"},
     {"init_with_a_broken_configuration", 1, "--init @/json",
      "@/json/config.json: line 25, column 1: the text ends in the middle of a value (is the file cut short?)"},
     {"resume_only_damaged", 1, "--out @/damaged --resume",
-     "passing over checkpoint @/damaged/step-00000002: @/damaged/step-00000002/training_state.json: damaged (its SHA-256 is "
+     "passing over checkpoint @/damaged/step-00000002: @/damaged/step-00000002/training_state.json: damaged (its "
+     "SHA-256 is "
      "not the one saved with it)\ntrain_gpt: @/damaged: none of the 1 checkpoints here is whole"},
+    {"init_with_too_few_positions", 2, "--init @/gpt2/step-00000002 --context 32",
+     "--context 32: @/gpt2/step-00000002 has learned 16 positions; give at most that"},
+    {"init_with_a_smaller_vocabulary", 1, "--init @/run/step-00000002 --data @/wide",
+     "@/wide: token 300 at place * is not below the vocabulary of 257; the data are damaged or made for another model"},
     {"model_and_init", 2, "--init @/run/step-00000002 --layers 2",
      "--layers and --init exclude each other: the checkpoint says what the model is"},
 
@@ -106,6 +127,9 @@ static const BadInput bad_inputs[] = {
     {"prompt_longer_than_positions", 2, "--arch gpt2 --sample-tokens 4 --sample twenty-letters-or-so",
      "--sample: the prompt has 20 tokens, but this model has 16 positions; shorten the prompt or give a "
      "larger --context"},
+
+    {"prompt_that_is_no_tokens", 2, "--data @/shard --sample-tokens 4 --sample hello",
+     "--sample 'hello': the data are not bytes, so the prompt is token numbers below 50257, separated by spaces"},
 
     // What cannot be written.
     {"log_in_no_folder", 1, "--log @/none/log",
@@ -116,15 +140,17 @@ static const BadInput bad_inputs[] = {
 
     // Numbers that run away.
     {"loss_that_runs_away", 1, "--steps 9 --lr 1e30 --warmup 0",
-     "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints are kept; resume with a smaller "
+     "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints are kept; resume with a "
+     "smaller "
      "--lr or --grad-clip"},
     {"loss_that_runs_away_on_four_ranks", 1, "--steps 9 --lr 1e30 --warmup 0 --sp 2 --dp 2",
-     "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints are kept; resume with a smaller "
+     "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints are kept; resume with a "
+     "smaller "
      "--lr or --grad-clip"},
 
 };
 
-// ---- the files that the table names -----------------------------------------------------------------------------------
+// ---- the files that the table names ---------------------------------------------------------------------------------
 
 static char folder[PROGRAM_PATH];
 
@@ -170,13 +196,15 @@ static void make_data(void) {
     make_bad_shard("truncated", 7, 0, 20240520, 1);
     make_bad_shard("headless", 7, 0, 20240520, 1024 + 2000 - 100);
     make_bad_shard("foreign", 50257, 0, 20240520, 0);
+    make_bad_shard("wide", 300, 0, 20240520, 0);
 }
 
 // Copies one checkpoint's files to folder/name, if need be with a damage: `file` loses its last `left_out` bytes, and
 // `from` in it becomes `to`, of the same length.
 static void copy_checkpoint(const char *name, const char *file, size_t left_out, const char *from, const char *to) {
-    static const char *const files[] = {"config.json",           "model.safetensors",   "exp_avg.safetensors",
-                                        "exp_avg_sq.safetensors", "training_state.json", "SHA256SUMS"};
+    static const char *const files[] = {"config.json",         "model.safetensors",
+                                        "exp_avg.safetensors", "exp_avg_sq.safetensors",
+                                        "training_state.json", "SHA256SUMS"};
     char path[PROGRAM_PATH], source[PROGRAM_PATH], target[PROGRAM_PATH];
     in_folder(target, name);
     if (mkdir(target, 0755) != 0) fail_msg("cannot make %s: %s", target, strerror(errno));
@@ -194,14 +222,21 @@ static void copy_checkpoint(const char *name, const char *file, size_t left_out,
     }
 }
 
-// ---- running a case -----------------------------------------------------------------------------------------------------
+// ---- running a case -------------------------------------------------------------------------------------------------
 
 // The command of a tiny run; an option that `options` names itself is left out. Words lie in `text`.
 static void build_command(Command *command, char *text, size_t size, const char *options) {
-    static const char *const usual[][2] = {
-        {"--data", "--data @/text"}, {"--context", "--context 16"}, {"--sp", "--sp 1"},       {"--steps", "--steps 2"},
-        {"--layers", "--layers 1"},  {"--heads", "--heads 2"},      {"--dim", "--dim 16"},    {"--ffn", "--ffn 16"},
-        {"--threads", "--threads 1"}, {"--eval-windows", "--eval-windows 1"}, {"--sample-tokens", "--sample-tokens 0"}};
+    static const char *const usual[][2] = {{"--data", "--data @/text"},
+                                           {"--context", "--context 16"},
+                                           {"--sp", "--sp 1"},
+                                           {"--steps", "--steps 2"},
+                                           {"--layers", "--layers 1"},
+                                           {"--heads", "--heads 2"},
+                                           {"--dim", "--dim 16"},
+                                           {"--ffn", "--ffn 16"},
+                                           {"--threads", "--threads 1"},
+                                           {"--eval-windows", "--eval-windows 1"},
+                                           {"--sample-tokens", "--sample-tokens 0"}};
     bool sized = strstr(options, "--init") || strstr(options, "--resume") || strstr(options, "--model ");
     char all[4096];
     int used = snprintf(all, sizeof all, "%s", options);
@@ -300,7 +335,7 @@ static void data_unreadable(void **state) {
     free(output);
 }
 
-// ---- cases that leave something behind ----------------------------------------------------------------------------------
+// ---- cases that leave something behind ------------------------------------------------------------------------------
 
 static int count_entries(const char *name) {
     char path[PROGRAM_PATH];
@@ -322,9 +357,10 @@ static void check_one_good_checkpoint(const char *name) {
 
 static void memory_is_refused_with_the_plan(void **state) {
     (void)state;
-    char *output = check_run(1, "--layers 1000 --dim 65536 --heads 512",
-                             "out of memory: this needs * TiB (plan above; 0 tokens of sample included) and * is free; lower "
-                             "--context, --micro-batch, --sample-tokens or the model's sizes");
+    char *output =
+        check_run(1, "--layers 1000 --dim 65536 --heads 512",
+                  "out of memory: this needs * TiB (plan above; 0 tokens of sample included) and * is free; lower "
+                  "--context, --micro-batch, --sample-tokens or the model's sizes");
     assert_non_null(strstr(output, "all ranks of this process together"));
     assert_null(strstr(output, "step 1/"));
     free(output);
@@ -332,9 +368,10 @@ static void memory_is_refused_with_the_plan(void **state) {
 
 static void runaway_loss_keeps_the_last_checkpoint(void **state) {
     (void)state;
-    free(check_run(1, "--steps 3 --lr 1e30 --warmup 0 --out @/runaway --save-every 1",
-                   "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints in @/runaway are "
-                   "kept; resume with a smaller --lr or --grad-clip"));
+    free(check_run(
+        1, "--steps 3 --lr 1e30 --warmup 0 --out @/runaway --save-every 1",
+        "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints in @/runaway are "
+        "kept; resume with a smaller --lr or --grad-clip"));
     assert_int_equal(count_entries("runaway"), 1);
 }
 
@@ -361,6 +398,7 @@ static int make_files(void **state) {
     make_data();
     char path[PROGRAM_PATH];
     free(check_run(0, "--out @/run --save-every 1", ""));
+    free(check_run(0, "--out @/gpt2 --arch gpt2", ""));
     if (mkdir(in_folder(path, "damaged"), 0755) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
     copy_checkpoint("damaged/step-00000002", "training_state.json", 0, "\"step\": 2", "\"step\": 7");
     copy_checkpoint("cut", "model.safetensors", 100, NULL, NULL);

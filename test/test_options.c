@@ -163,7 +163,9 @@ static void help_wins(void **state) {
 
 // ---- what is refused ------------------------------------------------------------------------------------------------
 
-typedef struct BadLine { const char *line, *message; } BadLine;
+typedef struct BadLine {
+    const char *line, *message;
+} BadLine;
 
 static const BadLine bad_lines[] = {
     // names
