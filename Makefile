@@ -135,14 +135,14 @@ run:
 bench: $(BENCHES)
 	@for bench in $(BENCHES); do $$bench || exit 1; done
 
-# Test programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
+# The programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
 # does without the sanitizer's knowledge it would take for races.
+RANKS_TESTS   := attention cli comm comm_failure model training
 TEST          ?= $(patsubst test/test_%.c,%,$(wildcard test/test_*.c))
 TEST_SOURCES   = $(TEST:%=test/test_%.c)
-RANKS_SOURCES  = $(shell grep -lE 'comm_run|train_gpt_path|test/ranks\.h' $(TEST_SOURCES) /dev/null)
 RELEASE_TESTS  = $(TEST_SOURCES:%.c=$(BUILD)/%)
 ASAN_TESTS     = $(TEST_SOURCES:%.c=build/asan/%)
-TSAN_TESTS     = $(RANKS_SOURCES:%.c=build/tsan/%)
+TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
 

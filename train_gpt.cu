@@ -624,8 +624,8 @@ static void generate(Rank *r, Generator *g, int32_t *tokens) {
     int64_t V = run->config.vocab_size, prompt = run->prompt_tokens, count = prompt;
     bool bytes = tokens_are_bytes(run->validation);
     memcpy(tokens, run->prompt, (size_t)prompt * sizeof(int32_t));
-    for (int64_t first = 0; first < prompt; first += PREFILL_ROWS)
-        extend(r, g, tokens + first, prompt - first < PREFILL_ROWS ? prompt - first : PREFILL_ROWS);
+    for (int64_t first = 0, most = PREFILL_ROWS; first < prompt; first += most)
+        extend(r, g, tokens + first, prompt - first < most ? prompt - first : most);
     for (; count < run->sample_end; count++) {
         if (count > prompt) extend(r, g, tokens + count - 1, 1);
         double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);

@@ -48,8 +48,8 @@ static void begin(Device *device, const AttentionShape *shape, const QueryForwar
     }
 }
 
-static void forward_row(const AttentionShape *shape, const QueryForward *query, const KeyValue *kv, int64_t b, int64_t h,
-                        int64_t i) {
+static void forward_row(const AttentionShape *shape, const QueryForward *query, const KeyValue *kv, int64_t b,
+                        int64_t h, int64_t i) {
     int64_t D = shape->head_dim, kv_head = h / (shape->heads / shape->kv_heads);
     int64_t visible = visible_keys(kv->chunk, query->chunk.start + i);
     const float *q = token_row(query->q, b, i, h, D);
@@ -114,10 +114,12 @@ static void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, 
 }
 
 // p_ij and scale * ds_ij of query row (b, i, h) and key row j of its key/value head.
-typedef struct PairGradient { double weight, d_score; } PairGradient;
+typedef struct PairGradient {
+    double weight, d_score;
+} PairGradient;
 
-static PairGradient pair_gradient(const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv, int64_t b,
-                                  int64_t h, int64_t i, int64_t j) {
+static PairGradient pair_gradient(const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv,
+                                  int64_t b, int64_t h, int64_t i, int64_t j) {
     int64_t D = shape->head_dim, kv_head = h / (shape->heads / shape->kv_heads);
     double score = shape->scale * dot(token_row(query->q, b, i, h, D), token_row(kv->k, b, j, kv_head, D), D);
     double d_weight = dot(token_row(query->d_out, b, i, h, D), token_row(kv->v, b, j, kv_head, D), D);

@@ -2,7 +2,8 @@
 //
 // The Makefile compiles each file of SIMD_SOURCES once per instruction set with -DSIMD_ISA=portable|avx2|avx512 and the
 // matching -m flags; SIMD_NAME(f) gives f that copy's name (f_avx512), and base/cpu_features.h chooses one at start.
-// The code itself is GCC/Clang vector arithmetic: no intrinsics, so it also compiles for other processors.
+// The code itself is GCC/Clang vector arithmetic, with no need for intrinsics, so it also compiles for other
+// processors.
 #ifndef BASE_SIMD_H
 #define BASE_SIMD_H
 
@@ -97,8 +98,8 @@ static inline vfloat vexp(vfloat x) {
     return vselect(x < vset(-87.3f), vset(0.0f), result);
 }
 
-// exp(x) for x <= 0 (or a rounding error above) within 1.5e-7 + 6e-8 |x|, relative: the second term is the rounding of
-// x log2(e), so it is exp for softmax, whose small results matter little. exp(0) is exactly 1, exp(-inf) exactly 0.
+// exp(x) for x <= 0 (or a rounding error above) within 1.5e-7 + 7.5e-8 |x|, relative: the second term is the rounding
+// of x log2(e), so it is exp for softmax, whose small results matter little. exp(0) is exactly 1, exp(-inf) exactly 0.
 // 2^t = 2^n 2^r with n the nearest integer; 2^r for |r| <= 1/2 is a polynomial fitted to the smallest relative error.
 static inline vfloat vexp_negative(vfloat x) {
     const vfloat round_to_integer = vset(12582912.0f);

@@ -4,10 +4,10 @@
 //   dev/bench_attention T D          one line of it, for T tokens and heads of D values
 //   SIMD=avx2 dev/bench_attention    with another of the compiled copies (portable, avx2, avx512)
 //
-// Causal, one sequence of T tokens, 4 heads, all processors. Operations are the useful ones: a causal product over the scores
-// counts 2 x T^2/2 x D a head; the forward pass has two of them, the backward pass five. The exponentials are not counted.
-// The matrix rate is measured again before each pass, since a shared machine changes its speed; each share is the median
-// over rounds of the rate of a pass by the matrix rate just before it.
+// Causal, one sequence of T tokens, 4 heads, all processors. Operations are the useful ones: a causal product over the
+// scores counts 2 x T^2/2 x D a head; the forward pass has two of them, the backward pass five. The exponentials are
+// not counted. The matrix rate is measured again before each pass, since a shared machine changes its speed; each
+// figure is a median over rounds, each share that of the ratio to the rate just measured.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +17,7 @@
 #include "base/cpu_features.h"
 #include "base/random.h"
 
-enum { HEADS = 4, MOST_ROUNDS = 15 };
+enum { HEADS = 4, ROUNDS = 5 };
 
 typedef struct Problem {
     AttentionShape shape;
@@ -73,17 +73,22 @@ static FloatView float_part(const Problem *p, float *fused, int part) {
 }
 
 static KeyValue key_value(const Problem *p) {
-    return (KeyValue){{0, p->T}, token_part(p, p->qkv, 1), token_part(p, p->qkv, 2), float_part(p, p->d_qkv, 1),
+    return (KeyValue){{0, p->T},
+                      token_part(p, p->qkv, 1),
+                      token_part(p, p->qkv, 2),
+                      float_part(p, p->d_qkv, 1),
                       float_part(p, p->d_qkv, 2)};
 }
 
 static void forward(const Problem *p, Device *device) {
     int64_t C = HEADS * p->shape.head_dim;
-    QueryForward query = {{0, p->T}, token_part(p, p->qkv, 0), {p->accumulator, 0, C}, {p->max, 0, p->T}, {p->sum, 0, p->T}};
+    QueryForward query = {
+        {0, p->T}, token_part(p, p->qkv, 0), {p->accumulator, 0, C}, {p->max, 0, p->T}, {p->sum, 0, p->T}};
     KeyValue kv = key_value(p);
     attention_kernels_cpu.begin(device, &p->shape, &query);
     attention_kernels_cpu.forward_pair(device, &p->shape, &query, &kv);
-    attention_kernels_cpu.finish(device, &p->shape, &query, (TokenView){p->out, 0, C}, (RowView){p->log_sum_exp, 0, p->T});
+    attention_kernels_cpu.finish(device, &p->shape, &query, (TokenView){p->out, 0, C},
+                                 (RowView){p->log_sum_exp, 0, p->T});
 }
 
 static void backward(const Problem *p, Device *device) {
@@ -109,19 +114,18 @@ static double median(double *x, int count) {
 static void bench(int64_t T, int64_t D, Device *device) {
     Problem p = make_problem(T, D);
     double product = 2.0 * (double)T * (double)T / 2 * (double)D * HEADS; // operations of one product over the scores
-    int rounds = (int)(4e11 / (7 * product));
-    rounds = rounds < 3 ? 3 : rounds > MOST_ROUNDS ? MOST_ROUNDS : rounds;
-    double rate[MOST_ROUNDS], forward_rate[MOST_ROUNDS], both_rate[MOST_ROUNDS], forward_share[MOST_ROUNDS],
-        both_share[MOST_ROUNDS];
+    int repeats = 1 + (int)(1e10 / (7 * product)); // of a pass in a round, so that the clock has something to measure
+    int rounds = product < 2e10 ? ROUNDS : ROUNDS / 2 + 1;
+    double rate[ROUNDS], forward_rate[ROUNDS], both_rate[ROUNDS], forward_share[ROUNDS], both_share[ROUNDS];
     forward(&p, device);
     backward(&p, device); // touches the memory
     for (int i = 0; i < rounds; i++) {
         double before = cpu_matrix_rate(device->threads), start = seconds();
-        forward(&p, device);
-        double forward_time = seconds() - start, between = cpu_matrix_rate(device->threads);
+        for (int n = 0; n < repeats; n++) forward(&p, device);
+        double forward_time = (seconds() - start) / repeats, between = cpu_matrix_rate(device->threads);
         start = seconds();
-        backward(&p, device);
-        double backward_time = seconds() - start;
+        for (int n = 0; n < repeats; n++) backward(&p, device);
+        double backward_time = (seconds() - start) / repeats;
         rate[i] = (before + between) / 2;
         forward_rate[i] = 2 * product / forward_time;
         both_rate[i] = 7 * product / (forward_time + backward_time);

@@ -1,25 +1,15 @@
 // The local attention kernels, forward and backward, against attention written out directly in double precision: every
 // vectorised copy that this processor can run, every number of threads, every cut of the sequence into chunks.
 //
-// Tolerance. The same direct formula is also computed with every operation rounded to fp32, which is what fp32 attention
-// costs at its plainest. A kernel's error may be at most twice that (norm over the tensor, and largest element), plus one
-// unit in the last place: sums in another order, a state stored between chunks and its own exponential may cost no more.
-// Nothing in the tolerance grows with the number of chunks.
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+// Tolerance. The same direct formula is also computed with every operation rounded to fp32, which is what fp32
+// attention costs at its plainest. A kernel's error may be at most twice that (norm over the tensor, and largest
+// element), plus one unit in the last place: sums in another order, a state stored between chunks and its own
+// exponential may cost no more. Nothing in the tolerance grows with the number of chunks.
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #include "attention/kernel.h"
 #include "base/cpu_features.h"
-#include "base/random.h"
+#include "test/attention_direct.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { LONG = 300 };
@@ -29,122 +19,10 @@ enum { LONG = 1000 };
 
 static const double UNIT = 0x1p-23; // in the last place
 
-typedef struct Problem {
-    int64_t B, T, H, KV, D;
-    double gain; // of the queries: 1 gives scores of variance 1
-} Problem;
+// ---- the kernels under test ---------------------------------------------------------------------
 
-static void *allocate(int64_t count, size_t size) {
-    void *memory = calloc((size_t)count, size);
-    assert_non_null(memory);
-    return memory;
-}
-
-// ---- direct attention ------------------------------------------------------------------------------------------------
-
-// Contiguous tensors: q, out, d_out, d_q (B, T, H, D); k, v, d_k, d_v (B, T, KV, D); log_sum_exp (B, H, T).
-typedef struct Direct {
-    Problem problem;
-    double *q, *k, *v, *d_out, *out, *log_sum_exp, *d_q, *d_k, *d_v;
-} Direct;
-
-static int64_t query_count(Problem p) { return p.B * p.T * p.H * p.D; }
-static int64_t key_count(Problem p) { return p.B * p.T * p.KV * p.D; }
-
-static Direct direct_allocate(Problem p) {
-    Direct x = {.problem = p};
-    double **queries[] = {&x.q, &x.d_out, &x.out, &x.d_q}, **keys[] = {&x.k, &x.v, &x.d_k, &x.d_v};
-    for (int i = 0; i < 4; i++) {
-        *queries[i] = allocate(query_count(p), sizeof(double));
-        *keys[i] = allocate(key_count(p), sizeof(double));
-    }
-    x.log_sum_exp = allocate(p.B * p.H * p.T, sizeof(double));
-    return x;
-}
-
-static void direct_free(Direct *x) {
-    double *all[] = {x->q, x->k, x->v, x->d_out, x->out, x->log_sum_exp, x->d_q, x->d_k, x->d_v};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
-}
-
-// Normally distributed values that fp32 can hold.
-static Direct direct_random(Problem p, uint64_t seed) {
-    Direct x = direct_allocate(p);
-    for (int64_t i = 0; i < query_count(p); i++) {
-        x.q[i] = (float)(p.gain * random_normal(seed, 1, (uint64_t)i));
-        x.d_out[i] = (float)random_normal(seed, 2, (uint64_t)i);
-    }
-    for (int64_t i = 0; i < key_count(p); i++) {
-        x.k[i] = (float)random_normal(seed, 3, (uint64_t)i);
-        x.v[i] = (float)random_normal(seed, 4, (uint64_t)i);
-    }
-    return x;
-}
-
-static float scale_of(Problem p) { return (float)(1 / sqrt((double)p.D)); }
-
-// What an operation gives in double or, if `single`, in fp32: rounding its double result once more is the same.
-static double rounded(double x, bool single) { return single ? (double)(float)x : x; }
-
-static double dot(const double *x, const double *y, int64_t D, bool single) {
-    double sum = 0;
-    for (int64_t d = 0; d < D; d++) sum = rounded(sum + rounded(x[d] * y[d], single), single);
-    return sum;
-}
-static void add_multiple(double *to, double factor, const double *x, int64_t D, bool single) {
-    for (int64_t d = 0; d < D; d++) to[d] = rounded(to[d] + rounded(factor * x[d], single), single);
-}
-
-// Row i of the softmax, over keys 0 to i, and everything that depends on it. As in attention/kernel.h the backward pass
-// starts from the log-sum-exp and delta.
-static void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *score, double *weight, bool single) {
-    Problem p = x->problem;
-    int64_t row = ((b * p.T + i) * p.H + h) * p.D;
-    int64_t key = (b * p.T * p.KV + h / (p.H / p.KV)) * p.D, next = p.KV * p.D;
-    double max = -INFINITY, sum = 0;
-    for (int64_t j = 0; j <= i; j++) {
-        score[j] = rounded(scale_of(p) * dot(x->q + row, x->k + key + j * next, p.D, single), single);
-        max = fmax(max, score[j]);
-    }
-    for (int64_t j = 0; j <= i; j++) {
-        weight[j] = rounded(exp(rounded(score[j] - max, single)), single);
-        sum = rounded(sum + weight[j], single);
-    }
-    for (int64_t j = 0; j <= i; j++)
-        add_multiple(x->out + row, rounded(weight[j] / sum, single), x->v + key + j * next, p.D, single);
-    double log_sum_exp = rounded(max + rounded(log(sum), single), single);
-    x->log_sum_exp[(b * p.H + h) * p.T + i] = log_sum_exp;
-
-    double delta = dot(x->out + row, x->d_out + row, p.D, single);
-    for (int64_t j = 0; j <= i; j++) {
-        double probability = rounded(exp(rounded(score[j] - log_sum_exp, single)), single);
-        double d_weight = dot(x->d_out + row, x->v + key + j * next, p.D, single);
-        double d_score = rounded(probability * rounded(d_weight - delta, single), single);
-        d_score = rounded(scale_of(p) * d_score, single);
-        add_multiple(x->d_q + row, d_score, x->k + key + j * next, p.D, single);
-        add_multiple(x->d_k + key + j * next, d_score, x->q + row, p.D, single);
-        add_multiple(x->d_v + key + j * next, probability, x->d_out + row, p.D, single);
-    }
-}
-
-static void direct_attention(Direct *x, bool single) {
-    Problem p = x->problem;
-    double *score = allocate(p.T, sizeof(double)), *weight = allocate(p.T, sizeof(double));
-    memset(x->out, 0, (size_t)query_count(p) * sizeof(double));
-    memset(x->d_q, 0, (size_t)query_count(p) * sizeof(double));
-    memset(x->d_k, 0, (size_t)key_count(p) * sizeof(double));
-    memset(x->d_v, 0, (size_t)key_count(p) * sizeof(double));
-    for (int64_t b = 0; b < p.B; b++)
-        for (int64_t h = 0; h < p.H; h++)
-            for (int64_t i = 0; i < p.T; i++) direct_row(x, b, h, i, score, weight, single);
-    free(score);
-    free(weight);
-}
-
-// ---- the kernels under test --------------------------------------------------------------------------------------------
-
-// A sequence as a model keeps it: q, k and v in one buffer, here with gaps between tokens and between sequences that nobody
-// may write to.
+// A sequence as a model keeps it: q, k and v in one buffer, here with gaps between tokens and between sequences that
+// nobody may write to.
 enum { TOKEN_GAP = 3, BATCH_GAP = 5 };
 static const float GAP = 12345;
 
@@ -208,8 +86,11 @@ static QueryForward query_forward(const Tensors *t, Chunk chunk) {
                           rows(t, t->sum, chunk.start)};
 }
 static QueryBackward query_backward(const Tensors *t, Chunk chunk) {
-    return (QueryBackward){chunk, token_part(t, t->qkv, Q, chunk.start), plain_tokens(t, t->d_out, chunk.start),
-                           rows(t, t->log_sum_exp, chunk.start), rows(t, t->delta, chunk.start),
+    return (QueryBackward){chunk,
+                           token_part(t, t->qkv, Q, chunk.start),
+                           plain_tokens(t, t->d_out, chunk.start),
+                           rows(t, t->log_sum_exp, chunk.start),
+                           rows(t, t->delta, chunk.start),
                            float_part(t, t->d_qkv, Q, chunk.start)};
 }
 static KeyValue key_value(const Tensors *t, Chunk chunk) {
@@ -300,10 +181,12 @@ static void assert_gaps_untouched(const Tensors *t) {
     assert_int_equal(gaps(t->accumulator, p.B * t->plain_batch), expected);
 }
 
-// ---- comparison ---------------------------------------------------------------------------------------------------------
+// ---- comparison ---------------------------------------------------------------------------------
 
 // ||a - b|| / ||b||, and the same of the largest elements.
-typedef struct Distance { double norm, largest; } Distance;
+typedef struct Distance {
+    double norm, largest;
+} Distance;
 
 static Distance distance(const double *a, const double *b, int64_t count) {
     double error = 0, square = 0, largest_error = 0, largest = 0;
@@ -318,7 +201,9 @@ static Distance distance(const double *a, const double *b, int64_t count) {
 }
 
 // How far a kernel may be off: `times` the error of plain fp32, and `more`.
-typedef struct Tolerance { double times, more; } Tolerance;
+typedef struct Tolerance {
+    double times, more;
+} Tolerance;
 
 static void compare(const char *what, const char *tensor, const double *got, const double *exact, const double *single,
                     int64_t count, Tolerance tolerance) {
@@ -328,11 +213,12 @@ static void compare(const char *what, const char *tensor, const double *got, con
                       error.norm / (allowed.norm + UNIT), error.largest, error.largest / (allowed.largest + UNIT));
     if (error.norm > tolerance.times * allowed.norm + tolerance.more ||
         error.largest > tolerance.times * allowed.largest + tolerance.more)
-        fail_msg("%s, %s: relative error %.3g, plain fp32 has %.3g; of the largest element %.3g, plain fp32 has %.3g", what,
-                 tensor, error.norm, allowed.norm, error.largest, allowed.largest);
+        fail_msg("%s, %s: relative error %.3g, plain fp32 has %.3g; of the largest element %.3g, plain fp32 has %.3g",
+                 what, tensor, error.norm, allowed.norm, error.largest, allowed.largest);
 }
 
-static void compare_all(const char *what, const Tensors *t, const Direct *exact, const Direct *single, Tolerance tolerance) {
+static void compare_all(const char *what, const Tensors *t, const Direct *exact, const Direct *single,
+                        Tolerance tolerance) {
     Problem p = t->problem;
     Direct got = direct_allocate(p);
     each(p, p.H, t->out, t->plain_batch, t->plain, got.out, to_contiguous);
@@ -346,16 +232,6 @@ static void compare_all(const char *what, const Tensors *t, const Direct *exact,
     direct_free(&got);
 }
 
-static Direct direct_single(const Direct *exact) {
-    Direct single = direct_allocate(exact->problem);
-    memcpy(single.q, exact->q, (size_t)query_count(exact->problem) * sizeof(double));
-    memcpy(single.d_out, exact->d_out, (size_t)query_count(exact->problem) * sizeof(double));
-    memcpy(single.k, exact->k, (size_t)key_count(exact->problem) * sizeof(double));
-    memcpy(single.v, exact->v, (size_t)key_count(exact->problem) * sizeof(double));
-    direct_attention(&single, true);
-    return single;
-}
-
 // The sequence whole; as the ranks of a ring have it; queries cut elsewhere than keys, which moves the diagonal.
 static const Walk WALKS[] = {{1, 1, 0}, {4, 4, 0}, {3, 5, 7}, {8, 8, 9}};
 enum { WALK_COUNT = sizeof WALKS / sizeof *WALKS };
@@ -367,12 +243,11 @@ static void assert_same_bits(const Tensors *a, const Tensors *b) {
     assert_memory_equal(a->d_qkv, b->d_qkv, (size_t)(p.B * a->fused_batch) * sizeof(float));
 }
 
-// Any number of threads gives the bits of one, and gives them again.
+// Any number of threads gives the bits of one.
 static void check_threads(const Direct *exact, Walk walk, const Tensors *of_one_thread) {
-    static const int threads[] = {2, 3, 3};
-    for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
+    for (int threads = 2; threads <= 3; threads++) {
         Tensors t = tensors_of(exact);
-        run(&attention_kernels_cpu, threads[i], &t, walk);
+        run(&attention_kernels_cpu, threads, &t, walk);
         assert_same_bits(&t, of_one_thread);
         tensors_free(&t);
     }
@@ -384,8 +259,8 @@ static void check_copy(const Direct *exact, const Direct *single, SimdLevel leve
     for (int w = 0; w < WALK_COUNT; w++) {
         char what[200];
         snprintf(what, sizeof what, "%s copy, B=%d T=%d H=%d KV=%d D=%d gain %g, %d x %d chunks, order %d",
-                 simd_level_name(level), (int)p.B, (int)p.T, (int)p.H, (int)p.KV, (int)p.D, p.gain, WALKS[w].query_chunks,
-                 WALKS[w].key_chunks, (int)WALKS[w].order);
+                 simd_level_name(level), (int)p.B, (int)p.T, (int)p.H, (int)p.KV, (int)p.D, p.gain,
+                 WALKS[w].query_chunks, WALKS[w].key_chunks, (int)WALKS[w].order);
         Tensors t = tensors_of(exact);
         run(&attention_kernels_cpu, 1, &t, WALKS[w]);
         assert_gaps_untouched(&t);
@@ -396,24 +271,26 @@ static void check_copy(const Direct *exact, const Direct *single, SimdLevel leve
     assert_int_equal(unsetenv("SIMD"), 0);
 }
 
-// Every vectorised copy that the processor can run; threads with one of them, since they are no business of those files.
+// Every vectorised copy that the processor can run; threads with one of them and two sizes of heads, since neither
+// concerns how the work is shared out.
 static void check_problem(Problem p, uint64_t seed) {
     Direct exact = direct_random(p, seed);
     direct_attention(&exact, false);
     Direct single = direct_single(&exact);
     SimdLevel best = simd_level();
-    for (SimdLevel level = SIMD_PORTABLE; level <= best; level++) check_copy(&exact, &single, level, level == best);
+    for (SimdLevel level = SIMD_PORTABLE; level <= best; level++)
+        check_copy(&exact, &single, level, level == best && (p.D == 20 || p.D == 64));
     direct_free(&exact);
     direct_free(&single);
 }
 
-// ---- tests ---------------------------------------------------------------------------------------------------------------
+// ---- tests --------------------------------------------------------------------------------------
 
 static const int64_t HEAD_DIMS[] = {1, 8, 20, 32, 64, 80, 96, 128, 256};
 enum { HEAD_DIM_COUNT = sizeof HEAD_DIMS / sizeof *HEAD_DIMS };
 
-// The judge itself: its gradients against central differences of its own forward pass, in double. With a step of 1e-5 the
-// formula errs by about step^2 and rounding by 1e-16 / step; 1e-8 leaves room for both.
+// The judge itself: its gradients against central differences of its own forward pass, in double. With a step of 1e-5
+// the formula errs by about step^2 and rounding by 1e-16 / step; 1e-8 leaves room for both.
 static void test_direct_gradients_by_finite_differences(void **state) {
     (void)state;
     Problem p = {1, 7, 2, 1, 3, 2};
@@ -438,9 +315,9 @@ static void test_direct_gradients_by_finite_differences(void **state) {
     direct_free(&moved);
 }
 
-// The reference computes in double and rounds what it stores: it may err no more than plain fp32 does. But the log-sum-exp is
-// stored, too, and off by up to half a unit in its last place, by which it changes the weights; plain fp32 rounds scores in the
-// same way, so there part of that cancels.
+// The reference computes in double and rounds what it stores: it may err no more than plain fp32 does. But the
+// log-sum-exp is stored, too, and off by up to half a unit in its last place, by which it changes the weights; plain
+// fp32 rounds scores in the same way, so there part of that cancels.
 static void test_reference(void **state) {
     (void)state;
     Problem problems[] = {{2, 16, 2, 1, 8, 1}, {1, 37, 6, 2, 20, 1}, {1, 129, 2, 2, 64, 1}, {1, 129, 4, 1, 32, 300}};
@@ -475,14 +352,15 @@ static void test_grouped_heads(void **state) {
 
 static void test_one_key_head_for_all(void **state) {
     (void)state;
-    for (int i = 0; i < HEAD_DIM_COUNT; i++) check_problem((Problem){1, 129, HEAD_DIMS[i] > 64 ? 2 : 4, 1, HEAD_DIMS[i], 1}, 12);
+    for (int i = 0; i < HEAD_DIM_COUNT; i++)
+        check_problem((Problem){1, 129, HEAD_DIMS[i] > 64 ? 2 : 4, 1, HEAD_DIMS[i], 1}, 12);
 }
 
 // Several blocks and cells each way, none of them whole.
 static void test_long_sequences(void **state) {
     (void)state;
     check_problem((Problem){1, LONG, 2, 1, 64, 1}, 13);
-    check_problem((Problem){1, LONG, 1, 1, 128, 1}, 14);
+    check_problem((Problem){1, LONG / 2 + 13, 1, 1, 128, 1}, 14);
     check_problem((Problem){1, LONG, 1, 1, 20, 1}, 15);
 }
 
@@ -520,7 +398,8 @@ static void check_future_is_not_seen(const AttentionKernels *kernels) {
     tensors_free(&before);
 }
 
-// Queries 0 to 39 with keys 25 on only: the first 25 rows see nothing, the others what a sequence without those 25 gives.
+// Queries 0 to 39 with keys 25 on only: the first 25 rows see nothing, the others what a sequence without those 25
+// gives.
 static void check_rows_without_keys(const AttentionKernels *kernels) {
     Problem p = {1, 40, 2, 1, 24, 1};
     Direct x = direct_random(p, 19);

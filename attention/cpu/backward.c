@@ -1,14 +1,15 @@
-// Backward attention of one (query chunk, key/value chunk) pair: five products over the scores, which are computed anew from
-// the log-sum-exp (Dao et al. 2022, algorithm 4). With blocks key by query, and S as in the forward pass:
+// Backward attention of one (query chunk, key/value chunk) pair: five products over the scores, which are computed anew
+// from the log-sum-exp (Dao et al. 2022, algorithm 4). With blocks key by query, and S as in the forward pass:
 //   P = exp(S - log_sum_exp)           dV += P dO
 //   dP = V dO^T                        dS = scale P (dP - delta)
 //   dK += dS Q                         dQ += dS^T K
 //
-// A pair of cells, of queries and of keys, adds to the gradients of both, so two tasks at work at the same time must not share
-// a row or a column of cells. As in a round-robin tournament, phase p of N brings cell i of the queries together with cell
-// (p - i) mod N of the keys: no cell twice in a phase, every pair of cells in exactly one, and under the causal diagonal
-// every phase has the same work, half of its pairs, since (i, j) and (j, i) fall in the same one. So all threads have
-// work on a single head, no gradient is held twice, and every sum has an order that no timing changes.
+// A pair of cells, of queries and of keys, adds to the gradients of both, so two tasks at work at the same time must
+// not share a row or a column of cells. As in a round-robin tournament, phase p of N brings cell i of the queries
+// together with cell (p - i) mod N of the keys: no cell twice in a phase, every pair of cells in exactly one, and under
+// the causal diagonal every phase has the same work, half of its pairs, since (i, j) and (j, i) fall in the same one.
+// So all threads have work on a single head, no gradient is held twice, and every sum has an order that no timing
+// changes.
 #include "attention/cpu/blocks.h"
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
@@ -26,11 +27,11 @@ typedef struct BackwardPair {
 } BackwardPair;
 
 typedef struct BackwardScratch {
-    Rows key, d_key, d_value;                   // cell of keys x padded D
-    Rows query_transposed, d_out_transposed;    // D x queries; the former scaled
-    Rows query, d_out, d_query;                 // queries x padded D
-    Rows log_sum_exp, delta;                    // one row of queries each
-    Rows weights, d_scores;                     // keys x queries
+    Rows key, d_key, d_value;                // cell of keys x padded D
+    Rows query_transposed, d_out_transposed; // D x queries; the former scaled
+    Rows query, d_out, d_query;              // queries x padded D
+    Rows log_sum_exp, delta;                 // one row of queries each
+    Rows weights, d_scores;                  // keys x queries
 } BackwardScratch;
 
 static BackwardScratch lay_out(Layout *layout, int64_t D, int64_t cell) {
@@ -85,7 +86,8 @@ static void load_queries(const BackwardPair *pair, const BackwardScratch *s, int
     zero_rows(s->d_query, queries);
 }
 
-// Queries first to last (not included) of head h with keys first_key on, of which there are `keys`, in the cell at work.
+// Queries first to last (not included) of head h with keys first_key on, of which there are `keys`, in the cell at
+// work.
 static void backward_queries(const BackwardPair *pair, const BackwardScratch *s, int64_t b, int64_t h, int64_t first,
                              int64_t last, int64_t first_key, int64_t keys) {
     const KeyValue *kv = pair->kv;
@@ -98,7 +100,8 @@ static void backward_queries(const BackwardPair *pair, const BackwardScratch *s,
         for (int64_t row = 0; row < visible; row += KEY_BLOCK) {
             int64_t j = first_key + row;
             Block block = {smaller(KEY_BLOCK, visible - row), queries, position - (kv->chunk.start + j)};
-            backward_block(pair, s, block, token_rows(kv->k, b, j, kv_head, D), token_rows(kv->v, b, j, kv_head, D), row);
+            backward_block(pair, s, block, token_rows(kv->k, b, j, kv_head, D), token_rows(kv->v, b, j, kv_head, D),
+                           row);
         }
         pair->kernels->add(float_rows(pair->query->d_q, b, i, h, D), s->d_query, queries, D);
     }
@@ -133,8 +136,8 @@ static void backward_task(void *context, int64_t task, int worker) {
     backward_cell(pair, row / kv_heads, row % kv_heads, query_cell, key_cell, scratch_of(&pair->scratch, worker));
 }
 
-// Large cells move each gradient least often; smaller ones where a phase would be short of tasks. This must not depend on
-// the number of threads, or the order of the sums would.
+// Large cells move each gradient least often; smaller ones where a phase would be short of tasks. This must not depend
+// on the number of threads, or the order of the sums would.
 static void cut_into_cells(BackwardPair *pair) {
     int64_t rows = pair->shape->batch * pair->shape->kv_heads;
     for (pair->cell = LARGEST_CELL;; pair->cell /= 2) {

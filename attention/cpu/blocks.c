@@ -42,8 +42,8 @@ void block_add_to_keys(const TileKernels *kernels, Block block, int64_t n, Rows 
     for (int64_t key = 0; key < block.keys; key += STRIP) {
         int64_t query = first_strip(key, block.diagonal);
         if (query >= block.queries) break;
-        kernels->product(smaller(STRIP, block.keys - key), n, block.queries - query, plain(rows_from(weights, key, query)),
-                         rows_from(b, query, 0), rows_from(out, key, 0), ADD);
+        kernels->product(smaller(STRIP, block.keys - key), n, block.queries - query,
+                         plain(rows_from(weights, key, query)), rows_from(b, query, 0), rows_from(out, key, 0), ADD);
     }
 }
 
@@ -53,7 +53,8 @@ Scratch scratch_allocate(int workers, int64_t floats) {
     Scratch scratch = {aligned_alloc(256, bytes), padded};
     if (scratch.memory == NULL) {
         Error err = {0};
-        error_set(&err, "attention needs %zu bytes of memory to work in, which are not there: use fewer threads", bytes);
+        error_set(&err, "attention needs %zu bytes of memory to work in, which are not there: use fewer threads",
+                  bytes);
         die(&err);
     }
     return scratch;

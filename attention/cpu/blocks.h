@@ -20,7 +20,8 @@ static inline float *row_values(RowView view, int64_t b, int64_t t, int64_t h) {
     return view.data + b * view.batch_stride + h * view.head_stride + t;
 }
 
-// Asks for rows that will be read soon. They lie far apart in memory, where the processor does not look ahead by itself.
+// Asks for rows that will be read soon. They lie far apart in memory, where the processor does not look ahead by
+// itself.
 static inline void prefetch_rows(Rows x, int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c += 16) __builtin_prefetch(x.data + r * x.stride + c, 0, 2);
@@ -34,7 +35,9 @@ static inline int64_t visible_keys(Chunk keys, int64_t position) {
 
 // A block of scores, keys x queries, and its place relative to the diagonal (tile_kernels.h). Outside of what is seen,
 // strip by strip, nothing is computed, read or written.
-typedef struct Block { int64_t keys, queries, diagonal; } Block;
+typedef struct Block {
+    int64_t keys, queries, diagonal;
+} Block;
 
 // scores (keys, queries) = a (keys, D) b (D, queries).
 void block_scores(const TileKernels *kernels, Block block, int64_t D, Rows a, Rows b, Rows scores);
@@ -44,7 +47,10 @@ void block_add_to_queries(const TileKernels *kernels, Block block, int64_t n, Ro
 void block_add_to_keys(const TileKernels *kernels, Block block, int64_t n, Rows weights, Rows b, Rows out);
 
 // Scratch memory of one worker, laid out by the same code that measures it: with memory == NULL only `used` counts.
-typedef struct Layout { float *memory; int64_t used; } Layout;
+typedef struct Layout {
+    float *memory;
+    int64_t used;
+} Layout;
 
 static inline Rows take_rows(Layout *layout, int64_t rows, int64_t stride) {
     Rows taken = {layout->memory == NULL ? NULL : layout->memory + layout->used, stride};
@@ -52,9 +58,12 @@ static inline Rows take_rows(Layout *layout, int64_t rows, int64_t stride) {
     return taken;
 }
 
-// Scratch memory of a call: one piece of `floats` floats for each worker, apart by whole cache lines. Ends the program if
-// there is none to have.
-typedef struct Scratch { float *memory; int64_t floats; } Scratch;
+// Scratch memory of a call: one piece of `floats` floats for each worker, apart by whole cache lines. Ends the program
+// if there is none to have.
+typedef struct Scratch {
+    float *memory;
+    int64_t floats;
+} Scratch;
 
 Scratch scratch_allocate(int workers, int64_t floats);
 void scratch_release(Scratch *scratch);

@@ -1,12 +1,12 @@
 // Forward attention of one (query chunk, key/value chunk) pair, after FlashAttention (Dao et al. 2022, algorithm 1).
 //
-// A task is a block of queries of one head. It holds their state, and passes over the keys that they see in blocks small
-// enough for the scores to stay in cache:
+// A task is a block of queries of one head. It holds their state, and passes over the keys that they see in blocks
+// small enough for the scores to stay in cache:
 //   S = K (scale Q)^T      keys x queries, see tile_kernels.h
 //   P = exp(S - max)       and the rescaling of what was there where a maximum has grown
 //   accumulator += P^T V
-// Tasks share nothing, so the result does not depend on threads. Nor does it depend on how the queries are cut, since every
-// query meets the same blocks of keys.
+// Tasks share nothing, so the result does not depend on threads. Nor does it depend on how the queries are cut, since
+// every query meets the same blocks of keys.
 #include "attention/cpu/blocks.h"
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
@@ -23,10 +23,10 @@ typedef struct ForwardPair {
 } ForwardPair;
 
 typedef struct ForwardScratch {
-    Rows query_transposed; // D x queries, scaled
-    Rows scores;           // keys x queries
-    Rows value;            // keys x padded D
-    Rows accumulator;      // queries x padded D
+    Rows query_transposed;  // D x queries, scaled
+    Rows scores;            // keys x queries
+    Rows value;             // keys x padded D
+    Rows accumulator;       // queries x padded D
     Rows max, sum, rescale; // one row of queries each
 } ForwardScratch;
 

@@ -17,7 +17,9 @@ typedef struct Pass {
     RowView result; // log_sum_exp or delta
 } Pass;
 
-typedef struct PassTask { int64_t b, h, first, last; } PassTask; // tokens first to last, not included
+typedef struct PassTask {
+    int64_t b, h, first, last;
+} PassTask; // tokens first to last, not included
 
 static int64_t task_count(const Pass *pass) {
     return pass->shape->batch * pass->shape->heads * ((pass->chunk.length + TOKENS - 1) / TOKENS);

@@ -1,34 +1,37 @@
 // The matrix product of small blocks that lie in cache, after the micro-kernel of Van Zee and van de Geijn, "BLIS: a
 // framework for rapidly instantiating BLAS functionality", ACM TOMS 41(3), 2015.
 //
-// A processor loads one or two vectors in the time of one multiply-add of a vector, so every value loaded has to be used
-// several times. The innermost loop holds a tile of c, ROWS x VECTORS vectors, in registers; a step over k loads one row of
-// VECTORS vectors of b and ROWS single elements of a, each repeated over a vector, for ROWS * VECTORS multiply-adds.
+// A processor loads one or two vectors in the time of one multiply-add of a vector, so every value loaded has to be
+// used several times. The innermost loop holds a tile of c, ROWS x VECTORS vectors, in registers; a step over k loads
+// one row of VECTORS vectors of b and ROWS single elements of a, each repeated over a vector, for ROWS * VECTORS
+// multiply-adds.
 //
 // An element of c is the sum over k in ascending order, whatever tile it lies in.
-#include <stdbool.h>
-
 #include "attention/cpu/tile_kernels.h"
 #include "base/simd.h"
 
-// The tile and the values multiplied into it fill the vector registers: 32 of AVX-512, 16 of the others.
+// The tile and the values multiplied into it fill the vector registers: 32 of AVX-512, 16 of the others. VECTORS is at
+// most 3.
 #if defined(__AVX512F__)
 enum { ROWS = 8, VECTORS = 3 };
 #else
 enum { ROWS = 6, VECTORS = 2 };
 #endif
 
-// Inlined for constants `rows` and `vectors`, so that `tile` is registers. One stride of a is a constant 1 as well.
+// Inlined for constants `rows` and `vectors`, so that `sum` is registers. One stride of a is a constant 1 as well.
 static inline __attribute__((always_inline)) void tile(int rows, int vectors, int64_t k, const float *a, int64_t a_row,
                                                        int64_t a_column, Rows b, Rows c, Update update) {
-    vfloat sum[ROWS][VECTORS];
-    SIMD_UNROLL for (int r = 0; r < rows; r++)
-        SIMD_UNROLL for (int v = 0; v < vectors; v++)
-            sum[r][v] = update == ADD ? vload(c.data + r * c.stride + v * SIMD_WIDTH) : vset(0.0f);
+    vfloat sum[ROWS][3];
+    SIMD_UNROLL for (int r = 0; r < rows; r++) {
+        SIMD_UNROLL for (int v = 0; v < vectors; v++) {
+            const float *old = c.data + r * c.stride + v * SIMD_WIDTH;
+            sum[r][v] = update == ADD ? vload(old) : vset(0.0f);
+        }
+    }
 
     const float *b_row = b.data;
     for (int64_t p = 0; p < k; p++, a += a_column, b_row += b.stride) {
-        vfloat y[VECTORS];
+        vfloat y[3];
         SIMD_UNROLL for (int v = 0; v < vectors; v++) y[v] = vload(b_row + v * SIMD_WIDTH);
         SIMD_UNROLL for (int r = 0; r < rows; r++) {
             vfloat x = vset(a[r * a_row]);
@@ -36,8 +39,9 @@ static inline __attribute__((always_inline)) void tile(int rows, int vectors, in
         }
     }
 
-    SIMD_UNROLL for (int r = 0; r < rows; r++)
+    SIMD_UNROLL for (int r = 0; r < rows; r++) {
         SIMD_UNROLL for (int v = 0; v < vectors; v++) vstore(c.data + r * c.stride + v * SIMD_WIDTH, sum[r][v]);
+    }
 }
 
 static inline __attribute__((always_inline)) void tile_of(int rows, int vectors, int64_t k, Factor a, Rows b, Rows c,
@@ -69,11 +73,9 @@ static __attribute__((noinline)) void panel_of_1(int64_t m, int64_t k, Factor a,
 static __attribute__((noinline)) void panel_of_2(int64_t m, int64_t k, Factor a, Rows b, Rows c, Update update) {
     panel(2, m, k, a, b, c, update);
 }
-#if defined(__AVX512F__)
 static __attribute__((noinline)) void panel_of_3(int64_t m, int64_t k, Factor a, Rows b, Rows c, Update update) {
     panel(3, m, k, a, b, c, update);
 }
-#endif
 
 TileProduct SIMD_NAME(tile_product);
 
@@ -85,9 +87,7 @@ void SIMD_NAME(tile_product)(int64_t m, int64_t n, int64_t k, Factor a, Rows b, 
         switch (vectors) {
         case 1: panel_of_1(m, k, a, b, c, update); break;
         case 2: panel_of_2(m, k, a, b, c, update); break;
-#if defined(__AVX512F__)
         case 3: panel_of_3(m, k, a, b, c, update); break;
-#endif
         }
         b = rows_from(b, 0, vectors * SIMD_WIDTH);
         c = rows_from(c, 0, vectors * SIMD_WIDTH);

@@ -1,12 +1,15 @@
-// The softmax of a block of scores, forward (online: Milakov and Gimelshein 2018) and backward. Blocks are key by query:
-// a vector is one key and SIMD_WIDTH queries, so all that a query carries along is one lane.
+// The softmax of a block of scores, forward (online: Milakov and Gimelshein 2018) and backward. Blocks are key by
+// query: a vector is one key and SIMD_WIDTH queries, so all that a query carries along is one lane.
 #include <math.h>
 
 #include "attention/cpu/tile_kernels.h"
 #include "base/simd.h"
 
-// The key rows of one vector of queries: the first `all` are seen by every one of them, those up to `some` are to be masked.
-typedef struct Seen { int64_t all, some; } Seen;
+// The key rows of one vector of queries: the first `all` are seen by every one of them, those up to `some` are to be
+// masked.
+typedef struct Seen {
+    int64_t all, some;
+} Seen;
 
 static Seen seen_by(int64_t keys, int64_t query, int64_t diagonal) {
     int64_t some = keys_of_strip(keys, query / STRIP * STRIP, diagonal), all = query + diagonal + 1;

@@ -1,6 +1,6 @@
 // The border between the attention algorithm and the processor: the few inner loops in which all the time is spent.
-// Above it, forward.c and backward.c cut the scores into blocks that stay in cache, and know nothing of vectors. Below it,
-// the *_simd.c files know no more of attention than its softmax; they are compiled once per instruction set.
+// Above it, forward.c and backward.c cut the scores into blocks that stay in cache, and know nothing of vectors. Below
+// it, the *_simd.c files know no more of attention than its softmax; they are compiled once per instruction set.
 //
 // Blocks of scores are held transposed, key by query, so that one vector holds one key and many queries. Then maximum,
 // sum, log-sum-exp and delta, of which each query has one, are plain vectors, and no sum ever runs across a vector.
@@ -10,26 +10,32 @@
 #include <stdint.h>
 
 // A matrix with contiguous rows: element (r, c) is data[r * stride + c].
-typedef struct Rows { float *data; int64_t stride; } Rows;
+typedef struct Rows {
+    float *data;
+    int64_t stride;
+} Rows;
 
 static inline Rows rows_from(Rows x, int64_t row, int64_t column) {
     return (Rows){x.data + row * x.stride + column, x.stride};
 }
 
 // The left factor of a product, read one element at a time: a matrix as it is, or its transpose.
-typedef struct Factor { const float *data; int64_t row_stride, column_stride; } Factor;
+typedef struct Factor {
+    const float *data;
+    int64_t row_stride, column_stride;
+} Factor;
 
 static inline Factor plain(Rows x) { return (Factor){x.data, x.stride, 1}; }
 static inline Factor transposed(Rows x) { return (Factor){x.data, 1, x.stride}; }
 
-// The queries of a block are handled in strips of this many, the least multiple of every vector width; at the diagonal, so
-// are the keys. In a block, query column c sees the key rows j <= c + diagonal.
+// The queries of a block are handled in strips of this many, the least multiple of every vector width; at the diagonal,
+// so are the keys. In a block, query column c sees the key rows j <= c + diagonal.
 enum { STRIP = 16 };
 
 static inline int64_t round_up_to_strip(int64_t n) { return (n + STRIP - 1) / STRIP * STRIP; }
 
-// How many of a block's `keys` rows are worked on for the strip of queries that starts at column `query`: up to the last
-// that any of them sees, rounded up to a multiple of STRIP.
+// How many of a block's `keys` rows are worked on for the strip of queries that starts at column `query`: up to the
+// last that any of them sees, rounded up to a multiple of STRIP.
 static inline int64_t keys_of_strip(int64_t keys, int64_t query, int64_t diagonal) {
     int64_t seen = round_up_to_strip(query + STRIP + diagonal > 0 ? query + STRIP + diagonal : 0);
     return seen < keys ? seen : keys;
@@ -41,8 +47,8 @@ typedef enum Update { OVERWRITE, ADD } Update;
 typedef void TileProduct(int64_t m, int64_t n, int64_t k, Factor a, Rows b, Rows c, Update update);
 
 // One step of the online softmax, in place: scores (keys, queries) become exp(score - max), or 0 where not seen, after
-// max (queries) has taken them in; sum (queries) takes in the result. rescale (queries) receives exp(old max - new max).
-// `queries` is a multiple of STRIP; of each strip the first keys_of_strip() rows are read and written.
+// max (queries) has taken them in; sum (queries) takes in the result. rescale (queries) receives exp(old max - new
+// max). `queries` is a multiple of STRIP; of each strip the first keys_of_strip() rows are read and written.
 typedef void TileSoftmax(Rows scores, int64_t keys, int64_t queries, int64_t diagonal, float *max, float *sum,
                          float *rescale);
 
@@ -57,8 +63,8 @@ typedef void TileScaleRows(Rows c, int64_t rows, int64_t n, const float *factor)
 // to (rows, padded) = from (rows, columns), filled up with columns of zeros.
 typedef void TilePack(Rows to, int64_t padded, Rows from, int64_t rows, int64_t columns);
 
-// to (columns, padded) = scale * transpose of from (rows, columns), filled up with columns of zeros to `padded`, a multiple
-// of STRIP.
+// to (columns, padded) = scale * transpose of from (rows, columns), filled up with columns of zeros to `padded`, a
+// multiple of STRIP.
 typedef void TilePackTransposed(Rows to, int64_t padded, Rows from, int64_t rows, int64_t columns, float scale);
 
 // to += from, both (rows, columns).

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-// One piece of work. `worker` is 0 to threads-1: no two tasks with the same worker run at the same time, so it may choose
-// a scratch buffer. Results must not depend on it, or bits would depend on timing.
+// One piece of work. `worker` is 0 to threads-1: no two tasks with the same worker run at the same time, so it may
+// choose a scratch buffer. Results must not depend on it, or bits would depend on timing.
 typedef void ParallelTask(void *context, int64_t task, int worker);
 
 // Runs tasks 0 to tasks-1, each once, on up to `threads` threads, and returns when all are done. A thread that is free
