@@ -206,15 +206,16 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
             architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads,
             (long long)c->kv_heads, (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size,
             parameters);
-    fprintf(out, "ranks      %lld per sequence x %lld replicas, %s; attention %s", (long long)o->sp, (long long)o->dp,
-            run->mpi ? "MPI processes" : "threads of this process",
-            o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA ? "on one rank"
-                                                                      : exchange_name(run->attention.exchange));
+    bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
+    fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
+            o->dp == 1 ? "replica" : "replicas", run->mpi ? "MPI processes" : "threads of this process",
+            alone ? "on one rank" : exchange_name(run->attention.exchange));
     if (run->attention.exchange == EXCHANGE_ULYSSES_RING)
         fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
     fprintf(out, "; %s per rank\n", memory);
-    fprintf(out, "step       %lld sequences of %lld tokens = %s tokens, in passes of %lld; %lld steps\n",
-            (long long)o->batch, (long long)o->context, tokens, (long long)run->micro_batch, (long long)run->steps);
+    fprintf(out, "step       %lld %s of %lld tokens = %s tokens, in passes of %lld; %lld steps\n", (long long)o->batch,
+            o->batch == 1 ? "sequence" : "sequences", (long long)o->context, tokens, (long long)run->micro_batch,
+            (long long)run->steps);
     fprintf(out, "data       %s, %lld training tokens\n",
             o->data_count > 0 ? o->data[0] : "the program's own sources and documents", (long long)run->train_end);
     fprintf(out, "machine    %d threads, %s, %s vectors: %.0f GFLOP/s in matrix products, measured now\n", run->threads,

@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -161,6 +162,7 @@ static inline RunningProgram start_program(const char *const *argv) {
     if (program.pid < 0) fail_msg("cannot fork: %s", strerror(errno));
     if (program.pid == 0) {
         setpgid(0, 0);
+        prctl(PR_SET_PDEATHSIG, SIGKILL); // a test that is killed for hanging takes its programs along
         int nothing = open("/dev/null", O_RDONLY);
         dup2(nothing, STDIN_FILENO);
         dup2(fileno(program.out), STDOUT_FILENO);
