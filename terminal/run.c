@@ -33,9 +33,10 @@ static bool open_data(Run *run, Error *err) {
         return true;
     }
     run->validation = run->train;
+    run->validation_end = run->train_end = tokens_count(run->train);
+    if (o->plan) return true; // needs the vocabulary only, whatever the context
     if (!loader_split(run->train, o->context, &run->train_end, err)) return false;
     run->validation_begin = run->train_end;
-    run->validation_end = tokens_count(run->train);
     return true;
 }
 
