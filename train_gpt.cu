@@ -665,7 +665,7 @@ static bool print_sample(Rank *r, Error *err) {
 static volatile sig_atomic_t stop_signal = 0; // set by SIGINT and SIGTERM; the one thing in the program that is global
 
 static void on_signal(int number) {
-    if (stop_signal != 0) _exit(128 + number); // asked twice: at once
+    if (stop_signal == number) _exit(128 + number); // asked twice: at once
     stop_signal = number;
 }
 
@@ -703,7 +703,6 @@ static void save(Rank *r, int64_t step, double validation_loss) {
     }
     const float *moment = gather_moment(r, r->exp_avg);
     if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG, moment, &err), &err);
-    comm_barrier(r->world); // the leader has read the gathered vector
     moment = gather_moment(r, r->exp_avg_sq);
     if (leader(r)) {
         TrainingState state;
@@ -714,7 +713,7 @@ static void save(Rank *r, int64_t step, double validation_loss) {
         state.loader = r->loader.state;
         state.context = o->context;
         state.batch = o->batch;
-        state.data_fingerprint = tokens_fingerprint(run->train);
+        state.data_fingerprint = run_data_fingerprint(run);
         state.validation_loss = validation_loss;
         require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG_SQ, moment, &err), &err);
         require(r, checkpoint_commit(writer, &state, (int)o->keep, &err), &err);
@@ -760,9 +759,22 @@ static void require_finite(Rank *r, int64_t step, double loss, double gradient_n
 
 // True on all ranks if any has been asked to stop.
 static bool stop_wanted(Rank *r) {
-    double wanted = stop_signal != 0;
-    comm_all_reduce_sum(r->world, &wanted, 1);
-    return wanted != 0;
+    double asked[2] = {stop_signal != 0, (double)stop_signal};
+    comm_all_reduce_sum(r->world, asked, 2);
+    if (asked[0] != 0 && r->run->mpi && stop_signal == 0) stop_signal = (int)(asked[1] / asked[0]); // told by another
+    return asked[0] != 0;
+}
+
+// What is saved must be worth resuming from: its loss, on one window at least, is a number.
+static void require_sound(Rank *r, int64_t step, double loss) {
+    Error err;
+    const char *out = r->run->options.out;
+    if (isfinite(loss)) return;
+    error_set(&err,
+              "step %lld: the update has made the validation loss %g; not saved, earlier checkpoints%s%s are kept; "
+              "resume with a smaller --lr or --grad-clip",
+              (long long)step, loss, out == NULL ? "" : " in ", out == NULL ? "" : out);
+    comm_fail(r->world, &err);
 }
 
 typedef struct Validation {
@@ -813,6 +825,7 @@ static void train(Rank *r, Reporter *reporter) {
     Validation validation;
     Error err;
     open_loaders(r, &validation);
+    if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, &err), &err);
     int64_t *window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
     if (window == NULL) require(r, error_set(&err, "out of memory"), &err);
 
@@ -842,6 +855,12 @@ static void train(Rank *r, Reporter *reporter) {
         bool evaluate_now = step == run->steps || (o->eval_every > 0 && step % o->eval_every == 0);
         double evaluated = evaluate_now ? evaluate(r, &validation.loader, validation.window, validation.windows) : NAN;
         if (evaluate_now) validation_loss = evaluated;
+        if (o->out != NULL && (last || (o->save_every > 0 && step % o->save_every == 0))) {
+            if (!evaluate_now) evaluated = evaluate(r, &validation.loader, validation.window, 1);
+            require_sound(r, step, evaluated);
+            save(r, step, validation_loss);
+        }
+        if (evaluate_now) require_sound(r, step, evaluated);
         if (leader(r)) {
             StepReport report;
             report.step = step;
@@ -853,13 +872,11 @@ static void train(Rank *r, Reporter *reporter) {
             report.machine_fraction =
                 tokens * flops / seconds / run->matrix_rate / (run->mpi ? comm_size(r->world) : 1);
             report.seconds_left = (double)(run->steps - step) * usual_seconds;
-            report.validation_loss = evaluated;
+            report.validation_loss = evaluate_now ? evaluated : NAN;
             report.seconds = seconds;
             report.bytes_sent = attention_bytes_sent(&r->attention) - sent_before;
             require(r, reporter_step(reporter, &report, &err), &err);
         }
-        if (o->out != NULL && (last || (o->save_every > 0 && step % o->save_every == 0)))
-            save(r, step, validation_loss);
     }
     if (run->resumed.step >= run->steps)
         validation_loss = evaluate(r, &validation.loader, validation.window, validation.windows);
@@ -935,7 +952,6 @@ static int threads_per_rank(const Run *run, int ranks_here) {
 
 static void rank_main(Comm *world, void *argument) {
     const Run *run = (const Run *)argument;
-    const Options *o = &run->options;
     Rank *r = (Rank *)calloc(1, sizeof(Rank));
     Reporter reporter;
     Error err;
@@ -948,8 +964,6 @@ static void rank_main(Comm *world, void *argument) {
     cpu_device(&r->device, threads_per_rank(run, run->mpi ? 1 : comm_size(world)));
     require(r, set_up_rank(r, &err), &err);
     fill_weights(r);
-    if (leader(r)) require(r, reporter_open(&reporter, o->log, o->resume, &err), &err);
-    comm_barrier(world);
     train(r, &reporter);
     if (leader(r)) {
         require(r, reporter_close(&reporter, &err), &err);
@@ -1007,7 +1021,9 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     if (speaks) options_print_command(&run->options, stdout);
     if (!plan(run, speaks, &arena, err)) return false;
     if (run->options.plan) return true;
-    run->matrix_rate = cpu_matrix_rate(run->threads);
+    int ranks_here = run->mpi ? 1 : (int)(run->options.sp * run->options.dp), busy = cpu_count();
+    if (busy > run->threads && busy > ranks_here) busy = run->threads > ranks_here ? run->threads : ranks_here;
+    run->matrix_rate = cpu_matrix_rate(busy); // of the processors that will work; every rank has a thread
     if (speaks) run_print_header(run, stdout, &arena);
     fflush(stdout);
     return true;
@@ -1026,14 +1042,16 @@ int main(int argc, char **argv) {
         }
         signal(SIGINT, on_signal);
         signal(SIGTERM, on_signal);
+        signal(SIGHUP, on_signal);
+        signal(SIGPIPE, SIG_IGN); // whoever read our lines has gone; training goes on
         signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported
         CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
         comm_engine_from_name(run.options.engine, &launch.engine);
         if (prepare(&run, speaks, &err) && !run.options.plan) comm_run(&launch, rank_main, &run, &err);
     }
     if (err.exit_code != 0) {
-        if (speaks) die(&err);
-        return err.exit_code;
+        if (!speaks) sleep(1); // process 0 says what all of them find, and ends all; else this one has to
+        die(&err);
     }
     run_close(&run);
     return stop_signal != 0 ? 128 + (int)stop_signal : 0;

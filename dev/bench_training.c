@@ -1,7 +1,7 @@
 // Whole training steps, measured from outside: runs ./train_gpt with small models, reads its JSON log, and prints
 // tokens per second beside the fraction of the machine's own matrix rate, which each run measures itself
 // (terminal/plan.h states the operations counted). Machines are shared and noisy: the two sides of a comparison run in
-// turn, and medians are shown.
+// turn, several times, and the ratio shown is the median of the pairs.
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
@@ -142,7 +142,8 @@ int main(int argc, char **argv) {
     print_row("byte model, T=16,384, 1 rank", run(program, BYTE_MODEL "--sp 1 --context 16384 --steps 2"));
     char shard[64], gpt2[256];
     write_shard(shard);
-    snprintf(gpt2, sizeof gpt2, "--model gpt2 --sp 1 --context 64 --batch 4 --micro-batch 4 --steps 6 --data %s", shard);
+    snprintf(gpt2, sizeof gpt2, "--model gpt2 --sp 1 --context 64 --batch 4 --micro-batch 4 --steps 6 --data %s",
+             shard);
     print_row("GPT-2 124M, vocabulary 50,257, T=64, 4 sequences, 1 rank", run(program, gpt2));
     unlink(shard);
     printf("\n4 ranks reach %.0f%% of the throughput of 1 rank (median of 3 pairs in turn).\n", 100 * ratio);

@@ -14,13 +14,13 @@ int32_t sample_token(const float *logits, float *room, int64_t V, double tempera
     qsort(room, (size_t)V, sizeof(float), descending);
     float most = room[0], least = top_k > 0 && top_k < V ? room[top_k - 1] : room[V - 1];
     if (temperature <= 0) least = most;
-    double inverse = temperature > 0 ? 1 / temperature : 1, sum = 0;
+    double divisor = temperature > 0 ? temperature : 1, sum = 0;
     for (int64_t v = 0; v < V; v++)
-        if (logits[v] >= least) sum += exp((logits[v] - most) * inverse);
+        if (logits[v] >= least) sum += exp((logits[v] - most) / divisor);
     double left = sum * uniform;
     int32_t token = 0;
     for (int64_t v = 0; v < V && left >= 0; v++) {
-        double weight = logits[v] >= least ? exp((logits[v] - most) * inverse) : 0;
+        double weight = logits[v] >= least ? exp((logits[v] - most) / divisor) : 0;
         if (weight == 0) continue; // never the choice, however `left` was rounded
         token = (int32_t)v;
         left -= weight;

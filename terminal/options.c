@@ -41,7 +41,7 @@ const Option options_table[] = {
 
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
-     "sequences per replica and pass, gradients being accumulated; 0: as many as memory allows"},
+     "sequences per replica and pass, gradients being accumulated; 0: up to 4,096 tokens per rank"},
     {"steps", INTEGER, TRAINING, "N", "450", AT(steps), 0, 1e12, "optimizer steps of the whole run"},
     {"lr", REAL, TRAINING, "X", "0", AT(lr), 0, 1e30, "highest learning rate; 0: from the width, 0.25 / C, at most 4e-3"},
     {"min-lr", REAL, TRAINING, "X", "0.1", AT(min_lr), 0, 1, "final learning rate, as a fraction of --lr"},
@@ -354,7 +354,8 @@ static bool check_ranks(const Options *options, Error *err) {
 }
 
 static bool check_together(const Options *options, Error *err) {
-    if (options->warmup > options->steps)
+    bool steps_are_known = !options->resume || options_given(options, "steps"); // else the checkpoint has them
+    if (steps_are_known && options->warmup > options->steps)
         return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)options->warmup,
                            (long long)options->steps);
     return check_needs(options, err) && check_model(options, err) && check_ranks(options, err);

@@ -40,6 +40,27 @@ static bool open_data(Run *run, Error *err) {
     return true;
 }
 
+uint64_t run_data_fingerprint(const Run *run) {
+    return tokens_fingerprint(run->train) ^ ((uint64_t)run->train_end * UINT64_C(0x9E3779B97F4A7C15));
+}
+
+// What the command line leaves open is as it was; what it gives has to fit.
+static bool settle_resumed(Options *o, const TrainingState *state, Error *err) {
+    if (!options_given(o, "steps")) o->steps = state->steps;
+    if (!options_given(o, "batch")) o->batch = state->batch;
+    const int64_t usual_warmup = 20;
+    if (!options_given(o, "warmup")) o->warmup = o->steps < usual_warmup ? o->steps : usual_warmup;
+    if (o->warmup > o->steps)
+        return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)o->warmup,
+                           (long long)o->steps);
+    int64_t pass = o->dp * (o->micro_batch > 0 ? o->micro_batch : 1);
+    if (o->batch % pass != 0)
+        return error_usage(err,
+                           "--batch %lld, that of the run to resume, is not a multiple of --micro-batch x --dp = %lld",
+                           (long long)o->batch, (long long)pass);
+    return true;
+}
+
 // The state of the run to resume, and that it is the same run.
 static bool open_resumed(Run *run, Error *err) {
     Options *o = &run->options;
@@ -50,7 +71,7 @@ static bool open_resumed(Run *run, Error *err) {
         return error_usage(
             err, "--resume: %s was trained with --context %lld, not %lld; use the same, or --init for a new run",
             run->resume_from, (long long)state->context, (long long)o->context);
-    if (state->data_fingerprint != tokens_fingerprint(run->train))
+    if (state->data_fingerprint != run_data_fingerprint(run))
         return error_usage(err,
                            "--resume: %s was trained on other data (number or sizes of files differ); give the same "
                            "--data, or use --init",
@@ -59,8 +80,7 @@ static bool open_resumed(Run *run, Error *err) {
     if ((uint64_t)o->seed != state->seed)
         return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed,
                            run->resume_from, (unsigned long long)state->seed);
-    if (!options_given(o, "steps")) o->steps = state->steps;
-    return true;
+    return settle_resumed(o, state, err);
 }
 
 // Sizes that were typed beside --resume must be those of the checkpoint.
@@ -77,6 +97,17 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
         if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
             return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
                                from, (long long)sizes[i].has);
+    if (options_given(o, "arch") && (strcmp(o->arch, "gpt2") == 0) == config_is_rotary(c))
+        return error_usage(err, "--arch %s: %s has the other architecture; leave it out", o->arch, from);
+    if ((o->untied && c->tied_embeddings) || (o->qkv_bias && !c->qkv_bias))
+        return error_usage(err, "--%s: %s is without it; leave it out",
+                           o->untied && c->tied_embeddings ? "untied" : "qkv-bias", from);
+    ModelConfig named;
+    if (!options_given(o, "model")) return true;
+    if (!config_from_options(&named, o, c->vocab_size, err)) return false;
+    if (named.layers != c->layers || named.dim != c->dim || named.heads != c->heads)
+        return error_usage(err, "--model %s: %s has %lld layers, %lld heads and width %lld; leave it out", o->model,
+                           from, (long long)c->layers, (long long)c->heads, (long long)c->dim);
     return true;
 }
 
@@ -131,6 +162,13 @@ static bool configure_attention(Run *run, Error *err) {
     a->shape.head_dim = c->head_dim;
     a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
     a->element_bytes = sizeof(float);
+    double elements = (double)run->micro_batch * (double)o->context * (double)c->layers *
+                      (double)(2 * c->ffn_dim + (c->heads + 2 * c->kv_heads) * c->head_dim + c->dim);
+    if (elements > 1e17)
+        return error_set(err,
+                         "out of memory: about %.1e activations are more than any machine holds; lower --context, "
+                         "--micro-batch or the model's sizes",
+                         elements);
     if (!exchange_from_name(o->attention, &a->exchange))
         return error_usage(err, "--attention %s: no such exchange", o->attention);
     return attention_resolve(a, err);

@@ -36,6 +36,8 @@ typedef struct Run {
 // From parsed options to all of the above but matrix_rate. Opens the data; reads the state of the run to resume, or the
 // model to start from; or sizes a new model.
 bool run_open(Run *run, Error *err);
+// Of the training split: a resume on another would not know its place in it.
+uint64_t run_data_fingerprint(const Run *run);
 void run_close(Run *run);
 // The few lines at the start of a run. rank_arena: one rank's memory.
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena);
