@@ -73,8 +73,8 @@ static bool open_resumed(Run *run, Error *err) {
             run->resume_from, (long long)state->context, (long long)o->context);
     if (state->data_fingerprint != run_data_fingerprint(run))
         return error_usage(err,
-                           "--resume: %s was trained on other data (number or sizes of files differ); give the same "
-                           "--data, or use --init",
+                           "--resume: %s was trained on other data (files, their sizes or --val-data differ); give "
+                           "the same, or use --init",
                            run->resume_from);
     if (!options_given(o, "seed")) o->seed = (int64_t)state->seed;
     if ((uint64_t)o->seed != state->seed)

@@ -95,9 +95,15 @@ static const BadInput bad_inputs[] = {
     {"resume_with_another_context", 2, "--out @/run --resume --context 32",
      "--resume: @/run/step-00000002 was trained with --context 16, not 32; use the same, or --init for a new run"},
     {"resume_on_other_data", 2, "--out @/run --resume --data @/other",
-     "--resume: @/run/step-00000002 was trained on other data (number or sizes of files differ); give the same --data, "
-     "or "
-     "use --init"},
+     "--resume: @/run/step-00000002 was trained on other data (files, their sizes or --val-data differ); "
+     "give the same, or use --init"},
+    {"resume_on_another_split", 2, "--out @/run --resume --val-data @/other",
+     "--resume: @/run/step-00000002 was trained on other data (files, their sizes or --val-data differ); "
+     "give the same, or use --init"},
+    {"resume_with_another_architecture", 2, "--out @/run --resume --arch gpt2",
+     "--arch gpt2: @/run/step-00000002 has the other architecture; leave it out"},
+    {"resume_with_a_longer_warmup", 2, "--out @/run --resume --warmup 99 --steps 98",
+     "--warmup 99 is longer than the run: --steps is 98"},
     {"resume_with_another_model", 2, "--out @/run --resume --layers 2",
      "--layers 2: @/run/step-00000002 has 1; leave it out"},
     {"new_run_over_an_old_one", 2, "--out @/run",
