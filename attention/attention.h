@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 typedef enum Exchange {
-    EXCHANGE_AUTO, // the cheapest by attention_bytes()
+    EXCHANGE_AUTO, // the least cost by attention/cost.c, bytes hidden behind work not counted
     EXCHANGE_RING,
     EXCHANGE_GATHER,
     EXCHANGE_ULYSSES,
