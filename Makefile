@@ -1,9 +1,13 @@
-# train_gpt: builds with a C compiler and make alone; uses OpenMP, a CBLAS and MPI where scripts/detect finds them.
+# train_gpt: builds with a C compiler and make alone; uses OpenMP, a CBLAS, MPI and CUDA where scripts/detect finds them.
 #
 #   make             build ./train_gpt
 #   make run         set up, build, and train a small model on the bundled corpus
 #   make test        set up, build and run every test: as released, and under sanitizers
+#   make ladder      attention kernels from naive to fast: build/release/dev/ladder, and ladder-emulated for this CPU
 #   make bench       measure against the machine's own matrix rate
+#   make test-gpu    the tests of the CUDA device on this machine's GPU, and under compute-sanitizer where it is
+#   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
+#   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
 #   make clean       remove what was built
 #   make help        this list
@@ -11,7 +15,8 @@
 #   make test-release, test-asan, test-tsan      one build's tests;  TEST="options random": only these programs
 #   make CC=clang BUILD=build/clang              another compiler, in a folder of its own
 #   make corpus                                  gathers the bundled corpus anew (make does it in a fresh build)
-#   make WITHOUT="mpi cblas openmp"              leaves out some of what was found
+#   make WITHOUT="mpi cblas openmp cuda emulated"  leaves out some of what was found
+#   make ARCHS="80 90a"                          compiles for these GPUs (default: those here, or every one it knows)
 #   make V=1                                     shows whole commands
 
 BUILD    ?= build/release
@@ -34,12 +39,37 @@ ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> 
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
 
-OBJECTS := $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=$(BUILD)/%.$(isa).o))
+# CUDA's kernels, for two devices: `cuda` by nvcc, and `emulated` by a C++ compiler over dev/cuda_on_cpu, whose own
+# objects are joined with the kernels' into one that shows nothing but how to open the device: so both live in one
+# program. CUDA and EMULATED come from config.mk. libraries.cu opens the real libraries: the emulated device has its own.
+KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu comm/cuda/*.cu)
+EMULATOR         := $(wildcard dev/cuda_on_cpu/*.cpp)
+ALL_ARCHS        := 80 89 90a 100 120
+ARCHS            ?= $(FOUND_ARCHS)
+NVCC             = $(CUDA)/bin/nvcc
+CUDA_FOLDER      = $(BUILD)/cuda-$(subst $() ,-,$(strip $(ARCHS)))
+CUDA_OBJECTS     = $(if $(CUDA),$(KERNELS:%.cu=$(CUDA_FOLDER)/%.o))
+CUDA_COMPILE     = $(NVCC) -std=c++17 -I. -O3 -lineinfo --Werror all-warnings \
+                   -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
+                   -Xptxas --warn-on-spills -DCUDA_LIBRARIES='"$(CUDA)/lib64"' \
+                   $(foreach arch,$(ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
+                   -gencode arch=compute_$(lastword $(ARCHS)),code=compute_$(lastword $(ARCHS))
+EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Idev/cuda_on_cpu -g $(WARNINGS) -Wno-unknown-pragmas -pthread -MMD \
+                   -MP -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-gnu-unique
+# -fsanitize=thread makes the compiler name every memory access, which dev/cuda_on_cpu checks; no sanitizer is linked.
+EMULATED_KERNEL  = $(CXX) $(EMULATED_FLAGS) -O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 \
+                   -Dcuda_device=emulated_device -Dcuda_device_count=emulated_device_count -x c++
+EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)
+EMULATED_OBJECTS = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out layers/cuda/libraries.cu,$(KERNELS)))
+
+OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=$(BUILD)/%.$(isa).o)) \
+          $(if $(EMULATED),$(BUILD)/emulated.o) $(CUDA_OBJECTS)
 LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
 .PHONY: all run setup bench corpus clean help test test-release test-asan test-tsan \
-        build-release build-asan build-tsan test-programs FORCE
+        build-release build-asan build-tsan build-archs cuda-objects test-programs FORCE \
+        test-gpu gpu-check gpu-bundle gpu-bundle-programs ladder
 .DELETE_ON_ERROR:
 .SECONDARY: # object files are kept
 all: train_gpt
@@ -51,10 +81,10 @@ ifneq ($(filter-out run setup corpus clean help test test-release test-asan test
 -include $(BUILD)/config.mk
 endif
 $(BUILD)/config.mk: scripts/detect $(BUILD)/config.key
-	@CC="$(CC)" SANITIZE="$(SANITIZE)" WITHOUT="$(WITHOUT)" scripts/detect > $@.new && mv $@.new $@
+	@CC="$(CC)" CXX="$(CXX)" SANITIZE="$(SANITIZE)" WITHOUT="$(WITHOUT)" scripts/detect > $@.new && mv $@.new $@
 $(BUILD)/config.key: FORCE
 	@mkdir -p $(@D)
-	@echo '$(CC)' "`$(CC) --version 2> /dev/null | head -n 1`" '$(SANITIZE) $(WITHOUT) $(OPT) $(CFLAGS) $(LDFLAGS)' \
+	@echo '$(CC) $(CXX)' "`$(CC) --version 2> /dev/null | head -n 1; $(CXX) -dumpversion 2> /dev/null`" '$(SANITIZE) $(WITHOUT) $(OPT) $(CFLAGS) $(LDFLAGS)' \
 	    "`scripts/detect --modules`" > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
@@ -68,7 +98,7 @@ endif
 train_gpt: $(BUILD)/train_gpt
 	@cp $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/corpus.o $(LIBRARY)
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
 
@@ -102,6 +132,31 @@ $(BUILD)/%.o: %.c $(BUILD)/config.mk
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) -c $< -o $@
 
+cuda-objects: $(CUDA_OBJECTS)
+
+define cuda_rule
+$(CUDA_FOLDER)/%.o: %.cu $(BUILD)/config.mk
+	$$(call say,NVCC)
+	@mkdir -p $$(@D)
+	$$(Q)$$(CUDA_COMPILE) -MMD -MP -c $$< -o $$@
+endef
+$(if $(CUDA),$(eval $(call cuda_rule)))
+
+$(BUILD)/emulated.o: $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
+	$(call say,LD  )
+	$(Q)ld -r --force-group-allocation $^ -o $@
+	$(Q)objcopy --keep-global-symbol=emulated_device --keep-global-symbol=emulated_device_count $@
+
+$(BUILD)/emulated/%.o: %.cu $(BUILD)/config.mk
+	$(call say,C++ )
+	@mkdir -p $(@D)
+	$(Q)$(EMULATED_KERNEL) -c $< -o $@
+
+$(BUILD)/emulated/%.o: %.cpp $(BUILD)/config.mk
+	$(call say,C++ )
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(EMULATED_FLAGS) -O2 -c $< -o $@
+
 define simd_rule
 $(BUILD)/%.$(1).o: %.c $(BUILD)/config.mk
 	$$(call say,CC  )
@@ -113,6 +168,30 @@ $(foreach isa,$(ISAS),$(eval $(call simd_rule,$(isa))))
 $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
+
+# A test of the emulator itself is joined with it, and shows nothing but its main.
+$(BUILD)/emulated/test/%.whole.o: $(BUILD)/emulated/test/%.o $(EMULATOR_OBJECTS)
+	$(Q)ld -r --force-group-allocation $^ -o $@
+	$(Q)objcopy --keep-global-symbol=main $@
+$(BUILD)/test/%: $(BUILD)/emulated/test/%.whole.o $(LIBRARY)
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
+
+# The ladder of attention kernels, on this CPU and, where there is nvcc, for GPUs.
+LADDER := $(wildcard dev/ladder/*.cu)
+ladder: $(if $(EMULATED),$(BUILD)/dev/ladder-emulated) $(if $(CUDA),$(BUILD)/dev/ladder)
+$(BUILD)/emulated/ladder.whole.o: $(LADDER:%.cu=$(BUILD)/emulated/%.o) $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
+	$(Q)ld -r --force-group-allocation $^ -o $@
+	$(Q)objcopy --keep-global-symbol=main $@
+$(BUILD)/dev/ladder-emulated: $(BUILD)/emulated/ladder.whole.o $(LIBRARY)
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(LINK) $^ $(LIBS) -o $@
+$(BUILD)/dev/ladder: $(LADDER:%.cu=$(CUDA_FOLDER)/%.o) $(LIBRARY)
+	$(call say,LINK)
+	@mkdir -p $(@D)
+	$(Q)$(LINK) $^ $(LIBS) -o $@
 
 $(BUILD)/dev/%: $(BUILD)/dev/%.o $(LIBRARY)
 	$(call say,LINK)
@@ -137,11 +216,10 @@ bench: $(BENCHES)
 
 # The programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
 # does without the sanitizer's knowledge it would take for races.
-RANKS_TESTS   := attention cli comm comm_failure model training
-TEST          ?= $(patsubst test/test_%.c,%,$(wildcard test/test_*.c))
-TEST_SOURCES   = $(TEST:%=test/test_%.c)
-RELEASE_TESTS  = $(TEST_SOURCES:%.c=$(BUILD)/%)
-ASAN_TESTS     = $(TEST_SOURCES:%.c=build/asan/%)
+RANKS_TESTS   := attention cli comm comm_device comm_failure comm_sockets model training
+TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
+RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out cuda_on_cpu,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
@@ -154,8 +232,12 @@ build-tsan: setup
 	+@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
 test-programs: $(BUILD)/train_gpt $(PROGRAMS)
 	@:
+# Every kernel for every architecture, where there is nvcc: a warning or a register spilled to memory is an error.
+build-archs: setup
+	+@if scripts/detect --toolkit > /dev/null; then $(submake) cuda-objects ARCHS="$(ALL_ARCHS)"; \
+	else echo "skipped: no nvcc here, so the kernels are not compiled for GPUs"; fi
 
-test: build-release build-asan build-tsan
+test: build-release build-asan build-tsan build-archs
 	@scripts/run-tests $(RELEASE_TESTS) $(ASAN_TESTS) $(TSAN_TESTS)
 test-release: build-release
 	@scripts/run-tests $(RELEASE_TESTS)
@@ -163,6 +245,33 @@ test-asan: build-asan
 	@scripts/run-tests $(ASAN_TESTS)
 test-tsan: build-tsan
 	@scripts/run-tests $(TSAN_TESTS)
+
+# ---- a GPU at hand --------------------------------------------------------------------------------------------------
+
+# What runs on a GPU too: with TEST_DEVICE=cuda these programs open the first GPU instead of the emulated one.
+GPU_TESTS = $(filter-out cuda_on_cpu,$(filter cuda_% comm_device training_cuda,$(TEST)))
+
+test-gpu: build-release
+	@TEST_DEVICE=cuda TEST_TIMEOUT=300 scripts/run-tests $(GPU_TESTS:%=$(BUILD)/test/test_%)
+	@dev/gpu_check/sanitize $(GPU_TESTS:%=$(BUILD)/test/test_%)
+
+gpu-check: build-release
+	+@$(submake) $(BENCHES)
+	@dev/gpu_check/run $(BUILD) build/gpu-report
+
+# Needs nothing there but a driver, cuBLASLt and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
+gpu-bundle: setup
+	+@$(submake) gpu-bundle-programs BUILD=build/bundle WITHOUT="mpi cblas openmp emulated"
+	@rm -rf build/gpu-bundle && mkdir -p build/gpu-bundle/bin/test build/gpu-bundle/bin/dev build/gpu-bundle/bin/lib \
+	    build/gpu-bundle/dev build/gpu-bundle/scripts
+	@cp -r dev/gpu_check build/gpu-bundle/dev/ && cp scripts/run-tests build/gpu-bundle/scripts/
+	@cp build/bundle/train_gpt build/gpu-bundle/bin/ && cp $(BENCHES:$(BUILD)/%=build/bundle/%) build/gpu-bundle/bin/dev/
+	@cp $(GPU_TESTS:%=build/bundle/test/test_%) build/gpu-bundle/bin/test/
+	@cp "$$(ldd build/bundle/test/test_comm_device | sed -n 's/.*libcmocka.* => \([^ ]*\).*/\1/p')" build/gpu-bundle/bin/lib/
+	@git describe --always --dirty > build/gpu-bundle/bin/VERSION 2> /dev/null || true
+	@strip build/gpu-bundle/bin/train_gpt build/gpu-bundle/bin/*/test_* build/gpu-bundle/bin/dev/bench_*
+	@du -sh build/gpu-bundle && echo "there: build/gpu-bundle/dev/gpu_check/run build/gpu-bundle/bin OUT"
+gpu-bundle-programs: $(BUILD)/train_gpt $(GPU_TESTS:%=$(BUILD)/test/test_%) $(BENCHES)
 
 clean:
 	rm -rf build train_gpt

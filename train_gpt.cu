@@ -1,10 +1,11 @@
 // train_gpt: trains GPT models whose sequences are sharded over ranks, so that the context can be very long.
 //
 // This file is the story, top to bottom: what a rank holds in memory, the forward pass, the loss, the backward pass,
-// the optimizer, evaluation and generation, the training loop, and how the ranks are started. It is plain C that a C
-// compiler and nvcc both take; everything that computes stands behind the Device table (layers/device.h), everything
-// that distributes attention behind attention/attention.h, and everything that ranks say to each other behind
-// comm/comm.h.
+// the optimizer, evaluation, the training loop, and how the ranks are started. (What a rank holds stands in
+// train_gpt.h, generation in generation.c.) It is plain C; everything that computes stands behind the Device table
+// (layers/device.h), everything that distributes attention behind attention/attention.h, and everything that ranks say
+// to each other behind comm/comm.h. On a GPU these calls only enter a queue: the host runs ahead, and waits once a step
+// (read_sums).
 //
 // One step, seen from one rank:
 //
@@ -28,91 +29,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "attention/attention.h"
-#include "base/arena.h"
 #include "base/cpu_features.h"
-#include "base/random.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/dump.h"
-#include "comm/comm.h"
 #include "dataloader/bigram.h"
-#include "dataloader/loader.h"
-#include "layers/device.h"
-#include "model/parameters.h"
-#include "model/sampling.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
-#include "terminal/run.h"
-#include "terminal/sample.h"
+#include "train_gpt.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What a rank holds
-
-// The results of the forward pass that the backward pass needs, and buffers for both. Each entry marked (L, ...) has
-// one part a layer when training and one part in all when only evaluating one token after the other (generation).
-// Norms' outputs and the MLP's activation are cheap to compute again, so the backward pass does that instead of keeping
-// them.
-typedef struct Activations {
-    int64_t rows, sequences; // n, B
-    bool per_layer;
-    int32_t *tokens, *targets, *positions; // (n)
-    float *cos_table, *sin_table;          // (Tl, D/2) angles of this rank's positions
-    int64_t table_rows;                    // Tl
-    void *residual;                        // (L+1, n, C) what enters each layer, then the final norm
-    void *middle;                          // (L, n, C) the residual between attention and MLP
-    void *qkv;                             // (L, n, (H + 2 KV) D) after rotary
-    void *attended;                        // (L, n, H D)
-    float *log_sum_exp;                    // (L, B, H, Tl)
-    void *up;                              // (L, n, U) before the activation; U = F, or 2F for gate and up
-    float *mean, *rstd;                    // (n) of the norm at work
-    void *normed;                          // (n, C)
-    void *branch;                          // (n, C) what attention or the MLP adds to the residual
-    void *activated;                       // (n, F)
-    void *logits;                          // (classifier_rows, V)
-    int64_t classifier_rows;               // logits exist only for so many rows at a time
-    float *losses;                         // (classifier_rows)
-} Activations;
-
-// Gradients on their way back through the layers; the last pass's are overwritten by the next.
-typedef struct ActivationGradients {
-    void *residual;  // (n, C)
-    void *normed;    // (n, C)
-    void *qkv;       // (n, (H + 2 KV) D)
-    void *attended;  // (n, H D)
-    void *up;        // (n, U)
-    void *activated; // (n, F)
-} ActivationGradients;
-
-// Keys and values of all tokens so far, for generation.
-typedef struct KeyValueCache {
-    void *k, *v; // (L, capacity, KV D)
-    int64_t capacity, length;
-    float *accumulator, *max, *sum; // the attention state of the rows at work
-} KeyValueCache;
-
-typedef struct Rank {
-    const Run *run;
-    Device device;
-    Comm *world, *sequence; // all ranks; the P ranks that share my sequences
-    int replica;            // which of the --dp
-    Arena arena;
-    Attention attention;
-    Shard shard;                    // my tokens of a sequence
-    int64_t slice_begin, slice_end; // the part of the flat parameters whose optimizer state is mine
-    int64_t *slice_counts;          // (world) sizes of all ranks' slices
-    void *weights;                  // (total) storage type
-    float *master;                  // (slice) fp32 weights; on the CPU part of `weights`
-    float *gradients;               // (total)
-    float *exp_avg, *exp_avg_sq;    // (slice) AdamW's moments
-    Activations act;
-    ActivationGradients grad;
-    Loader loader;
-    int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
-    float *dump_logits; // (n, V) of the pass at work, NULL: not wanted
-} Rank;
-
-static int64_t qkv_width(const ModelConfig *c) { return (c->heads + 2 * c->kv_heads) * c->head_dim; }
-static int64_t up_width(const ModelConfig *c) { return c->architecture == ARCH_GPT2 ? c->ffn_dim : 2 * c->ffn_dim; }
+// What a rank holds, laid out
 
 // The part of a (L, ...) buffer that belongs to a layer; `elements` is the size of one part.
 static void *layer_part(const Device *device, const Activations *act, void *buffer, int64_t layer, int64_t elements) {
@@ -126,8 +52,8 @@ static int64_t rows_of_logits(int64_t rows, int64_t vocab_size) {
     return rows < fit ? rows : fit;
 }
 
-static void lay_out_activations(Activations *a, const ModelConfig *c, const Device *device, Arena *arena,
-                                int64_t sequences, int64_t tokens_per_sequence, bool per_layer) {
+void lay_out_activations(Activations *a, const ModelConfig *c, const Device *device, Arena *arena, int64_t sequences,
+                         int64_t tokens_per_sequence, bool per_layer) {
     int64_t n = sequences * tokens_per_sequence, layers = per_layer ? c->layers : 1;
     size_t element = device->element_bytes;
     a->rows = n;
@@ -155,7 +81,7 @@ static void lay_out_activations(Activations *a, const ModelConfig *c, const Devi
     a->activated = arena_take(arena, "buffers of one layer", n * c->ffn_dim * element);
     a->classifier_rows = rows_of_logits(n, c->vocab_size);
     a->logits = arena_take(arena, "logits", a->classifier_rows * c->vocab_size * element);
-    a->losses = (float *)arena_take(arena, "logits", a->classifier_rows * sizeof(float));
+    a->losses = (float *)arena_take(arena, "logits", n * sizeof(float));
 }
 
 static void lay_out_gradients(ActivationGradients *g, const ModelConfig *c, const Device *device, Arena *arena,
@@ -166,7 +92,14 @@ static void lay_out_gradients(ActivationGradients *g, const ModelConfig *c, cons
     g->qkv = arena_take(arena, "activation gradients", n * qkv_width(c) * element);
     g->attended = arena_take(arena, "activation gradients", n * c->heads * c->head_dim * element);
     g->up = arena_take(arena, "activation gradients", n * up_width(c) * element);
-    g->activated = arena_take(arena, "activation gradients", n * c->ffn_dim * element);
+    if (c->architecture != ARCH_GPT2)
+        g->activated = arena_take(arena, "activation gradients", n * c->ffn_dim * element);
+}
+
+// Where the slice of rank `rank` begins, in elements: at a multiple of 64, so that every slice can be read and written
+// in whole cache lines.
+static int64_t slice_start(int64_t total, int rank, int ranks) {
+    return rank == ranks ? total : total * rank / ranks / 64 * 64;
 }
 
 // All of a rank's memory. Runs first over no memory, to add up, then over the real block.
@@ -179,8 +112,8 @@ static void lay_out_rank(Rank *r, int world_rank) {
     r->replica = world_rank / (int)run->options.sp;
     int sequence_rank = world_rank % (int)run->options.sp;
     r->shard = shard_of(run->options.context, (int)run->options.sp, sequence_rank);
-    r->slice_begin = total * world_rank / ranks;
-    r->slice_end = total * (world_rank + 1) / ranks;
+    r->slice_begin = slice_start(total, world_rank, ranks);
+    r->slice_end = slice_start(total, world_rank + 1, ranks);
     int64_t slice = r->slice_end - r->slice_begin;
 
     r->weights = arena_take(arena, "weights", total * r->device.element_bytes);
@@ -190,6 +123,7 @@ static void lay_out_rank(Rank *r, int world_rank) {
     r->gradients = (float *)arena_take(arena, "gradients", total * sizeof(float));
     r->exp_avg = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->exp_avg_sq = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
+    r->sums = (StepSums *)arena_take(arena, "sums of a step", sizeof(StepSums));
     lay_out_activations(&r->act, c, &r->device, arena, run->micro_batch, r->shard.tokens, true);
     lay_out_gradients(&r->grad, c, &r->device, arena, r->act.rows);
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
@@ -206,7 +140,6 @@ static size_t bytes_of_rank(Rank *r, int world_rank) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-static void *weight(const Rank *r, int64_t offset) { return offset < 0 ? NULL : at(&r->device, r->weights, offset); }
 static float *gradient(const Rank *r, int64_t offset) { return offset < 0 ? NULL : r->gradients + offset; }
 
 // act->normed = norm(x + delta), leaving x + delta in `sum`; or norm(x) where delta is NULL.
@@ -228,23 +161,18 @@ static void activation_forward(Rank *r, Activations *act, const void *up) {
     else d->swiglu_forward(d, act->activated, up, act->rows, c->ffn_dim);
 }
 
-// Heads side by side in rows of `width` elements, `tokens` rows to a sequence.
-static TokenView token_view(void *data, int64_t width, int64_t tokens) {
-    TokenView view = {data, tokens * width, width};
-    return view;
-}
-
-// The queries, keys and values inside a fused (n, (H + 2 KV) D) buffer.
-typedef struct Heads {
-    TokenView q, k, v;
-} Heads;
-
-static Heads heads_of(const Rank *r, void *qkv, int64_t tokens) {
+// act->branch = down(activation(up(act->normed))), leaving up's output in `up`.
+static void mlp_forward(Rank *r, Activations *act, void *up, const LayerOffsets *w) {
     const ModelConfig *c = &r->run->config;
-    int64_t width = qkv_width(c), q_width = c->heads * c->head_dim, kv_width = c->kv_heads * c->head_dim;
-    Heads heads = {token_view(qkv, width, tokens), token_view(at(&r->device, qkv, q_width), width, tokens),
-                   token_view(at(&r->device, qkv, q_width + kv_width), width, tokens)};
-    return heads;
+    Device *d = &r->device;
+    int64_t n = act->rows, C = c->dim, F = c->ffn_dim;
+    if (c->architecture == ARCH_GPT2)
+        d->matmul_gelu_forward(d, act->activated, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, F);
+    else {
+        d->matmul_forward(d, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, 2 * F);
+        d->swiglu_forward(d, act->activated, up, n, F);
+    }
+    d->matmul_forward(d, act->branch, act->activated, weight(r, w->down), weight(r, w->down_bias), n, F, C);
 }
 
 // Rotates queries and keys, which stand side by side at the start of each row, by their positions' angles; or back.
@@ -255,41 +183,9 @@ static void rotate(Rank *r, const Activations *act, void *qkv, bool inverse) {
                      c->heads + c->kv_heads, c->head_dim, inverse);
 }
 
-// Generation's attention: the new rows' keys and values join the cache, and the new queries attend to all of it.
-static void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, void *attended, Heads new_rows) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    int64_t width = c->kv_heads * c->head_dim, q_width = c->heads * c->head_dim, n = act->rows;
-    void *k = at(d, cache->k, l * cache->capacity * width), *v = at(d, cache->v, l * cache->capacity * width);
-    size_t row_bytes = width * d->element_bytes, stride = qkv_width(c) * d->element_bytes;
-    d->copy_strided(d, at(d, k, cache->length * width), row_bytes, new_rows.k.data, stride, n, row_bytes);
-    d->copy_strided(d, at(d, v, cache->length * width), row_bytes, new_rows.v.data, stride, n, row_bytes);
-
-    const AttentionShape shape = {1, c->heads, c->kv_heads, c->head_dim, r->run->attention.shape.scale};
-    QueryForward query;
-    memset(&query, 0, sizeof query);
-    query.chunk.start = cache->length;
-    query.chunk.length = n;
-    query.q = new_rows.q;
-    query.accumulator.data = cache->accumulator;
-    query.accumulator.batch_stride = n * q_width;
-    query.accumulator.token_stride = q_width;
-    query.max.data = cache->max;
-    query.sum.data = cache->sum;
-    query.max.head_stride = query.sum.head_stride = n;
-    KeyValue keys;
-    memset(&keys, 0, sizeof keys);
-    keys.chunk.length = cache->length + n;
-    keys.k = token_view(k, width, cache->capacity);
-    keys.v = token_view(v, width, cache->capacity);
-    d->attention->begin(d, &shape, &query);
-    d->attention->forward_pair(d, &shape, &query, &keys);
-    d->attention->finish(d, &shape, &query, token_view(attended, q_width, n), query.max);
-}
-
 // act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache:
 // generation.
-static void forward(Rank *r, Activations *act, KeyValueCache *cache) {
+void forward(Rank *r, Activations *act, KeyValueCache *cache) {
     const ModelConfig *c = &r->run->config;
     const ParameterTable *table = &r->run->table;
     Device *d = &r->device;
@@ -324,10 +220,7 @@ static void forward(Rank *r, Activations *act, KeyValueCache *cache) {
                           HD, C);
 
         norm_forward(r, act, middle, residual, act->branch, w->norm2, w->norm2_bias);
-        d->matmul_forward(d, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, U);
-        activation_forward(r, act, up);
-        d->matmul_forward(d, act->branch, act->activated, weight(r, w->down), weight(r, w->down_bias), n, c->ffn_dim,
-                          C);
+        mlp_forward(r, act, up, w);
     }
     void *middle_last = layer_part(d, act, act->middle, c->layers - 1, n * C);
     norm_forward(r, act, layer_part(d, act, act->residual, c->layers, n * C), middle_last, act->branch,
@@ -335,29 +228,35 @@ static void forward(Rank *r, Activations *act, KeyValueCache *cache) {
     if (cache != NULL) cache->length += n;
 }
 
-// The classifier, a few rows at a time. Returns the sum of the losses (nats) of the first `counted` rows. With d_loss
-// != 0, the gradient of d_loss * (that sum) goes into the classifier's weights and, by the final norm's output, into
-// r->grad.normed.
-static double classify(Rank *r, float d_loss, int64_t counted) {
+// --dump: the logits of the rows at work, on the host. Waits for the device.
+static void keep_logits(Rank *r, int64_t first, int64_t rows) {
+    Device *d = &r->device;
+    int64_t V = r->run->config.vocab_size;
+    float *host = r->dump_logits + first * V;
+    d->to_float(d, d->host_memory ? host : r->dump_room, r->act.logits, rows * V);
+    if (!d->host_memory) d->download(d, host, r->dump_room, (size_t)(rows * V) * sizeof(float));
+}
+
+// The classifier, a few rows at a time. Adds the losses (nats) of the first `counted` rows to r->sums. With d_loss !=
+// 0, the gradient of d_loss * (the sum of all losses) goes into the classifier's weights and, by the final norm's
+// output, into r->grad.normed.
+static void classify(Rank *r, float d_loss, int64_t counted) {
     const ModelConfig *c = &r->run->config;
     const ParameterTable *table = &r->run->table;
     Device *d = &r->device;
     Activations *act = &r->act;
     int64_t C = c->dim, V = c->vocab_size;
-    double sum = 0;
     for (int64_t first = 0; first < act->rows; first += act->classifier_rows) {
         int64_t rows = act->rows - first < act->classifier_rows ? act->rows - first : act->classifier_rows;
         void *normed = at(d, act->normed, first * C);
         d->matmul_forward(d, act->logits, normed, weight(r, table->classifier), NULL, rows, C, V);
-        if (r->dump_logits != NULL) d->to_float(d, r->dump_logits + first * V, act->logits, rows * V);
-        d->classifier(d, act->logits, act->losses, act->targets + first, rows, V, d_loss);
-        int64_t counted_here = counted - first < rows ? counted - first : rows;
-        if (counted_here > 0) sum += d->sum(d, act->losses, counted_here);
+        if (r->dump_logits != NULL) keep_logits(r, first, rows);
+        d->classifier(d, act->logits, act->losses + first, act->targets + first, rows, V, d_loss);
         if (d_loss == 0) continue;
         d->matmul_backward(d, at(d, r->grad.normed, first * C), gradient(r, table->classifier), NULL, act->logits,
                            normed, weight(r, table->classifier), rows, C, V, false);
     }
-    return sum;
+    d->sum(d, &r->sums->losses, act->losses, counted);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -377,11 +276,20 @@ static void norm_backward(Rank *r, const void *x, int64_t scale, int64_t bias) {
                             act->rows, c->dim);
 }
 
-static void activation_backward(Rank *r, const void *up) {
+// r->grad.up = the gradient that comes through down(activation(up)) from r->grad.residual. Needs act->activated.
+static void mlp_backward(Rank *r, const void *up, const LayerOffsets *w) {
     const ModelConfig *c = &r->run->config;
     Device *d = &r->device;
-    if (c->architecture == ARCH_GPT2) d->gelu_backward(d, r->grad.up, r->grad.activated, up, r->act.rows * c->ffn_dim);
-    else d->swiglu_backward(d, r->grad.up, r->grad.activated, up, r->act.rows, c->ffn_dim);
+    const ActivationGradients *g = &r->grad;
+    const void *down = weight(r, w->down), *activated = r->act.activated;
+    float *d_down = gradient(r, w->down), *d_bias = gradient(r, w->down_bias);
+    int64_t n = r->act.rows, C = c->dim, F = c->ffn_dim;
+    if (c->architecture == ARCH_GPT2) {
+        d->matmul_gelu_backward(d, g->up, d_down, d_bias, g->residual, activated, up, down, n, F, C);
+        return;
+    }
+    d->matmul_backward(d, g->activated, d_down, d_bias, g->residual, activated, down, n, F, C, false);
+    d->swiglu_backward(d, g->up, g->activated, up, n, F);
 }
 
 // From r->grad.normed (set by classify) to every parameter's gradient, added to r->gradients.
@@ -391,7 +299,7 @@ static void backward(Rank *r) {
     Device *d = &r->device;
     Activations *act = &r->act;
     ActivationGradients *g = &r->grad;
-    int64_t n = act->rows, C = c->dim, HD = c->heads * c->head_dim, U = up_width(c), F = c->ffn_dim;
+    int64_t n = act->rows, C = c->dim, HD = c->heads * c->head_dim, U = up_width(c);
     int64_t tokens = n / act->sequences;
 
     d->zero(d, g->residual, n * C * d->element_bytes);
@@ -405,9 +313,7 @@ static void backward(Rank *r) {
         // residual[l+1] = middle + down(activation(up(norm2(middle))))
         norm_forward(r, act, NULL, middle, NULL, w->norm2, w->norm2_bias);
         activation_forward(r, act, up);
-        d->matmul_backward(d, g->activated, gradient(r, w->down), gradient(r, w->down_bias), g->residual,
-                           act->activated, weight(r, w->down), n, F, C, false);
-        activation_backward(r, up);
+        mlp_backward(r, up, w);
         d->matmul_backward(d, g->normed, gradient(r, w->up), gradient(r, w->up_bias), g->up, act->normed,
                            weight(r, w->up), n, C, U, false);
         norm_backward(r, middle, w->norm2, w->norm2_bias);
@@ -447,14 +353,25 @@ static double learning_rate(const Options *o, int64_t step, int64_t steps) { // 
     return floor_rate + 0.5 * (o->lr - floor_rate) * (1 + cos(3.141592653589793 * (done < 1 ? done : 1)));
 }
 
-// Leaves in this rank's slice of the gradients the sum over ranks; returns the norm of the whole gradient.
-static double sum_gradients(Rank *r) {
+// Leaves in this rank's slice of the gradients the sum over ranks, and in r->sums its squares.
+static void sum_gradients(Rank *r) {
+    Device *d = &r->device;
     comm_doing(r->world, "sum of gradients");
     float *mine = r->gradients + r->slice_begin;
-    comm_reduce_scatter_sum(r->world, mine, r->gradients, r->slice_counts);
-    double squares = r->device.sum_of_squares(&r->device, mine, r->slice_end - r->slice_begin);
-    comm_all_reduce_sum(r->world, &squares, 1);
-    return sqrt(squares);
+    comm_reduce_scatter_sum(r->world_tensors, mine, r->gradients, r->slice_counts);
+    d->sum_of_squares(d, &r->sums->squares, mine, r->slice_end - r->slice_begin);
+}
+
+// The sums over all ranks. The one place in a step where the host waits for the device: clipping needs the norm, and
+// the loop has to know that both are numbers.
+static StepSums read_sums(Rank *r) {
+    StepSums sums;
+    r->device.download(&r->device, &sums, r->sums, sizeof sums);
+    double both[2] = {sums.losses, sums.squares};
+    comm_all_reduce_sum(r->world, both, 2);
+    sums.losses = both[0];
+    sums.squares = both[1];
+    return sums;
 }
 
 static size_t *slice_bytes(const Rank *r, size_t element_bytes) {
@@ -471,7 +388,7 @@ static void gather_slices(Rank *r, void *flat, size_t element_bytes) {
         error_set(&err, "out of memory");
         comm_fail(r->world, &err);
     }
-    comm_all_gather(r->world, flat, bytes);
+    comm_all_gather(r->world_tensors, flat, bytes);
     free(bytes);
 }
 
@@ -505,6 +422,8 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
 // ---------------------------------------------------------------------------------------------------------------------
 // One pass, one step, evaluation
 
+static double tokens_in_step(const Run *run) { return (double)run->options.batch * (double)run->options.context; }
+
 // Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
 static void load(Rank *r, const Loader *loader, const int64_t *window, int64_t count) {
     Activations *act = &r->act;
@@ -522,141 +441,37 @@ static void load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
     }
 }
 
-// Forward and backward over this replica's share of a batch of windows; returns the mean loss over all tokens of all
-// ranks.
-static double forward_backward(Rank *r, const int64_t *window) {
+// Forward and backward over this replica's share of a batch of windows: leaves this rank's gradients of the mean loss
+// over all tokens of all ranks, and in r->sums its losses.
+static void forward_backward(Rank *r, const int64_t *window) {
     const Run *run = r->run;
+    Device *d = &r->device;
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
-    double tokens_in_step = (double)run->options.batch * (double)run->options.context, sum = 0;
-    r->device.zero(&r->device, r->gradients, run->table.total * sizeof(float));
+    d->zero(d, r->gradients, run->table.total * sizeof(float));
+    d->zero(d, r->sums, sizeof *r->sums);
     for (int64_t done = 0; done < per_replica; done += micro) {
         load(r, &r->loader, window + r->replica * per_replica + done, micro);
         comm_doing(r->world, "forward pass");
         forward(r, &r->act, NULL);
-        sum += classify(r, (float)(1.0 / tokens_in_step), r->act.rows);
+        classify(r, (float)(1.0 / tokens_in_step(run)), r->act.rows);
         comm_doing(r->world, "backward pass");
         backward(r);
     }
-    comm_doing(r->world, "sum of losses");
-    comm_all_reduce_sum(r->world, &sum, 1);
-    return sum / tokens_in_step;
 }
 
 // Mean loss over windows of the validation split; replicas share them out.
 static double evaluate(Rank *r, const Loader *validation, const int64_t *window, int64_t windows) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp;
     int64_t begin = windows * r->replica / replicas, end = windows * (r->replica + 1) / replicas;
-    double sum = 0;
     comm_doing(r->world, "evaluation");
+    r->device.zero(&r->device, r->sums, sizeof *r->sums);
     for (int64_t first = begin; first < end; first += micro) {
         int64_t count = end - first < micro ? end - first : micro;
         load(r, validation, window + first, count);
         forward(r, &r->act, NULL);
-        sum += classify(r, 0, count * r->shard.tokens);
+        classify(r, 0, count * r->shard.tokens);
     }
-    comm_all_reduce_sum(r->world, &sum, 1);
-    return sum / ((double)windows * (double)r->run->options.context);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Generation: rank 0 alone, all its process's processors, token after token with a key/value cache
-
-enum { PREFILL_ROWS = 128 };
-
-typedef struct Generator {
-    Arena arena;
-    Activations act;
-    KeyValueCache cache;
-    float *logits, *sorted;       // host: (V)
-    float *cos_table, *sin_table; // host: (PREFILL_ROWS, D/2)
-    int32_t positions[PREFILL_ROWS];
-} Generator;
-
-static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity) {
-    size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
-    lay_out_activations(&g->act, c, d, &g->arena, 1, PREFILL_ROWS, false);
-    g->cache.capacity = capacity;
-    g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
-    g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
-    int64_t rows = PREFILL_ROWS * c->heads;
-    g->cache.accumulator =
-        (float *)arena_take(&g->arena, "attention state", (size_t)(rows * c->head_dim) * sizeof(float));
-    g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
-    g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
-    g->logits = (float *)arena_take(&g->arena, "logits on the host", (size_t)c->vocab_size * sizeof(float));
-    g->sorted = (float *)arena_take(&g->arena, "logits on the host", (size_t)c->vocab_size * sizeof(float));
-    size_t table_bytes = (size_t)(PREFILL_ROWS * (c->head_dim / 2)) * sizeof(float);
-    g->cos_table = (float *)arena_take(&g->arena, "rotary tables on the host", table_bytes);
-    g->sin_table = (float *)arena_take(&g->arena, "rotary tables on the host", table_bytes);
-}
-
-// Runs `rows` (at most PREFILL_ROWS) new tokens through the model; g->logits are those after the last of them.
-static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    for (int64_t i = 0; i < rows; i++) g->positions[i] = (int32_t)(g->cache.length + i);
-    g->act.rows = g->act.table_rows = rows;
-    d->upload(d, g->act.tokens, tokens, (size_t)rows * sizeof(int32_t));
-    d->upload(d, g->act.positions, g->positions, (size_t)rows * sizeof(int32_t));
-    if (config_is_rotary(c)) {
-        rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
-        size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);
-        d->upload(d, g->act.cos_table, g->cos_table, bytes);
-        d->upload(d, g->act.sin_table, g->sin_table, bytes);
-    }
-    forward(r, &g->act, &g->cache);
-    d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier),
-                      NULL, 1, c->dim, c->vocab_size);
-    d->to_float(d, g->logits, g->act.logits, c->vocab_size);
-}
-
-// Bytes that generation takes beside the ranks' memory.
-static size_t bytes_of_generator(Generator *g, const Run *run, const Device *d) {
-    memset(g, 0, sizeof *g);
-    lay_out_generator(g, &run->config, d, run->sample_end);
-    size_t bytes = g->arena.used;
-    memset(g, 0, sizeof *g);
-    return bytes;
-}
-
-static void generate(Rank *r, Generator *g, int32_t *tokens) {
-    const Run *run = r->run;
-    int64_t V = run->config.vocab_size, prompt = run->prompt_tokens, count = prompt;
-    bool bytes = tokens_are_bytes(run->validation);
-    memcpy(tokens, run->prompt, (size_t)prompt * sizeof(int32_t));
-    for (int64_t first = 0, most = PREFILL_ROWS; first < prompt; first += most)
-        extend(r, g, tokens + first, prompt - first < most ? prompt - first : most);
-    for (; count < run->sample_end; count++) {
-        if (count > prompt) extend(r, g, tokens + count - 1, 1);
-        double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
-        tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
-        if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
-    }
-    print_generated(stdout, bytes, tokens, prompt, count);
-}
-
-static bool print_sample(Rank *r, Error *err) {
-    const Run *run = r->run;
-    Device *d = &r->device;
-    Generator *g = (Generator *)malloc(sizeof(Generator));
-    int32_t *tokens = (int32_t *)malloc((size_t)run->sample_end * sizeof(int32_t));
-    bool ok = g != NULL && tokens != NULL;
-    if (!ok) error_set(err, "out of memory for a sample of %lld tokens", (long long)run->options.sample_tokens);
-    if (ok) {
-        d->threads = run->threads; // the other ranks have finished
-        size_t bytes = bytes_of_generator(g, run, d);
-        g->arena.base = (char *)d->allocate(d, bytes, err);
-        g->arena.capacity = bytes;
-        ok = g->arena.base != NULL;
-    }
-    if (ok) {
-        lay_out_generator(g, &run->config, d, run->sample_end);
-        generate(r, g, tokens);
-        d->release(d, g->arena.base, g->arena.capacity);
-    }
-    free(g);
-    free(tokens);
-    return ok;
+    return read_sums(r).losses / ((double)windows * (double)r->run->options.context);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -682,12 +497,30 @@ static void require(Rank *r, bool ok, const Error *err) {
     if (!ok) comm_fail(r->world, err);
 }
 
-// The flat vector of one of the moments, from everyone's slices, in the room of the gradients (which are not needed
-// between steps).
-static const float *gather_moment(Rank *r, const float *slice) {
+// A flat vector in the room of the gradients, for the leader to write to a file: where it can read it.
+static const float *for_file(Rank *r) {
+    Device *d = &r->device;
+    if (d->host_memory || !leader(r)) return r->gradients;
+    size_t bytes = (size_t)r->run->table.total * sizeof(float);
+    Error err;
+    if (r->host_vector == NULL) r->host_vector = (float *)malloc(bytes);
+    if (r->host_vector == NULL)
+        require(r, error_set(&err, "out of memory: a vector of all parameters takes %zu bytes here", bytes), &err);
+    d->download(d, r->host_vector, r->gradients, bytes);
+    return r->host_vector;
+}
+
+static void free_host_vector(Rank *r) {
+    free(r->host_vector);
+    r->host_vector = NULL;
+}
+
+// The flat vector of the parameters in fp32 or of a moment, from everyone's slices, in the room of the gradients (which
+// are not needed between steps).
+static const float *gather_flat(Rank *r, const float *slice) {
     r->device.copy(&r->device, r->gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
     gather_slices(r, r->gradients, sizeof(float));
-    return r->gradients;
+    return for_file(r);
 }
 
 static void save(Rank *r, int64_t step, double validation_loss) {
@@ -699,11 +532,13 @@ static void save(Rank *r, int64_t step, double validation_loss) {
     if (leader(r)) {
         writer = checkpoint_begin(o->out, step, &run->config, &run->table, &err);
         require(r, writer != NULL, &err);
-        require(r, checkpoint_write(writer, CHECKPOINT_PARAMETERS, (const float *)r->weights, &err), &err);
     }
-    const float *moment = gather_moment(r, r->exp_avg);
-    if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG, moment, &err), &err);
-    moment = gather_moment(r, r->exp_avg_sq);
+    // Never from weights that have been rounded: a resume goes on from the very bits.
+    const float *flat = r->device.host_memory ? (const float *)r->weights : gather_flat(r, r->master);
+    if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_PARAMETERS, flat, &err), &err);
+    flat = gather_flat(r, r->exp_avg);
+    if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG, flat, &err), &err);
+    flat = gather_flat(r, r->exp_avg_sq);
     if (leader(r)) {
         TrainingState state;
         memset(&state, 0, sizeof state);
@@ -715,10 +550,15 @@ static void save(Rank *r, int64_t step, double validation_loss) {
         state.batch = o->batch;
         state.data_fingerprint = run_data_fingerprint(run);
         state.validation_loss = validation_loss;
-        require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG_SQ, moment, &err), &err);
+        require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG_SQ, flat, &err), &err);
         require(r, checkpoint_commit(writer, &state, (int)o->keep, &err), &err);
     }
+    free_host_vector(r);
     comm_barrier(r->world);
+}
+
+static size_t room_of_logits(const Rank *r) {
+    return (size_t)(r->act.classifier_rows * r->run->config.vocab_size) * sizeof(float);
 }
 
 // Logits and gradients of the step just computed, for comparison with other programs.
@@ -731,10 +571,12 @@ static void dump(Rank *r) {
                             run->config.vocab_size, &err),
                 &err);
     gather_slices(r, r->gradients, sizeof(float));
-    if (leader(r)) require(r, dump_gradients(run->options.dump, &run->table, r->gradients, &err), &err);
+    if (leader(r)) require(r, dump_gradients(run->options.dump, &run->table, for_file(r), &err), &err);
     comm_barrier(r->world);
+    free_host_vector(r);
     free(r->dump_logits);
-    r->dump_logits = NULL;
+    if (r->dump_room != NULL) r->device.release(&r->device, r->dump_room, room_of_logits(r));
+    r->dump_logits = r->dump_room = NULL;
 }
 
 static void want_dump(Rank *r) {
@@ -743,6 +585,9 @@ static void want_dump(Rank *r) {
     Error err;
     if (r->dump_logits == NULL)
         require(r, error_set(&err, "--dump: out of memory for %zu bytes of logits", bytes), &err);
+    if (r->device.host_memory) return;
+    r->dump_room = (float *)r->device.allocate(&r->device, room_of_logits(r), &err);
+    require(r, r->dump_room != NULL, &err);
 }
 
 static void require_finite(Rank *r, int64_t step, double loss, double gradient_norm) {
@@ -761,7 +606,8 @@ static void require_finite(Rank *r, int64_t step, double loss, double gradient_n
 static bool stop_wanted(Rank *r) {
     double asked[2] = {stop_signal != 0, (double)stop_signal};
     comm_all_reduce_sum(r->world, asked, 2);
-    if (asked[0] != 0 && r->run->mpi && stop_signal == 0) stop_signal = (int)(asked[1] / asked[0]); // told by another
+    if (asked[0] != 0 && r->run->processes && stop_signal == 0)
+        stop_signal = (int)(asked[1] / asked[0]); // told by another
     return asked[0] != 0;
 }
 
@@ -829,8 +675,7 @@ static void train(Rank *r, Reporter *reporter) {
     int64_t *window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
     if (window == NULL) require(r, error_set(&err, "out of memory"), &err);
 
-    double tokens = (double)o->batch * (double)o->context,
-           flops = flops_per_token(&run->config, &run->table, o->context);
+    double tokens = tokens_in_step(run), flops = flops_per_token(&run->config, &run->table, o->context);
     double usual_seconds = 0, validation_loss = NAN;
     int64_t step = run->resumed.step;
     bool stopped = false;
@@ -841,8 +686,10 @@ static void train(Rank *r, Reporter *reporter) {
         loader_next(&r->loader, o->batch, window);
         bool dump_now = o->dump != NULL && step == run->resumed.step + 1;
         if (dump_now) want_dump(r);
-        double loss = forward_backward(r, window);
-        double gradient_norm = sum_gradients(r);
+        forward_backward(r, window);
+        sum_gradients(r);
+        StepSums sums = read_sums(r);
+        double loss = sums.losses / tokens_in_step(run), gradient_norm = sqrt(sums.squares);
         if (dump_now) dump(r);
         require_finite(r, step, loss, gradient_norm);
         double rate = learning_rate(o, step, run->steps);
@@ -870,7 +717,8 @@ static void train(Rank *r, Reporter *reporter) {
             report.gradient_norm = gradient_norm;
             report.tokens_per_second = tokens / seconds;
             report.machine_fraction =
-                tokens * flops / seconds / run->matrix_rate / (run->mpi ? comm_size(r->world) : 1);
+                tokens * flops / seconds / run->devices.matrix_rate / (run->processes ? comm_size(r->world) : 1);
+            report.fraction_of = r->device.host_memory ? NULL : "MFU"; // model FLOPs utilization, causal
             report.seconds_left = (double)(run->steps - step) * usual_seconds;
             report.validation_loss = evaluate_now ? evaluated : NAN;
             report.seconds = seconds;
@@ -894,21 +742,46 @@ static void train(Rank *r, Reporter *reporter) {
 // ---------------------------------------------------------------------------------------------------------------------
 // A rank's life: memory, groups, weights, training
 
+// Elements [begin, end) of a vector that a run begins with: read from `from`, or where that is NULL, made from the
+// seed.
+static bool first_values(const Run *run, const char *from, CheckpointVector which, int64_t begin, int64_t end,
+                         float *out, Error *err) {
+    if (from != NULL) return checkpoint_read(from, which, &run->table, begin, end, out, err);
+    parameters_initialize(&run->table, (uint64_t)run->options.seed, begin, end, out);
+    return true;
+}
+
+// These of my slice, in place where the device's memory is the host's, else piece by piece by way of the host.
+static void fill_slice(Rank *r, const char *from, CheckpointVector which, float *slice) {
+    const int64_t most = 16 << 20, begin = r->slice_begin, end = r->slice_end;
+    Device *d = &r->device;
+    Error err;
+    if (d->host_memory) {
+        require(r, first_values(r->run, from, which, begin, end, slice, &err), &err);
+        return;
+    }
+    float *piece = (float *)malloc((size_t)(end - begin < most ? end - begin + 1 : most) * sizeof(float));
+    if (piece == NULL) require(r, error_set(&err, "out of memory"), &err);
+    for (int64_t first = begin; first < end; first += most) {
+        int64_t last = end - first < most ? end : first + most;
+        require(r, first_values(r->run, from, which, first, last, piece, &err), &err);
+        d->upload(d, slice + (first - begin), piece, (size_t)(last - first) * sizeof(float));
+    }
+    free(piece);
+}
+
 // Each rank makes or reads its own slice; then everyone gathers everyone's.
 static void fill_weights(Rank *r) {
     const Run *run = r->run;
-    const char *from = run->resume_from[0] != '\0' ? run->resume_from : run->options.init;
-    const ParameterTable *table = &run->table;
-    int64_t begin = r->slice_begin, end = r->slice_end;
-    Error err;
-    if (from == NULL) parameters_initialize(table, (uint64_t)run->options.seed, begin, end, r->master);
-    else require(r, checkpoint_read(from, CHECKPOINT_PARAMETERS, table, begin, end, r->master, &err), &err);
-    r->device.to_storage(&r->device, weight(r, begin), r->master, end - begin);
+    bool resumed = run->resume_from[0] != '\0';
+    const char *from = resumed ? run->resume_from : run->options.init;
+    fill_slice(r, from, CHECKPOINT_PARAMETERS, r->master);
+    r->device.to_storage(&r->device, weight(r, r->slice_begin), r->master, r->slice_end - r->slice_begin);
     comm_doing(r->world, "gathering of the first weights");
     gather_slices(r, r->weights, r->device.element_bytes);
-    if (run->resume_from[0] == '\0') return;
-    require(r, checkpoint_read(from, CHECKPOINT_EXP_AVG, table, begin, end, r->exp_avg, &err), &err);
-    require(r, checkpoint_read(from, CHECKPOINT_EXP_AVG_SQ, table, begin, end, r->exp_avg_sq, &err), &err);
+    if (!resumed) return;
+    fill_slice(r, from, CHECKPOINT_EXP_AVG, r->exp_avg);
+    fill_slice(r, from, CHECKPOINT_EXP_AVG_SQ, r->exp_avg_sq);
 }
 
 // Cosines and sines of this rank's positions, which are the same for every sequence.
@@ -935,18 +808,32 @@ static bool set_up_rank(Rank *r, Error *err) {
     r->arena.capacity = bytes;
     if (r->arena.base == NULL) return false;
     lay_out_rank(r, me);
+    // NCCL cannot have two ranks on one GPU, and copies from device to device cannot leave the process.
+    bool collectives = r->run->processes || (r->device.collectives != NULL && !r->run->devices.shared);
+    comm_doing(r->world, "start of the groups of ranks");
     r->sequence = comm_split(r->world, r->replica, me);
-    attention_connect(&r->attention, r->sequence);
+    r->world_tensors = comm_on_device(r->world, &r->device, collectives);
+    r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
+    attention_connect(&r->attention, r->sequence_tensors);
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
     if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
-        r->slice_counts[i] = r->run->table.total * (i + 1) / ranks - r->run->table.total * i / ranks;
+        r->slice_counts[i] =
+            slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
     return fill_rotary_tables(r, err);
 }
 
-static int threads_per_rank(const Run *run, int ranks_here) {
-    int threads = run->threads / ranks_here;
+static void leave_groups(Rank *r) {
+    r->device.synchronize(&r->device); // what others copy from here is part of our order too
+    attention_disconnect(&r->attention);
+    comm_free(r->sequence_tensors);
+    comm_free(r->world_tensors);
+    comm_free(r->sequence);
+}
+
+static int threads_per_rank(const Run *run) {
+    int threads = run->threads / run->ranks_here;
     return threads > 1 ? threads : 1;
 }
 
@@ -961,17 +848,18 @@ static void rank_main(Comm *world, void *argument) {
     }
     r->run = run;
     r->world = world;
-    cpu_device(&r->device, threads_per_rank(run, run->mpi ? 1 : comm_size(world)));
+    int rank_here = run->processes ? 0 : comm_rank(world);
+    require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
     require(r, set_up_rank(r, &err), &err);
     fill_weights(r);
     train(r, &reporter);
+    leave_groups(r);
     if (leader(r)) {
         require(r, reporter_close(&reporter, &err), &err);
         if (run->prompt != NULL && stop_signal == 0) require(r, print_sample(r, &err), &err);
     }
-    attention_disconnect(&r->attention);
-    comm_free(r->sequence);
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
+    r->device.close(&r->device);
     free(r->slice_counts);
     free(r->staging);
     free(r);
@@ -981,37 +869,37 @@ static void rank_main(Comm *world, void *argument) {
 // The process: options, model, data, plan; then the ranks
 
 // Adds up the memory of this process; prints the plan where asked, and refuses what cannot fit. Leaves rank 0's list of
-// buffers in *first.
+// buffers in *first. Opens no device: only the size of an element is needed to add up.
 static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     const Options *o = &run->options;
-    int ranks_here = run->mpi ? 1 : (int)(o->sp * o->dp);
     Rank *r = (Rank *)calloc(1, sizeof(Rank));
-    Generator *g = (Generator *)calloc(1, sizeof(Generator));
-    if (r == NULL || g == NULL) {
-        free(r);
-        free(g);
-        return error_set(err, "out of memory");
+    size_t *bytes = (size_t *)calloc((size_t)run->ranks_here, sizeof(size_t)), all = 0, generator = 0;
+    bool ok = r != NULL && bytes != NULL;
+    if (ok) {
+        r->run = run;
+        r->device.element_bytes = run->devices.element_bytes;
+        generator = bytes_of_generator(run, &r->device);
+        bool messages_on_device = strcmp(run->devices.name, "cpu") != 0 && o->sp * o->dp > 1;
+        for (int rank = run->ranks_here - 1; rank >= 0; rank--) {
+            bytes[rank] = bytes_of_rank(r, rank) + (messages_on_device ? COMM_STAGING_BYTES : 0);
+            all += bytes[rank];
+        }
+        *first = r->arena;
+        DevicesNeed tightest = devices_need(&run->devices, bytes, generator);
+        bool fits = tightest.have < 0 || tightest.need < tightest.have;
+        if (speaks && (o->plan || !fits))
+            print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch,
+                       o->batch / o->dp / run->micro_batch);
+        if (speaks && o->plan && tightest.have < 0)
+            printf(
+                "memory of a GPU: not known, there is none here; the one to run on needs at least what a rank takes\n");
+        if (!fits && !o->plan) ok = devices_too_small(&tightest, o->sample_tokens, err);
+    } else {
+        error_set(err, "out of memory");
     }
-    r->run = run;
-    cpu_device(&r->device, 1);
-    size_t all = 0, generator = run->prompt != NULL ? bytes_of_generator(g, run, &r->device) : 0;
-    for (int rank = ranks_here - 1; rank >= 0; rank--) all += bytes_of_rank(r, rank);
-    *first = r->arena;
     free(r);
-    free(g);
-    int64_t passes = o->batch / o->dp / run->micro_batch, available = memory_available() / comm_processes_here();
-    bool fits = all + generator < (size_t)available;
-    if (speaks && (o->plan || !fits))
-        print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch, passes);
-    if (fits || o->plan) return true;
-    char need[32], have[32];
-    format_bytes(need, (double)(all + generator));
-    format_bytes(have, (double)available);
-    return error_set(
-        err,
-        "out of memory: this needs %s (plan above; %lld tokens of sample included) and %s is free; lower --context, "
-        "--micro-batch, --sample-tokens or the model's sizes",
-        need, (long long)o->sample_tokens, have);
+    free(bytes);
+    return ok;
 }
 
 // Everything up to the ranks' start. Only one process of an MPI run speaks.
@@ -1021,9 +909,9 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     if (speaks) options_print_command(&run->options, stdout);
     if (!plan(run, speaks, &arena, err)) return false;
     if (run->options.plan) return true;
-    int ranks_here = run->mpi ? 1 : (int)(run->options.sp * run->options.dp), busy = cpu_count();
-    if (busy > run->threads && busy > ranks_here) busy = run->threads > ranks_here ? run->threads : ranks_here;
-    run->matrix_rate = cpu_matrix_rate(busy); // of the processors that will work; every rank has a thread
+    int busy = cpu_count(), ranks = run->ranks_here; // of the processors that will work; every rank has a thread
+    if (busy > run->threads && busy > ranks) busy = run->threads > ranks ? run->threads : ranks;
+    if (!devices_measure(&run->devices, busy, err)) return false;
     if (speaks) run_print_header(run, stdout, &arena);
     fflush(stdout);
     return true;
@@ -1045,9 +933,11 @@ int main(int argc, char **argv) {
         signal(SIGHUP, on_signal);
         signal(SIGPIPE, SIG_IGN); // whoever read our lines has gone; training goes on
         signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported
-        CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
-        comm_engine_from_name(run.options.engine, &launch.engine);
-        if (prepare(&run, speaks, &err) && !run.options.plan) comm_run(&launch, rank_main, &run, &err);
+        if (prepare(&run, speaks, &err) && !run.options.plan) {
+            CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
+            comm_engine_from_name(run.options.engine, &launch.engine);
+            comm_run(&launch, rank_main, &run, &err);
+        }
     }
     if (err.exit_code != 0) {
         if (!speaks) sleep(1); // process 0 says what all of them find, and ends all; else this one has to

@@ -13,8 +13,9 @@
 struct AttentionScratch {
     Walk walk;
     Ulysses ulysses;
-    float *probabilities, *probability_rows, *delta; // vanilla
-    CommRequest request[];                           // of walk or ulysses, which are never under way together
+    void *probabilities, *probability_rows; // vanilla
+    float *delta;
+    CommRequest request[]; // of walk or ulysses, which are never under way together
 };
 
 // ---- layout -------------------------------------------------------------------------------------
@@ -54,12 +55,11 @@ static void lay_out_walk(Walk *walk, Exchange exchange, size_t element_bytes, Ar
 
 static void lay_out_vanilla(struct AttentionScratch *scratch, const AttentionConfig *config, Arena *arena) {
     const AttentionShape *shape = &config->shape;
-    size_t rows = (size_t)(shape->batch * shape->heads * config->context) * sizeof(float);
-    scratch->probabilities =
-        arena_take(arena, "attention: probabilities, T x T", vanilla_probability_bytes(shape, config->context));
-    scratch->probability_rows =
-        arena_take(arena, "attention: gradient of probabilities, some rows", vanilla_row_bytes(shape, config->context));
-    scratch->delta = arena_take(arena, "attention: softmax sum, delta", rows);
+    size_t T = (size_t)config->context, rows = (size_t)(shape->batch * shape->heads) * T;
+    size_t row_bytes = config->kernels == NULL ? 0 : config->kernels->vanilla_row_bytes(shape, config->context);
+    scratch->probabilities = arena_take(arena, "attention: probabilities, T x T", rows * T * config->element_bytes);
+    scratch->probability_rows = arena_take(arena, "attention: gradient of probabilities, some rows", row_bytes);
+    scratch->delta = arena_take(arena, "attention: softmax sum, delta", rows * sizeof(float));
 }
 
 static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *config, int rank, Arena *arena) {
@@ -143,7 +143,8 @@ static const Ulysses *ulysses_on(Attention *attention, Device *device) {
 }
 
 static void meet_forward(const Attention *attention, const Walk *walk, const Tensors *mine) {
-    if (attention->config.exchange == EXCHANGE_GATHER) gather_forward(walk, mine);
+    if (walk->ranks == 1) walk_forward_alone(walk, mine);
+    else if (attention->config.exchange == EXCHANGE_GATHER) gather_forward(walk, mine);
     else ring_forward(walk, mine);
 }
 
@@ -156,7 +157,8 @@ void attention_forward(Attention *attention, Device *device, TokenView out, floa
     const AttentionConfig *config = &attention->config;
     Tensors mine = {.q = q, .k = k, .v = v, .out = out, .log_sum_exp = log_sum_exp};
     if (config->exchange == EXCHANGE_VANILLA) {
-        vanilla_forward(device, &config->shape, config->context, attention->scratch->probabilities, &mine);
+        device->attention->vanilla_forward(device, &config->shape, config->context, attention->scratch->probabilities,
+                                           out, log_sum_exp, q, k, v);
         return;
     }
     const Walk *walk = walk_on(attention, device);
@@ -187,8 +189,9 @@ void attention_backward(Attention *attention, Device *device, TokenView d_q, Tok
     if (config->exchange == EXCHANGE_VANILLA) {
         mine.delta = scratch->delta;
         row_delta(attention, device, &mine);
-        vanilla_backward(device, &config->shape, config->context, scratch->probabilities, scratch->probability_rows,
-                         &mine, d_k, d_v);
+        device->attention->vanilla_backward(device, &config->shape, config->context, scratch->probabilities,
+                                            scratch->probability_rows, d_q, d_k, d_v, q, k, v, out, log_sum_exp, d_out,
+                                            mine.delta);
         return;
     }
     const Walk *walk = walk_on(attention, device);

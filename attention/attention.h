@@ -39,6 +39,9 @@ typedef struct AttentionConfig {
     int ulysses;     // U, ranks that share heads; 0: chosen (P for ulysses, largest that fits for ulysses x ring)
     AttentionShape shape;
     size_t element_bytes; // of storage
+    // Of the device: attention_resolve asks them whether they can serve the shape, and they say what vanilla needs.
+    // NULL where the device is not at hand (planning): nothing is asked.
+    const AttentionKernels *kernels;
 } AttentionConfig;
 
 // Settles AUTO and `ulysses`, or says why this exchange cannot serve this shape (usage error naming the options).

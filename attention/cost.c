@@ -176,6 +176,9 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
         return error_usage(err, "heads of %lld values: attention takes 1 to %d; change --dim or --heads",
                            (long long)shape->head_dim, ATTENTION_MAX_HEAD_DIM);
     }
+    const char *why = config->kernels == NULL ? NULL : config->kernels->unsupported(shape);
+    if (why != NULL)
+        return error_usage(err, "attention on this device: %s; change --dim or --heads, or use --device cpu", why);
     if (config->ranks < 1) return error_usage(err, "--sp %d: at least one rank is needed", config->ranks);
     if (config->ranks > 1 && config->context < 2 * (int64_t)config->ranks) {
         return error_usage(

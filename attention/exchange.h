@@ -47,6 +47,9 @@ int walk_rank(const Walk *walk, int distance); // the rank `distance` places aft
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
 int64_t walk_tokens_for(const Walk *walk, int owner, int reader);        // shard_tokens_for
 
+// All of forward where no other rank has keys: out may not alias q, k or v.
+void walk_forward_alone(const Walk *walk, const Tensors *mine);
+
 void walk_begin_forward(const Walk *walk, const Tensors *mine);
 // block: the owner's; not used where the owner is this rank.
 void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *block);
@@ -98,13 +101,6 @@ void ulysses_forward_to_tokens(const Ulysses *ulysses, const Tensors *mine, cons
 Tensors ulysses_backward_to_heads(const Ulysses *ulysses, const Tensors *mine, float *heads_delta);
 void ulysses_backward_to_tokens(const Ulysses *ulysses, TokenView d_q, TokenView d_k, TokenView d_v,
                                 const Tensors *heads, const float *gradient);
-
-// Ordinary multi-head attention on one rank. probabilities (B, H, T, T) and rows are scratch of these sizes.
-size_t vanilla_probability_bytes(const AttentionShape *shape, int64_t T);
-size_t vanilla_row_bytes(const AttentionShape *shape, int64_t T);
-void vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities, const Tensors *mine);
-void vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities, float *rows,
-                      const Tensors *mine, TokenView d_k, TokenView d_v);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,8 @@
 // Online softmax (Milakov and Gimelshein 2018; Dao et al., FlashAttention, 2022): for each query row the state is
 //   max = max_j s_ij,  sum = sum_j exp(s_ij - max),  accumulator = sum_j exp(s_ij - max) v_j,   s_ij = scale q_i.k_j
 // all fp32. Nothing of size T x T is ever stored. Scores may differ by 1e3 and more: no exp of a positive number occurs.
+// CUDA's kernels keep the state in base 2 (attention/cuda/kernel_cuda.cu), so a state belongs to the kernels that made it;
+// log_sum_exp is the natural one everywhere.
 #ifndef ATTENTION_KERNEL_H
 #define ATTENTION_KERNEL_H
 
@@ -65,16 +67,32 @@ typedef struct KeyValue {
 typedef struct AttentionKernels {
     // accumulator = 0, max = -inf, sum = 0.
     void (*begin)(Device *, const AttentionShape *, const QueryForward *);
-    // Adds the keys of one chunk to the state of one query chunk.
+    // Adds the keys of one chunk to the state of one query chunk. The views of k and v may be of any stride.
     void (*forward_pair)(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
     // out = accumulator / sum in storage type, log_sum_exp = max + log(sum); out may be the accumulator itself on the CPU,
     // log_sum_exp may be max. A row that saw no key gives out 0 and log_sum_exp -inf.
     void (*finish)(Device *, const AttentionShape *, const QueryForward *, TokenView out, RowView log_sum_exp);
+    // begin, forward_pair and finish at once, for a query chunk that meets no other keys. The state in `query` is room
+    // to work in: it need not be set, and what it holds afterwards means nothing. out may not alias q, k or v.
+    void (*forward_whole)(Device *, const AttentionShape *, const QueryForward *query, const KeyValue *, TokenView out,
+                          RowView log_sum_exp);
 
     // delta (B, H, Tq) = sum over d of d_out * out, fp32.
     void (*row_delta)(Device *, const AttentionShape *, Chunk chunk, TokenView out, TokenView d_out, RowView delta);
     // Adds this pair's part of d_q, d_k, d_v (all fp32, +=). Deterministic.
     void (*backward_pair)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+
+    // Ordinary multi-head attention, which stores every T x T matrix of probabilities, on one rank: the baseline.
+    // probabilities: room for (B, H, T, T) in storage type; rows: vanilla_row_bytes. Backward works the probabilities
+    // out again and overwrites d_q, d_k, d_v (storage type). delta (B, H, T): as row_delta gives it. NULL: not served.
+    size_t (*vanilla_row_bytes)(const AttentionShape *, int64_t T);
+    void (*vanilla_forward)(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,
+                            float *log_sum_exp, TokenView q, TokenView k, TokenView v);
+    void (*vanilla_backward)(Device *, const AttentionShape *, int64_t T, void *probabilities, void *rows,
+                             TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v,
+                             TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
+    // NULL, or why these kernels cannot serve this shape, in words that go into an error line.
+    const char *(*unsupported)(const AttentionShape *);
 } AttentionKernels;
 
 // Blocked, vectorised (attention/cpu/): what cpu_device() installs.

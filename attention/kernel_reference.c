@@ -174,4 +174,22 @@ static void backward_pair(Device *device, const AttentionShape *shape, const Que
     }
 }
 
-const AttentionKernels attention_kernels_reference = {begin, forward_pair, finish, row_delta, backward_pair};
+static void forward_whole(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv,
+                          TokenView out, RowView log_sum_exp) {
+    begin(device, shape, query);
+    forward_pair(device, shape, query, kv);
+    finish(device, shape, query, out, log_sum_exp);
+}
+
+static const char *unsupported(const AttentionShape *shape) {
+    (void)shape;
+    return NULL;
+}
+
+const AttentionKernels attention_kernels_reference = {.begin = begin,
+                                                      .forward_pair = forward_pair,
+                                                      .finish = finish,
+                                                      .forward_whole = forward_whole,
+                                                      .row_delta = row_delta,
+                                                      .backward_pair = backward_pair,
+                                                      .unsupported = unsupported};

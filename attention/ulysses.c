@@ -65,8 +65,8 @@ static void move_part(const Ulysses *u, bool pack, void *records, int64_t record
 }
 
 // A part of the records of all tokens of my heads.
-static TokenView heads_view(const Ulysses *u, int64_t record, int64_t part, int64_t heads) {
-    return (TokenView){at(u->device, u->head_side, part), heads * u->heads_shape.head_dim, record};
+static TokenView heads_view(const Ulysses *u, const char *records, int64_t record, int64_t part, int64_t heads) {
+    return (TokenView){at(u->device, records, part), heads * u->heads_shape.head_dim, record};
 }
 
 typedef struct Piece { // what one message carries
@@ -198,20 +198,24 @@ Tensors ulysses_forward_to_heads(const Ulysses *u, const Tensors *mine) {
 
     int64_t heads = u->heads_shape.heads, kv_heads = u->heads_shape.kv_heads;
     return (Tensors){
-        .q = heads_view(u, record, 0, heads),
-        .k = heads_view(u, record, k_part, kv_heads),
-        .v = heads_view(u, record, v_part, kv_heads),
-        .out = heads_view(u, query_part(u), 0, heads), // where q, k and v were: it is written after their last use
+        .q = heads_view(u, u->head_side, record, 0, heads),
+        .k = heads_view(u, u->head_side, record, k_part, kv_heads),
+        .v = heads_view(u, u->head_side, record, v_part, kv_heads),
+        .out = heads_view(u, u->token_side, query_part(u), 0, heads), // not over q, k and v: a kernel may read on
         .log_sum_exp = u->log_sum_exp};
 }
+
+// The two sides have changed their places: the output stands on the side of the tokens, which had nothing left to do,
+// and what is mine of it arrives on the side of the heads. Both have room for it. They were laid out for records at
+// least twice as long, and no rank has more than twice the tokens of another: its chunks have c or c + 1, with c >= 1.
 
 void ulysses_forward_to_tokens(const Ulysses *u, const Tensors *mine, const Tensors *heads) {
     int64_t record = query_part(u);
     move_head_rows(u, true, u->head_rows[0], heads->log_sum_exp);
     CommRequest *end =
-        records_to_tokens(u, u->token_side, heads->out.data, (size_t)record * u->element_bytes, u->request);
+        records_to_tokens(u, u->head_side, heads->out.data, (size_t)record * u->element_bytes, u->request);
     wait_for_all(u, rows_to_tokens(u, 0, end));
-    move_part(u, false, u->token_side, record, 0, mine->out, false);
+    move_part(u, false, u->head_side, record, 0, mine->out, false);
     move_token_rows(u, false, u->token_rows[0], mine->log_sum_exp);
 }
 
@@ -232,11 +236,12 @@ Tensors ulysses_backward_to_heads(const Ulysses *u, const Tensors *mine, float *
     move_head_rows(u, false, u->head_rows[1], heads_delta);
 
     int64_t heads = u->heads_shape.heads, kv_heads = u->heads_shape.kv_heads;
-    return (Tensors){.q = heads_view(u, record, 0, heads),
-                     .k = heads_view(u, record, k_part, kv_heads),
-                     .v = heads_view(u, record, v_part, kv_heads),
-                     .d_out = heads_view(u, record, d_out_part, heads),
-                     .d_q = heads_view(u, query_part(u), 0, heads), // written after the last use of the others
+    const char *records = u->head_side;
+    return (Tensors){.q = heads_view(u, records, record, 0, heads),
+                     .k = heads_view(u, records, record, k_part, kv_heads),
+                     .v = heads_view(u, records, record, v_part, kv_heads),
+                     .d_out = heads_view(u, records, record, d_out_part, heads),
+                     .d_q = heads_view(u, records, query_part(u), 0, heads), // written after the last use of the others
                      .log_sum_exp = u->log_sum_exp,
                      .delta = heads_delta};
 }

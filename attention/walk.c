@@ -87,6 +87,12 @@ static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) 
                           .sum = row_chunk(walk, walk->rows, offset)};
 }
 
+void walk_forward_alone(const Walk *walk, const Tensors *mine) {
+    QueryForward query = forward_chunk(walk, mine, 0); // with all tokens: the shard of a single rank is one chunk
+    KeyValue kv = key_value_chunk(walk, mine, walk->rank, NULL, NULL, query.chunk, 0);
+    walk->device->attention->forward_whole(walk->device, &walk->shape, &query, &kv, mine->out, query.max);
+}
+
 void walk_begin_forward(const Walk *walk, const Tensors *mine) {
     for (int i = 0; i < walk->shard.count; i++) {
         QueryForward query = forward_chunk(walk, mine, i);

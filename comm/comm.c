@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "comm/engine.h"
+#include "layers/device.h"
 
 // ---- the group ----------------------------------------------------------------------------------------------------
 
@@ -19,7 +20,9 @@ int64_t comm_bytes_sent(const Comm *comm) { return comm->bytes_sent; }
 
 Comm *comm_split(Comm *comm, int color, int key) {
     comm->operation = "split";
-    return comm->operations->split(comm, color, key);
+    Comm *made = comm->operations->split(comm, color, key);
+    made->world_rank = comm->world_rank;
+    return made;
 }
 
 void comm_free(Comm *comm) {
@@ -39,6 +42,13 @@ int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *me
         members[place] = rank;
     }
     return count;
+}
+
+// To myself. `to` and `from` do not overlap, or are the same.
+static void copy_own(Comm *comm, void *to, const void *from, size_t bytes) {
+    if (bytes == 0 || to == from) return;
+    if (comm->device != NULL) comm->device->copy_on(comm->device, ORDER_WORK, to, from, bytes);
+    else memcpy(to, from, bytes);
 }
 
 // ---- collectives --------------------------------------------------------------------------------------------------
@@ -65,7 +75,7 @@ void comm_all_reduce_sum(Comm *comm, double *values, int count) {
 
 void comm_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
     if (comm->size == 1) {
-        if (out != in && counts[0] > 0) memmove(out, in, (size_t)counts[0] * sizeof *out);
+        copy_own(comm, out, in, (size_t)counts[0] * sizeof *out);
         return;
     }
     for (int rank = 0; rank < comm->size; rank++) {
@@ -111,7 +121,7 @@ CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes,
     CommRequest complete = {NULL, NULL};
     if (to == comm->rank && from == comm->rank) {
         if (send_bytes != receive_bytes) comm_sizes_error(comm, comm->rank, comm->rank, send_bytes, receive_bytes);
-        if (send_bytes > 0) memmove(receive, send, send_bytes);
+        copy_own(comm, receive, send, send_bytes);
         return complete;
     }
     if (send_bytes == 0 && receive_bytes == 0) return complete;

@@ -1,8 +1,9 @@
 // Ranks, and what they say to each other.
 //
-// A Comm is a group of ranks and my place in it. Engines: `local`, ranks are threads of this process; `mpi`, ranks are
-// processes. Every operation is collective over the group unless it says otherwise, and every rank must make the same
-// calls in the same order. Sums are always taken in the order of ranks, so the same ranks give the same bits.
+// A Comm is a group of ranks and my place in it. Engines: `local`, ranks are threads of this process; `mpi` and
+// `sockets`, ranks are processes, which speak MPI or TCP. Every operation is collective over the group unless it says
+// otherwise, and every rank must make the same calls in the same order. Sums are always taken in the order of ranks, so
+// the same ranks give the same bits.
 //
 // Nothing here returns an error: a rank that cannot go on calls comm_fail, which prints one line and ends all ranks; a
 // rank that does not answer within the time-out is named and ends all of them too. No call waits for ever, and waiting
@@ -23,22 +24,34 @@ typedef struct Comm Comm;
 
 // ---- starting ranks -----------------------------------------------------------------------------------------------
 
-typedef enum CommEngine { COMM_AUTO, COMM_LOCAL, COMM_MPI } CommEngine; // auto: mpi under mpirun or srun, else local
+// auto: mpi under mpirun or srun, else sockets where the environment has RANK and WORLD_SIZE, else local.
+typedef enum CommEngine { COMM_AUTO, COMM_LOCAL, COMM_MPI, COMM_SOCKETS } CommEngine;
 
 bool comm_engine_from_name(const char *name, CommEngine *engine);
-bool comm_has_mpi(void);          // compiled in
-bool comm_launched_by_mpi(void);  // this process was started by mpirun, mpiexec or srun
+bool comm_ranks_are_processes(CommEngine engine); // this process would be one rank; else all of them, as threads
+bool comm_has_mpi(void);                          // compiled in
+bool comm_launched_by_mpi(void);  // this process was started by mpirun, mpiexec or srun (and not by torchrun in turn)
 int comm_process_rank(void);      // before comm_run: rank of this process by the launcher's environment, 0 without one
 int comm_processes_here(void);    // how many of the launched processes share this machine (1 without a launcher)
+int comm_process_rank_here(void); // which of these this process is, from 0: for the choice of a GPU
 
 typedef struct CommLaunch {
     CommEngine engine;
-    int ranks;              // wanted; with mpi it must equal the number of processes
+    int ranks;              // wanted; with mpi and sockets it must equal the number of processes
     double timeout_seconds; // a rank silent for longer is reported; <= 0: 600
 } CommLaunch;
 
 // Runs rank_main(world, argument) on every rank and returns when all have. local: one thread per rank, all in this
-// process, `argument` shared. mpi: this process is one rank.
+// process, `argument` shared. mpi and sockets: this process is one rank.
+//
+// sockets: each process is told its place by its environment, as torchrun does it.
+//   RANK, WORLD_SIZE                which rank of how many
+//   MASTER_ADDR, MASTER_PORT        where rank 0 listens while ranks start; it may be started last. Under torchrun,
+//                                   which may hold that port itself (TORCHELASTIC_RUN_ID is set), the port after it
+//   LOCAL_RANK, LOCAL_WORLD_SIZE    the same, of the ranks on this machine; may be left out
+// Where RANK and WORLD_SIZE are missing, the place that mpirun, mpiexec or srun gave is taken. Every rank also opens a
+// port of its own, as the system numbers them, until all are connected. There is no secret and no encryption: the
+// network must be trusted.
 bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err);
 
 // ---- the group ----------------------------------------------------------------------------------------------------
@@ -47,7 +60,7 @@ int comm_rank(const Comm *comm);
 int comm_size(const Comm *comm);
 // Ranks with the same colour form a new group, ordered by key.
 Comm *comm_split(Comm *comm, int color, int key);
-void comm_free(Comm *comm); // of a split group; local to this rank, may be NULL
+void comm_free(Comm *comm); // of a split group; local to this rank (but see comm_on_device), may be NULL
 // Bytes this rank has handed to other ranks through this group (its own part never counts).
 int64_t comm_bytes_sent(const Comm *comm);
 
@@ -55,6 +68,22 @@ int64_t comm_bytes_sent(const Comm *comm);
 void comm_fail(Comm *comm, const Error *err) __attribute__((noreturn));
 // What this rank is doing, for the time-out's message ("step 12, all-reduce of gradients"). A string literal.
 void comm_doing(Comm *comm, const char *what);
+
+// ---- memory of a device -------------------------------------------------------------------------------------------
+
+struct Device; // layers/device.h
+
+// A new group of the same ranks whose buffers (of broadcast, reduce_scatter_sum, all_gather and exchange; not the few
+// values of all_reduce_sum) lie in the memory of `device`, and in its order: what the device was told before is done
+// before, what it is told afterwards sees the result. The host does not wait for the device. Groups split from it are
+// of the same kind. Where the device's memory is the host's, it is a group like any other. Collective.
+// `collectives`: by the device's own (NCCL), each rank with a GPU to itself. Else by copies between the devices of this
+// process, some of which may be one GPU (engine local only). The same on every rank.
+// Sums have the same bits as in host memory, and bytes are counted the same.
+// Such a group is freed by all its ranks together, after their exchanges and before their devices are closed.
+// A group of two ranks or more takes up to COMM_STAGING_BYTES of the device's memory at its first reduce_scatter_sum.
+enum { COMM_STAGING_BYTES = 32 << 20 };
+Comm *comm_on_device(Comm *comm, struct Device *device, bool collectives);
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
@@ -69,7 +98,9 @@ void comm_all_gather(Comm *comm, void *data, const size_t *bytes);
 
 // ---- point to point, overlapped with work -------------------------------------------------------------------------
 
-typedef struct CommRequest { void *send, *receive; } CommRequest; // the engine's own
+typedef struct CommRequest {
+    void *send, *receive;
+} CommRequest; // the engine's own
 
 // Starts sending `send` to rank `to` and receiving from rank `from`; either may be myself only if both are, and either
 // byte count may be 0 (nothing is sent or expected then). Between two ranks, messages are matched in the order begun.

@@ -16,6 +16,7 @@ typedef struct CommOperations {
     Comm *(*split)(Comm *, int color, int key);
     void (*release)(Comm *);
     void (*doing)(Comm *, const char *what);
+    const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
     void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
     void (*barrier)(Comm *);
     void (*broadcast)(Comm *, void *data, size_t bytes, int root);
@@ -27,20 +28,35 @@ typedef struct CommOperations {
     CommRequest (*exchange_begin)(Comm *, const void *send, size_t send_bytes, int to, void *receive,
                                   size_t receive_bytes, int from);
     void (*wait)(Comm *, const CommRequest *);
+    // Of engines whose collectives are made of messages (comm/pairwise.h): one side of a message of 0 bytes or more,
+    // and its end. They are matched apart from exchanges. NULL in other engines.
+    void *(*message_begin)(Comm *, bool receives, void *data, size_t bytes, int peer);
+    void (*message_end)(Comm *, void *message);
 } CommOperations;
 
 // An engine's own group begins with this.
 struct Comm {
     const CommOperations *operations;
     int rank, size;
+    int world_rank;        // rank of the group that comm_run made; an engine fills in `rank`, comm_split the rest
+    struct Device *device; // in whose memory the buffers lie; NULL: in the host's
+    double timeout;        // seconds
     int64_t bytes_sent;
     const char *operation; // under way, for the time-out's message
 };
 
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
+bool comm_run_sockets(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_mpi_compiled(void);
-int comm_process_count(void); // by the launcher's environment; 1 without one, 0 if it does not say
+
+// ---- what started this process ------------------------------------------------------------------------------------
+
+bool comm_sockets_meant(void); // the environment has a place for this process among others (RANK, WORLD_SIZE)
+int comm_process_count(void);  // by the launcher's environment; 1 without one, 0 if it does not say
+// This process's place for engine `sockets`, and that it is one of `ranks`. What is wrong with it is a usage error.
+struct MeetingPlace;
+bool comm_meeting_place(struct MeetingPlace *place, int ranks, Error *err);
 
 // ---- split --------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "comm/engine.h"
+#include "comm/local.h"
 
 typedef struct Status { // of one rank of the world, for whoever has to report a time-out
     _Atomic(const char *) doing, operation;
@@ -28,17 +28,8 @@ typedef struct World { // one comm_run
     Status *status;
 } World;
 
-typedef struct Note { // one side of a message whose other side has not come yet, or is still being copied
-    struct Note *next;
-    char *data;
-    size_t bytes;
-    int peer;
-    bool done;
-} Note;
-
 typedef struct Channel { // notes of one rank for another, in the order they came; all sends, or all receives
     Note *first, *last;
-    bool sends;
 } Channel;
 
 typedef struct Member {
@@ -74,6 +65,7 @@ static Status *status_of(const LocalComm *c) {
 // ---- failing ------------------------------------------------------------------------------------------------------
 
 static void local_doing(Comm *comm, const char *what) { atomic_store(&status_of(local(comm))->doing, what); }
+static const char *local_said(Comm *comm) { return atomic_load(&status_of(local(comm))->doing); }
 
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 
@@ -148,26 +140,25 @@ static void local_barrier(Comm *comm) {
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
-// After this, every rank may read what the others published, until the next barrier.
-static void publish(Comm *comm, const void *pointer) {
+void local_publish(Comm *comm, const void *pointer) {
     local(comm)->group->member[comm->rank].published = pointer;
     local_barrier(comm);
 }
 
-static const void *published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
+const void *local_published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
 
 static void local_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    publish(comm, data);
-    if (comm->rank != root) memcpy(data, published(comm, root), bytes);
+    local_publish(comm, data);
+    if (comm->rank != root) memcpy(data, local_published(comm, root), bytes);
     local_barrier(comm);
 }
 
 static void local_all_gather(Comm *comm, void *data, const size_t *bytes) {
-    publish(comm, data);
+    local_publish(comm, data);
     size_t offset = 0;
     for (int rank = 0; rank < comm->size; rank++) {
         if (rank != comm->rank && bytes[rank] > 0) {
-            memcpy((char *)data + offset, (const char *)published(comm, rank) + offset, bytes[rank]);
+            memcpy((char *)data + offset, (const char *)local_published(comm, rank) + offset, bytes[rank]);
         }
         offset += bytes[rank];
     }
@@ -183,8 +174,8 @@ static void *allocate(Comm *comm, size_t count, size_t size) {
 static void local_all_reduce_sum(Comm *comm, double *values, int count) {
     double *sum = allocate(comm, (size_t)count, sizeof *sum);
     const double **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
-    publish(comm, values);
-    for (int rank = 0; rank < comm->size; rank++) terms[rank] = published(comm, rank);
+    local_publish(comm, values);
+    for (int rank = 0; rank < comm->size; rank++) terms[rank] = local_published(comm, rank);
     comm_sum_doubles(sum, terms, comm->size, count);
     local_barrier(comm); // everyone has read: now the values may change
     memcpy(values, sum, (size_t)count * sizeof *sum);
@@ -197,8 +188,8 @@ static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const in
     const float **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
     int64_t offset = 0;
     for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
-    publish(comm, in);
-    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)published(comm, rank) + offset;
+    local_publish(comm, in);
+    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)local_published(comm, rank) + offset;
     comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
     local_barrier(comm);
     free(terms);
@@ -206,80 +197,96 @@ static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const in
 
 // ---- point to point -----------------------------------------------------------------------------------------------
 
-static Note *new_note(LocalComm *c, void *data, size_t bytes, int peer) {
+Note *local_new_note(Comm *comm, bool sends, void *data, size_t bytes, int peer) {
+    LocalComm *c = local(comm);
     Note *note = c->spare;
     if (note != NULL) {
         c->spare = note->next;
     } else if ((note = malloc(sizeof *note)) == NULL) {
-        fail_for_memory(&c->base);
+        fail_for_memory(comm);
     }
-    *note = (Note){.data = data, .bytes = bytes, .peer = peer};
+    *note = (Note){.sends = sends, .data = data, .bytes = bytes, .peer = peer};
     return note;
 }
 
-// One side of a message, mine, of a channel: if the other side's note is there, it is returned; else *left is a note
-// for it.
-static Note *meet(LocalComm *c, bool send, int peer, void *data, size_t bytes, void **left) {
-    Group *group = c->group;
-    int from = send ? c->base.rank : peer, to = send ? peer : c->base.rank;
-    Channel *channel = &group->channel[(size_t)from * (size_t)group->size + (size_t)to];
-    if (channel->first != NULL && channel->sends != send) {
-        Note *other = channel->first;
-        channel->first = other->next;
-        if (other->bytes != bytes) {
-            comm_sizes_error(&c->base, group->member[from].world_rank, group->member[to].world_rank,
-                             send ? bytes : other->bytes, send ? other->bytes : bytes);
-        }
-        return other;
-    }
-    Note *note = new_note(c, data, bytes, peer);
-    if (channel->first == NULL) channel->first = note;
-    else channel->last->next = note;
-    channel->last = note;
-    channel->sends = send;
-    *left = note;
-    return NULL;
+void local_drop_note(Comm *comm, Note *note) {
+    note->next = local(comm)->spare;
+    local(comm)->spare = note;
 }
 
-static void copy_and_tell(Group *group, void *to, const void *from, Note *note, int owner) {
-    memcpy(to, from, note->bytes);
+Note *local_post(Comm *comm, Note *mine) {
+    Group *group = local(comm)->group;
+    int from = mine->sends ? comm->rank : mine->peer, to = mine->sends ? mine->peer : comm->rank;
+    Channel *channel = &group->channel[(size_t)from * (size_t)group->size + (size_t)to];
+    pthread_mutex_lock(&group->lock);
+    Note *other = channel->first;
+    if (other != NULL && other->sends != mine->sends) {
+        channel->first = other->next;
+    } else {
+        if (channel->first == NULL) channel->first = mine;
+        else channel->last->next = mine;
+        channel->last = mine;
+        other = NULL;
+    }
+    pthread_mutex_unlock(&group->lock);
+    if (other != NULL && other->bytes != mine->bytes) {
+        comm_sizes_error(comm, group->member[from].world_rank, group->member[to].world_rank,
+                         mine->sends ? mine->bytes : other->bytes, mine->sends ? other->bytes : mine->bytes);
+    }
+    return other;
+}
+
+void local_tell(Comm *comm, Note *note, int owner) {
+    Group *group = local(comm)->group;
     pthread_mutex_lock(&group->lock);
     note->done = true;
     pthread_cond_signal(&group->member[owner].noted);
     pthread_mutex_unlock(&group->lock);
 }
 
+void local_wait_for_note(Comm *comm, Note *note) {
+    LocalComm *c = local(comm);
+    pthread_mutex_lock(&c->group->lock);
+    if (!note->done) {
+        CommPatience patience = comm_patience(LONGEST_SLEEP);
+        while (!note->done) wait_a_while(c, &c->group->member[comm->rank].noted, &patience, note->peer);
+        stop_waiting(c);
+    }
+    pthread_mutex_unlock(&c->group->lock);
+}
+
+// Posts one side of a message: NULL and *mine, or the other side's note if that was first.
+static Note *begin_side(Comm *comm, bool sends, void *data, size_t bytes, int peer, void **mine) {
+    if (bytes == 0) return NULL;
+    Note *note = local_new_note(comm, sends, data, bytes, peer), *other = local_post(comm, note);
+    if (other == NULL) *mine = note;
+    else local_drop_note(comm, note);
+    return other;
+}
+
 static CommRequest local_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                         size_t receive_bytes, int from) {
-    LocalComm *c = local(comm);
     CommRequest request = {NULL, NULL};
-    Note *receiver = NULL, *sender = NULL; // the others' notes, where they were first
-    pthread_mutex_lock(&c->group->lock);
-    if (receive_bytes > 0) sender = meet(c, false, from, receive, receive_bytes, &request.receive);
-    if (send_bytes > 0) receiver = meet(c, true, to, (void *)send, send_bytes, &request.send);
-    pthread_mutex_unlock(&c->group->lock);
-    if (receiver != NULL) copy_and_tell(c->group, receiver->data, send, receiver, to);
-    if (sender != NULL) copy_and_tell(c->group, receive, sender->data, sender, from);
+    Note *sender = begin_side(comm, false, receive, receive_bytes, from, &request.receive);
+    Note *receiver = begin_side(comm, true, (void *)send, send_bytes, to, &request.send);
+    if (receiver != NULL) {
+        memcpy(receiver->data, send, send_bytes);
+        local_tell(comm, receiver, to);
+    }
+    if (sender != NULL) {
+        memcpy(receive, sender->data, receive_bytes);
+        local_tell(comm, sender, from);
+    }
     return request;
 }
 
-static void wait_for_note(LocalComm *c, Note *note) {
-    if (note == NULL) return;
-    Group *group = c->group;
-    pthread_mutex_lock(&group->lock);
-    if (!note->done) {
-        CommPatience patience = comm_patience(LONGEST_SLEEP);
-        while (!note->done) wait_a_while(c, &group->member[c->base.rank].noted, &patience, note->peer);
-        stop_waiting(c);
-    }
-    pthread_mutex_unlock(&group->lock);
-    note->next = c->spare;
-    c->spare = note;
-}
-
 static void local_wait(Comm *comm, const CommRequest *request) {
-    wait_for_note(local(comm), request->receive);
-    wait_for_note(local(comm), request->send);
+    Note *notes[] = {request->receive, request->send};
+    for (int i = 0; i < 2; i++) {
+        if (notes[i] == NULL) continue;
+        local_wait_for_note(comm, notes[i]);
+        local_drop_note(comm, notes[i]);
+    }
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
@@ -339,7 +346,12 @@ static void local_release(Comm *comm) {
 static const CommOperations local_operations;
 
 static void comm_init(LocalComm *c, Group *group, int rank) {
-    *c = (LocalComm){.base = {.operations = &local_operations, .rank = rank, .size = group->size}, .group = group};
+    *c = (LocalComm){.base = {.operations = &local_operations,
+                              .rank = rank,
+                              .world_rank = rank,
+                              .size = group->size,
+                              .timeout = group->world->timeout},
+                     .group = group};
 }
 
 // Everyone publishes a seat; rank 0 of each new group makes it and publishes it in turn.
@@ -348,8 +360,8 @@ static Comm *local_split(Comm *comm, int color, int key) {
     int *members = allocate(comm, (size_t)comm->size, sizeof *members);
     CommSeat *seats = allocate(comm, (size_t)comm->size, sizeof *seats);
     CommSeat mine = {color, key};
-    publish(comm, &mine);
-    for (int rank = 0; rank < comm->size; rank++) seats[rank] = *(const CommSeat *)published(comm, rank);
+    local_publish(comm, &mine);
+    for (int rank = 0; rank < comm->size; rank++) seats[rank] = *(const CommSeat *)local_published(comm, rank);
     local_barrier(comm);
 
     int size = comm_seat_members(seats, comm->size, color, members), rank = 0;
@@ -360,8 +372,8 @@ static Comm *local_split(Comm *comm, int color, int key) {
         if (group == NULL) fail_for_memory(comm);
         for (int i = 0; i < size; i++) group->member[i].world_rank = parent->member[members[i]].world_rank;
     }
-    publish(comm, group);
-    group = (Group *)published(comm, members[0]);
+    local_publish(comm, group);
+    group = (Group *)local_published(comm, members[0]);
     local_barrier(comm);
     free(seats);
     free(members);
@@ -374,6 +386,7 @@ static const CommOperations local_operations = {
     .split = local_split,
     .release = local_release,
     .doing = local_doing,
+    .said = local_said,
     .end_all = end_all,
     .barrier = local_barrier,
     .broadcast = local_broadcast,
@@ -383,6 +396,8 @@ static const CommOperations local_operations = {
     .exchange_begin = local_exchange_begin,
     .wait = local_wait,
 };
+
+bool local_engine(const Comm *comm) { return comm->operations == &local_operations; }
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 

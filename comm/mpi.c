@@ -10,7 +10,7 @@
 //
 // Ranks on the same machine share a page on which each writes whom it waits for and what it is doing, for the
 // time-out's message, and on which the first to fail says so, so that one line is printed and not many.
-#include "comm/engine.h"
+#include "comm/pairwise.h"
 
 #ifdef HAVE_MPI
 
@@ -23,8 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const size_t LARGEST_MESSAGE = (size_t)1 << 30; // bytes; MPI counts with an int
-static const int64_t SUM_BLOCK = 1 << 18;              // floats of a segment that travel at once in a reduce-scatter
+static const size_t LARGEST_MESSAGE = (size_t)1 << 30;         // bytes; MPI counts with an int
 static const double LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
 
 typedef struct Status { // a rank's lines on its machine's page
@@ -79,6 +78,8 @@ static void mpi_doing(Comm *comm, const char *what) {
     Status *mine = mpi(comm)->world->mine;
     write_text(mine->doing, sizeof mine->doing, what);
 }
+
+static const char *mpi_said(Comm *comm) { return mpi(comm)->world->mine->doing; }
 
 static void sleep_for(double seconds) {
     struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
@@ -150,20 +151,13 @@ static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int 
     return transfer;
 }
 
-static Transfer *start_send(MpiComm *c, const void *data, size_t bytes, int to, Stream stream) {
-    return start(c, false, (void *)data, bytes, to, stream);
-}
-static Transfer *start_receive(MpiComm *c, void *data, size_t bytes, int from, Stream stream) {
-    return start(c, true, data, bytes, from, stream);
-}
-
 static bool arrived(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
     int flag = 0;
     check(c, MPI_Test(request, &flag, status), peer);
     return flag;
 }
 
-static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, double timeout, MPI_Status *status) {
+static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
     if (arrived(c, request, peer, status)) return;
     Status *mine = c->world->mine;
     bool finished = atomic_load(&mine->awaits) == COMM_FINISHED; // stays so at the last barrier
@@ -172,19 +166,19 @@ static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, double 
     CommPatience patience = comm_patience(LONGEST_STEP);
     while (!arrived(c, request, peer, status)) {
         double waited = comm_patience_spent(&patience);
-        if (waited >= timeout) fail_for_silence(c, waited);
+        if (waited >= c->world->timeout) fail_for_silence(c, waited);
         sleep_for(waited / 8 < LONGEST_PAUSE ? waited / 8 : LONGEST_PAUSE);
     }
     if (!finished) atomic_store(&mine->awaits, COMM_WORKING);
 }
 
-static void finish_within(MpiComm *c, Transfer *transfer, double timeout) {
+static void finish(MpiComm *c, Transfer *transfer) {
     if (transfer == NULL) return;
     size_t bytes = 0;
     for (int i = 0; i < transfer->pieces; i++) {
         MPI_Status status;
         int count = 0;
-        wait_for_request(c, &transfer->request[i], transfer->peer, timeout, &status);
+        wait_for_request(c, &transfer->request[i], transfer->peer, &status);
         if (transfer->receives) check(c, MPI_Get_count(&status, MPI_BYTE, &count), transfer->peer);
         bytes += (size_t)count;
     }
@@ -194,17 +188,11 @@ static void finish_within(MpiComm *c, Transfer *transfer, double timeout) {
     free(transfer);
 }
 
-static void finish(MpiComm *c, Transfer *transfer) { finish_within(c, transfer, c->world->timeout); }
-
-static void finish_all(MpiComm *c, Transfer **transfers) { // (2, size): receives, sends; NULL: none
-    for (int i = 0; i < 2 * c->base.size; i++) finish(c, transfers[i]);
-}
-
 static CommRequest mpi_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                       size_t receive_bytes, int from) {
     CommRequest request = {NULL, NULL};
-    if (receive_bytes > 0) request.receive = start_receive(mpi(comm), receive, receive_bytes, from, EXCHANGES);
-    if (send_bytes > 0) request.send = start_send(mpi(comm), send, send_bytes, to, EXCHANGES);
+    if (receive_bytes > 0) request.receive = start(mpi(comm), true, receive, receive_bytes, from, EXCHANGES);
+    if (send_bytes > 0) request.send = start(mpi(comm), false, (void *)send, send_bytes, to, EXCHANGES);
     return request;
 }
 
@@ -213,115 +201,13 @@ static void mpi_wait(Comm *comm, const CommRequest *request) {
     finish(mpi(comm), request->send);
 }
 
-// ---- collectives --------------------------------------------------------------------------------------------------
+// ---- messages of collectives (comm/pairwise.c) --------------------------------------------------------------------
 
-// Dissemination (Hensgen, Finkel and Manber 1988): after round k a rank has heard, directly or not, of the 2^k before
-// it.
-static void barrier_within(MpiComm *c, double timeout) {
-    int size = c->base.size, rank = c->base.rank;
-    for (int distance = 1; distance < size; distance *= 2) {
-        Transfer *receive = start_receive(c, NULL, 0, (rank + size - distance) % size, COLLECTIVES);
-        Transfer *send = start_send(c, NULL, 0, (rank + distance) % size, COLLECTIVES);
-        finish_within(c, receive, timeout);
-        finish_within(c, send, timeout);
-    }
+static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
+    return start(mpi(comm), receives, data, bytes, peer, COLLECTIVES);
 }
 
-static void mpi_barrier(Comm *comm) { barrier_within(mpi(comm), mpi(comm)->world->timeout); }
-
-static void mpi_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    MpiComm *c = mpi(comm);
-    if (comm->rank != root) {
-        finish(c, start_receive(c, data, bytes, root, COLLECTIVES));
-        return;
-    }
-    Transfer **transfers = allocate(c, 2 * (size_t)comm->size * sizeof *transfers);
-    for (int to = 0; to < comm->size; to++) {
-        if (to != root) transfers[to] = start_send(c, data, bytes, to, COLLECTIVES);
-    }
-    finish_all(c, transfers);
-    free(transfers);
-}
-
-static void mpi_all_gather(Comm *comm, void *data, const size_t *bytes) {
-    MpiComm *c = mpi(comm);
-    int size = comm->size, me = comm->rank;
-    Transfer **transfers = allocate(c, 2 * (size_t)size * sizeof *transfers);
-    size_t offset = 0, my_offset = 0;
-    for (int from = 0; from < size; from++) {
-        if (from == me) my_offset = offset;
-        else if (bytes[from] > 0)
-            transfers[from] = start_receive(c, (char *)data + offset, bytes[from], from, COLLECTIVES);
-        offset += bytes[from];
-    }
-    for (int to = 0; to < size; to++) {
-        if (to != me && bytes[me] > 0) {
-            transfers[size + to] = start_send(c, (char *)data + my_offset, bytes[me], to, COLLECTIVES);
-        }
-    }
-    finish_all(c, transfers);
-    free(transfers);
-}
-
-static void mpi_all_reduce_sum(Comm *comm, double *values, int count) {
-    MpiComm *c = mpi(comm);
-    size_t size = (size_t)comm->size, stride = (size_t)count;
-    double *all = allocate(c, size * stride * sizeof *all);
-    size_t *bytes = allocate(c, size * sizeof *bytes);
-    const double **terms = allocate(c, size * sizeof *terms);
-    for (size_t rank = 0; rank < size; rank++) {
-        bytes[rank] = stride * sizeof *all;
-        terms[rank] = all + rank * stride;
-    }
-    memcpy(all + (size_t)comm->rank * stride, values, stride * sizeof *all);
-    mpi_all_gather(comm, all, bytes);
-    comm_sum_doubles(values, terms, comm->size, count);
-    free(terms);
-    free(bytes);
-    free(all);
-}
-
-static int64_t block_of(int64_t count, int64_t begin) { // floats of a segment in the block that begins at `begin`
-    int64_t left = count - begin;
-    return left < 0 ? 0 : left < SUM_BLOCK ? left : SUM_BLOCK;
-}
-
-// Segments travel block by block, so that the copies to be summed stay small whatever the segment.
-static void mpi_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    MpiComm *c = mpi(comm);
-    int size = comm->size, me = comm->rank;
-    int64_t longest = 0, my_offset = 0;
-    for (int rank = 0; rank < size; rank++) {
-        if (counts[rank] > longest) longest = counts[rank];
-        if (rank < me) my_offset += counts[rank];
-    }
-    int64_t stride = block_of(counts[me], 0);
-    float *received = allocate(c, (size_t)(size * stride) * sizeof *received);
-    const float **terms = allocate(c, (size_t)size * sizeof *terms);
-    Transfer **transfers = allocate(c, 2 * (size_t)size * sizeof *transfers);
-    for (int64_t begin = 0; begin < longest; begin += SUM_BLOCK) {
-        memset(transfers, 0, 2 * (size_t)size * sizeof *transfers);
-        int64_t mine = block_of(counts[me], begin), offset = 0;
-        for (int from = 0; from < size; from++) {
-            float *block = received + from * stride;
-            terms[from] = from == me ? in + my_offset + begin : block;
-            if (from == me || mine == 0) continue;
-            transfers[from] = start_receive(c, block, (size_t)mine * sizeof *block, from, COLLECTIVES);
-        }
-        for (int to = 0; to < size; to++) {
-            int64_t theirs = block_of(counts[to], begin);
-            if (to != me && theirs > 0) {
-                transfers[size + to] = start_send(c, in + offset + begin, (size_t)theirs * sizeof *in, to, COLLECTIVES);
-            }
-            offset += counts[to];
-        }
-        finish_all(c, transfers);
-        if (mine > 0) comm_sum_floats(out + begin, terms, size, mine);
-    }
-    free(transfers);
-    free(terms);
-    free(received);
-}
+static void message_end(Comm *comm, void *message) { finish(mpi(comm), message); }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
 
@@ -330,7 +216,12 @@ static const CommOperations mpi_operations;
 static MpiComm *new_comm(World *world, int rank, int size, int context) { // NULL: out of memory
     MpiComm *c = calloc(1, sizeof *c + (size_t)size * sizeof c->member[0]);
     if (c == NULL) return NULL;
-    c->base = (Comm){.operations = &mpi_operations, .rank = rank, .size = size, .operation = "start"};
+    c->base = (Comm){.operations = &mpi_operations,
+                     .rank = rank,
+                     .world_rank = rank,
+                     .size = size,
+                     .timeout = world->timeout,
+                     .operation = "start"};
     c->world = world;
     c->context = context;
     return c;
@@ -338,39 +229,16 @@ static MpiComm *new_comm(World *world, int rank, int size, int context) { // NUL
 
 static void mpi_release(Comm *comm) { free(comm); }
 
-typedef struct Application {
-    CommSeat seat;
-    int next_context;
-} Application;
-
+// The number of a group is its context.
 static Comm *mpi_split(Comm *comm, int color, int key) {
     MpiComm *parent = mpi(comm);
     World *world = parent->world;
-    size_t size = (size_t)comm->size;
-    Application *all = allocate(parent, size * sizeof *all);
-    size_t *bytes = allocate(parent, size * sizeof *bytes);
-    CommSeat *seats = allocate(parent, size * sizeof *seats);
-    int *members = allocate(parent, size * sizeof *members);
-    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *all;
-    all[comm->rank] = (Application){{color, key}, world->next_context};
-    mpi_all_gather(comm, all, bytes);
-
-    int context = 0, rank = 0;
-    for (size_t i = 0; i < size; i++) {
-        seats[i] = all[i].seat;
-        if (all[i].next_context > context) context = all[i].next_context;
-    }
-    world->next_context = context + 1;
-    int members_count = comm_seat_members(seats, comm->size, color, members);
-    while (members[rank] != comm->rank) rank++;
-    if (context >= world->largest_tag / STREAMS) comm_give_up(comm, "more groups of ranks than MPI has tags for");
-    MpiComm *made = new_comm(world, rank, members_count, context);
-    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", members_count);
-    for (int i = 0; i < members_count; i++) made->member[i] = parent->member[members[i]];
-    free(members);
-    free(seats);
-    free(bytes);
-    free(all);
+    PairwiseSplit split = pairwise_split(comm, color, key, &world->next_context);
+    if (split.number >= world->largest_tag / STREAMS) comm_give_up(comm, "more groups of ranks than MPI has tags for");
+    MpiComm *made = new_comm(world, split.rank, split.size, split.number);
+    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", split.size);
+    for (int i = 0; i < split.size; i++) made->member[i] = parent->member[split.members[i]];
+    free(split.members);
     return &made->base;
 }
 
@@ -378,14 +246,17 @@ static const CommOperations mpi_operations = {
     .split = mpi_split,
     .release = mpi_release,
     .doing = mpi_doing,
+    .said = mpi_said,
     .end_all = end_all,
-    .barrier = mpi_barrier,
-    .broadcast = mpi_broadcast,
-    .all_reduce_sum = mpi_all_reduce_sum,
-    .reduce_scatter_sum = mpi_reduce_scatter_sum,
-    .all_gather = mpi_all_gather,
+    .barrier = pairwise_barrier,
+    .broadcast = pairwise_broadcast,
+    .all_reduce_sum = pairwise_all_reduce_sum,
+    .reduce_scatter_sum = pairwise_reduce_scatter_sum,
+    .all_gather = pairwise_all_gather,
     .exchange_begin = mpi_exchange_begin,
     .wait = mpi_wait,
+    .message_begin = message_begin,
+    .message_end = message_end,
 };
 
 // ---- processes ----------------------------------------------------------------------------------------------------
@@ -432,7 +303,7 @@ static void gather_places(MpiComm *c) {
     MPI_Get_processor_name(host, &length);
     snprintf(c->world->place[c->base.rank].name, sizeof(Place), "process %ld on %.48s", (long)getpid(), host);
     for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof(Place);
-    if (size > 1) mpi_all_gather(&c->base, c->world->place, bytes);
+    if (size > 1) pairwise_all_gather(&c->base, c->world->place, bytes);
     free(bytes);
 }
 
@@ -450,7 +321,8 @@ static bool run_rank(World *world, int rank, void (*rank_main)(Comm *, void *), 
     rank_main(&c->base, argument);
     atomic_store(&world->mine->awaits, COMM_FINISHED);
     c->base.operation = "end";
-    barrier_within(c, HUGE_VAL); // one rank may have a long last word; threads are joined without a time-out too
+    world->timeout = HUGE_VAL; // one rank may have a long last word; threads are joined without a time-out too
+    if (world->size > 1) pairwise_barrier(&c->base);
     free(c);
     return true;
 }

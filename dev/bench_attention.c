@@ -1,13 +1,18 @@
-// How fast the attention kernel is, beside the rate at which this machine multiplies large matrices.
+// How fast the attention kernels are, beside the rate at which the device multiplies large matrices.
 //
-//   dev/bench_attention              the table below
-//   dev/bench_attention T D          one line of it, for T tokens and heads of D values
-//   SIMD=avx2 dev/bench_attention    with another of the compiled copies (portable, avx2, avx512)
+//   dev/bench_attention                          the table below, on the CPU
+//   dev/bench_attention --device cuda            on the first GPU
+//   dev/bench_attention --csv T D [T D ...]      lines "who,T,D,forward,backward,both" in TFLOP/s for T tokens and
+//   heads
+//                                                of D values, with ordinary attention ("vanilla") where it fits
+//   SIMD=avx2 dev/bench_attention                with another of the CPU's compiled copies (portable, avx2, avx512)
 //
-// Causal, one sequence of T tokens, 4 heads, all processors. Operations are the useful ones: a causal product over the
-// scores counts 2 x T^2/2 x D a head; the forward pass has two of them, the backward pass five. The exponentials are
-// not counted. The matrix rate is measured again before each pass, since a shared machine changes its speed; each
-// figure is a median over rounds, each share that of the ratio to the rate just measured.
+// Causal. CPU: one sequence, 4 heads, all processors. GPU: 2,048 channels, and as many sequences as make 16,384 tokens.
+// Operations are the useful ones: a causal product over the scores counts 2 x T^2/2 x D a head; the forward pass has
+// two of them, the backward pass five, however many the kernels make. The exponentials are not counted. Backward is
+// what training does: zeroing of the fp32 gradients, delta, the kernels, conversion to storage type. The matrix rate is
+// measured again before each pass, since a shared machine changes its speed; each figure is a median over rounds, each
+// share that of the ratio to the rate just measured.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,12 +22,17 @@
 #include "base/cpu_features.h"
 #include "base/random.h"
 
-enum { HEADS = 4, ROUNDS = 5 };
+enum { CPU_HEADS = 4, GPU_CHANNELS = 2048, GPU_TOKENS = 16384, ROUNDS = 5 };
 
 typedef struct Problem {
     AttentionShape shape;
-    int64_t T;
-    float *qkv, *accumulator, *max, *sum, *out, *log_sum_exp, *d_out, *delta, *d_qkv;
+    int64_t T, C; // tokens of a sequence; heads x head_dim
+    void *memory; // of all that follows
+    size_t bytes;
+    void *qkv, *d_qkv, *out, *d_out;        // storage: (B, T, 3C), (B, T, C)
+    float *accumulator, *d_qkv_float;       // (B, T, C), (B, T, 3C)
+    float *max, *sum, *log_sum_exp, *delta; // (B, H, T)
+    void *probabilities, *rows;             // of vanilla; NULL: does not fit
 } Problem;
 
 static double seconds(void) {
@@ -31,75 +41,124 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static float *floats(int64_t count) {
-    float *x = calloc((size_t)count, sizeof(float));
-    if (x == NULL) {
-        fprintf(stderr, "bench_attention: no memory for %lld floats: take a smaller T\n", (long long)count);
-        exit(EXIT_RUNTIME);
-    }
-    return x;
+static void stop(const Error *err) {
+    fprintf(stderr, "bench_attention: %s\n", err->message);
+    exit(err->exit_code);
 }
 
-static Problem make_problem(int64_t T, int64_t D) {
-    int64_t C = HEADS * D;
-    Problem p = {.shape = {1, HEADS, HEADS, D, 1.0f / 8}, .T = T};
-    p.qkv = floats(T * 3 * C);
-    p.d_qkv = floats(T * 3 * C);
-    p.accumulator = floats(T * C);
-    p.out = floats(T * C);
-    p.d_out = floats(T * C);
-    p.max = floats(HEADS * T);
-    p.sum = floats(HEADS * T);
-    p.log_sum_exp = floats(HEADS * T);
-    p.delta = floats(HEADS * T);
-    for (int64_t i = 0; i < T * 3 * C; i++) p.qkv[i] = (float)random_normal(1, 0, (uint64_t)i);
-    for (int64_t i = 0; i < T * C; i++) p.d_out[i] = (float)random_normal(1, 1, (uint64_t)i);
+static void *take(char **next, size_t bytes) {
+    void *memory = *next;
+    *next += (bytes + 255) / 256 * 256;
+    return memory;
+}
+
+static void lay_out(Problem *p, size_t element, bool vanilla, size_t vanilla_rows) {
+    char *next = p->memory;
+    size_t values = (size_t)(p->shape.batch * p->T * p->C), rows = (size_t)(p->shape.batch * p->shape.heads * p->T);
+    p->qkv = take(&next, 3 * values * element);
+    p->d_qkv = take(&next, 3 * values * element);
+    p->out = take(&next, values * element);
+    p->d_out = take(&next, values * element);
+    p->accumulator = take(&next, values * sizeof(float));
+    p->d_qkv_float = take(&next, 3 * values * sizeof(float));
+    p->max = take(&next, rows * sizeof(float));
+    p->sum = take(&next, rows * sizeof(float));
+    p->log_sum_exp = take(&next, rows * sizeof(float));
+    p->delta = take(&next, rows * sizeof(float));
+    p->probabilities = vanilla ? take(&next, rows * (size_t)p->T * element) : NULL;
+    p->rows = vanilla ? take(&next, vanilla_rows) : NULL;
+    p->bytes = (size_t)(next - (char *)p->memory);
+}
+
+// The same values for every size: what matters is that they are random.
+static void fill(const Problem *p, Device *device, void *storage, int64_t count, uint64_t stream) {
+    enum { PIECE = 1 << 16 };
+    static float host[PIECE];
+    for (int64_t i = 0; i < PIECE; i++) host[i] = (float)random_normal(1, stream, (uint64_t)i);
+    for (int64_t first = 0; first < count; first += PIECE) {
+        int64_t values = count - first < PIECE ? count - first : PIECE;
+        device->upload(device, p->accumulator, host, (size_t)values * sizeof(float));
+        device->to_storage(device, at(device, storage, first), p->accumulator, values);
+    }
+}
+
+static Problem make_problem(int64_t T, int64_t D, Device *device, bool vanilla_wanted) {
+    bool gpu = strcmp(device->name, "cuda") == 0; // the emulated one is for correctness only
+    int64_t heads = !gpu ? CPU_HEADS : GPU_CHANNELS / D > 0 ? GPU_CHANNELS / D : 1;
+    int64_t batch = !gpu || T >= GPU_TOKENS ? 1 : GPU_TOKENS / T;
+    Problem p = {.shape = {batch, heads, heads, D, 1.0f / 8}, .T = T, .C = heads * D};
+    Error err;
+    const char *why = device->attention->unsupported == NULL ? NULL : device->attention->unsupported(&p.shape);
+    if (why != NULL) {
+        error_usage(&err, "%s", why);
+        stop(&err);
+    }
+    size_t rows = device->attention->vanilla_row_bytes(&p.shape, T);
+    lay_out(&p, device->element_bytes, vanilla_wanted, rows);
+    if (vanilla_wanted && p.bytes > (size_t)device->memory_available(device) / 10 * 9)
+        lay_out(&p, device->element_bytes, false, rows);
+    bool vanilla = p.probabilities != NULL;
+    p.memory = device->allocate(device, p.bytes, &err);
+    if (p.memory == NULL) stop(&err);
+    lay_out(&p, device->element_bytes, vanilla, rows);
+    fill(&p, device, p.qkv, batch * T * 3 * p.C, 0);
+    fill(&p, device, p.d_out, batch * T * p.C, 1);
     return p;
 }
 
-static void free_problem(Problem *p) {
-    float *all[] = {p->qkv, p->d_qkv, p->accumulator, p->out, p->d_out, p->max, p->sum, p->log_sum_exp, p->delta};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+// Part 0, 1 or 2 (q, k or v) of a fused (B, T, 3C) buffer.
+static TokenView token_part(const Problem *p, const Device *device, void *fused, int part) {
+    return (TokenView){at(device, fused, part * p->C), p->T * 3 * p->C, 3 * p->C};
 }
+static FloatView float_part(const Problem *p, int part) {
+    return (FloatView){p->d_qkv_float + part * p->C, p->T * 3 * p->C, 3 * p->C};
+}
+static RowView rows_of(const Problem *p, float *rows) { return (RowView){rows, p->shape.heads * p->T, p->T}; }
+static TokenView tokens_of(const Problem *p, void *tokens) { return (TokenView){tokens, p->T * p->C, p->C}; }
 
-// Part 0, 1 or 2 (q, k or v) of a fused (T, 3C) buffer.
-static TokenView token_part(const Problem *p, float *fused, int part) {
-    int64_t C = HEADS * p->shape.head_dim;
-    return (TokenView){fused + part * C, 0, 3 * C};
-}
-static FloatView float_part(const Problem *p, float *fused, int part) {
-    int64_t C = HEADS * p->shape.head_dim;
-    return (FloatView){fused + part * C, 0, 3 * C};
-}
-
-static KeyValue key_value(const Problem *p) {
+static KeyValue key_value(const Problem *p, const Device *device) {
     return (KeyValue){{0, p->T},
-                      token_part(p, p->qkv, 1),
-                      token_part(p, p->qkv, 2),
-                      float_part(p, p->d_qkv, 1),
-                      float_part(p, p->d_qkv, 2)};
+                      token_part(p, device, p->qkv, 1),
+                      token_part(p, device, p->qkv, 2),
+                      float_part(p, 1),
+                      float_part(p, 2)};
 }
 
 static void forward(const Problem *p, Device *device) {
-    int64_t C = HEADS * p->shape.head_dim;
-    QueryForward query = {
-        {0, p->T}, token_part(p, p->qkv, 0), {p->accumulator, 0, C}, {p->max, 0, p->T}, {p->sum, 0, p->T}};
-    KeyValue kv = key_value(p);
-    attention_kernels_cpu.begin(device, &p->shape, &query);
-    attention_kernels_cpu.forward_pair(device, &p->shape, &query, &kv);
-    attention_kernels_cpu.finish(device, &p->shape, &query, (TokenView){p->out, 0, C},
-                                 (RowView){p->log_sum_exp, 0, p->T});
+    QueryForward query = {{0, p->T},
+                          token_part(p, device, p->qkv, 0),
+                          {p->accumulator, p->T * p->C, p->C},
+                          rows_of(p, p->max),
+                          rows_of(p, p->sum)};
+    KeyValue kv = key_value(p, device);
+    device->attention->forward_whole(device, &p->shape, &query, &kv, tokens_of(p, p->out), rows_of(p, p->log_sum_exp));
 }
 
 static void backward(const Problem *p, Device *device) {
-    int64_t C = HEADS * p->shape.head_dim;
-    TokenView out = {p->out, 0, C}, d_out = {p->d_out, 0, C};
-    RowView log_sum_exp = {p->log_sum_exp, 0, p->T}, delta = {p->delta, 0, p->T};
-    QueryBackward query = {{0, p->T}, token_part(p, p->qkv, 0), d_out, log_sum_exp, delta, float_part(p, p->d_qkv, 0)};
-    KeyValue kv = key_value(p);
-    memset(p->d_qkv, 0, (size_t)(p->T * 3 * C) * sizeof(float));
-    attention_kernels_cpu.row_delta(device, &p->shape, query.chunk, out, d_out, delta);
-    attention_kernels_cpu.backward_pair(device, &p->shape, &query, &kv);
+    TokenView out = tokens_of(p, p->out), d_out = tokens_of(p, p->d_out);
+    RowView delta = rows_of(p, p->delta);
+    QueryBackward query = {{0, p->T},       token_part(p, device, p->qkv, 0), d_out, rows_of(p, p->log_sum_exp), delta,
+                           float_part(p, 0)};
+    KeyValue kv = key_value(p, device);
+    int64_t values = p->shape.batch * p->T * 3 * p->C;
+    device->zero(device, p->d_qkv_float, (size_t)values * sizeof(float));
+    device->attention->row_delta(device, &p->shape, query.chunk, out, d_out, delta);
+    device->attention->backward_pair(device, &p->shape, &query, &kv);
+    device->to_storage(device, p->d_qkv, p->d_qkv_float, values);
+}
+
+static void vanilla_forward(const Problem *p, Device *device) {
+    device->attention->vanilla_forward(device, &p->shape, p->T, p->probabilities, tokens_of(p, p->out), p->log_sum_exp,
+                                       token_part(p, device, p->qkv, 0), token_part(p, device, p->qkv, 1),
+                                       token_part(p, device, p->qkv, 2));
+}
+static void vanilla_backward(const Problem *p, Device *device) {
+    TokenView out = tokens_of(p, p->out), d_out = tokens_of(p, p->d_out);
+    device->attention->row_delta(device, &p->shape, (Chunk){0, p->T}, out, d_out, rows_of(p, p->delta));
+    device->attention->vanilla_backward(
+        device, &p->shape, p->T, p->probabilities, p->rows, token_part(p, device, p->d_qkv, 0),
+        token_part(p, device, p->d_qkv, 1), token_part(p, device, p->d_qkv, 2), token_part(p, device, p->qkv, 0),
+        token_part(p, device, p->qkv, 1), token_part(p, device, p->qkv, 2), out, p->log_sum_exp, d_out, p->delta);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -111,32 +170,69 @@ static double median(double *x, int count) {
     return x[count / 2];
 }
 
-static void bench(int64_t T, int64_t D, Device *device) {
-    Problem p = make_problem(T, D);
-    double product = 2.0 * (double)T * (double)T / 2 * (double)D * HEADS; // operations of one product over the scores
-    int repeats = 1 + (int)(1e10 / (7 * product)); // of a pass in a round, so that the clock has something to measure
-    int rounds = product < 2e10 ? ROUNDS : ROUNDS / 2 + 1;
+typedef void Pass(const Problem *, Device *);
+
+static double time_of(Pass *pass, int repeats, const Problem *p, Device *device) { // of one
+    device->synchronize(device);
+    double start = seconds();
+    for (int n = 0; n < repeats; n++) pass(p, device);
+    device->synchronize(device);
+    return (seconds() - start) / repeats;
+}
+
+// Operations of one product over the scores.
+static double product_of(const Problem *p) {
+    return (double)p->T * (double)p->T * (double)p->shape.head_dim * (double)(p->shape.batch * p->shape.heads);
+}
+
+static double median_time(Pass *pass, const Problem *p, Device *device) {
+    double once = time_of(pass, 1, p, device), time[ROUNDS];
+    int repeats = once < 0.05 ? (int)(0.05 / (once > 1e-6 ? once : 1e-6)) : 1;
+    for (int i = 0; i < ROUNDS; i++) time[i] = time_of(pass, repeats, p, device);
+    return median(time, ROUNDS);
+}
+
+static void print_rates(const char *who, Pass *forward_pass, Pass *backward_pass, const Problem *p, Device *device) {
+    forward_pass(p, device);
+    backward_pass(p, device);
+    double f = median_time(forward_pass, p, device), b = median_time(backward_pass, p, device),
+           product = 1e-12 * product_of(p);
+    printf("%s,%lld,%lld,%.4g,%.4g,%.4g\n", who, (long long)p->T, (long long)p->shape.head_dim, 2 * product / f,
+           5 * product / b, 7 * product / (f + b));
+    fflush(stdout);
+}
+
+static void print_csv(int64_t T, int64_t D, Device *device) {
+    Problem p = make_problem(T, D, device, true);
+    print_rates("train_gpt", forward, backward, &p, device);
+    if (p.probabilities != NULL) print_rates("vanilla", vanilla_forward, vanilla_backward, &p, device);
+    device->release(device, p.memory, p.bytes);
+}
+
+static void print_line(int64_t T, int64_t D, Device *device) {
+    Problem p = make_problem(T, D, device, false);
+    double product = product_of(&p);
+    int rounds = device->host_memory && product >= 2e10 ? ROUNDS / 2 + 1 : ROUNDS;
     double rate[ROUNDS], forward_rate[ROUNDS], both_rate[ROUNDS], forward_share[ROUNDS], both_share[ROUNDS];
     forward(&p, device);
     backward(&p, device); // touches the memory
+    // So many passes in a round that the clock has something to measure.
+    int repeats = 1 + (int)(0.05 / time_of(forward, 1, &p, device));
     for (int i = 0; i < rounds; i++) {
-        double before = cpu_matrix_rate(device->threads), start = seconds();
-        for (int n = 0; n < repeats; n++) forward(&p, device);
-        double forward_time = (seconds() - start) / repeats, between = cpu_matrix_rate(device->threads);
-        start = seconds();
-        for (int n = 0; n < repeats; n++) backward(&p, device);
-        double backward_time = (seconds() - start) / repeats;
+        double before = device->matrix_rate(device), forward_time = time_of(forward, repeats, &p, device);
+        double between = device->matrix_rate(device), backward_time = time_of(backward, repeats, &p, device);
         rate[i] = (before + between) / 2;
         forward_rate[i] = 2 * product / forward_time;
         both_rate[i] = 7 * product / (forward_time + backward_time);
         forward_share[i] = forward_rate[i] / before;
         both_share[i] = both_rate[i] / rate[i];
     }
-    printf("| %-8s | %6lld | %4lld | %7.1f | %7.1f | %4.0f%% | %7.1f | %4.0f%% |\n", simd_level_name(simd_level()),
-           (long long)T, (long long)D, median(rate, rounds) / 1e9, median(forward_rate, rounds) / 1e9,
-           100 * median(forward_share, rounds), median(both_rate, rounds) / 1e9, 100 * median(both_share, rounds));
+    printf("| %-8s | %6lld | %4lld | %8.1f | %8.1f | %4.0f%% | %8.1f | %4.0f%% |\n",
+           device->host_memory ? simd_level_name(simd_level()) : device->name, (long long)T, (long long)D,
+           median(rate, rounds) / 1e9, median(forward_rate, rounds) / 1e9, 100 * median(forward_share, rounds),
+           median(both_rate, rounds) / 1e9, 100 * median(both_share, rounds));
     fflush(stdout);
-    free_problem(&p);
+    device->release(device, p.memory, p.bytes);
 }
 
 static int64_t positive(const char *text) {
@@ -149,36 +245,44 @@ static int64_t positive(const char *text) {
     return value;
 }
 
+static void print_table(Device *device) {
+    printf("Causal attention on %s; GFLOP/s, and share of the matrix rate\n\n", device->description);
+    printf("| copy     |      T |    D | matrix   | forward  | share | fwd+bwd  | share |\n");
+    printf("| -------- | -----: | ---: | -------: | -------: | ----: | -------: | ----: |\n");
+    print_line(4096, 64, device);
+    print_line(1024, 64, device);
+    print_line(16384, 64, device);
+    print_line(4096, 32, device);
+    print_line(4096, 128, device);
+    if (!device->host_memory || getenv("SIMD") != NULL) return;
+    for (SimdLevel level = SIMD_PORTABLE, best = simd_level(); level < best; level++) {
+        if (setenv("SIMD", simd_level_name(level), 1) != 0) exit(EXIT_RUNTIME);
+        print_line(4096, 64, device);
+    }
+}
+
 int main(int argc, char **argv) {
-    if (argc != 1 && argc != 3) {
-        fprintf(stderr, "usage: bench_attention [T D]\n");
+    const char *name = "cpu";
+    bool csv = false;
+    int word = 1;
+    for (; word < argc && argv[word][0] == '-'; word++) {
+        if (strcmp(argv[word], "--csv") == 0) csv = true;
+        else if (strcmp(argv[word], "--device") == 0 && word + 1 < argc) name = argv[++word];
+        else break;
+    }
+    if ((argc - word) % 2 != 0 || (csv && word == argc) || (word < argc && argv[word][0] == '-')) {
+        fprintf(stderr, "usage: bench_attention [--device cpu|cuda] [--csv] [T D ...]\n");
         return EXIT_USAGE;
     }
     Device device;
-    cpu_device(&device, cpu_count());
-    printf("Causal attention, 1 sequence, %d heads, %d threads; GFLOP/s, and share of the matrix rate (%s)\n\n", HEADS,
-           device.threads, cpu_matrix_library());
-    printf("| copy     |      T |    D | matrix  | forward | share | fwd+bwd | share |\n");
-    printf("| -------- | -----: | ---: | ------: | ------: | ----: | ------: | ----: |\n");
-    if (argc == 3) {
-        int64_t D = positive(argv[2]);
-        if (D > ATTENTION_MAX_HEAD_DIM) {
-            fprintf(stderr, "bench_attention: D = %s: heads have at most %d values\n", argv[2], ATTENTION_MAX_HEAD_DIM);
-            return EXIT_USAGE;
-        }
-        bench(positive(argv[1]), D, &device);
-        return 0;
+    Error err;
+    if (!device_open(&device, name, 0, cpu_count(), &err)) stop(&err);
+    if (word == argc) print_table(&device);
+    for (; word < argc; word += 2) {
+        int64_t T = positive(argv[word]), D = positive(argv[word + 1]);
+        if (csv) print_csv(T, D, &device);
+        else print_line(T, D, &device);
     }
-    bench(4096, 64, &device);
-    bench(1024, 64, &device);
-    bench(16384, 64, &device);
-    bench(4096, 32, &device);
-    bench(4096, 128, &device);
-    const char *wanted = getenv("SIMD");
-    if (wanted != NULL) return 0;
-    for (SimdLevel level = SIMD_PORTABLE, best = simd_level(); level < best; level++) {
-        if (setenv("SIMD", simd_level_name(level), 1) != 0) return EXIT_RUNTIME;
-        bench(4096, 64, &device);
-    }
+    device.close(&device);
     return 0;
 }

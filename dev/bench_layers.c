@@ -1,15 +1,17 @@
-// How fast the layers are, beside what this machine can do: how fast it copies memory and multiplies matrices.
+// How fast the layers are, beside what the device can do: how fast it copies memory and multiplies matrices.
 //
-//   dev/bench_layers              the tables below, for 4,096 tokens of width 256, all processors
-//   dev/bench_layers ROWS C       the same for other sizes
-//   SIMD=avx2 dev/bench_layers    with another of the compiled copies (portable, avx2, avx512)
-//   MATMUL=cblas dev/bench_layers with the library's matrix product
+//   dev/bench_layers                 the tables below, for 4,096 tokens of width 256, all processors
+//   dev/bench_layers --device cuda   on the first GPU: 32,768 tokens of width 768, vocabulary 50,257
+//   dev/bench_layers ROWS C          the same for other sizes
+//   dev/bench_layers --csv ...       lines "what,microseconds,rate,unit,share"
+//   SIMD=avx2 dev/bench_layers       with another of the CPU's compiled copies (portable, avx2, avx512)
+//   MATMUL=cblas dev/bench_layers    with the library's matrix product
 //
 // A layer that does little with each value can at best run at the speed of memory: its share is the time of a copy that
 // reads and writes as many bytes, by the layer's own. Above 100%: it reads more than it writes, which is cheaper than a
 // copy. The classifier and the activations also compute an exponential for each value. The share of a matrix product is
-// its rate by that of large square products (cpu_matrix_rate). A shared machine changes its speed, so what is compared
-// is measured in turns, and the best of all turns counts.
+// its rate by that of large square products (Device.matrix_rate). A shared machine changes its speed, so what is
+// compared is measured in turns, and the best of all turns counts.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,32 +29,71 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static float *floats(int64_t count) {
-    float *x = calloc((size_t)count, sizeof *x);
-    if (x == NULL) {
-        fprintf(stderr, "bench_layers: no memory for %lld floats: take smaller sizes\n", (long long)count);
-        exit(EXIT_RUNTIME);
+static double smaller(double a, double b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// ---- tensors --------------------------------------------------------------------------------------------------------
+// One set serves all layers.
+typedef struct Bench {
+    Device device;
+    bool csv;
+    int64_t rows, C, F, V, K, N;
+    size_t widest, copied;                         // bytes of a, b and c; of the copy being timed
+    void *a, *b, *c, *d;                           // storage, each as large as the largest needed
+    void *weight;                                  // storage
+    float *gradient, *master, *m, *v;              // fp32
+    float *mean, *rstd, *losses, *cosines, *sines; // fp32, of rows
+    double *sum;                                   // (1)
+    int32_t *tokens, *positions;                   // (rows)
+} Bench;
+
+static void *allocate(Bench *t, size_t bytes) {
+    Error err;
+    void *memory = t->device.allocate(&t->device, bytes, &err);
+    if (memory == NULL) {
+        fprintf(stderr, "bench_layers: %s\n", err.message);
+        exit(err.exit_code);
     }
-    for (int64_t i = 0; i < count; i++) x[i] = (float)((i * 7919) % 1021 - 510) / 300;
+    return memory;
+}
+
+static float *floats(Bench *t, int64_t count) {
+    enum { PIECE = 1 << 16 };
+    static float piece[PIECE];
+    for (int i = 0; i < PIECE; i++) piece[i] = (float)((i * 7919) % 1021 - 510) / 300;
+    float *x = allocate(t, (size_t)count * sizeof *x);
+    for (int64_t first = 0; first < count; first += PIECE)
+        t->device.upload(&t->device, x + first, piece,
+                         (size_t)(count - first < PIECE ? count - first : PIECE) * sizeof *x);
     return x;
 }
 
-static double smaller(double a, double b) { return a < b ? a : b; }
+static void *storage(Bench *t, int64_t count) {
+    float *x = floats(t, count);
+    if (t->device.element_bytes == sizeof *x) return x;
+    void *converted = allocate(t, (size_t)count * t->device.element_bytes);
+    t->device.to_storage(&t->device, converted, x, count);
+    t->device.release(&t->device, x, (size_t)count * sizeof *x);
+    return converted;
+}
 
-// ---- layers -------------------------------------------------------------------------------------------------------
-// One set of tensors serves them all.
-typedef struct Bench {
-    Device device;
-    int64_t rows, C, F, V, K, N;
-    float *a, *b, *c, *d, *weight, *gradient, *mean, *rstd, *cosines, *sines;
-    int32_t *tokens, *positions;
-} Bench;
+static int32_t *numbers(Bench *t, int64_t count, int64_t below) { // below 0: 0, 1, 2, ...
+    int32_t *host = malloc((size_t)count * sizeof *host), *x = allocate(t, (size_t)count * sizeof *x);
+    if (host == NULL) exit(EXIT_RUNTIME);
+    for (int64_t i = 0; i < count; i++)
+        host[i] = (int32_t)(below > 0 ? (int64_t)random_below(1, 1, (uint64_t)i, (uint64_t)below) : i);
+    t->device.upload(&t->device, x, host, (size_t)count * sizeof *host);
+    free(host);
+    return x;
+}
 
+// ---- layers ---------------------------------------------------------------------------------------------------------
 static void embedding_forward(Bench *t) {
     t->device.embedding_forward(&t->device, t->a, t->tokens, t->positions, t->weight, t->b, t->rows, t->C);
 }
 static void embedding_backward(Bench *t) {
-    t->device.embedding_backward(&t->device, t->gradient, t->a, t->b, t->tokens, t->positions, t->rows, t->C, t->V);
+    t->device.embedding_backward(&t->device, t->gradient, t->master, t->b, t->tokens, t->positions, t->rows, t->C,
+                                 t->V);
 }
 static void layernorm_forward(Bench *t) {
     t->device.layernorm_forward(&t->device, t->a, t->b, t->mean, t->rstd, t->b, t->c, t->weight, t->weight, t->rows,
@@ -77,84 +118,93 @@ static void gelu_backward(Bench *t) { t->device.gelu_backward(&t->device, t->a, 
 static void swiglu_forward(Bench *t) { t->device.swiglu_forward(&t->device, t->a, t->b, t->rows, t->F); }
 static void swiglu_backward(Bench *t) { t->device.swiglu_backward(&t->device, t->a, t->c, t->b, t->rows, t->F); }
 static void classifier(Bench *t) {
-    t->device.classifier(&t->device, t->a, t->mean, t->tokens, t->rows, t->V, 1.0f / (float)t->rows);
+    t->device.classifier(&t->device, t->d, t->losses, t->tokens, t->rows, t->V, 1.0f / (float)t->rows);
 }
 static void adamw(Bench *t) {
     AdamW h = {1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 1000, 1};
-    t->device.adamw(&t->device, t->a, t->a, t->b, t->d, t->c, t->rows * t->C, &h);
+    void *weight = t->device.host_memory ? (void *)t->master : t->a;
+    t->device.adamw(&t->device, t->master, weight, t->m, t->v, t->gradient, t->rows * t->C, &h);
 }
-static void sum_of_squares(Bench *t) { t->mean[0] = (float)t->device.sum_of_squares(&t->device, t->a, t->rows * t->F); }
+static void sum_of_squares(Bench *t) { t->device.sum_of_squares(&t->device, t->sum, t->gradient, t->rows * t->C); }
 
 typedef struct Layer {
     const char *name;
     void (*run)(Bench *);
-    double values;             // moved for each row: by C, ...
-    double values_F, values_V; // ... by F, by V
+    double values_C, values_F, values_V; // storage values moved for each row: by C, F, V
+    double floats_C, floats;             // fp32 values moved for each row: by C, and beside
 } Layer;
 
 // Values of a row that are read and written, each once: what stays in the nearest cache in between is not counted
 // again.
 static const Layer layers[] = {
-    {"embedding forward", embedding_forward, 3, 0, 0},
-    {"embedding backward", embedding_backward, 5, 0, 0},
-    {"LayerNorm forward, with the residual", layernorm_forward, 4, 0, 0},
-    {"LayerNorm backward", layernorm_backward, 4, 0, 0},
-    {"RMSNorm forward, with the residual", rmsnorm_forward, 4, 0, 0},
-    {"RMSNorm backward", rmsnorm_backward, 4, 0, 0},
-    {"add", add, 3, 0, 0},
-    {"rotary, D = 64", rotary, 2.25, 0, 0}, // and cosines and sines, 64 for each row
-    {"GELU forward", gelu_forward, 0, 2, 0},
-    {"GELU backward", gelu_backward, 0, 3, 0},
-    {"SwiGLU forward", swiglu_forward, 0, 3, 0},
-    {"SwiGLU backward", swiglu_backward, 0, 5, 0},
-    {"classifier", classifier, 0, 0, 2},
-    {"AdamW", adamw, 7, 0, 0},
-    {"sum of squares", sum_of_squares, 0, 1, 0},
+    {"embedding forward", embedding_forward, 3, 0, 0, 0, 0},
+    {"embedding backward", embedding_backward, 1, 0, 0, 4, 0},
+    {"LayerNorm forward with the residual", layernorm_forward, 4, 0, 0, 0, 2},
+    {"LayerNorm backward", layernorm_backward, 4, 0, 0, 0, 2},
+    {"RMSNorm forward with the residual", rmsnorm_forward, 4, 0, 0, 0, 1},
+    {"RMSNorm backward", rmsnorm_backward, 4, 0, 0, 0, 1},
+    {"add", add, 3, 0, 0, 0, 0},
+    {"rotary D=64", rotary, 2, 0, 0, 0, 64}, // 32 cosines and 32 sines
+    {"GELU forward", gelu_forward, 0, 2, 0, 0, 0},
+    {"GELU backward", gelu_backward, 0, 3, 0, 0, 0},
+    {"SwiGLU forward", swiglu_forward, 0, 3, 0, 0, 0},
+    {"SwiGLU backward", swiglu_backward, 0, 5, 0, 0, 0},
+    {"classifier", classifier, 0, 0, 2, 0, 0},
+    {"AdamW", adamw, 0, 0, 0, 7, 0},
+    {"sum of squares", sum_of_squares, 0, 0, 0, 1, 0},
 };
 enum { LAYERS = sizeof layers / sizeof *layers };
 
-// Runs `run` about 3 ms long; seconds for one.
+// Runs `run` for at least 3 ms, as often as the time of the first says; seconds for one.
 static double time_of(void (*run)(Bench *), Bench *t) {
-    int64_t times = 0;
-    double start = seconds(), now;
-    do {
-        run(t);
-        times++;
-        now = seconds();
-    } while (now - start < 0.003);
-    return (now - start) / (double)times;
-}
-
-static double copy_time(Bench *t, size_t bytes) { // that many read and written, together
-    int64_t times = 0;
-    double start = seconds(), now;
-    do {
-        t->device.copy(&t->device, t->c, t->d, bytes / 2);
-        times++;
-        now = seconds();
-    } while (now - start < 0.003);
-    return (now - start) / (double)times;
-}
-
-static void bench_layers(Bench *t) {
-    printf(
-        "| layer, %lld tokens, C %lld, F %lld, V %lld | microseconds | GB/s | share of a copy |\n|---|---|---|---|\n",
-        (long long)t->rows, (long long)t->C, (long long)t->F, (long long)t->V);
-    for (int i = 0; i < LAYERS; i++) {
-        const Layer *l = &layers[i];
-        double bytes =
-            4 * (double)t->rows * (l->values * (double)t->C + l->values_F * (double)t->F + l->values_V * (double)t->V);
-        double copy = 1e9, time = 1e9;
-        for (int round = 0; round < ROUNDS; round++) {
-            copy = smaller(copy, copy_time(t, (size_t)bytes));
-            time = smaller(time, time_of(l->run, t));
-        }
-        printf("| %s | %.0f | %.1f | %.0f%% |\n", l->name, 1e6 * time, 1e-9 * bytes / time, 100 * copy / time);
-        fflush(stdout);
+    int64_t times = 1;
+    for (;;) {
+        t->device.synchronize(&t->device);
+        double start = seconds();
+        for (int64_t i = 0; i < times; i++) run(t);
+        t->device.synchronize(&t->device);
+        double time = seconds() - start;
+        if (time >= 0.003) return time / (double)times;
+        times = larger(2 * times, (int64_t)(0.004 / (time / (double)times + 1e-9)));
     }
 }
 
-// ---- matrix products ----------------------------------------------------------------------------------------------
+static void copy(Bench *t) { t->device.copy(&t->device, t->c, t->b, t->copied); }
+
+// Of a copy that reads and writes `bytes` together; of as much of it as the tensors hold.
+static double time_of_copy(Bench *t, double bytes) {
+    t->copied = bytes / 2 < (double)t->widest ? (size_t)(bytes / 2) : t->widest;
+    return time_of(copy, t) * bytes / 2 / (double)t->copied;
+}
+
+static void print_share(const Bench *t, const char *name, double time, double rate, const char *unit, double share) {
+    if (t->csv) printf("%s,%.2f,%.4g,%s,%.4f\n", name, 1e6 * time, rate, unit, share);
+    else printf("| %s | %.0f | %.1f | %.0f%% |\n", name, 1e6 * time, rate, 100 * share);
+    fflush(stdout);
+}
+
+static void bench_layers(Bench *t) {
+    if (!t->csv)
+        printf("| layer, %lld tokens, C %lld, F %lld, V %lld | microseconds | GB/s | share of a copy |\n"
+               "|---|---|---|---|\n",
+               (long long)t->rows, (long long)t->C, (long long)t->F, (long long)t->V);
+    for (int i = 0; i < LAYERS; i++) {
+        const Layer *l = &layers[i];
+        double C = (double)t->C, F = (double)t->F, V = (double)t->V;
+        double bytes =
+            (double)t->rows * ((double)t->device.element_bytes * (l->values_C * C + l->values_F * F + l->values_V * V) +
+                               sizeof(float) * (l->floats_C * C + l->floats));
+        if (l->run == adamw && !t->device.host_memory) bytes += (double)t->rows * C * (double)t->device.element_bytes;
+        double copy_time = 1e9, time = 1e9;
+        for (int round = 0; round < ROUNDS; round++) {
+            copy_time = smaller(copy_time, time_of_copy(t, bytes));
+            time = smaller(time, time_of(l->run, t));
+        }
+        print_share(t, l->name, time, 1e-9 * bytes / time, "GB/s", copy_time / time);
+    }
+}
+
+// ---- matrix products ------------------------------------------------------------------------------------------------
 static void product_forward(Bench *t) {
     t->device.matmul_forward(&t->device, t->a, t->b, t->weight, t->weight, t->rows, t->K, t->N);
 }
@@ -166,59 +216,84 @@ static void product_d_weight(Bench *t) {
 }
 
 static void bench_products(Bench *t, const int64_t (*sizes)[3], int count) {
-    printf("\n| product by %s | GFLOP/s forward, with bias | share of the matrix rate | d_x | d_weight, d_bias |\n"
-           "|---|---|---|---|---|\n",
-           cpu_matrix_library());
-    static void (*const passes[])(Bench *) = {product_forward, product_d_x, product_d_weight};
+    if (!t->csv) printf("\n| product | microseconds | GFLOP/s | share of the matrix rate |\n|---|---|---|---|\n");
+    static const struct {
+        const char *name;
+        void (*run)(Bench *);
+    } passes[] = {
+        {"forward with bias", product_forward}, {"d_x", product_d_x}, {"d_weight and d_bias", product_d_weight}};
     for (int i = 0; i < count; i++) {
         t->rows = sizes[i][0];
         t->K = sizes[i][1];
         t->N = sizes[i][2];
-        double operations = 2.0 * (double)t->rows * (double)t->K * (double)t->N, time[3] = {1e9, 1e9, 1e9}, limit = 1e9;
+        double operations = 2.0 * (double)t->rows * (double)t->K * (double)t->N, time[3] = {1e9, 1e9, 1e9}, rate = 0;
         for (int round = 0; round < ROUNDS; round++) {
-            limit = smaller(limit, operations / cpu_matrix_rate(t->device.threads));
-            for (int pass = 0; pass < 3; pass++) time[pass] = smaller(time[pass], time_of(passes[pass], t));
+            if (t->device.host_memory || round == 0) rate = -smaller(-rate, -t->device.matrix_rate(&t->device));
+            for (int pass = 0; pass < 3; pass++) time[pass] = smaller(time[pass], time_of(passes[pass].run, t));
         }
-        printf("| rows %lld, K %lld, N %lld | %.0f | %.0f%% | %.0f%% | %.0f%% |\n", (long long)t->rows, (long long)t->K,
-               (long long)t->N, 1e-9 * operations / time[0], 100 * limit / time[0], 100 * limit / time[1],
-               100 * limit / time[2]);
-        fflush(stdout);
+        for (int pass = 0; pass < 3; pass++) {
+            char name[96];
+            snprintf(name, sizeof name, "%s: rows %lld K %lld N %lld", passes[pass].name, (long long)t->rows,
+                     (long long)t->K, (long long)t->N);
+            print_share(t, name, time[pass], 1e-9 * operations / time[pass], "GFLOP/s", operations / time[pass] / rate);
+        }
     }
 }
 
-int main(int argc, char **argv) {
-    Bench t = {.rows = argc > 1 ? atoll(argv[1]) : 4096, .C = argc > 2 ? atoll(argv[2]) : 256};
-    if (t.rows < 1 || t.C < 64 || t.C % 64 != 0) {
-        fprintf(stderr, "bench_layers: ROWS must be at least 1, and C a multiple of 64\n");
-        return EXIT_USAGE;
-    }
-    cpu_device(&t.device, cpu_count());
-    int64_t rows = t.rows, C = t.C, largest = rows < 4096 ? 4096 : rows;
-    t.F = 4 * C;
-    t.V = 257;
-    int64_t widest = largest * (8 * C > 3072 ? 8 * C : 3072);
-    t.a = floats(widest), t.b = floats(widest), t.c = floats(widest), t.d = floats(widest);
-    t.weight = floats(8 << 20), t.gradient = floats(8 << 20);
-    for (int64_t i = 0; i < widest; i++) t.d[i] = 1; // also AdamW's second moments
-    t.mean = floats(largest), t.rstd = floats(largest), t.cosines = floats(largest * 32),
-    t.sines = floats(largest * 32);
-    t.tokens = calloc((size_t)largest, sizeof *t.tokens), t.positions = calloc((size_t)largest, sizeof *t.positions);
-    if (t.tokens == NULL || t.positions == NULL) return EXIT_RUNTIME;
-    for (int64_t i = 0; i < largest; i++) {
-        t.tokens[i] = (int32_t)random_below(1, 1, (uint64_t)i, (uint64_t)t.V);
-        t.positions[i] = (int32_t)i;
-    }
+static void make_tensors(Bench *t, int64_t largest_rows, int64_t widest_row) {
+    int64_t widest = largest_rows * widest_row, floats_of_layers = larger(largest_rows * t->C, (int64_t)8 << 20);
+    t->widest = (size_t)widest * t->device.element_bytes;
+    t->a = storage(t, widest), t->b = storage(t, widest), t->c = storage(t, widest);
+    t->d = storage(t, largest_rows * t->V);
+    t->weight = storage(t, larger(t->V * t->C, (int64_t)8 << 20));
+    t->gradient = floats(t, larger(floats_of_layers, t->V * t->C));
+    t->master = floats(t, floats_of_layers), t->m = floats(t, floats_of_layers);
+    t->v = allocate(t, (size_t)floats_of_layers * sizeof(float)); // zeros: moments are never negative
+    t->mean = floats(t, largest_rows), t->rstd = floats(t, largest_rows), t->losses = floats(t, largest_rows);
+    t->cosines = floats(t, largest_rows * 32), t->sines = floats(t, largest_rows * 32);
+    t->sum = allocate(t, sizeof *t->sum);
+    t->tokens = numbers(t, largest_rows, t->V), t->positions = numbers(t, largest_rows, 0);
+}
 
-    printf("%d threads, %s; large matrix products: %.0f GFLOP/s\n\n", t.device.threads, simd_level_name(simd_level()),
-           1e-9 * cpu_matrix_rate(t.device.threads));
+static void usage(void) {
+    fprintf(stderr, "usage: bench_layers [--device cpu|cuda] [--csv] [ROWS C]; C a multiple of 64\n");
+    exit(EXIT_USAGE);
+}
+
+int main(int argc, char **argv) {
+    const char *name = "cpu";
+    Bench t = {0};
+    int word = 1;
+    for (; word < argc && argv[word][0] == '-'; word++) {
+        if (strcmp(argv[word], "--csv") == 0) t.csv = true;
+        else if (strcmp(argv[word], "--device") == 0 && word + 1 < argc) name = argv[++word];
+        else usage();
+    }
+    if (word != argc && word + 2 != argc) usage();
+    Error err;
+    if (!device_open(&t.device, name, 0, cpu_count(), &err)) {
+        fprintf(stderr, "bench_layers: %s\n", err.message);
+        return err.exit_code;
+    }
+    bool host = t.device.host_memory;
+    t.rows = word < argc ? atoll(argv[word]) : host ? 4096 : 32768;
+    t.C = word < argc ? atoll(argv[word + 1]) : host ? 256 : 768;
+    if (t.rows < 1 || t.C < 64 || t.C % 64 != 0) usage();
+    int64_t rows = t.rows, C = t.C;
+    t.F = 4 * C;
+    t.V = host ? 257 : 50257;
+    make_tensors(&t, larger(rows, 4096), larger(8 * C, 3072));
+
+    if (!t.csv)
+        printf("%s: %s; large matrix products: %.0f GFLOP/s\n\n", t.device.name, t.device.description,
+               1e-9 * t.device.matrix_rate(&t.device));
     bench_layers(&t);
     const int64_t sizes[][3] = {
         {rows, C, C},    {rows, C, 3 * C}, {rows, C, 4 * C}, {rows, 4 * C, C},   {rows, C, 1376},
         {rows, 688, C},  {rows, C, 257},   {1024, 256, 768}, {1024, 256, 1024},  {1024, 1024, 256},
         {256, 256, 768}, {256, 768, 3072}, {256, 3072, 768}, {4096, 1024, 3072},
     };
-    bench_products(&t, sizes, sizeof sizes / sizeof *sizes);
-    free(t.a), free(t.b), free(t.c), free(t.d), free(t.weight), free(t.gradient), free(t.mean), free(t.rstd);
-    free(t.cosines), free(t.sines), free(t.tokens), free(t.positions);
+    bench_products(&t, sizes, host ? (int)(sizeof sizes / sizeof *sizes) : 5);
+    t.device.close(&t.device);
     return 0;
 }

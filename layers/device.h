@@ -4,10 +4,12 @@
 // and opaque to the host: offset them with `at`. Everything typed `float *` is fp32 on every device: parameter gradients,
 // statistics, optimizer state. All tensors are dense and row-major; `rows` counts tokens (batch x local tokens).
 //
-// Order: the calls of one Device run in the order made (on CUDA: one stream). They return nothing; a failure inside
-// (never caused by input) ends the program. Gradients of weights and biases are always ADDED to what is there; all other
+// Order: the calls of one Device run in the order made. On a GPU they only enter its work stream, and the host goes on;
+// those that return when the work is done say "complete on return". They return nothing; a failure inside (never
+// caused by input) ends the program. Gradients of weights and biases are always ADDED to what is there; all other
 // outputs are overwritten unless the comment says "+=". No argument may alias another unless said.
-// Each rank has its own Device. `threads` is how many processors its CPU layers may use.
+// Each rank has its own Device, used by that rank's thread alone but for what "between ranks" says. Pointers are to the
+// device's memory, but for those called `host`.
 #ifndef LAYERS_DEVICE_H
 #define LAYERS_DEVICE_H
 
@@ -21,6 +23,11 @@ extern "C" {
 #endif
 
 struct AttentionKernels; // attention/kernel.h
+struct CommCollectives;  // comm/collectives.h
+
+// The two orders in which a device works: its layers, and beside them what goes to and comes from other ranks.
+typedef enum Order { ORDER_WORK, ORDER_EXCHANGE } Order;
+typedef struct Mark Mark; // a point in an order (on CUDA: an event)
 
 typedef struct AdamW { // Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2
     float learning_rate, beta1, beta2, epsilon, weight_decay;
@@ -30,17 +37,25 @@ typedef struct AdamW { // Loshchilov and Hutter, "Decoupled weight decay regular
 
 typedef struct Device Device;
 struct Device {
-    const char *name;     // "cpu"
-    size_t element_bytes; // of storage: 4 on the CPU
-    int threads;
-    void *context; // the implementation's own
+    const char *name;     // "cpu", "cuda", "emulated"
+    char description[96]; // what it is: "NVIDIA H200, 139 GiB", "8 threads"
+    size_t element_bytes; // of storage: 4 on the CPU, 2 on CUDA
+    bool host_memory;     // its memory is the host's, and every call is complete on return
+    int threads;          // how many processors the CPU's layers may use
+    void *context;        // the implementation's own
     const struct AttentionKernels *attention;
+    const struct CommCollectives *collectives; // NCCL; NULL: none
+
+    void (*close)(Device *);                 // waits for all work, frees what the device itself holds
+    void (*synchronize)(Device *);           // complete on return: all calls so far, of both orders
+    int64_t (*memory_available)(Device *);   // bytes that `allocate` could give now
+    double (*matrix_rate)(Device *);         // FLOP/s that large products in storage type reach, measured now (0.2 s)
 
     // ---- memory -------------------------------------------------------------------------------------------------
     void *(*allocate)(Device *, size_t bytes, Error *); // zeroed, 256-byte aligned; NULL and *err if there is not enough
     void (*release)(Device *, void *memory, size_t bytes);
     void (*zero)(Device *, void *memory, size_t bytes);
-    void (*upload)(Device *, void *device, const void *host, size_t bytes);
+    void (*upload)(Device *, void *device, const void *host, size_t bytes); // host may change after the return
     void (*download)(Device *, void *host, const void *device, size_t bytes); // complete on return
     void (*copy)(Device *, void *to, const void *from, size_t bytes);         // device to device
     // Row i of `rows` rows, row_bytes each, goes from `from` + i * from_stride to `to` + i * to_stride. Strides in bytes, any
@@ -95,6 +110,15 @@ struct Device {
     void (*rotary)(Device *, void *x, const float *cos_table, const float *sin_table, int64_t rows, int64_t table_rows,
                    int64_t row_stride, int64_t heads, int64_t D, bool inverse);
 
+    // ---- matrix products with GELU in them (GPT-2's MLP); where the library can, in one pass ------------------------
+    // pre (rows, N) = x (rows, K) weight (N, K)^T + bias (N); out = gelu(pre).
+    void (*matmul_gelu_forward)(Device *, void *out, void *pre, const void *x, const void *weight, const void *bias,
+                                int64_t rows, int64_t K, int64_t N);
+    // Backward of y = gelu(pre) weight^T + bias, where x = gelu(pre): d_pre (rows, K) = (d_out weight) * gelu'(pre);
+    // d_weight (N, K) += d_out^T x, d_bias (N) += column sums of d_out.
+    void (*matmul_gelu_backward)(Device *, void *d_pre, float *d_weight, float *d_bias, const void *d_out,
+                                 const void *x, const void *pre, const void *weight, int64_t rows, int64_t K, int64_t N);
+
     // ---- activations ------------------------------------------------------------------------------------------------
     // GELU, tanh form (Hendrycks and Gimpel 2016; "gelu_new"). d_x may alias d_out. 
     void (*gelu_forward)(Device *, void *out, const void *x, int64_t count);
@@ -113,10 +137,30 @@ struct Device {
     // to `weight` in storage type where weight is not NULL (on the CPU weight may alias master).
     void (*adamw)(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,
                   const AdamW *hyperparameters);
-    // Sum of squares, accumulated in double precision in an order that depends on count alone. Complete on return.
-    double (*sum_of_squares)(Device *, const float *x, int64_t count);
-    double (*sum)(Device *, const float *x, int64_t count); // the same, of the values
+    // *sum += the sum of x, or of its squares, in double precision, in an order that depends on count alone.
+    void (*sum)(Device *, double *sum, const float *x, int64_t count);
+    void (*sum_of_squares)(Device *, double *sum, const float *x, int64_t count);
+
+    // ---- between ranks: for comm/ alone; NULL where host_memory -------------------------------------------------------
+    // These may be called with the Device of another rank of the same kind: by its thread's leave, never at once.
+    Mark *(*mark_create)(Device *);
+    void (*mark_release)(Device *, Mark *);
+    void (*record)(Device *, Order, Mark *);   // my mark := the point after all calls so far in this order
+    void (*wait_for)(Device *, Order, Mark *); // calls from here on in this order run after that point, of any device
+    bool (*passed)(Device *, Mark *);          // is that point behind us? Does not wait
+    // to <- from, in this order; either may be memory of another rank's device.
+    void (*copy_on)(Device *, Order, void *to, const void *from, size_t bytes);
+    // out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ..., in this order; out may be any of the terms, all here.
+    void (*sum_terms)(Device *, Order, float *out, const float *const *terms, int term_count, int64_t count);
+    void *(*stream)(Device *, Order); // cudaStream_t
 };
+
+// Opens the device that --device and --devices name: "cpu" (index not used), "cuda" (index: of the GPU, from 0) or
+// "emulated" (CUDA's kernels run by this CPU: dev/cuda_on_cpu/). Call it on the thread of the rank that will use it.
+// Errors: not compiled in, no such GPU, no driver.
+bool device_open(Device *device, const char *name, int index, int threads, Error *err);
+// How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
+int device_count(const char *name, const char **why);
 
 // Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
 void cpu_device(Device *device, int threads);

@@ -57,16 +57,22 @@ const Option options_table[] = {
     {"seed", INTEGER, TRAINING, "N", "1337", AT(seed), 0, UNBOUNDED,
      "of the new weights, the order of the data and the sample"},
 
-    {"sp", INTEGER, RANKS, "P", "4", AT(sp), 1, 4096, "ranks over which each sequence is sharded"},
+    {"sp", INTEGER, RANKS, "P", "4", AT(sp), 1, 4096,
+     "ranks over which each sequence is sharded; where nothing is said, no more than there are GPUs for"},
     {"dp", INTEGER, RANKS, "N", "1", AT(dp), 1, 4096,
      "replicas, each of --sp ranks, that share the sequences of a step"},
     {"attention", CHOICE, RANKS, "ring|gather|ulysses|ulysses-ring|auto|vanilla", "auto", AT(attention), 0, 0,
      "how the ranks of a sequence exchange; vanilla: one rank stores the T x T matrix"},
     {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, 4096,
      "ranks that share heads in ulysses-ring, a divisor of --sp; 0: chosen"},
-    {"engine", CHOICE, RANKS, "auto|local|mpi", "auto", AT(engine), 0, 0,
-     "ranks are threads of this process (local) or processes (mpi); auto: mpi under mpirun"},
-    {"device", CHOICE, RANKS, "auto|cpu", "auto", AT(device), 0, 0, "what computes"},
+    {"engine", CHOICE, RANKS, "auto|local|mpi|sockets", "auto", AT(engine), 0, 0,
+     "ranks are threads of this process (local), or processes that speak MPI or TCP (sockets: RANK, WORLD_SIZE, "
+     "MASTER_ADDR and MASTER_PORT in the environment, as torchrun sets them); auto: by how this was started"},
+    {"device", CHOICE, RANKS, "auto|cpu|cuda|emulated", "auto", AT(device), 0, 0,
+     "what computes; auto: cuda where there is a GPU, else cpu; emulated: CUDA's kernels run by this processor, slowly, "
+     "to check results"},
+    {"devices", TEXT, RANKS, "LIST", NULL, AT(devices), 0, 0,
+     "the GPU of each rank of this machine, such as 0,1,2,3; ranks may share one: 0,0,0,0; without it, one GPU a rank"},
     {"threads", INTEGER, RANKS, "N", "0", AT(threads), 0, 4096, "processors for all ranks of this process; 0: all"},
     {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank silent for longer ends the run"},
 
@@ -232,8 +238,6 @@ static bool parse_choice(const Option *row, const char *value, const char **out,
         }
         if (strchr(word, '|') == NULL) break;
     }
-    if (strcmp(row->name, "device") == 0 && strcmp(value, "cuda") == 0)
-        return error_usage(err, "--device cuda: this build has no CUDA device: give cpu or auto");
     return error_usage(err, "--%s: \"%s\" is not one of %s", row->name, shown(value).text, row->argument);
 }
 

@@ -42,8 +42,9 @@ typedef struct Options {
     int64_t sp, dp;
     const char *attention;  // ring | gather | ulysses | ulysses-ring | auto | vanilla
     int64_t ulysses;        // U of ulysses-ring, 0: chosen
-    const char *engine;     // auto | local | mpi
-    const char *device;     // auto | cpu
+    const char *engine;     // auto | local | mpi | sockets
+    const char *device;     // auto | cpu | cuda | emulated
+    const char *devices;    // "0,1,2,3": the GPU of each rank; NULL: one after the other
     int64_t threads;        // processors for all ranks of this process; 0: all
     double timeout;         // seconds
     // evaluation

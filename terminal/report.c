@@ -44,7 +44,8 @@ static void describe(char *out, size_t size, const StepReport *r) {
     int n = snprintf(out, size, "loss %7.4f  lr %.2e  norm %6.3f  %7.0f tokens/s", r->loss, r->learning_rate,
                      r->gradient_norm, r->tokens_per_second);
     if (isfinite(r->machine_fraction) && r->machine_fraction > 0.0)
-        n += snprintf(out + n, size - (size_t)n, "  %5.1f%% of machine", 100.0 * r->machine_fraction);
+        n += snprintf(out + n, size - (size_t)n, "  %5.1f%% %s", 100.0 * r->machine_fraction,
+                      r->fraction_of == NULL ? "of machine" : r->fraction_of);
     if (r->step < r->steps) {
         char left[32];
         format_seconds(left, r->seconds_left);

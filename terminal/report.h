@@ -17,6 +17,7 @@ typedef struct StepReport {
     double loss, learning_rate, gradient_norm;
     double tokens_per_second;
     double machine_fraction; // causal FLOPs per second over the machine's measured matrix rate
+    const char *fraction_of; // what that is called; NULL: "of machine"
     double seconds_left;
     double validation_loss; // NaN: not evaluated at this step
     double seconds;         // of this step

@@ -12,8 +12,6 @@
 #include "terminal/report.h"
 #include "terminal/sample.h"
 
-enum { MOST_THREADS_AS_RANKS = 512 };
-
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
     size_t size;
@@ -147,6 +145,18 @@ static int64_t usual_micro_batch(const Options *o) {
     return 1;
 }
 
+// Kernels for GPUs take 16 bytes of a row at a time.
+static bool check_widths(const Run *run, Error *err) {
+    const ModelConfig *c = &run->config;
+    int64_t packet = run->devices.element_bytes == sizeof(float) ? 1 : 16 / (int64_t)run->devices.element_bytes;
+    if (c->dim % packet == 0 && c->ffn_dim % packet == 0 && c->head_dim % packet == 0) return true;
+    return error_usage(err,
+                       "--device %s takes a width, an MLP width and heads that are multiples of %lld: this model has "
+                       "%lld, %lld and %lld; change --dim, --ffn or --heads, or use --device cpu",
+                       run->devices.name, (long long)packet, (long long)c->dim, (long long)c->ffn_dim,
+                       (long long)c->head_dim);
+}
+
 static bool configure_attention(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
@@ -161,7 +171,8 @@ static bool configure_attention(Run *run, Error *err) {
     a->shape.kv_heads = c->kv_heads;
     a->shape.head_dim = c->head_dim;
     a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
-    a->element_bytes = sizeof(float);
+    a->element_bytes = run->devices.element_bytes;
+    a->kernels = run->devices.kernels;
     double elements = (double)run->micro_batch * (double)o->context * (double)c->layers *
                       (double)(2 * c->ffn_dim + (c->heads + 2 * c->kv_heads) * c->head_dim + c->dim);
     if (elements > 1e17)
@@ -203,22 +214,27 @@ static bool read_prompt(Run *run, Error *err) {
 bool run_open(Run *run, Error *err) {
     Options *o = &run->options;
     int processes = comm_processes_here();
-    run->mpi = comm_launched_by_mpi() && strcmp(o->engine, "local") != 0;
+    CommEngine engine = COMM_AUTO;
+    comm_engine_from_name(o->engine, &engine);
+    run->processes = comm_ranks_are_processes(engine);
+    if (!options_given(o, "sp") && !run->processes) o->sp = devices_usual_ranks(o);
+    run->ranks_here = run->processes ? 1 : (int)(o->sp * o->dp);
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
     if (o->context > INT32_MAX - 2 * o->sp)
         return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp",
                            (long long)o->context);
-    if (!run->mpi && o->sp * o->dp > MOST_THREADS_AS_RANKS)
+    if (!run->processes && o->sp * o->dp > DEVICES_MOST_RANKS)
         return error_usage(
             err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
-            (long long)o->sp, (long long)o->dp, MOST_THREADS_AS_RANKS);
+            (long long)o->sp, (long long)o->dp, DEVICES_MOST_RANKS);
+    if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
     if (o->out != NULL && !o->resume && checkpoint_any(o->out))
         return error_usage(
             err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew",
             o->out);
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
-    if (!choose_model(run, err) || !configure_attention(run, err)) return false;
+    if (!choose_model(run, err) || !check_widths(run, err) || !configure_attention(run, err)) return false;
     usual_learning_rate(&run->options, &run->config);
     return read_prompt(run, err);
 }
@@ -229,6 +245,25 @@ void run_close(Run *run) {
     if (run->validation != run->train) tokens_close(run->validation);
     tokens_close(run->train);
     options_free(&run->options);
+}
+
+static const char *ranks_are(const Run *run) {
+    if (!run->processes) return "threads of this process";
+    bool mpi = comm_has_mpi() && comm_launched_by_mpi() && strcmp(run->options.engine, "sockets") != 0;
+    return mpi || strcmp(run->options.engine, "mpi") == 0 ? "MPI processes" : "processes over TCP";
+}
+
+static void print_machine(const Run *run, FILE *out) {
+    const Devices *d = &run->devices;
+    if (strcmp(d->name, "cpu") == 0)
+        fprintf(out, "machine    %d threads, %s, %s vectors: %.0f GFLOP/s in matrix products, measured now\n",
+                run->threads, cpu_matrix_library(), simd_level_name(simd_level()), 1e-9 * d->matrix_rate);
+    else if (strcmp(d->name, "emulated") == 0)
+        fprintf(out, "machine    %s: CUDA's kernels run by this processor, to check results; its speed means nothing\n",
+                d->description);
+    else
+        fprintf(out, "machine    %d x %s%s: %.0f TFLOP/s in matrix products, measured now\n", d->distinct,
+                d->description, d->shared ? ", shared by ranks" : "", 1e-12 * d->matrix_rate);
 }
 
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
@@ -247,7 +282,7 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
             parameters);
     bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
     fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
-            o->dp == 1 ? "replica" : "replicas", run->mpi ? "MPI processes" : "threads of this process",
+            o->dp == 1 ? "replica" : "replicas", ranks_are(run),
             alone ? "on one rank" : exchange_name(run->attention.exchange));
     if (run->attention.exchange == EXCHANGE_ULYSSES_RING)
         fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
@@ -257,8 +292,7 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
             (long long)run->steps);
     fprintf(out, "data       %s, %lld training tokens\n",
             o->data_count > 0 ? o->data[0] : "the program's own sources and documents", (long long)run->train_end);
-    fprintf(out, "machine    %d threads, %s, %s vectors: %.0f GFLOP/s in matrix products, measured now\n", run->threads,
-            cpu_matrix_library(), simd_level_name(simd_level()), 1e-9 * run->matrix_rate);
+    print_machine(run, out);
     if (run->resume_from[0] != '\0') fprintf(out, "resuming   %s\n", run->resume_from);
     fflush(out);
 }

@@ -8,6 +8,7 @@
 #include "dataloader/tokens.h"
 #include "model/config.h"
 #include "model/parameters.h"
+#include "terminal/devices.h"
 #include "terminal/options.h"
 
 #ifdef __cplusplus
@@ -28,12 +29,13 @@ typedef struct Run {
     TrainingState resumed;             // its state; zero for a new run
     int32_t *prompt;                   // of the sample; NULL where none is wanted
     int64_t prompt_tokens, sample_end; // the sample is tokens [prompt_tokens, sample_end)
-    bool mpi;                          // ranks are MPI processes, not threads of this one
+    bool processes;                    // ranks are processes, not threads of this one
+    int ranks_here;                    // of this process
     int threads;                       // of this process
-    double matrix_rate;                // FLOP/s that this process's threads reach in matrix products
+    Devices devices;                   // of its ranks
 } Run;
 
-// From parsed options to all of the above but matrix_rate. Opens the data; reads the state of the run to resume, or the
+// From parsed options to all of the above; devices.matrix_rate is not measured. Opens the data; reads the state of the run to resume, or the
 // model to start from; or sizes a new model.
 bool run_open(Run *run, Error *err);
 // Of the training split: a resume on another would not know its place in it.

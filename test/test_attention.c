@@ -12,43 +12,7 @@ enum { LONG_CONTEXT = 260 };
 enum { LONG_CONTEXT = 1000 };
 #endif
 
-// Every way in which P ranks can serve the problem, in turn: next_way returns false after the last.
-typedef struct Way {
-    Exchange exchange;
-    int ulysses;
-} Way;
-
-static bool next_way(const Problem *problem, int P, Way *way) {
-    int64_t H = problem->shape.heads, KV = problem->shape.kv_heads;
-    if (way->exchange == EXCHANGE_AUTO) return *way = (Way){EXCHANGE_RING, 1}, true;
-    if (way->exchange == EXCHANGE_RING) return *way = (Way){EXCHANGE_GATHER, 1}, true;
-    for (int U = way->ulysses + 1; U <= P; U++) {
-        if (P % U != 0 || H % U != 0 || (KV % U != 0 && U % KV != 0)) continue;
-        *way = (Way){U == P ? EXCHANGE_ULYSSES : EXCHANGE_ULYSSES_RING, U};
-        return true;
-    }
-    return false;
-}
-
 // ---- exactness ----------------------------------------------------------------------------------
-
-typedef struct Deviation {
-    double rms, max;
-} Deviation; // from the answer, relative to the answer's root mean square
-
-static Deviation deviation(const Run *run, int result) {
-    int64_t count = result_count(run->problem, result);
-    double error = 0, norm = 0, max = 0;
-    for (int64_t i = 0; i < count; i++) {
-        double answer = run->problem->answer[result][i], difference = run->result[result][i] - answer;
-        if (!isfinite(difference))
-            fail_msg("%s: %s has %g", run_title(run), result_names[result], (double)run->result[result][i]);
-        error += difference * difference;
-        norm += answer * answer;
-        max = fmax(max, fabs(difference));
-    }
-    return (Deviation){sqrt(error / norm), max / sqrt(norm / (double)count)};
-}
 
 // A score s is rounded by about u |s| (u = 2^-24), and that is the relative error of its probability. Besides there are
 // an exponential, a few products and sums of up to T terms, blocked: some ulps each.
@@ -65,18 +29,6 @@ static void check_exact(const Run *run, const Deviation one_rank[RESULTS]) {
             fail_msg("%s: error of %s: %.2e (rms), %.2e (max); of one rank %.2e, %.2e", run_title(run), result_names[r],
                      found.rms, found.max, one_rank[r].rms, one_rank[r].max);
         }
-    }
-}
-
-static void check_bytes(const Run *run) {
-    for (int rank = 0; rank < run->config.ranks; rank++) {
-        AttentionBytes sent = run->sent[rank], formula = attention_bytes(&run->config, rank);
-        if (sent.forward != formula.forward || sent.backward != formula.backward) {
-            fail_msg("%s: rank %d sent %lld and %lld bytes, by formula %lld and %lld", run_title(run), rank,
-                     (long long)sent.forward, (long long)sent.backward, (long long)formula.forward,
-                     (long long)formula.backward);
-        }
-        if (!run->planned_right[rank]) fail_msg("%s: rank %d: the plan is not what was used", run_title(run), rank);
     }
 }
 
@@ -144,16 +96,6 @@ static void vanilla_is_exact(void **state) {
 
 // ---- bits ---------------------------------------------------------------------------------------
 
-static void assert_same_bits(const Run *a, const Run *b) {
-    for (int r = 0; r < RESULTS; r++) {
-        if (memcmp(a->result[r], b->result[r], (size_t)result_count(a->problem, r) * sizeof(float)) != 0) {
-            char first[200];
-            snprintf(first, sizeof first, "%s", run_title(a));
-            fail_msg("%s differs in its bits: %s; %s", result_names[r], first, run_title(b));
-        }
-    }
-}
-
 // The kernel by itself on the whole sequence, one chunk.
 static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
     Run run = {.problem = problem,
@@ -164,7 +106,7 @@ static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
     int64_t T = problem->T, query = s->heads * s->head_dim, key = s->kv_heads * s->head_dim, rows = s->heads * T;
     float *sum = unset_memory((size_t)(s->batch * rows) * sizeof *sum);
     Device device;
-    make_device(&device);
+    make_device(&device, 0);
     const AttentionKernels *kernels = device.attention;
     Chunk whole = {0, T};
     TokenView q = {problem->q, T * query, query}, d_out = {problem->d_out, T * query, query};
@@ -209,7 +151,7 @@ static void same_bits_every_time(void **state) {
     for (int P = 2; P <= 8; P *= 2) {
         for (Way way = {EXCHANGE_AUTO, 0}; next_way(&problem, P, &way);) {
             Run once = run_on(&problem, fast_device, P, way.exchange, way.ulysses);
-            Run again = run_repeated(&problem, fast_device, P, way.exchange, way.ulysses, 3);
+            Run again = run_repeated(&problem, fast_device, P, way.exchange, way.ulysses, 3, false);
             assert_same_bits(&once, &again);
             check_bytes(&again);
             free_run(&once);
@@ -261,7 +203,7 @@ static void storage_may_have_another_size(void **state) {
 
 static AttentionConfig resolved(int64_t T, int P, Exchange exchange, int64_t B, int64_t H, int64_t KV, int64_t D) {
     Error err = {0};
-    AttentionConfig config = {T, P, exchange, 0, {B, H, KV, D, 1}, sizeof(float)};
+    AttentionConfig config = {T, P, exchange, 0, {B, H, KV, D, 1}, sizeof(float), NULL};
     if (!attention_resolve(&config, &err)) fail_msg("%s", err.message);
     return config;
 }
@@ -366,15 +308,15 @@ static void what_cannot_be_served_is_refused(void **state) {
     (void)state;
     const char *const sharing[] = {"--attention", "--sp", "--heads", "--kv-heads"};
     const char *const context[] = {"--context", "--sp"};
-    assert_refused((AttentionConfig){64, 8, EXCHANGE_ULYSSES, 0, {1, 12, 12, 8, 1}, 4}, sharing, 4);
-    assert_refused((AttentionConfig){64, 4, EXCHANGE_ULYSSES, 0, {1, 12, 6, 8, 1}, 4}, sharing, 4);
-    assert_refused((AttentionConfig){64, 7, EXCHANGE_ULYSSES_RING, 0, {1, 7, 7, 8, 1}, 4}, sharing, 4);
-    assert_refused((AttentionConfig){64, 4, EXCHANGE_ULYSSES_RING, 3, {1, 12, 12, 8, 1}, 4}, sharing, 4);
-    assert_refused((AttentionConfig){64, 2, EXCHANGE_VANILLA, 0, {1, 4, 4, 8, 1}, 4}, sharing, 2);
-    assert_refused((AttentionConfig){64, 1, EXCHANGE_RING, 0, {1, 6, 4, 8, 1}, 4}, sharing + 2, 2);
-    assert_refused((AttentionConfig){64, 1, EXCHANGE_AUTO, 0, {1, 1, 1, 257, 1}, 4}, sharing + 2, 1);
-    assert_refused((AttentionConfig){15, 8, EXCHANGE_RING, 0, {1, 4, 4, 8, 1}, 4}, context, 2);
-    assert_refused((AttentionConfig){3, 2, EXCHANGE_AUTO, 0, {1, 4, 4, 8, 1}, 4}, context, 2);
+    assert_refused((AttentionConfig){64, 8, EXCHANGE_ULYSSES, 0, {1, 12, 12, 8, 1}, 4, NULL}, sharing, 4);
+    assert_refused((AttentionConfig){64, 4, EXCHANGE_ULYSSES, 0, {1, 12, 6, 8, 1}, 4, NULL}, sharing, 4);
+    assert_refused((AttentionConfig){64, 7, EXCHANGE_ULYSSES_RING, 0, {1, 7, 7, 8, 1}, 4, NULL}, sharing, 4);
+    assert_refused((AttentionConfig){64, 4, EXCHANGE_ULYSSES_RING, 3, {1, 12, 12, 8, 1}, 4, NULL}, sharing, 4);
+    assert_refused((AttentionConfig){64, 2, EXCHANGE_VANILLA, 0, {1, 4, 4, 8, 1}, 4, NULL}, sharing, 2);
+    assert_refused((AttentionConfig){64, 1, EXCHANGE_RING, 0, {1, 6, 4, 8, 1}, 4, NULL}, sharing + 2, 2);
+    assert_refused((AttentionConfig){64, 1, EXCHANGE_AUTO, 0, {1, 1, 1, 257, 1}, 4, NULL}, sharing + 2, 1);
+    assert_refused((AttentionConfig){15, 8, EXCHANGE_RING, 0, {1, 4, 4, 8, 1}, 4, NULL}, context, 2);
+    assert_refused((AttentionConfig){3, 2, EXCHANGE_AUTO, 0, {1, 4, 4, 8, 1}, 4, NULL}, context, 2);
 }
 
 int main(void) {

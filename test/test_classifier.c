@@ -194,6 +194,17 @@ typedef struct SumCase {
     double sum, squares;
 } SumCase;
 
+static double sum_of(Device *device, const float *x, int64_t count) {
+    double sum = 0;
+    device->sum(device, &sum, x, count);
+    return sum;
+}
+static double sum_of_squares_of(Device *device, const float *x, int64_t count) {
+    double sum = 0;
+    device->sum_of_squares(device, &sum, x, count);
+    return sum;
+}
+
 // Double precision: (4 + sqrt(n)) 2^-53 of the magnitudes. And the same bits from every instruction set.
 static void run_sums(Device *device, void *argument) {
     SumCase *c = argument;
@@ -204,10 +215,13 @@ static void run_sums(Device *device, void *argument) {
         magnitudes += fabsf(x[i]);
         squares += (long double)x[i] * x[i];
     }
-    double got = device->sum(device, x, c->count), got_squares = device->sum_of_squares(device, x, c->count);
+    double got = sum_of(device, x, c->count), got_squares = sum_of_squares_of(device, x, c->count);
     double relative = (4 + sqrt((double)c->count)) * 0x1p-53;
     expect_near("sum", 0, got, (double)sum, relative * (double)magnitudes);
     expect_near("sum of squares", 0, got_squares, (double)squares, relative * (double)squares);
+    double on_top = 0.5; // what is there is added to
+    device->sum(device, &on_top, x, c->count);
+    assert_true(on_top == 0.5 + got);
     if (!c->known) *c = (SumCase){c->count, true, got, got_squares};
     assert_true(got == c->sum && got_squares == c->squares);
     free(x);
@@ -225,9 +239,9 @@ static void sums(void **state) {
 static void run_extreme_sums(Device *device, void *argument) {
     (void)argument;
     float huge[] = {3e38f, -3e38f, 1, 2}, bad[] = {1, NAN, 2};
-    assert_true(device->sum(device, huge, 4) == 3);
-    expect_near("squares of huge values", 0, device->sum_of_squares(device, huge, 4) / (2 * 9e76), 1, 4 * UNIT);
-    assert_true(isnan(device->sum(device, bad, 3)) && isnan(device->sum_of_squares(device, bad, 3)));
+    assert_true(sum_of(device, huge, 4) == 3);
+    expect_near("squares of huge values", 0, sum_of_squares_of(device, huge, 4) / (2 * 9e76), 1, 4 * UNIT);
+    assert_true(isnan(sum_of(device, bad, 3)) && isnan(sum_of_squares_of(device, bad, 3)));
 }
 
 static void sums_of_extreme_values(void **state) {

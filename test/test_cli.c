@@ -2,6 +2,7 @@
 //
 // In a case, @ stands for a folder of files made once, before the first case (make_files); * in a message stands for
 // any text, where a number belongs to the machine or to the seed. What a case does not give is that of a tiny run.
+#include "layers/device.h"
 #include "test/token_files.h"
 
 #include <dirent.h>
@@ -25,7 +26,8 @@ static const BadInput bad_inputs[] = {
     {"overflowing", 2, "--context 9223372036854775808",
      "--context: 9223372036854775808 is out of range: give 1 to 1000000000000"},
     {"not_a_rate", 2, "--lr nan", "--lr: \"nan\" is not a number"},
-    {"no_cuda", 2, "--device cuda", "--device cuda: this build has no CUDA device: give cpu or auto"},
+    {"devices_of_processors", 2, "--device cpu --devices 0",
+     "--devices chooses GPUs, but --device cpu computes on processors here"},
     {"resume_without_out", 2, "--resume", "--resume needs --out DIR, the folder of the checkpoints"},
 
     // Data.
@@ -242,7 +244,8 @@ static void build_command(Command *command, char *text, size_t size, const char 
                                            {"--ffn", "--ffn 16"},
                                            {"--threads", "--threads 1"},
                                            {"--eval-windows", "--eval-windows 1"},
-                                           {"--sample-tokens", "--sample-tokens 0"}};
+                                           {"--sample-tokens", "--sample-tokens 0"},
+                                           {"--device", "--device cpu"}};
     bool sized = strstr(options, "--init") || strstr(options, "--resume") || strstr(options, "--model ");
     char all[4096];
     int used = snprintf(all, sizeof all, "%s", options);
@@ -320,6 +323,23 @@ static char *check_run(int exit_code, const char *options, const char *message) 
 static void bad_input(void **state) {
     const BadInput *bad = *state;
     free(check_run(bad->exit_code, bad->options, bad->message));
+}
+
+static void no_gpu(void **state) {
+    (void)state;
+    const char *why;
+    char message[300];
+    if (device_count("cuda", &why) > 0) skip();
+    snprintf(message, sizeof message, "--device cuda: %s; use --device cpu", why);
+    free(check_run(2, "--device cuda", message));
+    // A plan for GPUs elsewhere can be made all the same, of bf16 storage.
+    char *plan = check_run(0, "--device cuda --plan", "");
+    assert_non_null(strstr(plan, "weights in fp32, my slice"));
+    assert_non_null(strstr(plan, "there is none here"));
+    free(plan);
+    free(check_run(2, "--device cuda --plan --dim 12",
+                   "--device cuda takes a width, an MLP width and heads that are multiples of 8: this model has 12, 16 "
+                   "and 6; change --dim, --ffn or --heads, or use --device cpu"));
 }
 
 // Nothing is unreadable to root, who therefore lets somebody else run the program.
@@ -421,6 +441,7 @@ static int remove_files(void **state) {
 
 int main(void) {
     static const struct CMUnitTest by_hand[] = {
+        cmocka_unit_test(no_gpu),
         cmocka_unit_test(data_unreadable),
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),

@@ -1,4 +1,4 @@
-// A rank that fails, hangs, leaves or is killed while the others wait for it, in every operation, on both engines: all
+// A rank that fails, hangs, leaves or is killed while the others wait for it, in every operation, on all engines: all
 // ranks end soon, with the right exit code and with one line that names the right rank.
 //
 // The program starts itself as the one that fails: `test_comm_failure RANKS TROUBLE OPERATION`.
@@ -97,11 +97,19 @@ static int play_alone(const char *ranks, const char *trouble, const char *operat
 
 // ---- watching it --------------------------------------------------------------------------------------------------
 
-static RunningProgram start_scene(const char *mpi_folder, int ranks, const char *trouble, const char *operation) {
+typedef struct Way { // in which ranks are started
+    CommEngine engine;
+    const char *folder; // of mpirun
+} Way;
+static const Way local = {COMM_LOCAL, NULL}, sockets = {COMM_SOCKETS, NULL};
+static Way mpi(void **state) { return (Way){COMM_MPI, *state}; }
+
+static RunningProgram start_scene(Way way, int ranks, const char *trouble, const char *operation) {
     char count[16];
     snprintf(count, sizeof count, "%d", ranks);
     Command command = {0};
-    if (mpi_folder != NULL) add_mpirun_in(&command, ranks, mpi_folder);
+    if (way.engine == COMM_MPI) add_mpirun_in(&command, ranks, way.folder);
+    if (way.engine == COMM_SOCKETS) add_sockets_launcher(&command, ranks);
     add_words(&command, own_path(), count, trouble, operation, NULL);
     return start_program(command.argv);
 }
@@ -113,129 +121,164 @@ static int count_of(const char *text, const char *part) {
 }
 
 // One line of ours, beginning with "train_gpt: " and `begin` and saying `part`. mpirun adds a few of its own.
-static void check_line(const ProgramResult *result, bool by_mpi, const char *begin, const char *part) {
+static void check_line(const ProgramResult *result, Way way, const char *begin, const char *part) {
     char start[200];
     snprintf(start, sizeof start, "train_gpt: %s", begin);
     const char *line = strstr(result->err, start);
     if (count_of(result->err, "train_gpt: ") != 1 || line == NULL || strstr(line, part) == NULL ||
-        (!by_mpi && (line != result->err || count_of(line, "\n") != 1))) {
+        (way.engine != COMM_MPI && (line != result->err || count_of(line, "\n") != 1))) {
         fail_msg("expected one line \"%s...%s...\", got: %s", start, part, result->err);
     }
 }
 
-static void end_scene(RunningProgram *program, bool by_mpi, int exit_code, const char *begin, const char *part,
+static void end_scene(RunningProgram *program, Way way, int exit_code, const char *begin, const char *part,
                       double limit) {
     ProgramResult result = finish_program(program, 30);
-    check_line(&result, by_mpi, begin, part);
+    check_line(&result, way, begin, part);
     assert_int_equal(result.exit_code, exit_code);
-    if (!by_mpi && exit_code == 1) assert_string_equal(result.out, "working");
+    if (way.engine != COMM_MPI && exit_code == 1) assert_string_equal(result.out, "working");
     if (result.seconds > limit * program_slowness()) fail_msg("took %.1f s", result.seconds);
     free_result(&result);
 }
 
-enum { SOON = 2, SOON_WITH_MPI = 10 }; // seconds; the second has mpirun's own start and end in it
+static double soon(Way way) { return way.engine == COMM_MPI ? 10 : 2; } // seconds; mpirun takes time to start and end
 
-static void fail_in_operations(const char *mpi_folder, int stride) {
-    bool by_mpi = mpi_folder != NULL;
+static void fail_in_operations(Way way, int stride) {
     for (int i = 0; i < OPERATIONS; i += stride) {
-        RunningProgram program = start_scene(mpi_folder, 3, "fail", operations[i]);
-        end_scene(&program, by_mpi, 3, "data/x.bin: 7 bytes, but a header has 1024: write the file again\n", "",
-                  by_mpi ? SOON_WITH_MPI : SOON);
+        RunningProgram program = start_scene(way, 3, "fail", operations[i]);
+        end_scene(&program, way, 3, "data/x.bin: 7 bytes, but a header has 1024: write the file again\n", "",
+                  soon(way));
     }
 }
 
-static void hang_in_operations(const char *mpi_folder, int stride) {
-    bool by_mpi = mpi_folder != NULL;
+static void hang_in_operations(Way way, int stride) {
     RunningProgram programs[OPERATIONS];
-    for (int i = 0; i < OPERATIONS; i += stride) programs[i] = start_scene(mpi_folder, 3, "hang", operations[i]);
+    for (int i = 0; i < OPERATIONS; i += stride) programs[i] = start_scene(way, 3, "hang", operations[i]);
     for (int i = 0; i < OPERATIONS; i += stride) {
         char part[100];
         snprintf(part, sizeof part, "waits for it in %s (doing: step 12)", operations[i]);
-        end_scene(&programs[i], by_mpi, 1, "rank 2", part, by_mpi ? SHORT + SOON_WITH_MPI : SHORT + SOON);
+        end_scene(&programs[i], way, 1, "rank 2", part, SHORT + soon(way));
     }
 }
 
 static void test_fail_local(void **state) {
     (void)state;
-    fail_in_operations(NULL, 1);
+    fail_in_operations(local, 1);
 }
 
 static void test_fail_together_local(void **state) {
     (void)state;
     for (int i = 0; i < 20; i++) {
-        RunningProgram program = start_scene(NULL, 8, "all", "barrier");
-        end_scene(&program, false, 3, "data/x.bin", "write the file again\n", SOON);
+        RunningProgram program = start_scene(local, 8, "all", "barrier");
+        end_scene(&program, local, 3, "data/x.bin", "write the file again\n", soon(local));
     }
 }
 
 static void test_hang_local(void **state) {
     (void)state;
-    hang_in_operations(NULL, 1);
+    hang_in_operations(local, 1);
 }
 
-static void odd_scenes(const char *mpi_folder) {
-    bool by_mpi = mpi_folder != NULL;
-    double limit = SHORT + (by_mpi ? SOON_WITH_MPI : SOON);
-    RunningProgram chain = start_scene(mpi_folder, 4, "chain", "-"), circle = start_scene(mpi_folder, 3, "circle", "-");
-    RunningProgram sizes = start_scene(mpi_folder, 2, "sizes", "-"), group = start_scene(mpi_folder, 4, "group", "-");
-    RunningProgram leave = start_scene(mpi_folder, 2, "leave", "exchange");
-    end_scene(&chain, by_mpi, 1, "rank 3", "(doing: reading data): rank 2 waits for it in exchange (doing: step 12)",
+static void odd_scenes(Way way) {
+    double limit = SHORT + soon(way);
+    RunningProgram chain = start_scene(way, 4, "chain", "-"), circle = start_scene(way, 3, "circle", "-");
+    RunningProgram sizes = start_scene(way, 2, "sizes", "-"), group = start_scene(way, 4, "group", "-");
+    RunningProgram leave = start_scene(way, 2, "leave", "exchange");
+    end_scene(&chain, way, 1, "rank 3", "(doing: reading data): rank 2 waits for it in exchange (doing: step 12)",
               limit);
-    end_scene(&circle, by_mpi, 1, "the ranks have waited for each other", "programming error\n", limit);
-    end_scene(&sizes, by_mpi, 1, "rank 1 sends 8 bytes to rank 0, which expects 16", "\n", limit);
-    end_scene(&group, by_mpi, 3, "data/x.bin", "\n", limit);
-    end_scene(&leave, by_mpi, 1, "rank 1", "has finished, but rank 0 waits for it in exchange", limit);
+    end_scene(&circle, way, 1, "the ranks have waited for each other", "programming error\n", limit);
+    end_scene(&sizes, way, 1, "rank 1 sends 8 bytes to rank 0, which expects 16", "\n", limit);
+    end_scene(&group, way, 3, "data/x.bin", "\n", limit);
+    end_scene(&leave, way, 1, "rank 1", "has finished, but rank 0 waits for it in exchange", limit);
 }
 
 static void test_odd_local(void **state) {
     (void)state;
-    odd_scenes(NULL);
+    odd_scenes(local);
 }
 
 // Stopped as by Ctrl-Z for longer than the time-out, while one rank waits for another: time that nobody had is no
 // silence.
-static void test_stopped_and_continued(void **state) {
-    (void)state;
-    RunningProgram program = start_scene(NULL, 2, "stopped", "barrier");
+static void stop_and_continue(Way way) {
+    RunningProgram program = start_scene(way, 2, "stopped", "barrier");
     program_sleep(0.25);
-    kill(program.pid, SIGSTOP);
+    kill(-program.pid, SIGSTOP);
     program_sleep(SHORT + 0.5);
-    kill(program.pid, SIGCONT);
+    kill(-program.pid, SIGCONT);
     ProgramResult result = finish_program(&program, 10);
     assert_string_equal(result.err, "");
-    assert_string_equal(result.out, "working and done");
+    if (strcmp(result.out, " and doneworking") != 0) // of two processes, either may be the first to end
+        assert_string_equal(result.out, "working and done");
     assert_int_equal(result.exit_code, 0);
     free_result(&result);
 }
 
+static void test_stopped_and_continued(void **state) {
+    (void)state;
+    stop_and_continue(local);
+    stop_and_continue(sockets);
+}
+
+static void test_fail_sockets(void **state) {
+    (void)state;
+    fail_in_operations(sockets, 1);
+}
+
+static void test_fail_together_sockets(void **state) {
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        RunningProgram program = start_scene(sockets, 5, "all", "barrier");
+        end_scene(&program, sockets, 3, "data/x.bin", "write the file again\n", soon(sockets));
+    }
+}
+
+static void test_hang_sockets(void **state) {
+    (void)state;
+    hang_in_operations(sockets, 1);
+}
+
+static void test_odd_sockets(void **state) {
+    (void)state;
+    odd_scenes(sockets);
+}
+
+// Named at once, long before the time-out, whatever the others wait for.
+static void test_killed_sockets(void **state) {
+    (void)state;
+    for (int i = 0; i < OPERATIONS; i += 3) {
+        RunningProgram program = start_scene(sockets, 3, "kill", operations[i]);
+        end_scene(&program, sockets, 1, "rank 2 (process ", ") has gone: its connection to rank ", soon(sockets));
+    }
+}
+
 static void test_fail_mpi(void **state) {
     if (!mpi_can_be_tested()) skip();
-    fail_in_operations(*state, 2);
+    fail_in_operations(mpi(state), 2);
 }
 
 static void test_fail_together_mpi(void **state) {
     if (!mpi_can_be_tested()) skip();
-    RunningProgram program = start_scene(*state, 4, "all", "barrier");
-    end_scene(&program, true, 3, "data/x.bin", "write the file again\n", SOON_WITH_MPI);
+    RunningProgram program = start_scene(mpi(state), 4, "all", "barrier");
+    end_scene(&program, mpi(state), 3, "data/x.bin", "write the file again\n", soon(mpi(state)));
 }
 
 static void test_hang_mpi(void **state) {
     if (!mpi_can_be_tested()) skip();
-    hang_in_operations(*state, 3);
+    hang_in_operations(mpi(state), 3);
 }
 
 static void test_odd_mpi(void **state) {
     if (!mpi_can_be_tested()) skip();
-    odd_scenes(*state);
+    odd_scenes(mpi(state));
 }
 
 static void test_killed_process(void **state) {
     if (!mpi_can_be_tested()) skip();
-    RunningProgram program = start_scene(*state, 3, "kill", "barrier");
+    RunningProgram program = start_scene(mpi(state), 3, "kill", "barrier");
     ProgramResult result = finish_program(&program, 30);
     assert_false(result.timed_out);
     assert_int_not_equal(result.exit_code, 0);
-    if (result.seconds > SOON_WITH_MPI * program_slowness()) fail_msg("took %.1f s", result.seconds);
+    if (result.seconds > soon(mpi(state)) * program_slowness()) fail_msg("took %.1f s", result.seconds);
     free_result(&result);
 }
 
@@ -292,6 +335,7 @@ static void test_wrong_number_of_processes(void **state) {
 }
 
 int main(int argc, char **argv) {
+    if (is_launcher(argc, argv)) return launch_ranks(argv);
     if (argc == 4) return play_alone(argv[1], argv[2], argv[3]);
     alarm(300);
     pass_over_what_is_not_ours();
@@ -302,6 +346,11 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_hang_local),
         cmocka_unit_test(test_odd_local),
         cmocka_unit_test(test_stopped_and_continued),
+        cmocka_unit_test(test_fail_sockets),
+        cmocka_unit_test(test_fail_together_sockets),
+        cmocka_unit_test(test_hang_sockets),
+        cmocka_unit_test(test_odd_sockets),
+        cmocka_unit_test(test_killed_sockets),
         cmocka_unit_test(test_wrong_number_of_processes),
         cmocka_unit_test(test_fail_mpi),
         cmocka_unit_test(test_fail_together_mpi),

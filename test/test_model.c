@@ -114,7 +114,8 @@ static void train_case(const Case *c, const char *out) {
     golden_path(tokens, c->expected ? c->expected : c->golden, "tokens.bin");
     path_join(log, out, "log.jsonl");
     Command command = {0};
-    add_words(&command, train_gpt_path(), "--init", checkpoint, "--data", tokens, "--val-data", tokens, NULL);
+    add_words(&command, train_gpt_path(), "--device", "cpu", "--init", checkpoint, "--data", tokens, "--val-data",
+              tokens, NULL);
     add_words(&command, "--attention", c->attention, "--dump", out, "--out", out, "--log", log, NULL);
     add_words(&command, "--schedule", "constant", "--warmup", "0", "--lr", "5e-3", "--adam-epsilon", "1e-4", NULL);
     add_words(&command, "--beta1", "0.9", "--beta2", "0.95", "--weight-decay", "0.1", "--grad-clip", "1", NULL);

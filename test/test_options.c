@@ -234,9 +234,9 @@ static const BadLine bad_lines[] = {
     {"--schedule cos", "--schedule: \"cos\" is not one of cosine|constant|wsd"},
     {"--attention cosine|", "--attention: \"cosine|\" is not one of ring|gather|ulysses|ulysses-ring|auto|vanilla"},
     {"--attention rings", "--attention: \"rings\" is not one of ring|gather|ulysses|ulysses-ring|auto|vanilla"},
-    {"--engine nccl", "--engine: \"nccl\" is not one of auto|local|mpi"},
-    {"--device cuda", "--device cuda: this build has no CUDA device: give cpu or auto"},
-    {"--device tpu", "--device: \"tpu\" is not one of auto|cpu"},
+    {"--engine nccl", "--engine: \"nccl\" is not one of auto|local|mpi|sockets"},
+    {"--device tpu", "--device: \"tpu\" is not one of auto|cpu|cuda|emulated"},
+    {"--devices", "--devices needs a value: --devices LIST"},
     // together
     {"--resume", "--resume needs --out DIR, the folder of the checkpoints"},
     {"--save-every 5", "--save-every needs --out DIR, the folder of the checkpoints"},

@@ -67,7 +67,8 @@ static void training_command(Command *command, const Training *t, const char *st
     path_join(log, out, "log.jsonl");
     *command = (Command){0};
     if (t->mpi && !add_mpirun(command, t->sp * t->dp)) fail_msg("mpirun has gone");
-    add_words(command, train_gpt_path(), "--data", corpus, "--out", out, "--log", log, "--steps", steps, NULL);
+    add_words(command, train_gpt_path(), "--device", "cpu", "--data", corpus, "--out", out, "--log", log, NULL);
+    add_words(command, "--steps", steps, NULL);
     if (t->resume) {
         add_word(command, "--resume");
     } else {

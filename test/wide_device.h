@@ -79,9 +79,26 @@ static inline void wide_begin(Device *device, const AttentionShape *s, const Que
     attention_kernels_reference.begin(device, s, query);
 }
 
-static inline void wide_device(Device *device) {
-    static const AttentionKernels kernels = {wide_begin, wide_forward_pair, wide_finish, wide_row_delta,
-                                             wide_backward_pair};
+static inline void wide_forward_whole(Device *device, const AttentionShape *s, const QueryForward *query,
+                                      const KeyValue *kv, TokenView out, RowView log_sum_exp) {
+    wide_begin(device, s, query);
+    wide_forward_pair(device, s, query, kv);
+    wide_finish(device, s, query, out, log_sum_exp);
+}
+
+static inline const char *wide_unsupported(const AttentionShape *s) {
+    return attention_kernels_reference.unsupported(s);
+}
+
+static inline void wide_device(Device *device, int rank) {
+    (void)rank;
+    static const AttentionKernels kernels = {.begin = wide_begin,
+                                             .forward_pair = wide_forward_pair,
+                                             .finish = wide_finish,
+                                             .forward_whole = wide_forward_whole,
+                                             .row_delta = wide_row_delta,
+                                             .backward_pair = wide_backward_pair,
+                                             .unsupported = wide_unsupported};
     cpu_device(device, 1);
     device->element_bytes = sizeof(double);
     device->to_storage = wide_to_storage;

@@ -94,4 +94,26 @@ static void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, 
     parallel_for(device->threads, task_count(&pass), row_delta_task, &pass);
 }
 
-const AttentionKernels attention_kernels_cpu = {begin, cpu_forward_pair, finish, row_delta, cpu_backward_pair};
+// The walk of one pair: what is carried between pairs could as well be kept in the tiles, but is small beside the work.
+static void forward_whole(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv,
+                          TokenView out, RowView log_sum_exp) {
+    begin(device, shape, query);
+    cpu_forward_pair(device, shape, query, kv);
+    finish(device, shape, query, out, log_sum_exp);
+}
+
+static const char *unsupported(const AttentionShape *shape) {
+    (void)shape;
+    return NULL;
+}
+
+const AttentionKernels attention_kernels_cpu = {.begin = begin,
+                                                .forward_pair = cpu_forward_pair,
+                                                .finish = finish,
+                                                .forward_whole = forward_whole,
+                                                .row_delta = row_delta,
+                                                .backward_pair = cpu_backward_pair,
+                                                .vanilla_row_bytes = cpu_vanilla_row_bytes,
+                                                .vanilla_forward = cpu_vanilla_forward,
+                                                .vanilla_backward = cpu_vanilla_backward,
+                                                .unsupported = unsupported};

@@ -1,5 +1,4 @@
-// The two functions of attention_kernels_cpu in which the time goes. Their contract is that of forward_pair and
-// backward_pair in attention/kernel.h.
+// The functions of attention_kernels_cpu that have files of their own; their contracts stand in attention/kernel.h.
 #ifndef ATTENTION_CPU_PAIRS_H
 #define ATTENTION_CPU_PAIRS_H
 
@@ -7,5 +6,12 @@
 
 void cpu_forward_pair(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
 void cpu_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+
+size_t cpu_vanilla_row_bytes(const AttentionShape *, int64_t T);
+void cpu_vanilla_forward(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,
+                         float *log_sum_exp, TokenView q, TokenView k, TokenView v);
+void cpu_vanilla_backward(Device *, const AttentionShape *, int64_t T, void *probabilities, void *rows, TokenView d_q,
+                          TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out,
+                          const float *log_sum_exp, TokenView d_out, float *delta);
 
 #endif

@@ -36,6 +36,12 @@ void cpu_embedding_forward(Device *, void *out, const int32_t *tokens, const int
 void cpu_embedding_backward(Device *, float *d_token_table, float *d_position_table, const void *d_out,
                             const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
 
+// ---- matmul_gelu.c ----------------------------------------------------------------------------------------------
+void cpu_matmul_gelu_forward(Device *, void *out, void *pre, const void *x, const void *weight, const void *bias,
+                             int64_t rows, int64_t K, int64_t N);
+void cpu_matmul_gelu_backward(Device *, void *d_pre, float *d_weight, float *d_bias, const void *d_out, const void *x,
+                              const void *pre, const void *weight, int64_t rows, int64_t K, int64_t N);
+
 // ---- one copy per instruction set -------------------------------------------------------------------------------
 // device_simd.c: points a device's vectorised layers to the copies of one instruction set.
 void cpu_layers_portable(Device *);
@@ -70,8 +76,8 @@ void SIMD_NAME(classifier)(Device *, void *logits, float *losses, const int32_t 
                            float d_loss);
 void SIMD_NAME(adamw)(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,
                       const AdamW *hyperparameters);
-double SIMD_NAME(sum_of_squares)(Device *, const float *x, int64_t count);
-double SIMD_NAME(sum)(Device *, const float *x, int64_t count);
+void SIMD_NAME(sum)(Device *, double *sum, const float *x, int64_t count);
+void SIMD_NAME(sum_of_squares)(Device *, double *sum, const float *x, int64_t count);
 #endif
 
 #endif

@@ -41,18 +41,20 @@ static void sum_of_squares_task(void *context, int64_t task, int worker) {
     s->partial[task] = add_lanes(lane);
 }
 
-static double reduce(Device *device, const float *x, int64_t count, ParallelTask *task) {
+static void reduce(Device *device, double *sum, const float *x, int64_t count, ParallelTask *task) {
     Sum s = {.x = x, .count = count};
     s.per_task = larger(TASK_VALUES, tasks_of(tasks_of(count, SUM_TASKS), LANES) * LANES);
     int64_t tasks = tasks_of(count, s.per_task);
     parallel_for(device->threads, tasks, task, &s);
     double total = 0;
     for (int64_t i = 0; i < tasks; i++) total += s.partial[i];
-    return total;
+    *sum += total;
 }
 
-double SIMD_NAME(sum)(Device *device, const float *x, int64_t count) { return reduce(device, x, count, sum_task); }
+void SIMD_NAME(sum)(Device *device, double *sum, const float *x, int64_t count) {
+    reduce(device, sum, x, count, sum_task);
+}
 
-double SIMD_NAME(sum_of_squares)(Device *device, const float *x, int64_t count) {
-    return reduce(device, x, count, sum_of_squares_task);
+void SIMD_NAME(sum_of_squares)(Device *device, double *sum, const float *x, int64_t count) {
+    reduce(device, sum, x, count, sum_of_squares_task);
 }

@@ -10,7 +10,7 @@
 // For devices whose storage is fp32 in host memory.
 #include <math.h>
 
-#include "attention/exchange.h"
+#include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
 #include "layers/cpu/sgemm.h"
 
@@ -20,14 +20,12 @@ typedef struct Job {
     const AttentionShape *shape;
     int64_t T;
     float *probabilities, *rows;
-    const Tensors *mine;
-    TokenView d_k, d_v;
+    TokenView q, k, v, out;
+    float *log_sum_exp, *delta;
+    TokenView d_out, d_q, d_k, d_v;
 } Job;
 
-size_t vanilla_probability_bytes(const AttentionShape *shape, int64_t T) {
-    return (size_t)(shape->batch * shape->heads) * (size_t)T * (size_t)T * sizeof(float);
-}
-size_t vanilla_row_bytes(const AttentionShape *shape, int64_t T) {
+size_t cpu_vanilla_row_bytes(const AttentionShape *shape, int64_t T) {
     return (size_t)(shape->batch * shape->kv_heads) * ROWS * (size_t)T * sizeof(float);
 }
 
@@ -43,10 +41,9 @@ static float *matrix_of(const Job *job, int64_t b, int64_t h) {
 static int64_t kv_head_of(const AttentionShape *shape, int64_t h) { return h / (shape->heads / shape->kv_heads); }
 
 static void scores(const Job *job, int64_t b, int64_t h, float *S) { // scale Q K^T
-    const Tensors *x = job->mine;
     int64_t D = job->shape->head_dim, kv = kv_head_of(job->shape, h);
-    cpu_sgemm(false, true, job->T, job->T, D, job->shape->scale, head_of(x->q, b, h, D), x->q.token_stride,
-              head_of(x->k, b, kv, D), x->k.token_stride, 0, S, job->T);
+    cpu_sgemm(false, true, job->T, job->T, D, job->shape->scale, head_of(job->q, b, h, D), job->q.token_stride,
+              head_of(job->k, b, kv, D), job->k.token_stride, 0, S, job->T);
 }
 
 // Softmax of the first `visible` of T scores, in place; the rest are 0. Returns the log-sum-exp.
@@ -64,17 +61,16 @@ static float softmax_row(float *score, int64_t visible, int64_t T) {
 static void forward_head(void *context, int64_t task, int worker) {
     (void)worker;
     const Job *job = context;
-    const Tensors *x = job->mine;
     int64_t T = job->T, D = job->shape->head_dim, b = task / job->shape->heads, h = task % job->shape->heads;
-    float *P = matrix_of(job, b, h), *log_sum_exp = rows_of(job, x->log_sum_exp, b, h);
+    float *P = matrix_of(job, b, h), *log_sum_exp = rows_of(job, job->log_sum_exp, b, h);
     scores(job, b, h, P);
     for (int64_t i = 0; i < T; i++) log_sum_exp[i] = softmax_row(P + i * T, i + 1, T);
-    cpu_sgemm(false, false, T, D, T, 1, P, T, head_of(x->v, b, kv_head_of(job->shape, h), D), x->v.token_stride, 0,
-              head_of(x->out, b, h, D), x->out.token_stride);
+    cpu_sgemm(false, false, T, D, T, 1, P, T, head_of(job->v, b, kv_head_of(job->shape, h), D), job->v.token_stride, 0,
+              head_of(job->out, b, h, D), job->out.token_stride);
 }
 
 static void probabilities_again(const Job *job, int64_t b, int64_t h, float *P) {
-    const float *log_sum_exp = rows_of(job, job->mine->log_sum_exp, b, h);
+    const float *log_sum_exp = rows_of(job, job->log_sum_exp, b, h);
     scores(job, b, h, P);
     for (int64_t i = 0; i < job->T; i++) {
         for (int64_t j = 0; j <= i; j++) P[i * job->T + j] = expf(P[i * job->T + j] - log_sum_exp[i]);
@@ -84,13 +80,12 @@ static void probabilities_again(const Job *job, int64_t b, int64_t h, float *P) 
 
 // P becomes dS. d_P: room for ROWS rows.
 static void score_gradients(const Job *job, int64_t b, int64_t h, float *P, float *d_P) {
-    const Tensors *x = job->mine;
     int64_t T = job->T, D = job->shape->head_dim, kv = kv_head_of(job->shape, h);
-    const float *delta = rows_of(job, x->delta, b, h);
+    const float *delta = rows_of(job, job->delta, b, h);
     for (int64_t first = 0; first < T; first += ROWS) {
         int64_t rows = T - first < ROWS ? T - first : ROWS;
-        cpu_sgemm(false, true, rows, T, D, 1, head_of(x->d_out, b, h, D) + first * x->d_out.token_stride,
-                  x->d_out.token_stride, head_of(x->v, b, kv, D), x->v.token_stride, 0, d_P, T);
+        cpu_sgemm(false, true, rows, T, D, 1, head_of(job->d_out, b, h, D) + first * job->d_out.token_stride,
+                  job->d_out.token_stride, head_of(job->v, b, kv, D), job->v.token_stride, 0, d_P, T);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < T; j++) P[(first + i) * T + j] *= d_P[i * T + j] - delta[first + i];
     }
@@ -100,7 +95,6 @@ static void score_gradients(const Job *job, int64_t b, int64_t h, float *P, floa
 static void backward_kv_head(void *context, int64_t task, int worker) {
     (void)worker;
     const Job *job = context;
-    const Tensors *x = job->mine;
     const AttentionShape *shape = job->shape;
     int64_t T = job->T, D = shape->head_dim, b = task / shape->kv_heads, kv = task % shape->kv_heads;
     int64_t group = shape->heads / shape->kv_heads;
@@ -109,24 +103,45 @@ static void backward_kv_head(void *context, int64_t task, int worker) {
         float *P = matrix_of(job, b, h),
               first = h == kv * group ? 0.0f : 1.0f; // times what the heads before have added
         probabilities_again(job, b, h, P);
-        cpu_sgemm(true, false, T, D, T, 1, P, T, head_of(x->d_out, b, h, D), x->d_out.token_stride, first,
+        cpu_sgemm(true, false, T, D, T, 1, P, T, head_of(job->d_out, b, h, D), job->d_out.token_stride, first,
                   head_of(job->d_v, b, kv, D), job->d_v.token_stride);
         score_gradients(job, b, h, P, d_P);
-        cpu_sgemm(false, false, T, D, T, shape->scale, P, T, head_of(x->k, b, kv, D), x->k.token_stride, 0,
-                  head_of(x->d_q, b, h, D), x->d_q.token_stride);
-        cpu_sgemm(true, false, T, D, T, shape->scale, P, T, head_of(x->q, b, h, D), x->q.token_stride, first,
+        cpu_sgemm(false, false, T, D, T, shape->scale, P, T, head_of(job->k, b, kv, D), job->k.token_stride, 0,
+                  head_of(job->d_q, b, h, D), job->d_q.token_stride);
+        cpu_sgemm(true, false, T, D, T, shape->scale, P, T, head_of(job->q, b, h, D), job->q.token_stride, first,
                   head_of(job->d_k, b, kv, D), job->d_k.token_stride);
     }
 }
 
-void vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities,
-                     const Tensors *mine) {
-    Job job = {.shape = shape, .T = T, .probabilities = probabilities, .mine = mine};
+void cpu_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, void *probabilities, TokenView out,
+                         float *log_sum_exp, TokenView q, TokenView k, TokenView v) {
+    Job job = {.shape = shape,
+               .T = T,
+               .probabilities = probabilities,
+               .q = q,
+               .k = k,
+               .v = v,
+               .out = out,
+               .log_sum_exp = log_sum_exp};
     parallel_for(device->threads, shape->batch * shape->heads, forward_head, &job);
 }
 
-void vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, float *probabilities, float *rows,
-                      const Tensors *mine, TokenView d_k, TokenView d_v) {
-    Job job = {shape, T, probabilities, rows, mine, d_k, d_v};
+void cpu_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, void *probabilities, void *rows,
+                          TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v,
+                          TokenView out, const float *log_sum_exp, TokenView d_out, float *delta) {
+    Job job = {.shape = shape,
+               .T = T,
+               .probabilities = probabilities,
+               .rows = rows,
+               .q = q,
+               .k = k,
+               .v = v,
+               .out = out,
+               .log_sum_exp = (float *)log_sum_exp,
+               .delta = delta,
+               .d_out = d_out,
+               .d_q = d_q,
+               .d_k = d_k,
+               .d_v = d_v};
     parallel_for(device->threads, shape->batch * shape->kv_heads, backward_kv_head, &job);
 }

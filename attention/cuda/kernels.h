@@ -1,0 +1,21 @@
+// The functions of attention_kernels_cuda (kernel_cuda.cu), by file. Contracts: attention/kernel.h.
+#ifndef ATTENTION_CUDA_KERNELS_H
+#define ATTENTION_CUDA_KERNELS_H
+
+#include "attention/kernel.h"
+
+// forward.cu
+void cuda_forward_pair(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
+void cuda_forward_whole(Device *, const AttentionShape *, const QueryForward *, const KeyValue *, TokenView out,
+                        RowView log_sum_exp);
+// backward.cu
+void cuda_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+// vanilla.cu
+size_t cuda_vanilla_row_bytes(const AttentionShape *, int64_t T);
+void cuda_vanilla_forward(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,
+                          float *log_sum_exp, TokenView q, TokenView k, TokenView v);
+void cuda_vanilla_backward(Device *, const AttentionShape *, int64_t T, void *probabilities, void *rows, TokenView d_q,
+                           TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out,
+                           const float *log_sum_exp, TokenView d_out, float *delta);
+
+#endif

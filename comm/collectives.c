@@ -1,0 +1,228 @@
+// Groups on a device that has collectives of its own: NCCL between GPUs, of one process or of many.
+//
+// The host's group (threads, MPI or sockets) carries the start-up: rank 0 makes an invitation, everyone gets it and
+// joins. From then on, what goes between ranks goes from GPU to GPU.
+//
+// Every operation of every group of a rank is begun in its device's ORDER_EXCHANGE, and all ranks make the same calls
+// in the same order: so operations of two groups can never wait for each other crosswise, which they could on two
+// streams (NCCL's guide, "Using multiple NCCL communicators concurrently"). ORDER_EXCHANGE waits for the work done so
+// far before it touches a buffer; the work waits for it in comm_wait, or at the end of a collective.
+//
+// Sums are not NCCL's. Its order of adding depends on the machine, and its reduce-scatter wants segments of one length:
+// here terms are sent to the rank that sums them, piece by piece, and added in the order of ranks, so the bits are
+// those of every other engine. What a GPU sends and receives is the same as in a ring, (size - 1) / size of all; but on
+// several machines more of it crosses the network than a ring would send there.
+#include "comm/collectives.h"
+
+#include <stdlib.h>
+
+#include "comm/device_group.h"
+#include "comm/watchdog.h"
+
+typedef struct Ticket { // an exchange under way
+    struct Ticket *next;
+    Mark *end;
+} Ticket;
+
+typedef struct CollectiveGroup {
+    DeviceGroup group;
+    void *member; // of the device's collectives
+    Watchdog *dog;
+    Mark *turn;    // from one order to the other, at once
+    Ticket *spare; // to use again
+} CollectiveGroup;
+
+static CollectiveGroup *collective_group(Comm *comm) { return (CollectiveGroup *)comm; }
+static const CommCollectives *calls(Comm *comm) { return comm->device->collectives; }
+
+static void expect(Comm *comm, bool ok, const Error *err) {
+    if (!ok) comm_give_up(comm, "rank %d: %s between GPUs failed: %s", comm->world_rank, comm->operation, err->message);
+}
+
+// What `later` is told from here on comes after what `earlier` was told so far.
+static void follow(Comm *comm, Order later, Order earlier) {
+    Mark *turn = collective_group(comm)->turn;
+    comm->device->record(comm->device, earlier, turn);
+    comm->device->wait_for(comm->device, later, turn);
+}
+
+static void begin_together(Comm *comm) {
+    Error err = {0};
+    watchdog_enter(collective_group(comm)->dog, comm->operation);
+    expect(comm, calls(comm)->begin(&err), &err);
+}
+
+static void end_together(Comm *comm) {
+    CollectiveGroup *c = collective_group(comm);
+    Error err = {0};
+    expect(comm, calls(comm)->end(c->member, &err), &err);
+    watchdog_leave(c->dog);
+}
+
+static void send(Comm *comm, const void *data, size_t bytes, int to) {
+    Error err = {0};
+    if (bytes > 0) expect(comm, calls(comm)->send(collective_group(comm)->member, data, bytes, to, &err), &err);
+}
+
+static void receive(Comm *comm, void *data, size_t bytes, int from) {
+    Error err = {0};
+    if (bytes > 0) expect(comm, calls(comm)->receive(collective_group(comm)->member, data, bytes, from, &err), &err);
+}
+
+static void broadcast(Comm *comm, void *data, size_t bytes, int root) {
+    Error err = {0};
+    if (bytes > 0) expect(comm, calls(comm)->broadcast(collective_group(comm)->member, data, bytes, root, &err), &err);
+}
+
+// ---- point to point -----------------------------------------------------------------------------------------------
+
+static Ticket *new_ticket(Comm *comm) {
+    CollectiveGroup *c = collective_group(comm);
+    Ticket *ticket = c->spare;
+    if (ticket != NULL) {
+        c->spare = ticket->next;
+        return ticket;
+    }
+    ticket = device_group_allocate(comm, 1, sizeof *ticket);
+    ticket->end = comm->device->mark_create(comm->device);
+    return ticket;
+}
+
+static CommRequest collective_exchange_begin(Comm *comm, const void *data, size_t send_bytes, int to, void *into,
+                                             size_t receive_bytes, int from) {
+    Ticket *ticket = new_ticket(comm);
+    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    begin_together(comm);
+    send(comm, data, send_bytes, to);
+    receive(comm, into, receive_bytes, from);
+    end_together(comm);
+    comm->device->record(comm->device, ORDER_EXCHANGE, ticket->end);
+    return (CommRequest){.receive = ticket};
+}
+
+static void collective_wait(Comm *comm, const CommRequest *request) {
+    CollectiveGroup *c = collective_group(comm);
+    Ticket *ticket = request->receive;
+    comm->device->wait_for(comm->device, ORDER_WORK, ticket->end);
+    ticket->next = c->spare;
+    c->spare = ticket;
+}
+
+// ---- collectives --------------------------------------------------------------------------------------------------
+
+static void collective_broadcast(Comm *comm, void *data, size_t bytes, int root) {
+    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    begin_together(comm);
+    broadcast(comm, data, bytes, root);
+    end_together(comm);
+    follow(comm, ORDER_WORK, ORDER_EXCHANGE);
+}
+
+static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
+    bool even = true;
+    size_t offset = 0;
+    for (int rank = 1; rank < comm->size; rank++) even = even && bytes[rank] == bytes[0];
+    if (even && bytes[0] == 0) return;
+    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    begin_together(comm);
+    if (even) {
+        Error err = {0};
+        expect(comm, calls(comm)->all_gather(collective_group(comm)->member, data, bytes[0], &err), &err);
+    }
+    for (int rank = 0; !even && rank < comm->size; rank++) {
+        broadcast(comm, (char *)data + offset, bytes[rank], rank);
+        offset += bytes[rank];
+    }
+    end_together(comm);
+    follow(comm, ORDER_WORK, ORDER_EXCHANGE);
+}
+
+// Sends to every other rank its piece of `in`, and receives from every other the terms of mine.
+static void trade_pieces(Comm *comm, const SumPieces *pieces, const float *in, const int64_t *counts, int64_t begin) {
+    int64_t mine = sum_piece_length(pieces, pieces->mine, begin), offset = 0;
+    begin_together(comm);
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (rank == comm->rank) {
+            pieces->term[rank] = in + pieces->offset + begin;
+        } else {
+            float *piece = sum_piece_of(comm, pieces, rank);
+            int64_t theirs = sum_piece_length(pieces, counts[rank], begin);
+            send(comm, in + offset + begin, (size_t)theirs * sizeof *in, rank);
+            receive(comm, piece, (size_t)mine * sizeof *piece, rank);
+            pieces->term[rank] = piece;
+        }
+        offset += counts[rank];
+    }
+    end_together(comm);
+}
+
+static void collective_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
+    Device *device = comm->device;
+    SumPieces pieces = sum_pieces(comm, counts);
+    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    for (int64_t begin = 0; begin < pieces.longest; begin += pieces.floats) {
+        int64_t length = sum_piece_length(&pieces, pieces.mine, begin);
+        trade_pieces(comm, &pieces, in, counts, begin);
+        if (length > 0) device->sum_terms(device, ORDER_EXCHANGE, out + begin, pieces.term, comm->size, length);
+    }
+    follow(comm, ORDER_WORK, ORDER_EXCHANGE);
+    sum_pieces_free(&pieces);
+}
+
+// ---- groups -------------------------------------------------------------------------------------------------------
+
+static Comm *collective_split(Comm *comm, int color, int key) {
+    return comm_collectives(comm_split(device_group(comm)->host, color, key), comm->device);
+}
+
+static void collective_release(Comm *comm) {
+    CollectiveGroup *c = collective_group(comm);
+    Device *device = comm->device;
+    device->synchronize(device); // while the watchdog looks
+    watchdog_stop(c->dog);
+    device_group_barrier(comm);
+    calls(comm)->leave(c->member);
+    for (Ticket *ticket = c->spare; ticket != NULL;) {
+        Ticket *next = ticket->next;
+        device->mark_release(device, ticket->end);
+        free(ticket);
+        ticket = next;
+    }
+    device->mark_release(device, c->turn);
+    device_group_close(&c->group);
+    free(c);
+}
+
+static const CommOperations collective_operations = {
+    .split = collective_split,
+    .release = collective_release,
+    .doing = device_group_doing,
+    .said = device_group_said,
+    .end_all = device_group_end_all,
+    .barrier = device_group_barrier,
+    .broadcast = collective_broadcast,
+    .all_reduce_sum = device_group_all_reduce_sum,
+    .reduce_scatter_sum = collective_reduce_scatter_sum,
+    .all_gather = collective_all_gather,
+    .exchange_begin = collective_exchange_begin,
+    .wait = collective_wait,
+};
+
+Comm *comm_collectives(Comm *host, Device *device) {
+    if (host->size == 1) return comm_peers(host, device); // talks to nobody
+    CollectiveGroup *c = device_group_allocate(host, 1, sizeof *c);
+    Comm *comm = &c->group.base;
+    device_group_init(&c->group, &collective_operations, host, device);
+    c->turn = device->mark_create(device);
+    c->dog = watchdog_start(comm);
+    CommInvitation invitation;
+    Error err = {0};
+    if (host->rank == 0) expect(comm, calls(comm)->invite(&invitation, &err), &err);
+    comm_broadcast(host, &invitation, sizeof invitation, 0);
+    watchdog_enter(c->dog, comm->operation);
+    c->member = calls(comm)->join(device, &invitation, host->rank, host->size, &err);
+    expect(comm, c->member != NULL, &err);
+    watchdog_leave(c->dog);
+    watchdog_member(c->dog, c->member);
+    return comm;
+}

@@ -1,0 +1,54 @@
+// What a device offers when it can carry collectives itself: NCCL, for GPUs (comm/cuda/nccl.cu).
+//
+// The table is thin. It starts, in ORDER_EXCHANGE of the device, what NCCL knows how to do; everything else (which
+// operations make up a collective of comm.h, orders and marks, start-up, giving up) is in comm/collectives.c, in plain
+// C.
+#ifndef COMM_COLLECTIVES_H
+#define COMM_COLLECTIVES_H
+
+#include <stddef.h>
+
+#include "base/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct Device;
+
+enum { COMM_INVITATION_BYTES = 128 }; // ncclUniqueId
+typedef struct CommInvitation {
+    char bytes[COMM_INVITATION_BYTES];
+} CommInvitation;
+
+// Functions that return false have filled the error. `member` is what `join` returned. All but watch_thread and sound
+// are called by the rank's own thread.
+typedef struct CommCollectives {
+    // ---- start and end ----
+    bool (*invite)(CommInvitation *, Error *); // on one rank; all ranks then need it to join
+    // Every rank with its own number; returns when all have joined. The device is this thread's. NULL: error.
+    void *(*join)(struct Device *, const CommInvitation *, int rank, int size, Error *);
+    void (*leave)(void *member); // collective; everything begun has ended
+
+    // ---- operations, each begun in ORDER_EXCHANGE; the host does not wait for their end ----
+    // Between `begin` and `end` they go together: in any order, none waits for another. Messages between two ranks are
+    // matched in the order begun, with equal byte counts.
+    bool (*begin)(Error *);
+    bool (*end)(void *member, Error *);
+    bool (*send)(void *member, const void *data, size_t bytes, int to, Error *);
+    bool (*receive)(void *member, void *data, size_t bytes, int from, Error *);
+    bool (*broadcast)(void *member, void *data, size_t bytes, int root, Error *); // in place
+    bool (*all_gather)(void *member, void *data, size_t bytes_each, Error *);     // in place, segments of one size
+
+    // ---- for a thread that watches over the operations ----
+    void (*watch_thread)(struct Device *); // what such a thread calls first
+    bool (*sound)(void *member, Error *);  // false: something begun earlier has failed
+} CommCollectives;
+
+// Which device.cu puts into Device.collectives.
+extern const CommCollectives cuda_nccl_collectives;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,116 @@
+// Groups whose buffers lie in the memory of a device: which kind it is to be, and what the kinds share.
+#include "comm/device_group.h"
+
+#include <stdlib.h>
+
+#include "comm/collectives.h"
+#include "comm/local.h"
+
+Comm *comm_on_device(Comm *comm, Device *device, bool collectives) {
+    Comm *host = comm_split(comm, 0, comm->rank);
+    if (device->host_memory) return host;
+    if (comm->size == 1) return comm_peers(host, device); // talks to nobody
+    if (collectives) {
+        if (device->collectives == NULL)
+            comm_give_up(comm, "device %s has no collectives: this program was built without NCCL", device->name);
+        return comm_collectives(host, device);
+    }
+    if (!local_engine(comm)) {
+        comm_give_up(comm,
+                     "ranks that are processes reach each other's %s memory through NCCL alone, each with a GPU "
+                     "of its own: for ranks that share a GPU, start one process without a launcher",
+                     device->name);
+    }
+    return comm_peers(host, device);
+}
+
+void device_group_init(DeviceGroup *group, const CommOperations *operations, Comm *host, Device *device) {
+    group->host = host;
+    group->base = (Comm){.operations = operations,
+                         .rank = host->rank,
+                         .world_rank = host->world_rank,
+                         .size = host->size,
+                         .device = device,
+                         .timeout = host->timeout,
+                         .operation = "start"};
+}
+
+void device_group_close(DeviceGroup *group) {
+    Device *device = group->base.device;
+    if (group->base.size > 1) {
+        group->base.operation = "free";
+        device->synchronize(device);
+        device_group_barrier(&group->base);
+    }
+    if (group->staging != NULL) device->release(device, group->staging, group->staging_bytes);
+    comm_free(group->host);
+}
+
+void *device_group_allocate(Comm *comm, size_t count, size_t size) {
+    void *memory = calloc(count, size);
+    if (memory == NULL) comm_give_up(comm, "out of memory for messages between ranks");
+    return memory;
+}
+
+// ---- passed on ----------------------------------------------------------------------------------------------------
+
+static Comm *host_of(Comm *comm) {
+    Comm *host = device_group(comm)->host;
+    host->operation = comm->operation;
+    return host;
+}
+
+void device_group_doing(Comm *comm, const char *what) { comm_doing(device_group(comm)->host, what); }
+
+const char *device_group_said(Comm *comm) {
+    Comm *host = device_group(comm)->host;
+    return host->operations->said != NULL ? host->operations->said(host) : NULL;
+}
+
+void device_group_end_all(Comm *comm, const Error *err) { comm_fail(device_group(comm)->host, err); }
+
+void device_group_barrier(Comm *comm) {
+    Comm *host = host_of(comm);
+    host->operations->barrier(host);
+}
+
+void device_group_all_reduce_sum(Comm *comm, double *values, int count) {
+    Comm *host = host_of(comm);
+    host->operations->all_reduce_sum(host, values, count);
+}
+
+// ---- sums ---------------------------------------------------------------------------------------------------------
+
+static void have_staging(Comm *comm, size_t bytes) {
+    DeviceGroup *group = device_group(comm);
+    Device *device = comm->device;
+    Error err = {0};
+    if (bytes <= group->staging_bytes) return;
+    if (group->staging != NULL) {
+        device->synchronize(device);
+        device->release(device, group->staging, group->staging_bytes);
+    }
+    group->staging = device->allocate(device, bytes, &err);
+    if (group->staging == NULL) comm_fail(comm, &err);
+    group->staging_bytes = bytes;
+}
+
+SumPieces sum_pieces(Comm *comm, const int64_t *counts) {
+    const int64_t ALIGNMENT = 64, others = comm->size - 1; // in floats: 256 bytes
+    SumPieces pieces = {.mine = counts[comm->rank]};
+    for (int rank = 0; rank < comm->size; rank++) {
+        if (rank < comm->rank) pieces.offset += counts[rank];
+        if (counts[rank] > pieces.longest) pieces.longest = counts[rank];
+    }
+    pieces.floats = COMM_STAGING_BYTES / (int64_t)sizeof(float) / others / ALIGNMENT * ALIGNMENT;
+    if (pieces.longest < pieces.floats) pieces.floats = (pieces.longest + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    have_staging(comm, (size_t)(pieces.floats * others) * sizeof(float));
+    pieces.term = device_group_allocate(comm, (size_t)comm->size, sizeof *pieces.term);
+    return pieces;
+}
+
+void sum_pieces_free(SumPieces *pieces) { free(pieces->term); }
+
+float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank) {
+    return device_group(comm)->staging + (rank < comm->rank ? rank : rank - 1) * pieces->floats;
+}

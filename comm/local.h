@@ -1,0 +1,34 @@
+// The meeting of ranks that are threads of one process, for who builds on it: the engine `local` itself, and groups of
+// the same ranks on a device (comm/peer.c). `comm` is always a group of engine `local`.
+#ifndef COMM_LOCAL_H
+#define COMM_LOCAL_H
+
+#include "comm/engine.h"
+
+struct SharedMark; // comm/peer.c
+
+bool local_engine(const Comm *comm); // is it one?
+
+// A barrier, after which every rank may read what the others published, until the next barrier.
+void local_publish(Comm *comm, const void *pointer);
+const void *local_published(Comm *comm, int rank);
+
+typedef struct Note { // one side of a message: left by the rank that comes first, found by the second
+    struct Note *next;
+    bool sends;
+    char *data;
+    size_t bytes;
+    int peer;
+    bool done;                         // the second has copied, or told its device to
+    struct SharedMark *ready, *copied; // on a device: where its buffer is ready, and, once done, the end of the copy
+} Note;
+
+Note *local_new_note(Comm *comm, bool sends, void *data, size_t bytes, int peer);
+void local_drop_note(Comm *comm, Note *note);
+// Leaves my note for the other side and returns NULL; or, if the other side's note is there, takes and returns that:
+// then the copy, local_tell and nothing else is done with it, and mine was not left. Sizes that differ end all ranks.
+Note *local_post(Comm *comm, Note *mine);
+void local_tell(Comm *comm, Note *note, int owner); // done: wakes the one who left it
+void local_wait_for_note(Comm *comm, Note *note);   // until done
+
+#endif

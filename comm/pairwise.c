@@ -1,0 +1,147 @@
+#include "comm/pairwise.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const int64_t SUM_BLOCK = 1 << 18; // floats of a segment that travel at once in a reduce-scatter
+
+static void *allocate(Comm *comm, size_t bytes) {
+    void *memory = calloc(1, bytes > 0 ? bytes : 1);
+    if (memory == NULL) comm_give_up(comm, "out of memory: %zu bytes for %s", bytes, comm->operation);
+    return memory;
+}
+
+static void *send_to(Comm *comm, int to, const void *data, size_t bytes) {
+    return comm->operations->message_begin(comm, false, (void *)(uintptr_t)data, bytes, to);
+}
+static void *receive_from(Comm *comm, int from, void *data, size_t bytes) {
+    return comm->operations->message_begin(comm, true, data, bytes, from);
+}
+static void end(Comm *comm, void *message) { comm->operations->message_end(comm, message); }
+
+static void end_all(Comm *comm, void **messages) { // (2, size): receives, sends; NULL: none
+    for (int i = 0; i < 2 * comm->size; i++)
+        if (messages[i] != NULL) end(comm, messages[i]);
+}
+
+// Dissemination (Hensgen, Finkel and Manber 1988): after round k a rank has heard, directly or not, of the 2^k before
+// it.
+void pairwise_barrier(Comm *comm) {
+    int size = comm->size, rank = comm->rank;
+    for (int distance = 1; distance < size; distance *= 2) {
+        void *receive = receive_from(comm, (rank + size - distance) % size, NULL, 0);
+        void *send = send_to(comm, (rank + distance) % size, NULL, 0);
+        end(comm, receive);
+        end(comm, send);
+    }
+}
+
+void pairwise_broadcast(Comm *comm, void *data, size_t bytes, int root) {
+    if (comm->rank != root) {
+        end(comm, receive_from(comm, root, data, bytes));
+        return;
+    }
+    void **messages = allocate(comm, 2 * (size_t)comm->size * sizeof *messages);
+    for (int to = 0; to < comm->size; to++)
+        if (to != root) messages[to] = send_to(comm, to, data, bytes);
+    end_all(comm, messages);
+    free(messages);
+}
+
+void pairwise_all_gather(Comm *comm, void *data, const size_t *bytes) {
+    int size = comm->size, me = comm->rank;
+    void **messages = allocate(comm, 2 * (size_t)size * sizeof *messages);
+    size_t offset = 0, my_offset = 0;
+    for (int from = 0; from < size; from++) {
+        if (from == me) my_offset = offset;
+        else if (bytes[from] > 0) messages[from] = receive_from(comm, from, (char *)data + offset, bytes[from]);
+        offset += bytes[from];
+    }
+    for (int to = 0; to < size; to++)
+        if (to != me && bytes[me] > 0) messages[size + to] = send_to(comm, to, (char *)data + my_offset, bytes[me]);
+    end_all(comm, messages);
+    free(messages);
+}
+
+void pairwise_all_reduce_sum(Comm *comm, double *values, int count) {
+    size_t size = (size_t)comm->size, stride = (size_t)count;
+    double *all = allocate(comm, size * stride * sizeof *all);
+    size_t *bytes = allocate(comm, size * sizeof *bytes);
+    const double **terms = allocate(comm, size * sizeof *terms);
+    for (size_t rank = 0; rank < size; rank++) {
+        bytes[rank] = stride * sizeof *all;
+        terms[rank] = all + rank * stride;
+    }
+    memcpy(all + (size_t)comm->rank * stride, values, stride * sizeof *all);
+    pairwise_all_gather(comm, all, bytes);
+    comm_sum_doubles(values, terms, comm->size, count);
+    free(terms);
+    free(bytes);
+    free(all);
+}
+
+static int64_t block_of(int64_t count, int64_t begin) { // floats of a segment in the block that begins at `begin`
+    int64_t left = count - begin;
+    return left < 0 ? 0 : left < SUM_BLOCK ? left : SUM_BLOCK;
+}
+
+// Segments travel block by block, so that the copies to be summed stay small whatever the segment.
+void pairwise_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
+    int size = comm->size, me = comm->rank;
+    int64_t longest = 0, my_offset = 0;
+    for (int rank = 0; rank < size; rank++) {
+        if (counts[rank] > longest) longest = counts[rank];
+        if (rank < me) my_offset += counts[rank];
+    }
+    int64_t stride = block_of(counts[me], 0);
+    float *received = allocate(comm, (size_t)(size * stride) * sizeof *received);
+    const float **terms = allocate(comm, (size_t)size * sizeof *terms);
+    void **messages = allocate(comm, 2 * (size_t)size * sizeof *messages);
+    for (int64_t begin = 0; begin < longest; begin += SUM_BLOCK) {
+        memset(messages, 0, 2 * (size_t)size * sizeof *messages);
+        int64_t mine = block_of(counts[me], begin), offset = 0;
+        for (int from = 0; from < size; from++) {
+            float *block = received + from * stride;
+            terms[from] = from == me ? in + my_offset + begin : block;
+            if (from != me && mine > 0) messages[from] = receive_from(comm, from, block, (size_t)mine * sizeof *block);
+        }
+        for (int to = 0; to < size; to++) {
+            int64_t theirs = block_of(counts[to], begin);
+            if (to != me && theirs > 0)
+                messages[size + to] = send_to(comm, to, in + offset + begin, (size_t)theirs * sizeof *in);
+            offset += counts[to];
+        }
+        end_all(comm, messages);
+        if (mine > 0) comm_sum_floats(out + begin, terms, size, mine);
+    }
+    free(messages);
+    free(terms);
+    free(received);
+}
+
+typedef struct Application {
+    CommSeat seat;
+    int next_number;
+} Application;
+
+PairwiseSplit pairwise_split(Comm *comm, int color, int key, int *next_number) {
+    size_t size = (size_t)comm->size;
+    PairwiseSplit split = {.members = allocate(comm, size * sizeof *split.members)};
+    Application *all = allocate(comm, size * sizeof *all);
+    size_t *bytes = allocate(comm, size * sizeof *bytes);
+    CommSeat *seats = allocate(comm, size * sizeof *seats);
+    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *all;
+    all[comm->rank] = (Application){{color, key}, *next_number};
+    pairwise_all_gather(comm, all, bytes);
+    for (size_t rank = 0; rank < size; rank++) {
+        seats[rank] = all[rank].seat;
+        if (all[rank].next_number > split.number) split.number = all[rank].next_number;
+    }
+    *next_number = split.number + 1;
+    split.size = comm_seat_members(seats, comm->size, color, split.members);
+    while (split.members[split.rank] != comm->rank) split.rank++;
+    free(seats);
+    free(bytes);
+    free(all);
+    return split;
+}

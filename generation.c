@@ -1,0 +1,144 @@
+// Generation: rank 0 alone, all its process's processors, token after token with a key/value cache.
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/random.h"
+#include "model/sampling.h"
+#include "terminal/sample.h"
+#include "train_gpt.h"
+
+enum { PREFILL_ROWS = 128 };
+
+typedef struct Generator {
+    Arena arena;
+    Activations act;
+    KeyValueCache cache;
+    float *device_logits;         // (V)
+    float *logits, *sorted;       // host: (V)
+    float *cos_table, *sin_table; // host: (PREFILL_ROWS, D/2)
+    int32_t positions[PREFILL_ROWS];
+} Generator;
+
+static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity) {
+    size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
+    lay_out_activations(&g->act, c, d, &g->arena, 1, PREFILL_ROWS, false);
+    g->cache.capacity = capacity;
+    g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
+    g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
+    int64_t rows = PREFILL_ROWS * c->heads;
+    g->cache.accumulator =
+        (float *)arena_take(&g->arena, "attention state", (size_t)(rows * c->head_dim) * sizeof(float));
+    g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
+    g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
+    g->device_logits = (float *)arena_take(&g->arena, "logits", (size_t)c->vocab_size * sizeof(float));
+}
+
+static bool allocate_on_host(Generator *g, const ModelConfig *c) {
+    int64_t V = c->vocab_size, angles = PREFILL_ROWS * (c->head_dim / 2);
+    g->logits = (float *)malloc((size_t)(2 * V + 2 * angles) * sizeof(float));
+    if (g->logits == NULL) return false;
+    g->sorted = g->logits + V;
+    g->cos_table = g->sorted + V;
+    g->sin_table = g->cos_table + angles;
+    return true;
+}
+
+void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, void *attended, Heads new_rows) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    int64_t width = c->kv_heads * c->head_dim, q_width = c->heads * c->head_dim, n = act->rows;
+    void *k = at(d, cache->k, l * cache->capacity * width), *v = at(d, cache->v, l * cache->capacity * width);
+    size_t row_bytes = width * d->element_bytes, stride = qkv_width(c) * d->element_bytes;
+    d->copy_strided(d, at(d, k, cache->length * width), row_bytes, new_rows.k.data, stride, n, row_bytes);
+    d->copy_strided(d, at(d, v, cache->length * width), row_bytes, new_rows.v.data, stride, n, row_bytes);
+
+    const AttentionShape shape = {1, c->heads, c->kv_heads, c->head_dim, r->run->attention.shape.scale};
+    QueryForward query;
+    memset(&query, 0, sizeof query);
+    query.chunk.start = cache->length;
+    query.chunk.length = n;
+    query.q = new_rows.q;
+    query.accumulator.data = cache->accumulator;
+    query.accumulator.batch_stride = n * q_width;
+    query.accumulator.token_stride = q_width;
+    query.max.data = cache->max;
+    query.sum.data = cache->sum;
+    query.max.head_stride = query.sum.head_stride = n;
+    KeyValue keys;
+    memset(&keys, 0, sizeof keys);
+    keys.chunk.length = cache->length + n;
+    keys.k = token_view(k, width, cache->capacity);
+    keys.v = token_view(v, width, cache->capacity);
+    d->attention->forward_whole(d, &shape, &query, &keys, token_view(attended, q_width, n), query.max);
+}
+
+// Runs `rows` (at most PREFILL_ROWS) new tokens through the model; g->logits are those after the last of them.
+static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
+    const ModelConfig *c = &r->run->config;
+    Device *d = &r->device;
+    for (int64_t i = 0; i < rows; i++) g->positions[i] = (int32_t)(g->cache.length + i);
+    g->act.rows = g->act.table_rows = rows;
+    d->upload(d, g->act.tokens, tokens, (size_t)rows * sizeof(int32_t));
+    d->upload(d, g->act.positions, g->positions, (size_t)rows * sizeof(int32_t));
+    if (config_is_rotary(c)) {
+        rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
+        size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);
+        d->upload(d, g->act.cos_table, g->cos_table, bytes);
+        d->upload(d, g->act.sin_table, g->sin_table, bytes);
+    }
+    forward(r, &g->act, &g->cache);
+    d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier),
+                      NULL, 1, c->dim, c->vocab_size);
+    d->to_float(d, g->device_logits, g->act.logits, c->vocab_size);
+    // Waits for the device: the host chooses the next token.
+    d->download(d, g->logits, g->device_logits, (size_t)c->vocab_size * sizeof(float));
+}
+
+size_t bytes_of_generator(const Run *run, const Device *d) {
+    Generator planned;
+    memset(&planned, 0, sizeof planned);
+    if (run->prompt == NULL) return 0;
+    lay_out_generator(&planned, &run->config, d, run->sample_end);
+    return planned.arena.used;
+}
+
+static void generate(Rank *r, Generator *g, int32_t *tokens) {
+    const Run *run = r->run;
+    int64_t V = run->config.vocab_size, prompt = run->prompt_tokens, count = prompt;
+    bool bytes = tokens_are_bytes(run->validation);
+    memcpy(tokens, run->prompt, (size_t)prompt * sizeof(int32_t));
+    for (int64_t first = 0, most = PREFILL_ROWS; first < prompt; first += most)
+        extend(r, g, tokens + first, prompt - first < most ? prompt - first : most);
+    for (; count < run->sample_end; count++) {
+        if (count > prompt) extend(r, g, tokens + count - 1, 1);
+        double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
+        tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
+        if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
+    }
+    print_generated(stdout, bytes, tokens, prompt, count);
+}
+
+bool print_sample(Rank *r, Error *err) {
+    const Run *run = r->run;
+    Device *d = &r->device;
+    Generator *g = (Generator *)calloc(1, sizeof(Generator));
+    int32_t *tokens = (int32_t *)malloc((size_t)run->sample_end * sizeof(int32_t));
+    size_t bytes = bytes_of_generator(run, d);
+    bool ok = g != NULL && tokens != NULL && allocate_on_host(g, &run->config);
+    if (!ok) error_set(err, "out of memory for a sample of %lld tokens", (long long)run->options.sample_tokens);
+    if (ok) {
+        d->threads = run->threads; // the other ranks have finished
+        g->arena.base = (char *)d->allocate(d, bytes, err);
+        g->arena.capacity = bytes;
+        ok = g->arena.base != NULL;
+    }
+    if (ok) {
+        lay_out_generator(g, &run->config, d, run->sample_end);
+        generate(r, g, tokens);
+        d->release(d, g->arena.base, bytes);
+    }
+    if (g != NULL) free(g->logits);
+    free(g);
+    free(tokens);
+    return ok;
+}

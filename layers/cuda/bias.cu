@@ -1,0 +1,129 @@
+// Column sums: a bias's gradient is the sum of d_out over rows. Deterministic: each block sums the rows of its own, and
+// a second kernel adds the blocks' sums in order. Both only read: speed is that of memory, d_out once.
+#include "layers/cuda/bias.h"
+#include "layers/cuda/columns.h"
+#include "layers/cuda/layers.h"
+#include "layers/cuda/warp.h"
+
+enum {
+    COLUMN_THREADS = WARP_COLUMNS,
+    COLUMN_WARPS = COLUMN_THREADS / WARP, // of a block, each with rows of its own
+    COLUMN_ROWS = 4,                      // that a warp has under way at once
+    COLUMN_BLOCKS = 1024,                 // about as many as a large GPU runs at once, over all columns
+    COLUMN_LEAST_ROWS = 64,               // of a block: fewer would not repay writing and reading its sums
+};
+
+// partial (gridDim.x / column_groups, N): block (i, g) sums rows [i * rows_per_block, ...) of 256 columns.
+template <bool whole>
+__global__ void __launch_bounds__(COLUMN_THREADS)
+    column_sums_kernel(float *partial, const bf16 *x, int64_t rows, int64_t N, int64_t rows_per_block,
+                       int64_t column_groups) {
+    SHARED_ARRAY(float, of_warp, COLUMN_WARPS *WARP_COLUMNS);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int64_t block = blockIdx.x / column_groups, first = blockIdx.x % column_groups * WARP_COLUMNS;
+    const int64_t begin = block * rows_per_block, end = smaller_of(begin + rows_per_block, rows);
+
+    float sum[PACKET] = {};
+    for (int64_t row = begin + warp; row < end; row += COLUMN_ROWS * COLUMN_WARPS) {
+        float value[COLUMN_ROWS][PACKET]; // all loads first, so that they are under way together
+#pragma unroll
+        for (int i = 0; i < COLUMN_ROWS; i++) {
+            const int64_t at = row + i * COLUMN_WARPS;
+            load_columns<whole>(value[i], x + at * N, first, at < end ? N : 0, lane);
+        }
+#pragma unroll
+        for (int i = 0; i < COLUMN_ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < PACKET; j++) sum[j] += value[i][j];
+    }
+#pragma unroll
+    for (int j = 0; j < PACKET; j++) of_warp[warp * WARP_COLUMNS + column_of<whole>(j, lane)] = sum[j];
+    __syncthreads();
+    const int64_t column = first + threadIdx.x; // as many threads as columns
+    if (column < N) {
+        float total = 0;
+        for (int w = 0; w < COLUMN_WARPS; w++) total += of_warp[w * WARP_COLUMNS + threadIdx.x];
+        partial[block * N + column] = total;
+    }
+}
+
+enum { PARTIAL_WARPS = 16, PARTIAL_THREADS = PARTIAL_WARPS * WARP };
+
+// A block adds 32 columns; each of its warps a share of the blocks, in order, and these sums follow in order.
+__global__ void __launch_bounds__(PARTIAL_THREADS)
+    partial_sums_kernel(float *sum, const float *partial, int64_t blocks, int64_t stride, int64_t N) {
+    SHARED_ARRAY(float, of_warp, PARTIAL_THREADS);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int64_t column = (int64_t)blockIdx.x * WARP + lane;
+    const int64_t share = ceil_div(blocks, (int64_t)PARTIAL_WARPS);
+    const int64_t end = smaller_of((warp + 1) * share, blocks);
+    float total = 0;
+    if (column < N) {
+#pragma unroll 8
+        for (int64_t block = warp * share; block < end; block++) total += partial[block * stride + column];
+    }
+    of_warp[warp * WARP + lane] = total;
+    __syncthreads();
+    if (warp == 0 && column < N) {
+        total = 0;
+        for (int w = 0; w < PARTIAL_WARPS; w++) total += of_warp[w * WARP + lane];
+        sum[column] += total;
+    }
+}
+
+void add_partial_sums(Device *device, float *sum, const float *partial, int64_t blocks, int64_t stride, int64_t N) {
+    if (blocks == 0 || N == 0) return;
+    launch(partial_sums_kernel, ceil_div<int64_t>(N, WARP), PARTIAL_THREADS, 0, stream_of(device), sum, partial, blocks,
+           stride, N);
+}
+
+template <bool whole>
+static void launch_column_sums(cudaStream_t stream, float *partial, const bf16 *x, int64_t rows, int64_t N,
+                               int64_t blocks, int64_t rows_per_block) {
+    const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS);
+    launch(column_sums_kernel<whole>, blocks * column_groups, COLUMN_THREADS, 0, stream, partial, x, rows, N,
+           rows_per_block, column_groups);
+}
+
+void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_t rows, int64_t N) {
+    if (rows == 0 || N == 0) return;
+    const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS);
+    const int64_t wanted = larger_of<int64_t>(1, COLUMN_BLOCKS / column_groups);
+    const int64_t rows_per_block = larger_of<int64_t>(COLUMN_LEAST_ROWS, ceil_div(rows, wanted));
+    const int64_t blocks = ceil_div(rows, rows_per_block);
+    float *partial = static_cast<float *>(cuda_scratch(device, (size_t)(blocks * N) * sizeof(float)));
+    const bf16 *x = static_cast<const bf16 *>(d_out);
+    (fits_packets(N, x) ? launch_column_sums<true> : launch_column_sums<false>)(stream_of(device), partial, x, rows, N,
+                                                                                blocks, rows_per_block);
+    add_partial_sums(device, d_bias, partial, blocks, N, N);
+}
+
+// ---- bias added --- A warp adds
+// to 256 columns of a row.
+template <bool whole>
+__global__ void add_bias_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64_t N, int64_t column_groups) {
+    const int lane = threadIdx.x % WARP;
+    const int64_t index = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
+    const int64_t row = index / column_groups, first = index % column_groups * WARP_COLUMNS;
+    if (row >= rows) return;
+    float value[PACKET], b[PACKET];
+    load_columns<whole>(value, out + row * N, first, N, lane);
+    load_columns<whole>(b, bias, first, N, lane);
+#pragma unroll
+    for (int j = 0; j < PACKET; j++) value[j] += b[j];
+    store_columns<whole>(out + row * N, value, first, N, lane);
+}
+
+template <bool whole>
+static void launch_add_bias(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
+    const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS), threads = 256;
+    launch(add_bias_kernel<whole>, ceil_div(rows * column_groups, threads / WARP), threads, 0, stream, out, bias, rows,
+           N, column_groups);
+}
+
+void add_bias(Device *device, void *out, const void *bias, int64_t rows, int64_t N) {
+    if (rows == 0 || N == 0) return;
+    (fits_packets(N, out, bias) ? launch_add_bias<true>
+                                : launch_add_bias<false>)(stream_of(device), static_cast<bf16 *>(out),
+                                                          static_cast<const bf16 *>(bias), rows, N);
+}

@@ -1,0 +1,23 @@
+// The doors of the CUDA device for the rest of the program, which never includes a CUDA header. The same sources make
+// both variants; the one that runs on the CPU is compiled with cuda_device defined as emulated_device.
+#ifndef LAYERS_CUDA_OPEN_H
+#define LAYERS_CUDA_OPEN_H
+
+#include "layers/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Makes a Device of GPU `index` (from 0), and that GPU the current one of the calling thread.
+bool cuda_device(Device *device, int index, Error *err);
+// How many GPUs there are; 0 and *why if none can be used.
+int cuda_device_count(const char **why);
+
+bool emulated_device(Device *device, int index, Error *err);
+int emulated_device_count(const char **why);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

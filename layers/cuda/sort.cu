@@ -1,0 +1,151 @@
+// Stable radix sort of (key, row) pairs, 8 bits of the key at a time, lowest first (Harris, Merrill and Garland build
+// on the same three steps). The pairs are cut into tiles; a warp has one and treats it in order, 32 pairs at a time.
+//
+//   count    how often each digit occurs in each tile
+//   scan     per digit: how many of it are in the tiles before
+//   scatter  a pair's place = pairs with smaller digits + same digit in tiles before + same digit before it in its tile
+//
+// A pair's place depends on the input alone, so no order of threads shows in the result. Little data (16 bytes a row
+// and pass, where the tensors beside have thousands), so simplicity goes first.
+#include "layers/cuda/sort.h"
+#include "layers/cuda/warp.h"
+
+enum {
+    DIGIT_BITS = 8,
+    DIGITS = 1 << DIGIT_BITS,
+    TILE = 512,     // pairs
+    TILE_WARPS = 4, // of a block, each with a tile
+    TILE_THREADS = TILE_WARPS * WARP,
+    SCAN_WARPS = 4,
+    SCAN_THREADS = SCAN_WARPS * WARP,
+    SCAN_AT_ONCE = 4, // tiles of a lane
+};
+
+static __device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
+
+// counts (DIGITS, tiles)
+__global__ void __launch_bounds__(TILE_THREADS)
+    count_digits_kernel(uint32_t *counts, const int32_t *keys, int64_t count, int64_t tiles, int shift) {
+    SHARED_ARRAY(uint32_t, of_digit, TILE_WARPS * DIGITS);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int64_t tile = (int64_t)blockIdx.x * TILE_WARPS + warp;
+    uint32_t *mine = of_digit + warp * DIGITS;
+    for (int digit = lane; digit < DIGITS; digit += WARP) mine[digit] = 0;
+    __syncwarp();
+    const int64_t end = smaller_of((tile + 1) * TILE, count);
+    for (int64_t i = tile * TILE + lane; i < end; i += WARP) atomicAdd(&mine[digit_of(keys[i], shift)], 1u);
+    __syncwarp();
+    if (tile >= tiles) return;
+    for (int digit = lane; digit < DIGITS; digit += WARP) counts[digit * tiles + tile] = mine[digit];
+}
+
+// The sum of the lanes before this one.
+__device__ static inline uint32_t sum_before(uint32_t x, int lane) {
+    uint32_t sum = x;
+#pragma unroll
+    for (int distance = 1; distance < WARP; distance *= 2) {
+        const uint32_t other = __shfl_up_sync(WHOLE_WARP, sum, distance);
+        if (lane >= distance) sum += other;
+    }
+    return sum - x;
+}
+
+// A warp for each digit: counts[digit] becomes the sums before each tile, totals[digit] the sum over all.
+__global__ void __launch_bounds__(SCAN_THREADS) scan_counts_kernel(uint32_t *counts, uint32_t *totals, int64_t tiles) {
+    const int lane = threadIdx.x % WARP, digit = blockIdx.x * SCAN_WARPS + threadIdx.x / WARP;
+    counts += digit * tiles;
+    uint32_t before = 0; // the tiles of earlier rounds
+    for (int64_t first = 0; first < tiles; first += WARP * SCAN_AT_ONCE) {
+        uint32_t mine[SCAN_AT_ONCE], sum = 0; // of neighbouring tiles
+#pragma unroll
+        for (int i = 0; i < SCAN_AT_ONCE; i++) {
+            const int64_t tile = first + lane * SCAN_AT_ONCE + i;
+            sum += mine[i] = tile < tiles ? counts[tile] : 0;
+        }
+        uint32_t place = before + sum_before(sum, lane);
+        before = __shfl_sync(WHOLE_WARP, place + sum, WARP - 1);
+#pragma unroll
+        for (int i = 0; i < SCAN_AT_ONCE; i++) {
+            const int64_t tile = first + lane * SCAN_AT_ONCE + i;
+            if (tile < tiles) counts[tile] = place;
+            place += mine[i];
+        }
+    }
+    if (lane == 0) totals[digit] = before;
+}
+
+// rows NULL: the row of pair i is i.
+__global__ void __launch_bounds__(TILE_THREADS)
+    scatter_kernel(int32_t *keys_out, uint32_t *rows_out, const int32_t *keys, const uint32_t *rows,
+                   const uint32_t *counts, const uint32_t *totals, int64_t count, int64_t tiles, int shift) {
+    SHARED_ARRAY(uint32_t, next_place, TILE_WARPS * DIGITS); // of each warp, for each digit
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int64_t tile = (int64_t)blockIdx.x * TILE_WARPS + warp;
+    if (tile >= tiles) return; // the whole warp; no barrier of the block follows
+    uint32_t *mine = next_place + warp * DIGITS;
+
+    // Pairs with smaller digits: each lane has some neighbouring digits.
+    enum { PER_LANE = DIGITS / WARP };
+    uint32_t total[PER_LANE], lane_sum = 0;
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) lane_sum += total[i] = totals[lane * PER_LANE + i];
+    uint32_t sum = sum_before(lane_sum, lane);
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+        const int digit = lane * PER_LANE + i;
+        mine[digit] = sum + counts[digit * tiles + tile];
+        sum += total[i];
+    }
+    __syncwarp();
+
+    const int64_t end = smaller_of((tile + 1) * TILE, count);
+    for (int64_t first = tile * TILE; first < end; first += WARP) {
+        const int64_t i = first + lane;
+        const bool valid = i < end;
+        const int32_t key = valid ? keys[i] : 0;
+        const int digit = valid ? digit_of(key, shift) : DIGITS; // no lane that counts has that one
+        const unsigned same = __match_any_sync(WHOLE_WARP, (unsigned)digit);
+        const int before = __popc(same & ((1u << lane) - 1));
+        const uint32_t place = valid ? mine[digit] + before : 0;
+        __syncwarp(); // all have read
+        if (valid) {
+            if (before == 0) mine[digit] = place + __popc(same);
+            keys_out[place] = key;
+            rows_out[place] = rows == NULL ? (uint32_t)i : rows[i];
+        }
+        __syncwarp();
+    }
+}
+
+// Scratch memory: two of (keys, rows), counts, totals; each from a multiple of 256 bytes on.
+static size_t padded(size_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
+static size_t pairs_bytes(int64_t count) { return padded((size_t)count * 4); }
+static size_t counts_bytes(int64_t count) { return padded((size_t)ceil_div<int64_t>(count, TILE) * DIGITS * 4); }
+
+size_t sort_scratch_bytes(int64_t count) { return 4 * pairs_bytes(count) + counts_bytes(count) + padded(DIGITS * 4); }
+
+SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *keys, int64_t count, int key_bits) {
+    char *at = static_cast<char *>(scratch);
+    int32_t *keys_of[2];
+    uint32_t *rows_of[2];
+    for (int i = 0; i < 2; i++) {
+        keys_of[i] = reinterpret_cast<int32_t *>(at);
+        rows_of[i] = reinterpret_cast<uint32_t *>(at + pairs_bytes(count));
+        at += 2 * pairs_bytes(count);
+    }
+    uint32_t *counts = reinterpret_cast<uint32_t *>(at);
+    uint32_t *totals = reinterpret_cast<uint32_t *>(at + counts_bytes(count));
+
+    const int64_t tiles = ceil_div<int64_t>(count, TILE), blocks = ceil_div<int64_t>(tiles, TILE_WARPS);
+    const uint32_t *rows = NULL;
+    int to = 0;
+    for (int shift = 0; shift < key_bits; shift += DIGIT_BITS, to ^= 1) {
+        launch(count_digits_kernel, blocks, TILE_THREADS, 0, stream, counts, keys, count, tiles, shift);
+        launch(scan_counts_kernel, DIGITS / SCAN_WARPS, SCAN_THREADS, 0, stream, counts, totals, tiles);
+        launch(scatter_kernel, blocks, TILE_THREADS, 0, stream, keys_of[to], rows_of[to], keys, rows, counts, totals,
+               count, tiles, shift);
+        keys = keys_of[to];
+        rows = rows_of[to];
+    }
+    return SortedPairs{keys, rows};
+}

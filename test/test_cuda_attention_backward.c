@@ -1,0 +1,380 @@
+// Attention's backward pass on the CUDA device, one (query chunk, key/value chunk) pair at a time, against the same
+// pair in double precision on the same bf16 inputs.
+//
+// How exact it has to be: on tensor cores P and dS are rounded to bf16 before the products they go into, there is no
+// way round that. So the measure is double precision with just these two roundings, "plain bf16"; the kernels may be
+// off by twice as much, over a whole tensor (root mean square) and at the worst element. What they add of their own,
+// fp32 scores, sums and exp2 with 22 bits, is some 1e-6 of the terms against bf16's 2e-3.
+#include "test/cuda_cases.h"
+
+#include "attention/kernel.h"
+
+// ---- a problem ------------------------------------------------------------------------------------------------------
+
+enum { D_Q, D_K, D_V, RESULTS };
+static const char *const result_names[RESULTS] = {"dQ", "dK", "dV"};
+
+typedef struct Case {
+    int64_t B, T, H, KV, D; // of the whole sequence
+    Chunk queries, keys;
+    double outlier; // every tenth key is longer by this factor
+} Case;
+
+// On the host: q, k, v in one tensor (B, T, H + 2 KV, D) as a model has them, d_out (B, T, H, D), rows (B, H, T). What
+// is added to: d_q (B, Tq, H, D), and d_k, d_v in one tensor (Tk, 2, B, KV, D), as they travel between ranks.
+typedef struct Problem {
+    Case c;
+    float *fused, *d_out, *log_sum_exp, *delta, *before[RESULTS]; // before[D_V] is not used: it stands with d_k
+    double *exact[RESULTS], *plain[RESULTS];                      // without what was there before
+} Problem;
+
+static float scale_of(const Case *c) { return (float)(1 / sqrt((double)c->D)); }
+static int64_t fused_width(const Case *c) { return (c->H + 2 * c->KV) * c->D; }
+static int64_t result_count(const Case *c, int result) {
+    return result == D_Q ? c->B * c->queries.length * c->H * c->D : c->B * c->keys.length * c->KV * c->D;
+}
+static int64_t memory_count(const Case *c, int result) { return result_count(c, result) * (result == D_Q ? 1 : 2); }
+
+// Where element (b, t, h, d) of a result stands, among its own and in memory. t counts from the start of its chunk.
+static int64_t result_at(const Case *c, int result, int64_t b, int64_t t, int64_t h) {
+    return result == D_Q ? ((b * c->queries.length + t) * c->H + h) * c->D
+                         : ((b * c->keys.length + t) * c->KV + h) * c->D;
+}
+static int64_t memory_at(const Case *c, int result, int64_t b, int64_t t, int64_t h) {
+    if (result == D_Q) return result_at(c, result, b, t, h);
+    return ((t * 2 + (result == D_V)) * c->B + b) * c->KV * c->D + h * c->D;
+}
+
+static const float *q_at(const Problem *p, int64_t b, int64_t t, int64_t h) {
+    return p->fused + (b * p->c.T + t) * fused_width(&p->c) + h * p->c.D;
+}
+static const float *k_at(const Problem *p, int64_t b, int64_t t, int64_t kv) { return q_at(p, b, t, p->c.H + kv); }
+static const float *v_at(const Problem *p, int64_t b, int64_t t, int64_t kv) {
+    return q_at(p, b, t, p->c.H + p->c.KV + kv);
+}
+static const float *d_out_at(const Problem *p, int64_t b, int64_t t, int64_t h) {
+    return p->d_out + ((b * p->c.T + t) * p->c.H + h) * p->c.D;
+}
+
+static double dot(const float *a, const float *b, int64_t D) {
+    double sum = 0;
+    for (int64_t d = 0; d < D; d++) sum += (double)a[d] * b[d];
+    return sum;
+}
+
+// The row's log-sum-exp and delta, over all keys of the sequence it sees.
+static void whole_row(Problem *p, int64_t b, int64_t h, int64_t i, double *score) {
+    const Case *c = &p->c;
+    const int64_t kv = h / (c->H / c->KV), row = (b * c->H + h) * c->T + i;
+    double max = -INFINITY, sum = 0, delta = 0;
+    for (int64_t j = 0; j <= i; j++) {
+        score[j] = scale_of(c) * dot(q_at(p, b, i, h), k_at(p, b, j, kv), c->D);
+        max = fmax(max, score[j]);
+    }
+    for (int64_t j = 0; j <= i; j++) {
+        sum += exp(score[j] - max);
+        delta += exp(score[j] - max) * dot(d_out_at(p, b, i, h), v_at(p, b, j, kv), c->D);
+    }
+    p->log_sum_exp[row] = (float)(max + log(sum));
+    p->delta[row] = (float)(delta / sum);
+}
+
+// Row i's part in this pair, with what the device is given: fp32 log_sum_exp and delta.
+static void pair_row(Problem *p, double *const to[RESULTS], int64_t b, int64_t h, int64_t i, bool plain) {
+    const Case *c = &p->c;
+    const int64_t kv = h / (c->H / c->KV), row = (b * c->H + h) * c->T + i, D = c->D;
+    double *d_q = to[D_Q] + result_at(c, D_Q, b, i - c->queries.start, h);
+    if (p->log_sum_exp[row] == -INFINITY) return;
+    for (int64_t j = c->keys.start; j < c->keys.start + c->keys.length && j <= i; j++) {
+        const float *q = q_at(p, b, i, h), *k = k_at(p, b, j, kv), *d_out = d_out_at(p, b, i, h);
+        double weight = exp(scale_of(c) * dot(q, k, D) - p->log_sum_exp[row]);
+        double d_score = weight * (dot(d_out, v_at(p, b, j, kv), D) - p->delta[row]);
+        if (plain) weight = round_to_bf16((float)weight), d_score = round_to_bf16((float)d_score);
+        double *d_k = to[D_K] + result_at(c, D_K, b, j - c->keys.start, kv);
+        double *d_v = to[D_V] + result_at(c, D_V, b, j - c->keys.start, kv);
+        for (int64_t d = 0; d < D; d++) {
+            d_q[d] += scale_of(c) * d_score * k[d];
+            d_k[d] += scale_of(c) * d_score * q[d];
+            d_v[d] += weight * d_out[d];
+        }
+    }
+}
+
+static void answer(Problem *p) {
+    const Case *c = &p->c;
+    for (int64_t b = 0; b < c->B; b++)
+        for (int64_t h = 0; h < c->H; h++)
+            for (int64_t i = c->queries.start; i < c->queries.start + c->queries.length; i++) {
+                pair_row(p, p->exact, b, h, i, false);
+                pair_row(p, p->plain, b, h, i, true);
+            }
+}
+
+static Problem make_problem(Case c) {
+    Problem p = {.c = c};
+    const int64_t fused = c.B * c.T * fused_width(&c), rows = c.B * c.H * c.T;
+    p.fused = random_floats(fused, 1, 0, 1);
+    for (int64_t t = 0; t < c.B * c.T; t += 10)
+        for (int64_t i = c.H * c.D; i < (c.H + c.KV) * c.D; i++) p.fused[t * fused_width(&c) + i] *= (float)c.outlier;
+    rounded(p.fused, fused);
+    p.d_out = rounded(random_floats(c.B * c.T * c.H * c.D, 2, 0, 1), c.B * c.T * c.H * c.D);
+    p.log_sum_exp = floats(rows);
+    p.delta = floats(rows);
+    for (int r = 0; r < RESULTS; r++) {
+        p.before[r] = random_floats(memory_count(&c, r), 3 + (uint64_t)r, 0, 1);
+        p.exact[r] = doubles(result_count(&c, r));
+        p.plain[r] = doubles(result_count(&c, r));
+    }
+    double *score = doubles(c.T);
+    for (int64_t b = 0; b < c.B; b++)
+        for (int64_t h = 0; h < c.H; h++)
+            for (int64_t i = c.queries.start; i < c.queries.start + c.queries.length; i++)
+                whole_row(&p, b, h, i, score);
+    free(score);
+    return p;
+}
+
+static void free_problem(Problem *p) {
+    free(p->fused), free(p->d_out), free(p->log_sum_exp), free(p->delta);
+    for (int r = 0; r < RESULTS; r++) free(p->before[r]), free(p->exact[r]), free(p->plain[r]);
+}
+
+// ---- on the device --------------------------------------------------------------------------------------------------
+
+// result: room for what d_q, and d_k and d_v, hold afterwards, as they lie in memory.
+static void run_pair(const Problem *p, float *const result[2]) {
+    Device *device = cuda_device_of_test();
+    const Case *c = &p->c;
+    const int64_t width = fused_width(c), heads = c->H * c->D, rows = c->B * c->H * c->T;
+    const AttentionShape shape = {c->B, c->H, c->KV, c->D, scale_of(c)};
+    CudaTensor fused = cuda_storage(p->fused, c->B * c->T * width);
+    CudaTensor d_out = cuda_storage(p->d_out, c->B * c->T * heads);
+    CudaTensor log_sum_exp = cuda_floats(p->log_sum_exp, rows), delta = cuda_floats(p->delta, rows);
+    CudaTensor sums[2];
+    for (int i = 0; i < 2; i++) sums[i] = cuda_floats(p->before[i], memory_count(c, i));
+
+    const int64_t first = c->queries.start, key = c->keys.start;
+    const TokenView tokens = {fused.data, c->T * width, width};
+    TokenView q = tokens, k = tokens, v = tokens;
+    q.data = at(device, q.data, first * width);
+    k.data = at(device, k.data, key * width + heads);
+    v.data = at(device, v.data, key * width + heads + c->KV * c->D);
+    const int64_t half = c->B * c->KV * c->D;
+    float *d_k = sums[1].data;
+    const QueryBackward query = {
+        .chunk = c->queries,
+        .q = q,
+        .d_out = {at(device, d_out.data, first * heads), c->T * heads, heads},
+        .log_sum_exp = {(float *)log_sum_exp.data + first, c->H * c->T, c->T},
+        .delta = {(float *)delta.data + first, c->H * c->T, c->T},
+        .d_q = {sums[0].data, c->queries.length * heads, heads},
+    };
+    const KeyValue kv = {.chunk = c->keys,
+                         .k = k,
+                         .v = v,
+                         .d_k = {d_k, c->KV * c->D, 2 * half},
+                         .d_v = {d_k + half, c->KV * c->D, 2 * half}};
+    device->attention->backward_pair(device, &shape, &query, &kv);
+    for (int i = 0; i < 2; i++) {
+        cuda_fetch_raw(&sums[i], result[i]);
+        cuda_free(&sums[i]);
+    }
+    cuda_free(&fused), cuda_free(&d_out), cuda_free(&log_sum_exp), cuda_free(&delta);
+}
+
+typedef struct Deviation {
+    double rms, max;
+} Deviation;
+
+static void note(Deviation *deviation, double difference) {
+    deviation->rms += difference * difference;
+    deviation->max = fmax(deviation->max, fabs(difference));
+}
+
+static const char *title(const Case *c) {
+    static char text[200];
+    snprintf(text, sizeof text, "B %lld T %lld H %lld KV %lld D %lld, queries %lld + %lld, keys %lld + %lld",
+             (long long)c->B, (long long)c->T, (long long)c->H, (long long)c->KV, (long long)c->D,
+             (long long)c->queries.start, (long long)c->queries.length, (long long)c->keys.start,
+             (long long)c->keys.length);
+    return text;
+}
+
+// What was there before is of size 1, and an fp32 sum with it is off by UNIT of it and of what is added, at most. That
+// alone stays where the plain reference is exact.
+static void check_result(const Problem *p, int result, const float *got) {
+    const Case *c = &p->c;
+    const int64_t heads = result == D_Q ? c->H : c->KV, tokens = result == D_Q ? c->queries.length : c->keys.length;
+    Deviation found = {0, 0}, plain = {0, 0};
+    double size = 1;
+    for (int64_t b = 0; b < c->B; b++)
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t h = 0; h < heads; h++)
+                for (int64_t d = 0; d < c->D; d++) {
+                    const int64_t i = result_at(c, result, b, t, h) + d, m = memory_at(c, result, b, t, h) + d;
+                    const double before = p->before[result == D_V ? D_K : result][m], exact = p->exact[result][i];
+                    if (!isfinite(got[m])) fail_msg("%s: %s has %g", title(c), result_names[result], (double)got[m]);
+                    note(&found, got[m] - (before + exact));
+                    note(&plain, p->plain[result][i] - exact);
+                    size = fmax(size, fabs(before) + fabs(exact));
+                }
+    const double count = (double)result_count(c, result);
+    found.rms = sqrt(found.rms / count), plain.rms = sqrt(plain.rms / count);
+    if (getenv("VERBOSE") != NULL)
+        print_message("%s: %s rms %.2e of %.2e, max %.2e of %.2e\n", title(c), result_names[result], found.rms,
+                      plain.rms, found.max, plain.max);
+    if (found.rms > 2 * plain.rms + 4 * UNIT * size || found.max > 2 * plain.max + 4 * UNIT * size)
+        fail_msg("%s: error of %s: %.2e (rms), %.2e (max); plain bf16 has %.2e, %.2e", title(c), result_names[result],
+                 found.rms, found.max, plain.rms, plain.max);
+}
+
+static void check(const Problem *p) {
+    float *result[2] = {floats(memory_count(&p->c, D_Q)), floats(memory_count(&p->c, D_K))};
+    run_pair(p, result);
+    for (int r = 0; r < RESULTS; r++) check_result(p, r, result[r == D_Q ? 0 : 1]);
+    free(result[0]), free(result[1]);
+}
+
+static void check_case(Case c) {
+    Problem p = make_problem(c);
+    answer(&p);
+    check(&p);
+    free_problem(&p);
+}
+
+// ---- tests ----------------------------------------------------------------------------------------------------------
+
+// Several blocks, both kinds of step, two batches, grouped heads.
+static const Case two_blocks = {1, 170, 4, 2, 64, {3, 167}, {0, 170}, 1};
+
+static void bits_of_two_blocks(Device *device, void *results) {
+    (void)device;
+    Problem p = make_problem(two_blocks);
+    float *to[2] = {results, (float *)results + memory_count(&two_blocks, D_Q)};
+    run_pair(&p, to);
+    free_problem(&p);
+}
+static void the_same_bits_in_any_order_of_threads(void **state) {
+    (void)state;
+    const int64_t count = memory_count(&two_blocks, D_Q) + memory_count(&two_blocks, D_K);
+    expect_same_bits_twice("backward", bits_of_two_blocks, (size_t)count * sizeof(float));
+}
+
+// The whole sequence, T no multiple of anything.
+static void every_head_size(void **state) {
+    (void)state;
+    check_case((Case){2, 75, 2, 1, 32, {0, 75}, {0, 75}, 1});
+    check_case((Case){1, 161, 2, 2, 64, {0, 161}, {0, 161}, 1});
+    check_case((Case){1, 141, 2, 1, 96, {0, 141}, {0, 141}, 1});
+    check_case((Case){1, 141, 1, 1, 128, {0, 141}, {0, 141}, 1});
+}
+// Those that have no kernel of their own use the next larger one's.
+static void head_sizes_between(void **state) {
+    (void)state;
+    const int64_t sizes[] = {8, 16, 40, 72, 120};
+    for (int i = 0; i < 5; i++) check_case((Case){1, 50, 2, 1, sizes[i], {0, 50}, {0, 50}, 1});
+}
+static void grouped_heads(void **state) {
+    (void)state;
+    check_case((Case){2, 67, 6, 2, 32, {0, 67}, {0, 67}, 1});
+    check_case((Case){1, 67, 5, 1, 64, {0, 67}, {0, 67}, 1});
+}
+// Causal by global position: chunks beside, before and across each other, and of one token.
+static void chunks_at_global_positions(void **state) {
+    (void)state;
+    const Chunk pairs[][2] = {
+        {{150, 150}, {0, 150}},   // sees all
+        {{130, 33}, {100, 90}},   // begins and ends inside
+        {{40, 170}, {90, 135}},   // the first queries see nothing; the last keys are not seen
+        {{0, 161}, {127, 30}},    // few keys, at the very end
+        {{5, 1}, {5, 1}},         // one another
+        {{299, 1}, {0, 300}},     // one query, all keys
+        {{7, 293}, {7, 1}},       // one key, all queries
+        {{31, 33}, {31, 129}},    // off by one from every size of a step
+        {{1, 32}, {0, 33}},       //
+        {{128, 129}, {127, 130}}, //
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        check_case((Case){1, 300, 2, 1, i % 2 == 0 ? 32 : 64, pairs[i][0], pairs[i][1], 1});
+    check_case((Case){1, 200, 1, 1, 128, {33, 150}, {20, 150}, 1});
+}
+
+static void keys_after_all_queries_change_nothing(void **state) {
+    (void)state;
+    const Case cases[] = {{1, 60, 2, 1, 32, {0, 30}, {30, 30}, 1},
+                          {1, 60, 2, 1, 32, {0, 30}, {50, 10}, 1},
+                          {1, 60, 2, 1, 32, {30, 0}, {0, 10}, 1},
+                          {1, 60, 2, 1, 32, {30, 30}, {10, 0}, 1}};
+    for (int i = 0; i < 4; i++) {
+        Problem p = make_problem(cases[i]);
+        float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
+        run_pair(&p, result);
+        for (int r = 0; r < 2; r++) expect_same_bits("sums", result[r], p.before[r], memory_count(&p.c, r));
+        free(result[0]), free(result[1]);
+        free_problem(&p);
+    }
+}
+
+// Scores of a thousand and more: probabilities of 1 and of 0, and where a row is masked, far above its log-sum-exp.
+static void extreme_scores(void **state) {
+    (void)state;
+    check_case((Case){1, 150, 2, 2, 32, {0, 150}, {0, 150}, 1000});
+    check_case((Case){1, 150, 2, 1, 64, {60, 90}, {0, 150}, 300});
+}
+
+// A row that saw no key has a log-sum-exp of -inf; it has no part in anything.
+static void rows_that_saw_nothing(void **state) {
+    (void)state;
+    Problem p = make_problem((Case){1, 90, 2, 1, 32, {0, 90}, {0, 90}, 1});
+    for (int64_t i = 0; i < 90; i += 3) p.log_sum_exp[i] = -INFINITY, p.delta[i] = 0;
+    answer(&p);
+    check(&p);
+    free_problem(&p);
+}
+
+// What is not a number is not lost: a query's spreads to its own gradient and to the keys it sees, a key's to itself
+// and the queries that see it.
+static void not_a_number_spreads(void **state) {
+    (void)state;
+    enum { T = 70, D = 32, QUERY = 40, KEY = 50 };
+    for (int which = 0; which < 2; which++) {
+        Problem p = make_problem((Case){1, T, 1, 1, D, {0, T}, {0, T}, 1});
+        if (which == 0) {
+            p.fused[QUERY * fused_width(&p.c) + 3] = NAN;
+            p.log_sum_exp[QUERY] = NAN;
+        } else {
+            p.fused[KEY * fused_width(&p.c) + D + 3] = NAN;
+            for (int64_t i = KEY; i < T; i++) p.log_sum_exp[i] = NAN;
+        }
+        float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
+        run_pair(&p, result);
+        for (int64_t t = 0; t < T; t++) {
+            for (int64_t d = 0; d < D; d++) {
+                const bool d_q = isnan(result[0][memory_at(&p.c, D_Q, 0, t, 0) + d]);
+                const bool d_k = isnan(result[1][memory_at(&p.c, D_K, 0, t, 0) + d]);
+                const bool d_v = isnan(result[1][memory_at(&p.c, D_V, 0, t, 0) + d]);
+                if (which == 0 && (t <= QUERY) && !(d_k && d_v)) fail_msg("key %d saw nothing of it", (int)t);
+                if (which == 0 ? t == QUERY && !d_q : t >= KEY && !d_q) fail_msg("query %d saw nothing of it", (int)t);
+                if (which == 1 && t == KEY && !(d_k && d_v)) fail_msg("the key itself saw nothing of it");
+                if (which == 0 && t < QUERY / 32 * 32 && d_q) fail_msg("query %d has it from nowhere", (int)t);
+            }
+        }
+        free(result[0]), free(result[1]);
+        free_problem(&p);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_same_bits_in_any_order_of_threads), // first: it must open the device itself
+        cmocka_unit_test(every_head_size),
+        cmocka_unit_test(head_sizes_between),
+        cmocka_unit_test(grouped_heads),
+        cmocka_unit_test(chunks_at_global_positions),
+        cmocka_unit_test(keys_after_all_queries_change_nothing),
+        cmocka_unit_test(extreme_scores),
+        cmocka_unit_test(rows_that_saw_nothing),
+        cmocka_unit_test(not_a_number_spreads),
+    };
+    return cmocka_run_group_tests_name("attention backward on CUDA", tests, NULL, NULL);
+}
