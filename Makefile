@@ -219,7 +219,7 @@ bench: $(BENCHES)
 RANKS_TESTS   := attention cli comm comm_device comm_failure comm_sockets model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out cuda_on_cpu,$(TEST)))
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out cuda_on_cpu ladder,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
@@ -230,7 +230,7 @@ build-asan: setup
 	+@$(submake) test-programs PROGRAMS="$(ASAN_TESTS)" $(ASAN)
 build-tsan: setup
 	+@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
-test-programs: $(BUILD)/train_gpt $(PROGRAMS)
+test-programs: $(BUILD)/train_gpt $(PROGRAMS) $(if $(EMULATED),$(if $(filter %/test_ladder,$(PROGRAMS)),$(BUILD)/dev/ladder-emulated))
 	@:
 # Every kernel for every architecture, where there is nvcc: a warning or a register spilled to memory is an error.
 build-archs: setup

@@ -26,8 +26,6 @@ static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *
     g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
     g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
     int64_t rows = PREFILL_ROWS * c->heads;
-    g->cache.accumulator =
-        (float *)arena_take(&g->arena, "attention state", (size_t)(rows * c->head_dim) * sizeof(float));
     g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->device_logits = (float *)arena_take(&g->arena, "logits", (size_t)c->vocab_size * sizeof(float));
@@ -58,9 +56,6 @@ void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, v
     query.chunk.start = cache->length;
     query.chunk.length = n;
     query.q = new_rows.q;
-    query.accumulator.data = cache->accumulator;
-    query.accumulator.batch_stride = n * q_width;
-    query.accumulator.token_stride = q_width;
     query.max.data = cache->max;
     query.sum.data = cache->sum;
     query.max.head_stride = query.sum.head_stride = n;

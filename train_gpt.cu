@@ -32,6 +32,7 @@
 #include "base/cpu_features.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/dump.h"
+#include "comm/collectives.h"
 #include "dataloader/bigram.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
@@ -45,9 +46,11 @@ static void *layer_part(const Device *device, const Activations *act, void *buff
     return act->per_layer ? at(device, buffer, layer * elements) : buffer;
 }
 
-// The logits are the widest tensor of all: (n, V). They are made for a few rows at a time.
-static int64_t rows_of_logits(int64_t rows, int64_t vocab_size) {
-    const int64_t most_elements = 8 << 20;
+// The logits are the widest tensor of all: (n, V). They are made for some rows at a time. A CPU's products are at their
+// best with few: 32 MiB of fp32. A GPU needs thousands to be kept busy, and each time it also reads and writes the
+// gradient of the classifier's weights (154 MB in GPT-2), which only many rows repay: 256 MiB of bf16.
+static int64_t rows_of_logits(int64_t rows, int64_t vocab_size, size_t element_bytes) {
+    const int64_t most_elements = element_bytes == sizeof(float) ? 8 << 20 : 128 << 20;
     int64_t fit = most_elements / vocab_size > 16 ? most_elements / vocab_size : 16;
     return rows < fit ? rows : fit;
 }
@@ -79,7 +82,7 @@ void lay_out_activations(Activations *a, const ModelConfig *c, const Device *dev
     a->normed = arena_take(arena, "buffers of one layer", n * c->dim * element);
     a->branch = arena_take(arena, "buffers of one layer", n * c->dim * element);
     a->activated = arena_take(arena, "buffers of one layer", n * c->ffn_dim * element);
-    a->classifier_rows = rows_of_logits(n, c->vocab_size);
+    a->classifier_rows = rows_of_logits(n, c->vocab_size, element);
     a->logits = arena_take(arena, "logits", a->classifier_rows * c->vocab_size * element);
     a->losses = (float *)arena_take(arena, "logits", n * sizeof(float));
 }
@@ -808,12 +811,15 @@ static bool set_up_rank(Rank *r, Error *err) {
     r->arena.capacity = bytes;
     if (r->arena.base == NULL) return false;
     lay_out_rank(r, me);
-    // NCCL cannot have two ranks on one GPU, and copies from device to device cannot leave the process.
-    bool collectives = r->run->processes || (r->device.collectives != NULL && !r->run->devices.shared);
+    // NCCL may not be installed and cannot have two ranks on one GPU; copies from device to device cannot leave the
+    // process.
+    const CommCollectives *nccl = r->device.collectives;
+    bool collectives = r->run->processes || (nccl != NULL && nccl->available() && !r->run->devices.shared);
     comm_doing(r->world, "start of the groups of ranks");
     r->sequence = comm_split(r->world, r->replica, me);
     r->world_tensors = comm_on_device(r->world, &r->device, collectives);
-    r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
+    r->sequence_tensors =
+        r->run->options.dp > 1 ? comm_split(r->world_tensors, r->replica, me) : r->world_tensors; // the same ranks
     attention_connect(&r->attention, r->sequence_tensors);
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
@@ -827,7 +833,7 @@ static bool set_up_rank(Rank *r, Error *err) {
 static void leave_groups(Rank *r) {
     r->device.synchronize(&r->device); // what others copy from here is part of our order too
     attention_disconnect(&r->attention);
-    comm_free(r->sequence_tensors);
+    if (r->sequence_tensors != r->world_tensors) comm_free(r->sequence_tensors);
     comm_free(r->world_tensors);
     comm_free(r->sequence);
 }
@@ -881,7 +887,11 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         generator = bytes_of_generator(run, &r->device);
         bool messages_on_device = strcmp(run->devices.name, "cpu") != 0 && o->sp * o->dp > 1;
         for (int rank = run->ranks_here - 1; rank >= 0; rank--) {
-            bytes[rank] = bytes_of_rank(r, rank) + (messages_on_device ? COMM_STAGING_BYTES : 0);
+            bytes_of_rank(r, rank);
+            // What is not laid out, but taken by those who use it.
+            if (messages_on_device) arena_take(&r->arena, "sums over ranks", COMM_STAGING_BYTES);
+            arena_take(&r->arena, "device's own", device_own_bytes(run->devices.name, r->act.rows, run->config.dim));
+            bytes[rank] = r->arena.used;
             all += bytes[rank];
         }
         *first = r->arena;
@@ -911,7 +921,8 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     if (run->options.plan) return true;
     int busy = cpu_count(), ranks = run->ranks_here; // of the processors that will work; every rank has a thread
     if (busy > run->threads && busy > ranks) busy = run->threads > ranks ? run->threads : ranks;
-    if (!devices_measure(&run->devices, busy, err)) return false;
+    // By the process that reports, while the others wait for it: at the same time they would measure each other.
+    if (speaks && !devices_measure(&run->devices, busy, err)) return false;
     if (speaks) run_print_header(run, stdout, &arena);
     fflush(stdout);
     return true;

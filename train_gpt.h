@@ -56,7 +56,7 @@ typedef struct StepSums {
 typedef struct KeyValueCache {
     void *k, *v; // (L, capacity, KV D)
     int64_t capacity, length;
-    float *accumulator, *max, *sum; // the attention state of the rows at work
+    float *max, *sum; // of the softmax, for the rows at work
 } KeyValueCache;
 
 typedef struct Rank {

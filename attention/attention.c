@@ -29,12 +29,15 @@ static int64_t largest_shard(int64_t T, int ranks) {
     return largest;
 }
 
-static void lay_out_walk(Walk *walk, Exchange exchange, size_t element_bytes, Arena *arena) {
+// `ranks` are all those of the sequence: one alone keeps nothing but delta in memory, since its kernels meet all keys
+// at once and write what they have summed up in storage type.
+static void lay_out_walk(Walk *walk, int ranks, Exchange exchange, size_t element_bytes, Arena *arena) {
     const AttentionShape *shape = &walk->shape;
     size_t rows = (size_t)(shape->batch * shape->heads * walk->shard.tokens) * sizeof(float);
+    walk->rows = arena_take(arena, "attention: softmax sum, delta", rows);
+    if (ranks == 1) return;
     walk->queries =
         arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
-    walk->rows = arena_take(arena, "attention: softmax sum, delta", rows);
 
     size_t token = (size_t)walk_token_elements(shape), tokens = (size_t)largest_shard(walk->context, walk->ranks);
     int gradients = walk->ranks == 1 ? 1 : exchange == EXCHANGE_GATHER ? 4 : 3;
@@ -74,7 +77,7 @@ static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *con
     Shard group = shard_of(config->context, P / U, rank / U);
     scratch->walk =
         (Walk){.context = config->context, .ranks = P / U, .rank = rank / U, .shard = group, .shape = heads_shape};
-    lay_out_walk(&scratch->walk, config->exchange, config->element_bytes, arena);
+    lay_out_walk(&scratch->walk, P, config->exchange, config->element_bytes, arena);
     if (U == 1) return;
     scratch->ulysses = (Ulysses){.ranks = U,
                                  .rank = rank % U,
@@ -197,6 +200,10 @@ void attention_backward(Attention *attention, Device *device, TokenView d_q, Tok
     const Walk *walk = walk_on(attention, device);
     mine.delta = config->ulysses == 1 ? walk->rows : scratch->ulysses.delta;
     row_delta(attention, device, &mine);
+    if (config->ranks == 1) {
+        walk_backward_alone(walk, &mine, d_k, d_v);
+        return;
+    }
     if (config->ulysses == 1) {
         walk_store_gradient(walk, meet_backward(attention, walk, &mine), d_k, d_v);
         return;

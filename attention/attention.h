@@ -75,7 +75,8 @@ int64_t attention_bytes_sent(const Attention *attention);
 // backward. out may not alias q.
 void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
                        TokenView v);
-// d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer.
+// d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer, but not
+// alias the other tensors.
 void attention_backward(Attention *attention, Device *device, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
                         TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out);
 

@@ -33,10 +33,10 @@ typedef struct Walk {
     AttentionShape shape; // with the heads worked on here
     Device *device;       // for the length of a call
     Comm *group;
-    float *queries;       // (B, n, H, D): the softmax accumulator in forward, d_q in backward
+    float *queries;       // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
     float *rows;          // (B, H, n): the softmax sum in forward, delta in backward
     void *block[2];       // ring: one here and one arriving. gather: block[0] holds those of all ranks, in their order
-    float *gradient[4];   // blocks of fp32 gradients: one without other ranks, 3 for the ring, 4 for gather
+    float *gradient[4];   // blocks of fp32 gradients: 1 where U = P, 3 for the ring, 4 for gather, none where P = 1
     CommRequest *request; // (ranks)
 } Walk;
 
@@ -47,8 +47,10 @@ int walk_rank(const Walk *walk, int distance); // the rank `distance` places aft
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
 int64_t walk_tokens_for(const Walk *walk, int owner, int reader);        // shard_tokens_for
 
-// All of forward where no other rank has keys: out may not alias q, k or v.
+// All of forward where no other rank has keys: out may not alias q, k or v. `queries` is not used.
 void walk_forward_alone(const Walk *walk, const Tensors *mine);
+// All of backward there: d_q, d_k, d_v may not alias q, k, v or d_out. `queries` and `gradient` are not used.
+void walk_backward_alone(const Walk *walk, const Tensors *mine, TokenView d_k, TokenView d_v);
 
 void walk_begin_forward(const Walk *walk, const Tensors *mine);
 // block: the owner's; not used where the owner is this rank.

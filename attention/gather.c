@@ -19,12 +19,14 @@ static void begin_gather(const Walk *walk, const Tensors *mine) {
     size_t token = (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
     void *own = block_of(walk, walk->rank);
     walk_pack(walk, own, mine->k, mine->v);
+    comm_batch_begin(walk->group);
     for (int step = 1; step < walk->ranks; step++) {
         int to = walk_rank(walk, -step), from = walk_rank(walk, step);
         walk->request[step] =
             comm_exchange_begin(walk->group, own, (size_t)walk_tokens_for(walk, walk->rank, to) * token, to,
                                 block_of(walk, from), (size_t)walk_tokens_for(walk, from, walk->rank) * token, from);
     }
+    comm_batch_end(walk->group);
 }
 
 void gather_forward(const Walk *walk, const Tensors *mine) {

@@ -72,8 +72,9 @@ typedef struct AttentionKernels {
     // out = accumulator / sum in storage type, log_sum_exp = max + log(sum); out may be the accumulator itself on the CPU,
     // log_sum_exp may be max. A row that saw no key gives out 0 and log_sum_exp -inf.
     void (*finish)(Device *, const AttentionShape *, const QueryForward *, TokenView out, RowView log_sum_exp);
-    // begin, forward_pair and finish at once, for a query chunk that meets no other keys. The state in `query` is room
-    // to work in: it need not be set, and what it holds afterwards means nothing. out may not alias q, k or v.
+    // begin, forward_pair and finish at once, for a query chunk that meets no other keys. `max` and `sum` of `query` are
+    // room to work in: they need not be set, and what they hold afterwards means nothing. `accumulator` is not used.
+    // out may not alias q, k or v.
     void (*forward_whole)(Device *, const AttentionShape *, const QueryForward *query, const KeyValue *, TokenView out,
                           RowView log_sum_exp);
 
@@ -81,6 +82,11 @@ typedef struct AttentionKernels {
     void (*row_delta)(Device *, const AttentionShape *, Chunk chunk, TokenView out, TokenView d_out, RowView delta);
     // Adds this pair's part of d_q, d_k, d_v (all fp32, +=). Deterministic.
     void (*backward_pair)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+    // The same for a query chunk that meets no other keys, and keys that meet no other queries: d_q (B, Tq, H, D), d_k
+    // and d_v (B, Tk, KV, D) are overwritten in storage type, zeros where nothing is seen. The fp32 gradients of `query`
+    // and `kv` are not used. d_q, d_k, d_v may not alias q, k, v or d_out.
+    void (*backward_whole)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
+                           TokenView d_k, TokenView d_v);
 
     // Ordinary multi-head attention, which stores every T x T matrix of probabilities, on one rank: the baseline.
     // probabilities: room for (B, H, T, T) in storage type; rows: vanilla_row_bytes. Backward works the probabilities

@@ -96,6 +96,16 @@ static CommRequest begin(const Ulysses *u, int step, Piece sent, Piece received)
                                sender(u, step));
 }
 
+// All that an all-to-all exchanges is begun together, between begin_all and wait_for_all.
+static CommRequest *begin_all(const Ulysses *u) {
+    comm_batch_begin(u->comm);
+    return u->request;
+}
+static void wait_for_all(const Ulysses *u, const CommRequest *end) {
+    comm_batch_end(u->comm);
+    for (CommRequest *request = u->request; request < end; request++) comm_wait(u->comm, request);
+}
+
 // These two begin an all-to-all of records of `record` bytes, and return where the next may put its requests.
 static CommRequest *records_to_heads(const Ulysses *u, void *token_side, void *head_side, size_t record,
                                      CommRequest *request) {
@@ -116,10 +126,6 @@ static CommRequest *records_to_tokens(const Ulysses *u, void *token_side, const 
         }
     }
     return request;
-}
-
-static void wait_for_all(const Ulysses *u, const CommRequest *end) {
-    for (CommRequest *request = u->request; request < end; request++) comm_wait(u->comm, request);
 }
 
 // ---- rows ---------------------------------------------------------------------------------------
@@ -194,7 +200,7 @@ Tensors ulysses_forward_to_heads(const Ulysses *u, const Tensors *mine) {
     move_part(u, true, u->token_side, record, 0, mine->q, false);
     move_part(u, true, u->token_side, record, k_part, mine->k, true);
     move_part(u, true, u->token_side, record, v_part, mine->v, true);
-    wait_for_all(u, records_to_heads(u, u->token_side, u->head_side, (size_t)record * u->element_bytes, u->request));
+    wait_for_all(u, records_to_heads(u, u->token_side, u->head_side, (size_t)record * u->element_bytes, begin_all(u)));
 
     int64_t heads = u->heads_shape.heads, kv_heads = u->heads_shape.kv_heads;
     return (Tensors){
@@ -213,7 +219,7 @@ void ulysses_forward_to_tokens(const Ulysses *u, const Tensors *mine, const Tens
     int64_t record = query_part(u);
     move_head_rows(u, true, u->head_rows[0], heads->log_sum_exp);
     CommRequest *end =
-        records_to_tokens(u, u->head_side, heads->out.data, (size_t)record * u->element_bytes, u->request);
+        records_to_tokens(u, u->head_side, heads->out.data, (size_t)record * u->element_bytes, begin_all(u));
     wait_for_all(u, rows_to_tokens(u, 0, end));
     move_part(u, false, u->head_side, record, 0, mine->out, false);
     move_token_rows(u, false, u->token_rows[0], mine->log_sum_exp);
@@ -230,7 +236,8 @@ Tensors ulysses_backward_to_heads(const Ulysses *u, const Tensors *mine, float *
     move_part(u, true, u->token_side, record, v_part, mine->v, true);
     move_token_rows(u, true, u->token_rows[0], mine->log_sum_exp);
     move_token_rows(u, true, u->token_rows[1], mine->delta);
-    CommRequest *end = records_to_heads(u, u->token_side, u->head_side, (size_t)record * u->element_bytes, u->request);
+    CommRequest *end =
+        records_to_heads(u, u->token_side, u->head_side, (size_t)record * u->element_bytes, begin_all(u));
     wait_for_all(u, rows_to_heads(u, 1, rows_to_heads(u, 0, end)));
     move_head_rows(u, false, u->head_rows[0], u->log_sum_exp);
     move_head_rows(u, false, u->head_rows[1], heads_delta);
@@ -275,7 +282,7 @@ void ulysses_backward_to_tokens(const Ulysses *u, TokenView d_q, TokenView d_k, 
     float *parts = (float *)u->token_side; // and d_q behind them
     char *queries = (char *)(parts + u->ranks * u->mine.tokens * gradient_record);
     CommRequest *end =
-        records_to_tokens(u, queries, heads->d_q.data, (size_t)query_record * u->element_bytes, u->request);
+        records_to_tokens(u, queries, heads->d_q.data, (size_t)query_record * u->element_bytes, begin_all(u));
     wait_for_all(u, records_to_tokens(u, parts, gradient, (size_t)gradient_record * sizeof *gradient, end));
     move_part(u, false, queries, query_record, 0, d_q, false);
     sum_shared_heads(u, parts, gradient_record);

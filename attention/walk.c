@@ -51,6 +51,7 @@ static TokenView token_chunk(const Walk *walk, TokenView view, int64_t offset) {
 
 static FloatView query_chunk(const Walk *walk, int64_t offset) { // of walk->queries
     int64_t width = walk->shape.heads * walk->shape.head_dim;
+    if (walk->queries == NULL) return (FloatView){NULL, 0, 0};
     return (FloatView){walk->queries + offset * width, walk->shard.tokens * width, width};
 }
 
@@ -133,6 +134,12 @@ static QueryBackward backward_chunk(const Walk *walk, const Tensors *mine, int i
                            .log_sum_exp = row_chunk(walk, mine->log_sum_exp, offset),
                            .delta = row_chunk(walk, mine->delta, offset),
                            .d_q = query_chunk(walk, offset)};
+}
+
+void walk_backward_alone(const Walk *walk, const Tensors *mine, TokenView d_k, TokenView d_v) {
+    QueryBackward query = backward_chunk(walk, mine, 0);
+    KeyValue kv = key_value_chunk(walk, mine, walk->rank, NULL, NULL, query.chunk, 0);
+    walk->device->attention->backward_whole(walk->device, &walk->shape, &query, &kv, mine->d_q, d_k, d_v);
 }
 
 static int64_t query_elements(const Walk *walk) {

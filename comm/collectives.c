@@ -19,9 +19,10 @@
 #include "comm/device_group.h"
 #include "comm/watchdog.h"
 
-typedef struct Ticket { // an exchange under way
+typedef struct Ticket { // an exchange under way, or all those of a batch
     struct Ticket *next;
     Mark *end;
+    int waits; // that are still to come
 } Ticket;
 
 typedef struct CollectiveGroup {
@@ -30,6 +31,7 @@ typedef struct CollectiveGroup {
     Watchdog *dog;
     Mark *turn;    // from one order to the other, at once
     Ticket *spare; // to use again
+    Ticket *batch; // of the one being begun, or NULL
 } CollectiveGroup;
 
 static CollectiveGroup *collective_group(Comm *comm) { return (CollectiveGroup *)comm; }
@@ -88,15 +90,37 @@ static Ticket *new_ticket(Comm *comm) {
     return ticket;
 }
 
-static CommRequest collective_exchange_begin(Comm *comm, const void *data, size_t send_bytes, int to, void *into,
-                                             size_t receive_bytes, int from) {
-    Ticket *ticket = new_ticket(comm);
+static void drop_ticket(CollectiveGroup *c, Ticket *ticket) {
+    ticket->next = c->spare;
+    c->spare = ticket;
+}
+
+static void collective_batch_begin(Comm *comm) {
+    CollectiveGroup *c = collective_group(comm);
+    c->batch = new_ticket(comm);
+    c->batch->waits = 0;
     follow(comm, ORDER_EXCHANGE, ORDER_WORK);
     begin_together(comm);
+}
+
+static void collective_batch_end(Comm *comm) {
+    CollectiveGroup *c = collective_group(comm);
+    end_together(comm);
+    comm->device->record(comm->device, ORDER_EXCHANGE, c->batch->end);
+    if (c->batch->waits == 0) drop_ticket(c, c->batch);
+    c->batch = NULL;
+}
+
+static CommRequest collective_exchange_begin(Comm *comm, const void *data, size_t send_bytes, int to, void *into,
+                                             size_t receive_bytes, int from) {
+    CollectiveGroup *c = collective_group(comm);
+    bool alone = c->batch == NULL;
+    if (alone) collective_batch_begin(comm);
+    Ticket *ticket = c->batch;
+    ticket->waits++;
     send(comm, data, send_bytes, to);
     receive(comm, into, receive_bytes, from);
-    end_together(comm);
-    comm->device->record(comm->device, ORDER_EXCHANGE, ticket->end);
+    if (alone) collective_batch_end(comm);
     return (CommRequest){.receive = ticket};
 }
 
@@ -104,8 +128,7 @@ static void collective_wait(Comm *comm, const CommRequest *request) {
     CollectiveGroup *c = collective_group(comm);
     Ticket *ticket = request->receive;
     comm->device->wait_for(comm->device, ORDER_WORK, ticket->end);
-    ticket->next = c->spare;
-    c->spare = ticket;
+    if (--ticket->waits == 0) drop_ticket(c, ticket);
 }
 
 // ---- collectives --------------------------------------------------------------------------------------------------
@@ -157,13 +180,12 @@ static void trade_pieces(Comm *comm, const SumPieces *pieces, const float *in, c
 }
 
 static void collective_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    Device *device = comm->device;
     SumPieces pieces = sum_pieces(comm, counts);
     follow(comm, ORDER_EXCHANGE, ORDER_WORK);
     for (int64_t begin = 0; begin < pieces.longest; begin += pieces.floats) {
         int64_t length = sum_piece_length(&pieces, pieces.mine, begin);
         trade_pieces(comm, &pieces, in, counts, begin);
-        if (length > 0) device->sum_terms(device, ORDER_EXCHANGE, out + begin, pieces.term, comm->size, length);
+        sum_piece_terms(comm, ORDER_EXCHANGE, &pieces, out + begin, length);
     }
     follow(comm, ORDER_WORK, ORDER_EXCHANGE);
     sum_pieces_free(&pieces);
@@ -206,6 +228,8 @@ static const CommOperations collective_operations = {
     .all_gather = collective_all_gather,
     .exchange_begin = collective_exchange_begin,
     .wait = collective_wait,
+    .batch_begin = collective_batch_begin,
+    .batch_end = collective_batch_end,
 };
 
 Comm *comm_collectives(Comm *host, Device *device) {
@@ -222,7 +246,6 @@ Comm *comm_collectives(Comm *host, Device *device) {
     watchdog_enter(c->dog, comm->operation);
     c->member = calls(comm)->join(device, &invitation, host->rank, host->size, &err);
     expect(comm, c->member != NULL, &err);
-    watchdog_leave(c->dog);
     watchdog_member(c->dog, c->member);
     return comm;
 }

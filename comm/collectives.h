@@ -24,6 +24,8 @@ typedef struct CommInvitation {
 // Functions that return false have filled the error. `member` is what `join` returned. All but watch_thread and sound
 // are called by the rank's own thread.
 typedef struct CommCollectives {
+    bool (*available)(void); // what carries them is installed; where it is not, the rest may not be called
+
     // ---- start and end ----
     bool (*invite)(CommInvitation *, Error *); // on one rank; all ranks then need it to join
     // Every rank with its own number; returns when all have joined. The device is this thread's. NULL: error.

@@ -137,3 +137,12 @@ void comm_wait(Comm *comm, CommRequest *request) {
     }
     request->send = request->receive = NULL;
 }
+
+void comm_batch_begin(Comm *comm) {
+    comm->operation = "exchange";
+    if (comm->operations->batch_begin != NULL) comm->operations->batch_begin(comm);
+}
+
+void comm_batch_end(Comm *comm) {
+    if (comm->operations->batch_end != NULL) comm->operations->batch_end(comm);
+}

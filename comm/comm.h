@@ -108,6 +108,11 @@ typedef struct CommRequest {
 CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                 size_t receive_bytes, int from);
 void comm_wait(Comm *comm, CommRequest *request);
+// Around several comm_exchange_begin of one group, with nothing else of comm between: on a GPU they then start together
+// (one kernel of NCCL's) instead of one after the other. What they send is ready, and where they receive is free, at
+// comm_batch_begin already. Between host memories, and for copies between GPUs, it makes no difference.
+void comm_batch_begin(Comm *comm);
+void comm_batch_end(Comm *comm);
 
 #ifdef __cplusplus
 }

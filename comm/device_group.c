@@ -1,28 +1,9 @@
-// Groups whose buffers lie in the memory of a device: which kind it is to be, and what the kinds share.
+// What the two kinds of groups share whose buffers lie in the memory of a device.
 #include "comm/device_group.h"
 
 #include <stdlib.h>
 
-#include "comm/collectives.h"
 #include "comm/local.h"
-
-Comm *comm_on_device(Comm *comm, Device *device, bool collectives) {
-    Comm *host = comm_split(comm, 0, comm->rank);
-    if (device->host_memory) return host;
-    if (comm->size == 1) return comm_peers(host, device); // talks to nobody
-    if (collectives) {
-        if (device->collectives == NULL)
-            comm_give_up(comm, "device %s has no collectives: this program was built without NCCL", device->name);
-        return comm_collectives(host, device);
-    }
-    if (!local_engine(comm)) {
-        comm_give_up(comm,
-                     "ranks that are processes reach each other's %s memory through NCCL alone, each with a GPU "
-                     "of its own: for ranks that share a GPU, start one process without a launcher",
-                     device->name);
-    }
-    return comm_peers(host, device);
-}
 
 void device_group_init(DeviceGroup *group, const CommOperations *operations, Comm *host, Device *device) {
     group->host = host;
@@ -113,4 +94,21 @@ void sum_pieces_free(SumPieces *pieces) { free(pieces->term); }
 
 float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank) {
     return device_group(comm)->staging + (rank < comm->rank ? rank : rank - 1) * pieces->floats;
+}
+
+// Of more terms than the device adds at once, what is summed so far stands in a piece that has been added, not in
+// `out`: that may be a term still to come.
+void sum_piece_terms(Comm *comm, Order order, const SumPieces *pieces, float *out, int64_t length) {
+    Device *device = comm->device;
+    float *sum = sum_piece_of(comm, pieces, comm->rank == 0 ? 1 : 0);
+    const float **term = pieces->term;
+    int left = comm->size;
+    if (length == 0) return;
+    while (left > DEVICE_MOST_TERMS) {
+        device->sum_terms(device, order, sum, term, DEVICE_MOST_TERMS, length);
+        term += DEVICE_MOST_TERMS - 1;
+        left -= DEVICE_MOST_TERMS - 1;
+        *term = sum; // in the place of the last of those added
+    }
+    device->sum_terms(device, order, out, term, left, length);
 }

@@ -28,6 +28,8 @@ typedef struct CommOperations {
     CommRequest (*exchange_begin)(Comm *, const void *send, size_t send_bytes, int to, void *receive,
                                   size_t receive_bytes, int from);
     void (*wait)(Comm *, const CommRequest *);
+    void (*batch_begin)(Comm *); // NULL, and `batch_end` too, where exchanges are not better begun together
+    void (*batch_end)(Comm *);
     // Of engines whose collectives are made of messages (comm/pairwise.h): one side of a message of 0 bytes or more,
     // and its end. They are matched apart from exchanges. NULL in other engines.
     void *(*message_begin)(Comm *, bool receives, void *data, size_t bytes, int peer);
@@ -48,7 +50,6 @@ struct Comm {
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_sockets(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
-bool comm_mpi_compiled(void);
 
 // ---- what started this process ------------------------------------------------------------------------------------
 

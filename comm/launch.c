@@ -15,8 +15,6 @@ bool comm_engine_from_name(const char *name, CommEngine *engine) {
     return false;
 }
 
-bool comm_has_mpi(void) { return comm_mpi_compiled(); }
-
 static CommEngine settle(CommEngine engine) {
     if (engine != COMM_AUTO) return engine;
     bool sockets = comm_sockets_meant();

@@ -17,6 +17,14 @@ static const struct Launcher {
     {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"},
 };
 
+bool comm_has_mpi(void) {
+#ifdef HAVE_MPI
+    return true;
+#else
+    return false;
+#endif
+}
+
 static const char *text_from_environment(const char *name) { // NULL: not there, or empty
     const char *text = getenv(name);
     return text != NULL && *text != '\0' ? text : NULL;

@@ -367,11 +367,7 @@ bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), v
     return ok;
 }
 
-bool comm_mpi_compiled(void) { return true; }
-
 #else // built without MPI; comm_run says so before it comes here
-
-bool comm_mpi_compiled(void) { return false; }
 
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
     (void)launch, (void)rank_main, (void)argument;

@@ -163,7 +163,7 @@ static void peer_reduce_scatter_sum(Comm *comm, float *out, float *in, const int
                             (size_t)length * sizeof *piece);
             pieces.term[rank] = piece;
         }
-        device->sum_terms(device, ORDER_WORK, out + begin, pieces.term, comm->size, length);
+        sum_piece_terms(comm, ORDER_WORK, &pieces, out + begin, length);
     }
     close_data(comm);
     sum_pieces_free(&pieces);

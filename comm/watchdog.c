@@ -71,7 +71,7 @@ static void look(Watchdog *dog) {
     Error err = {0};
     bool sound = dog->member == NULL || device->collectives->sound(dog->member, &err);
     if (sound) forget_passed(dog);
-    const char *name = dog->first != NULL ? dog->first->name : "start";
+    const char *name = dog->first != NULL ? dog->first->name : dog->call != NULL ? dog->call->name : "start";
     if (!sound) {
         pthread_mutex_unlock(&dog->lock);
         fail_for_error(dog, name, &err);
@@ -119,6 +119,9 @@ Watchdog *watchdog_start(Comm *comm) {
 void watchdog_member(Watchdog *dog, void *member) {
     pthread_mutex_lock(&dog->lock);
     dog->member = member;
+    dog->call->next = dog->spare;
+    dog->spare = dog->call;
+    dog->call = NULL;
     pthread_mutex_unlock(&dog->lock);
 }
 

@@ -11,7 +11,9 @@ typedef struct Watchdog Watchdog;
 
 // Begins to watch `comm`; until watchdog_member, only that its calls return.
 Watchdog *watchdog_start(Comm *comm);
-void watchdog_member(Watchdog *dog, void *member); // what `join` of the device's collectives returned
+// Instead of watchdog_leave, where the call was `join` of the device's collectives: it returned `member`, and began
+// nothing.
+void watchdog_member(Watchdog *dog, void *member);
 void watchdog_stop(Watchdog *dog);
 
 // Around every call that hands operations to the device, once ORDER_EXCHANGE waits for the work they need: that time is

@@ -10,9 +10,9 @@
 // Causal. CPU: one sequence, 4 heads, all processors. GPU: 2,048 channels, and as many sequences as make 16,384 tokens.
 // Operations are the useful ones: a causal product over the scores counts 2 x T^2/2 x D a head; the forward pass has
 // two of them, the backward pass five, however many the kernels make. The exponentials are not counted. Backward is
-// what training does: zeroing of the fp32 gradients, delta, the kernels, conversion to storage type. The matrix rate is
-// measured again before each pass, since a shared machine changes its speed; each figure is a median over rounds, each
-// share that of the ratio to the rate just measured.
+// what training on one rank does: delta, and the kernels. The matrix rate is measured again before each pass, since a
+// shared machine changes its speed; each figure is a median over rounds, each share that of the ratio to the rate just
+// measured.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,7 @@
 #include "base/cpu_features.h"
 #include "base/random.h"
 
-enum { CPU_HEADS = 4, GPU_CHANNELS = 2048, GPU_TOKENS = 16384, ROUNDS = 5 };
+enum { CPU_HEADS = 4, GPU_CHANNELS = 2048, GPU_TOKENS = 16384, ROUNDS = 5, PIECE = 1 << 16 };
 
 typedef struct Problem {
     AttentionShape shape;
@@ -30,7 +30,7 @@ typedef struct Problem {
     void *memory; // of all that follows
     size_t bytes;
     void *qkv, *d_qkv, *out, *d_out;        // storage: (B, T, 3C), (B, T, C)
-    float *accumulator, *d_qkv_float;       // (B, T, C), (B, T, 3C)
+    float *piece;                           // of random values, on their way to storage
     float *max, *sum, *log_sum_exp, *delta; // (B, H, T)
     void *probabilities, *rows;             // of vanilla; NULL: does not fit
 } Problem;
@@ -59,8 +59,7 @@ static void lay_out(Problem *p, size_t element, bool vanilla, size_t vanilla_row
     p->d_qkv = take(&next, 3 * values * element);
     p->out = take(&next, values * element);
     p->d_out = take(&next, values * element);
-    p->accumulator = take(&next, values * sizeof(float));
-    p->d_qkv_float = take(&next, 3 * values * sizeof(float));
+    p->piece = take(&next, PIECE * sizeof(float));
     p->max = take(&next, rows * sizeof(float));
     p->sum = take(&next, rows * sizeof(float));
     p->log_sum_exp = take(&next, rows * sizeof(float));
@@ -72,13 +71,12 @@ static void lay_out(Problem *p, size_t element, bool vanilla, size_t vanilla_row
 
 // The same values for every size: what matters is that they are random.
 static void fill(const Problem *p, Device *device, void *storage, int64_t count, uint64_t stream) {
-    enum { PIECE = 1 << 16 };
     static float host[PIECE];
     for (int64_t i = 0; i < PIECE; i++) host[i] = (float)random_normal(1, stream, (uint64_t)i);
     for (int64_t first = 0; first < count; first += PIECE) {
         int64_t values = count - first < PIECE ? count - first : PIECE;
-        device->upload(device, p->accumulator, host, (size_t)values * sizeof(float));
-        device->to_storage(device, at(device, storage, first), p->accumulator, values);
+        device->upload(device, p->piece, host, (size_t)values * sizeof(float));
+        device->to_storage(device, at(device, storage, first), p->piece, values);
     }
 }
 
@@ -110,26 +108,18 @@ static Problem make_problem(int64_t T, int64_t D, Device *device, bool vanilla_w
 static TokenView token_part(const Problem *p, const Device *device, void *fused, int part) {
     return (TokenView){at(device, fused, part * p->C), p->T * 3 * p->C, 3 * p->C};
 }
-static FloatView float_part(const Problem *p, int part) {
-    return (FloatView){p->d_qkv_float + part * p->C, p->T * 3 * p->C, 3 * p->C};
-}
 static RowView rows_of(const Problem *p, float *rows) { return (RowView){rows, p->shape.heads * p->T, p->T}; }
 static TokenView tokens_of(const Problem *p, void *tokens) { return (TokenView){tokens, p->T * p->C, p->C}; }
 
 static KeyValue key_value(const Problem *p, const Device *device) {
-    return (KeyValue){{0, p->T},
-                      token_part(p, device, p->qkv, 1),
-                      token_part(p, device, p->qkv, 2),
-                      float_part(p, 1),
-                      float_part(p, 2)};
+    return (KeyValue){.chunk = {0, p->T}, .k = token_part(p, device, p->qkv, 1), .v = token_part(p, device, p->qkv, 2)};
 }
 
 static void forward(const Problem *p, Device *device) {
-    QueryForward query = {{0, p->T},
-                          token_part(p, device, p->qkv, 0),
-                          {p->accumulator, p->T * p->C, p->C},
-                          rows_of(p, p->max),
-                          rows_of(p, p->sum)};
+    QueryForward query = {.chunk = {0, p->T},
+                          .q = token_part(p, device, p->qkv, 0),
+                          .max = rows_of(p, p->max),
+                          .sum = rows_of(p, p->sum)};
     KeyValue kv = key_value(p, device);
     device->attention->forward_whole(device, &p->shape, &query, &kv, tokens_of(p, p->out), rows_of(p, p->log_sum_exp));
 }
@@ -137,14 +127,15 @@ static void forward(const Problem *p, Device *device) {
 static void backward(const Problem *p, Device *device) {
     TokenView out = tokens_of(p, p->out), d_out = tokens_of(p, p->d_out);
     RowView delta = rows_of(p, p->delta);
-    QueryBackward query = {{0, p->T},       token_part(p, device, p->qkv, 0), d_out, rows_of(p, p->log_sum_exp), delta,
-                           float_part(p, 0)};
+    QueryBackward query = {.chunk = {0, p->T},
+                           .q = token_part(p, device, p->qkv, 0),
+                           .d_out = d_out,
+                           .log_sum_exp = rows_of(p, p->log_sum_exp),
+                           .delta = delta};
     KeyValue kv = key_value(p, device);
-    int64_t values = p->shape.batch * p->T * 3 * p->C;
-    device->zero(device, p->d_qkv_float, (size_t)values * sizeof(float));
     device->attention->row_delta(device, &p->shape, query.chunk, out, d_out, delta);
-    device->attention->backward_pair(device, &p->shape, &query, &kv);
-    device->to_storage(device, p->d_qkv, p->d_qkv_float, values);
+    device->attention->backward_whole(device, &p->shape, &query, &kv, token_part(p, device, p->d_qkv, 0),
+                                      token_part(p, device, p->d_qkv, 1), token_part(p, device, p->d_qkv, 2));
 }
 
 static void vanilla_forward(const Problem *p, Device *device) {

@@ -67,3 +67,13 @@ int device_count(const char *name, const char **why) {
     *why = "there is no such device";
     return 0;
 }
+
+// The most that any layer asks of cuda_scratch. embedding.cu: 18 bytes a row to sort, and two rows of partial sums for
+// each of about 2,048 pieces of the list, or of 64 tokens each where that makes fewer, 512 where it makes more.
+// norm.cu: as many partial sums from each block, of which there are some hundreds. bias.cu: 1 MiB.
+size_t device_own_bytes(const char *name, int64_t rows, int64_t C) {
+    if (strcmp(name, "cpu") == 0) return 0;
+    const int64_t blocks = rows < 1024 ? rows : 1024, fewest = rows / 64 + 1, most = 2048 + rows / 512;
+    const int64_t pieces = fewest < most ? fewest : most, sums = pieces > blocks ? pieces : blocks;
+    return CUDA_WORKSPACE_BYTES + (1 << 20) + (size_t)rows * 18 + (size_t)sums * 2 * (size_t)C * sizeof(float);
+}

@@ -28,6 +28,7 @@ struct CommCollectives;  // comm/collectives.h
 // The two orders in which a device works: its layers, and beside them what goes to and comes from other ranks.
 typedef enum Order { ORDER_WORK, ORDER_EXCHANGE } Order;
 typedef struct Mark Mark; // a point in an order (on CUDA: an event)
+enum { DEVICE_MOST_TERMS = 256 }; // of one sum: their addresses go to a kernel by value
 
 typedef struct AdamW { // Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2
     float learning_rate, beta1, beta2, epsilon, weight_decay;
@@ -150,7 +151,8 @@ struct Device {
     bool (*passed)(Device *, Mark *);          // is that point behind us? Does not wait
     // to <- from, in this order; either may be memory of another rank's device.
     void (*copy_on)(Device *, Order, void *to, const void *from, size_t bytes);
-    // out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ..., in this order; out may be any of the terms, all here.
+    // out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ..., in this order; out may be any of the terms, all here, at
+    // most DEVICE_MOST_TERMS of them.
     void (*sum_terms)(Device *, Order, float *out, const float *const *terms, int term_count, int64_t count);
     void *(*stream)(Device *, Order); // cudaStream_t
 };
@@ -161,6 +163,9 @@ struct Device {
 bool device_open(Device *device, const char *name, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(const char *name, const char **why);
+// About how much memory of its own the device of this kind takes beside what is allocated, once it has trained on `rows`
+// rows of width C: matrix products' workspace and room for sums. Without what libraries and drivers take for themselves.
+size_t device_own_bytes(const char *name, int64_t rows, int64_t C);
 
 // Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
 void cpu_device(Device *device, int threads);

@@ -42,7 +42,9 @@ static bool check_list(const int *list, int count, int needed, int gpus, const c
     return true;
 }
 
-// Which of this machine's `gpus` GPUs each of its ranks has; keeps those of this process.
+// Which of this machine's `gpus` GPUs each of its ranks has; keeps those of this process. Processes may each be shown
+// one GPU of their own (srun --gpus-per-task), all of them numbered 0: so only a list says that two share one, which
+// NCCL would refuse anyhow.
 static bool assign(Devices *devices, const Options *o, int gpus, bool processes, Error *err) {
     int ranks_here = processes ? comm_processes_here() : devices->ranks,
         place = processes ? comm_process_rank_here() : 0;
@@ -62,7 +64,8 @@ static bool assign(Devices *devices, const Options *o, int gpus, bool processes,
     for (int i = 0; i < ranks_here; i++) all[i] = o->devices != NULL ? list[i] : i % gpus;
     for (int i = 0; i < ranks_here; i++)
         for (int j = 0; j < i; j++)
-            if (all[i] == all[j] && (!processes || i == place || j == place)) devices->shared = true;
+            if (all[i] == all[j] && (!processes || (o->devices != NULL && (i == place || j == place))))
+                devices->shared = true;
     for (int i = 0; i < devices->ranks; i++) devices->index[i] = all[place + i];
     return true;
 }

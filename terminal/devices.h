@@ -16,7 +16,7 @@ typedef struct Devices {
     const char *name;                  // "cpu", "cuda" or "emulated"
     char description[96];              // of the first one; "" where none is at hand
     bool at_hand;                      // false only while a plan is made where there is no GPU
-    bool shared;                       // two ranks of this process, or two processes here, have the same GPU
+    bool shared;                       // two ranks of this process, or by --devices two processes here, have one GPU
     size_t element_bytes;              // of storage
     const AttentionKernels *kernels;   // NULL where not at hand
     int ranks;                         // of this process

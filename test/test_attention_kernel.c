@@ -110,6 +110,7 @@ static void each(Problem p, int64_t heads, float *data, int64_t batch_stride, in
 static void from_contiguous(float *strided, double *contiguous) { *strided = (float)*contiguous; }
 static void to_contiguous(float *strided, double *contiguous) { *contiguous = *strided; }
 static void zero(float *strided, double *contiguous) { (void)contiguous, *strided = 0; }
+static void spoil(float *strided, double *contiguous) { (void)contiguous, *strided = NAN; }
 
 static void each_of_fused(const Tensors *t, float *fused, double *q, double *k, double *v, Visit *visit) {
     Problem p = t->problem;
@@ -480,6 +481,73 @@ static void test_gradients_are_added(void **state) {
     for_every_kernel(check_gradients_are_added);
 }
 
+// forward_whole and backward_whole give the bits of the three steps and of backward_pair on zeros. They need no room
+// for an accumulator or gradients, write every row of the result, whatever was there, and nothing beside it.
+static void check_whole(const AttentionKernels *kernels) {
+    Problem p = {2, 100, 4, 2, 20, 1};
+    Chunk all = {0, 100};
+    Direct x = direct_random(p, 22);
+    Tensors expected = tensors_of(&x), t = tensors_of(&x);
+    each(p, p.H, t.out, t.plain_batch, t.plain, x.out, spoil);
+    each_of_fused(&t, t.d_qkv, x.d_q, x.d_k, x.d_v, spoil);
+    run(kernels, 1, &expected, (Walk){1, 1, 0});
+    for (int threads = 1; threads <= 2; threads++) {
+        Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = threads, .attention = kernels};
+        AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
+        QueryForward query = query_forward(&t, all);
+        QueryBackward query_back = query_backward(&t, all);
+        KeyValue kv = key_value(&t, all);
+        query.accumulator = query_back.d_q = kv.d_k = kv.d_v = (FloatView){NULL, 0, 0};
+        kernels->forward_whole(&device, &shape, &query, &kv, plain_tokens(&t, t.out, 0), rows(&t, t.log_sum_exp, 0));
+        kernels->row_delta(&device, &shape, all, plain_tokens(&t, t.out, 0), query_back.d_out, query_back.delta);
+        kernels->backward_whole(&device, &shape, &query_back, &kv, token_part(&t, t.d_qkv, Q, 0),
+                                token_part(&t, t.d_qkv, K, 0), token_part(&t, t.d_qkv, V, 0));
+        assert_same_bits(&t, &expected);
+        assert_gaps_untouched(&expected);
+    }
+    direct_free(&x);
+    tensors_free(&t);
+    tensors_free(&expected);
+}
+
+// Where the queries begin before the keys and end before them, too: nothing is seen by the first queries, and the last
+// keys by none.
+static void check_whole_of_chunks(const AttentionKernels *kernels) {
+    Problem p = {1, 100, 2, 1, 24, 1};
+    Chunk queries = {0, 60}, keys = {25, 75};
+    Direct x = direct_random(p, 23);
+    Tensors expected = tensors_of(&x), t = tensors_of(&x);
+    run(kernels, 1, &expected, (Walk){1, 1, 0}); // for log_sum_exp and delta
+    memcpy(t.log_sum_exp, expected.log_sum_exp, (size_t)(p.H * p.T) * sizeof(float));
+    memcpy(t.delta, expected.delta, (size_t)(p.H * p.T) * sizeof(float));
+    each_of_fused(&t, t.d_qkv, x.q, x.k, x.v, spoil);
+    each_of_fused(&expected, expected.d_qkv, x.q, x.k, x.v, zero);
+    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 2, .attention = kernels};
+    AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
+    QueryBackward query = query_backward(&t, queries), query_expected = query_backward(&expected, queries);
+    KeyValue kv = key_value(&t, keys), kv_expected = key_value(&expected, keys);
+    kernels->backward_pair(&device, &shape, &query_expected, &kv_expected);
+    kernels->backward_whole(&device, &shape, &query, &kv, token_part(&t, t.d_qkv, Q, queries.start),
+                            token_part(&t, t.d_qkv, K, keys.start), token_part(&t, t.d_qkv, V, keys.start));
+    for (int64_t i = 0; i < p.T; i++) {
+        const float *got = t.d_qkv + i * t.fused, *sums = expected.d_qkv + i * t.fused;
+        for (int64_t n = 0; n < (p.H + 2 * p.KV) * p.D; n++) {
+            bool part = n < p.H * p.D ? i < queries.length : i >= keys.start;
+            if (part) assert_true(got[n] == sums[n]);
+            else assert_true(isnan(got[n]));
+        }
+    }
+    direct_free(&x);
+    tensors_free(&t);
+    tensors_free(&expected);
+}
+
+static void test_whole(void **state) {
+    (void)state;
+    for_every_kernel(check_whole);
+    for_every_kernel(check_whole_of_chunks);
+}
+
 // What is not a number must come out as such, and not be lost in a maximum.
 static void check_nan_is_kept(const AttentionKernels *kernels) {
     Problem p = {1, 40, 1, 1, 16, 1};
@@ -509,6 +577,7 @@ int main(void) {
         cmocka_unit_test(test_future_is_not_seen),
         cmocka_unit_test(test_rows_without_keys),
         cmocka_unit_test(test_gradients_are_added),
+        cmocka_unit_test(test_whole),
         cmocka_unit_test(test_nan_is_kept),
     };
     return cmocka_run_group_tests_name("attention_kernel", tests, NULL, NULL);

@@ -336,6 +336,7 @@ static void no_gpu(void **state) {
     char *plan = check_run(0, "--device cuda --plan", "");
     assert_non_null(strstr(plan, "weights in fp32, my slice"));
     assert_non_null(strstr(plan, "there is none here"));
+    assert_non_null(strstr(plan, "device's own"));
     free(plan);
     free(check_run(2, "--device cuda --plan --dim 12",
                    "--device cuda takes a width, an MLP width and heads that are multiples of 8: this model has 12, 16 "

@@ -13,6 +13,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "base/random.h"
 #include "layers/device.h"
@@ -109,6 +110,7 @@ static void copy_at_once(Device *device, Order order, void *to, const void *from
 static void sum_at_once(Device *device, Order order, float *out, const float *const *terms, int term_count,
                         int64_t count) {
     (void)device, (void)order;
+    if (term_count > DEVICE_MOST_TERMS) abort();
     for (int64_t i = 0; i < count; i++) {
         float sum = terms[0][i];
         for (int t = 1; t < term_count; t++) sum += terms[t][i];
@@ -400,6 +402,55 @@ static void check_exchanges(Rank *me, int messages) {
     free(message);
 }
 
+// Everyone to everyone, itself too, all begun as one batch and waited for in another order. Some messages are empty,
+// and between two ranks there are several. Twice, for what the first batch leaves behind; then a batch of nothing.
+static void check_batches(Rank *me) {
+    enum { EACH = 2 }; // messages from one rank to another
+    int size = comm_size(me->comm), rank = comm_rank(me->comm);
+    CommRequest request[MOST_RANKS][EACH];
+    Box sent[MOST_RANKS][EACH], received[MOST_RANKS][EACH];
+    unsigned char *message = get(MOST_BYTES);
+    for (int peer = 0; peer < size; peer++)
+        for (int i = 0; i < EACH; i++)
+            sent[peer][i] = make_box(me, MOST_BYTES), received[peer][i] = make_box(me, MOST_BYTES);
+    for (int round = 0; round < 2; round++) {
+        int64_t bytes = 0, before = comm_bytes_sent(me->comm);
+        for (int to = 0; to < size; to++)
+            for (int i = 0; i < EACH; i++) {
+                int n = EACH * round + i;
+                fill_message(message, rank, to, n);
+                put(me, &sent[to][i], message, message_bytes(rank, to, n));
+                put(me, &received[to][i], message, 0);
+                if (to != rank) bytes += (int64_t)message_bytes(rank, to, n);
+            }
+        comm_batch_begin(me->comm);
+        for (int step = 0; step < size; step++)
+            for (int i = 0; i < EACH; i++) {
+                int to = (rank + step) % size, from = (rank + size - step) % size, n = EACH * round + i;
+                request[from][i] = comm_exchange_begin(me->comm, sent[to][i].buffer, message_bytes(rank, to, n), to,
+                                                       received[from][i].buffer, message_bytes(from, rank, n), from);
+            }
+        comm_batch_end(me->comm);
+        check(me, comm_bytes_sent(me->comm) - before == bytes, "bytes of a batch", round, bytes);
+        for (int from = size - 1; from >= 0; from--)
+            for (int i = 0; i < EACH; i++) {
+                size_t expected = message_bytes(from, rank, EACH * round + i);
+                comm_wait(me->comm, &request[from][i]);
+                take(me, &received[from][i], expected);
+                fill_message(message, from, rank, EACH * round + i);
+                compare(me, &received[from][i], 0, message, expected, "batch", round);
+            }
+    }
+    comm_batch_begin(me->comm);
+    comm_batch_end(me->comm);
+    for (int peer = 0; peer < size; peer++)
+        for (int i = 0; i < EACH; i++) {
+            free_box(me, &sent[peer][i]);
+            free_box(me, &received[peer][i]);
+        }
+    free(message);
+}
+
 // As in ring attention: a block goes round while every rank works on what it holds, in two buffers that change places.
 // The "work" adds the block to a sum.
 static void check_ring(Rank *me) {
@@ -503,6 +554,7 @@ static void rank_main(Comm *world, void *argument) {
     check_collectives(&me, 6);
     check_one_after_the_other(&me);
     check_exchanges(&me, 40);
+    check_batches(&me);
     check_ring(&me);
     check_chain(&me);
     if (checks->fault == NO_FAULT) {
@@ -536,6 +588,26 @@ typedef struct Scene {
     bool collectives;
 } Scene;
 
+// A device with long work queued before the exchanges: nothing behind it has been passed until `work_ends`.
+static bool (*true_passed)(Device *, Mark *);
+static double work_ends;
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+static bool passed_after_long_work(Device *device, Mark *mark) {
+    return seconds_now() >= work_ends && true_passed(device, mark);
+}
+static void work_long(Comm *world, Device *device, double seconds) {
+    if (comm_rank(world) == 0) {
+        true_passed = device->passed;
+        work_ends = seconds_now() + seconds;
+    }
+    comm_barrier(world);
+    device->passed = passed_after_long_work;
+}
+
 static void play(Comm *world, void *argument) {
     const Scene *scene = argument;
     Device device;
@@ -543,6 +615,8 @@ static void play(Comm *world, void *argument) {
     bool two_on_one = strcmp(scene->trouble, "two on one") == 0;
     comm_doing(world, comm_rank(world) == 0 ? "step 12" : "reading data");
     open_device(&device, world, two_on_one);
+    bool long_work = strcmp(scene->trouble, "long work") == 0;
+    if (long_work) work_long(world, &device, 2.5);
     Comm *comm = comm_on_device(world, &device, scene->collectives);
     if (strcmp(scene->trouble, "hang") == 0 && comm_rank(world) == 1)
         for (;;) pause();
@@ -554,6 +628,7 @@ static void play(Comm *world, void *argument) {
         comm_wait(comm, &request);
         device.synchronize(&device);
     }
+    while (long_work && seconds_now() < work_ends) usleep(10000);
     printf("came through\n");
     fflush(stdout);
     comm_free(comm);
@@ -708,6 +783,40 @@ static void test_failures(void **state) {
                    "start between GPUs failed: NCCL: ", "same CUDA device");
 }
 
+// The time-out is 1 s. Exchanges are begun at once, but come to their turn after 2.5 s of work: that is no silence.
+static void test_long_work(void **state) {
+    (void)state;
+    if (!emulated_can_be_tested()) skip();
+    Command command = {0};
+    add_words(&command, "env", "EMULATED_SEED=2", own_path(), "play", "long work", "collectives", "local", NULL);
+    ProgramResult result = run_program(command.argv, 60);
+    if (result.exit_code != 0 || *result.err) fail_msg("exit code %d, %s", result.exit_code, result.err);
+    free_result(&result);
+}
+
+// More ranks than a device adds in one go; each, in its place and out of it, has the bits of the host's sum.
+static void sum_of_many(Comm *world, void *argument) {
+    enum { EACH = 3, RANKS = DEVICE_MOST_TERMS + 44 };
+    Device device;
+    open_at_once(&device);
+    Rank me = {comm_split(world, 0, comm_rank(world)), comm_on_device(world, &device, false), &device, argument};
+    int64_t counts[RANKS];
+    for (int r = 0; r < RANKS; r++) counts[r] = EACH;
+    for (int round = 0; round < 2; round++) check_reduce_scatter_of(&me, counts, round == 0, round);
+    free_ranks(&me);
+    comm_barrier(world);
+    device.close(&device);
+}
+
+static void test_sums_of_many_ranks(void **state) {
+    (void)state;
+    Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER, .transport = PEERS, .at_once = true};
+    CommLaunch launch = {COMM_LOCAL, DEVICE_MOST_TERMS + 44, 60};
+    Error err = {0};
+    if (!comm_run(&launch, sum_of_many, &checks, &err)) fail_msg("%s", err.message);
+    if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
+}
+
 static void test_processes_need_collectives(void **state) {
     if (!emulated_can_be_tested() || !mpi_can_be_tested()) skip();
     Command command = {0};
@@ -752,6 +861,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_operations_on_gpus),
         cmocka_unit_test(test_missing_waits),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_long_work),
+        cmocka_unit_test(test_sums_of_many_ranks),
         cmocka_unit_test(test_processes_need_collectives),
     };
     return cmocka_run_group_tests_name("comm on devices", tests, make_folder_for_ranks, remove_folder_of_ranks);

@@ -1,10 +1,12 @@
 // Attention's backward pass on the CUDA device, one (query chunk, key/value chunk) pair at a time, against the same
-// pair in double precision on the same bf16 inputs.
+// pair in double precision on the same bf16 inputs: added to sums in fp32 (backward_pair), and by itself in storage
+// type (backward_whole).
 //
 // How exact it has to be: on tensor cores P and dS are rounded to bf16 before the products they go into, there is no
 // way round that. So the measure is double precision with just these two roundings, "plain bf16"; the kernels may be
 // off by twice as much, over a whole tensor (root mean square) and at the worst element. What they add of their own,
-// fp32 scores, sums and exp2 with 22 bits, is some 1e-6 of the terms against bf16's 2e-3.
+// fp32 scores, sums and exp2 with 22 bits, is some 1e-6 of the terms against bf16's 2e-3. A result in storage type has
+// one rounding more, and so has plain bf16 then.
 #include "test/cuda_cases.h"
 
 #include "attention/kernel.h"
@@ -141,8 +143,47 @@ static void free_problem(Problem *p) {
 
 // ---- on the device --------------------------------------------------------------------------------------------------
 
-// result: room for what d_q, and d_k and d_v, hold afterwards, as they lie in memory.
-static void run_pair(const Problem *p, float *const result[2]) {
+// What backward_whole writes: a tensor as a model has it, of more tokens than either chunk, each with GAP values behind
+// its heads. All is NOT_WRITTEN before, and what is no part of a result must be so afterwards.
+enum { GAP = 8 };
+static const float NOT_WRITTEN = 12352; // a bf16 number
+static int64_t written_width(const Case *c) { return fused_width(c) + GAP; }
+static int64_t written_tokens(const Case *c) {
+    return 1 + (c->queries.length > c->keys.length ? c->queries.length : c->keys.length);
+}
+
+static CudaTensor unwritten(const Case *c) {
+    const int64_t count = c->B * written_tokens(c) * written_width(c);
+    float *values = floats(count);
+    for (int64_t i = 0; i < count; i++) values[i] = NOT_WRITTEN;
+    CudaTensor tensor = cuda_storage(values, count);
+    free(values);
+    return tensor;
+}
+
+// The results to where backward_pair has them. Frees the tensor.
+static void fetch_written(const Case *c, CudaTensor *tensor, float *const result[2]) {
+    float *written = cuda_fetch(tensor);
+    const int64_t width = written_width(c), tokens = written_tokens(c);
+    for (int64_t b = 0; b < c->B; b++)
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t i = 0; i < width; i++) {
+                const float value = written[(b * tokens + t) * width + i];
+                const int64_t head = i / c->D, d = i % c->D;
+                const int which = head < c->H ? D_Q : head < c->H + c->KV ? D_K : D_V;
+                const bool part = i < fused_width(c) && t < (which == D_Q ? c->queries.length : c->keys.length);
+                if (!part && value != NOT_WRITTEN)
+                    fail_msg("%s: written beside the result: token %lld, value %lld", result_names[which], (long long)t,
+                             (long long)i);
+                const int64_t kv = which == D_Q ? head : (head - c->H) % c->KV;
+                if (part) result[which == D_Q ? 0 : 1][memory_at(c, which, b, t, kv) + d] = value;
+            }
+    free(written);
+    cuda_free(tensor);
+}
+
+// result: room for what d_q, and d_k and d_v, hold afterwards, as they lie in memory. whole: by backward_whole.
+static void run(const Problem *p, bool whole, float *const result[2]) {
     Device *device = cuda_device_of_test();
     const Case *c = &p->c;
     const int64_t width = fused_width(c), heads = c->H * c->D, rows = c->B * c->H * c->T;
@@ -150,7 +191,7 @@ static void run_pair(const Problem *p, float *const result[2]) {
     CudaTensor fused = cuda_storage(p->fused, c->B * c->T * width);
     CudaTensor d_out = cuda_storage(p->d_out, c->B * c->T * heads);
     CudaTensor log_sum_exp = cuda_floats(p->log_sum_exp, rows), delta = cuda_floats(p->delta, rows);
-    CudaTensor sums[2];
+    CudaTensor sums[2], written = {0};
     for (int i = 0; i < 2; i++) sums[i] = cuda_floats(p->before[i], memory_count(c, i));
 
     const int64_t first = c->queries.start, key = c->keys.start;
@@ -161,7 +202,7 @@ static void run_pair(const Problem *p, float *const result[2]) {
     v.data = at(device, v.data, key * width + heads + c->KV * c->D);
     const int64_t half = c->B * c->KV * c->D;
     float *d_k = sums[1].data;
-    const QueryBackward query = {
+    QueryBackward query = {
         .chunk = c->queries,
         .q = q,
         .d_out = {at(device, d_out.data, first * heads), c->T * heads, heads},
@@ -169,16 +210,24 @@ static void run_pair(const Problem *p, float *const result[2]) {
         .delta = {(float *)delta.data + first, c->H * c->T, c->T},
         .d_q = {sums[0].data, c->queries.length * heads, heads},
     };
-    const KeyValue kv = {.chunk = c->keys,
-                         .k = k,
-                         .v = v,
-                         .d_k = {d_k, c->KV * c->D, 2 * half},
-                         .d_v = {d_k + half, c->KV * c->D, 2 * half}};
-    device->attention->backward_pair(device, &shape, &query, &kv);
-    for (int i = 0; i < 2; i++) {
-        cuda_fetch_raw(&sums[i], result[i]);
-        cuda_free(&sums[i]);
+    KeyValue kv = {.chunk = c->keys,
+                   .k = k,
+                   .v = v,
+                   .d_k = {d_k, c->KV * c->D, 2 * half},
+                   .d_v = {d_k + half, c->KV * c->D, 2 * half}};
+    if (whole) {
+        query.d_q = kv.d_k = kv.d_v = (FloatView){NULL, 0, 0};
+        written = unwritten(c);
+        const int64_t w = written_width(c), batch = written_tokens(c) * w;
+        device->attention->backward_whole(device, &shape, &query, &kv, (TokenView){written.data, batch, w},
+                                          (TokenView){at(device, written.data, heads), batch, w},
+                                          (TokenView){at(device, written.data, heads + c->KV * c->D), batch, w});
+        fetch_written(c, &written, result);
+    } else {
+        device->attention->backward_pair(device, &shape, &query, &kv);
+        for (int i = 0; i < 2; i++) cuda_fetch_raw(&sums[i], result[i]);
     }
+    for (int i = 0; i < 2; i++) cuda_free(&sums[i]);
     cuda_free(&fused), cuda_free(&d_out), cuda_free(&log_sum_exp), cuda_free(&delta);
 }
 
@@ -202,7 +251,7 @@ static const char *title(const Case *c) {
 
 // What was there before is of size 1, and an fp32 sum with it is off by UNIT of it and of what is added, at most. That
 // alone stays where the plain reference is exact.
-static void check_result(const Problem *p, int result, const float *got) {
+static void check_result(const Problem *p, int result, bool whole, const float *got) {
     const Case *c = &p->c;
     const int64_t heads = result == D_Q ? c->H : c->KV, tokens = result == D_Q ? c->queries.length : c->keys.length;
     Deviation found = {0, 0}, plain = {0, 0};
@@ -212,17 +261,18 @@ static void check_result(const Problem *p, int result, const float *got) {
             for (int64_t h = 0; h < heads; h++)
                 for (int64_t d = 0; d < c->D; d++) {
                     const int64_t i = result_at(c, result, b, t, h) + d, m = memory_at(c, result, b, t, h) + d;
-                    const double before = p->before[result == D_V ? D_K : result][m], exact = p->exact[result][i];
+                    const double before = whole ? 0 : p->before[result == D_V ? D_K : result][m];
+                    const double exact = p->exact[result][i], bf16 = p->plain[result][i];
                     if (!isfinite(got[m])) fail_msg("%s: %s has %g", title(c), result_names[result], (double)got[m]);
                     note(&found, got[m] - (before + exact));
-                    note(&plain, p->plain[result][i] - exact);
+                    note(&plain, (whole ? round_to_bf16((float)bf16) : bf16) - exact);
                     size = fmax(size, fabs(before) + fabs(exact));
                 }
     const double count = (double)result_count(c, result);
     found.rms = sqrt(found.rms / count), plain.rms = sqrt(plain.rms / count);
     if (getenv("VERBOSE") != NULL)
-        print_message("%s: %s rms %.2e of %.2e, max %.2e of %.2e\n", title(c), result_names[result], found.rms,
-                      plain.rms, found.max, plain.max);
+        print_message("%s%s: %s rms %.2e of %.2e, max %.2e of %.2e\n", title(c), whole ? ", whole" : "",
+                      result_names[result], found.rms, plain.rms, found.max, plain.max);
     if (found.rms > 2 * plain.rms + 4 * UNIT * size || found.max > 2 * plain.max + 4 * UNIT * size)
         fail_msg("%s: error of %s: %.2e (rms), %.2e (max); plain bf16 has %.2e, %.2e", title(c), result_names[result],
                  found.rms, found.max, plain.rms, plain.max);
@@ -230,8 +280,10 @@ static void check_result(const Problem *p, int result, const float *got) {
 
 static void check(const Problem *p) {
     float *result[2] = {floats(memory_count(&p->c, D_Q)), floats(memory_count(&p->c, D_K))};
-    run_pair(p, result);
-    for (int r = 0; r < RESULTS; r++) check_result(p, r, result[r == D_Q ? 0 : 1]);
+    for (int whole = 0; whole < 2; whole++) {
+        run(p, whole, result);
+        for (int r = 0; r < RESULTS; r++) check_result(p, r, whole, result[r == D_Q ? 0 : 1]);
+    }
     free(result[0]), free(result[1]);
 }
 
@@ -250,13 +302,17 @@ static const Case two_blocks = {1, 170, 4, 2, 64, {3, 167}, {0, 170}, 1};
 static void bits_of_two_blocks(Device *device, void *results) {
     (void)device;
     Problem p = make_problem(two_blocks);
-    float *to[2] = {results, (float *)results + memory_count(&two_blocks, D_Q)};
-    run_pair(&p, to);
+    float *to = results;
+    for (int whole = 0; whole < 2; whole++) {
+        float *const parts[2] = {to, to + memory_count(&two_blocks, D_Q)};
+        run(&p, whole, parts);
+        to = parts[1] + memory_count(&two_blocks, D_K);
+    }
     free_problem(&p);
 }
 static void the_same_bits_in_any_order_of_threads(void **state) {
     (void)state;
-    const int64_t count = memory_count(&two_blocks, D_Q) + memory_count(&two_blocks, D_K);
+    const int64_t count = 2 * (memory_count(&two_blocks, D_Q) + memory_count(&two_blocks, D_K));
     expect_same_bits_twice("backward", bits_of_two_blocks, (size_t)count * sizeof(float));
 }
 
@@ -299,7 +355,7 @@ static void chunks_at_global_positions(void **state) {
     check_case((Case){1, 200, 1, 1, 128, {33, 150}, {20, 150}, 1});
 }
 
-static void keys_after_all_queries_change_nothing(void **state) {
+static void keys_after_all_queries_have_no_part(void **state) {
     (void)state;
     const Case cases[] = {{1, 60, 2, 1, 32, {0, 30}, {30, 30}, 1},
                           {1, 60, 2, 1, 32, {0, 30}, {50, 10}, 1},
@@ -308,9 +364,38 @@ static void keys_after_all_queries_change_nothing(void **state) {
     for (int i = 0; i < 4; i++) {
         Problem p = make_problem(cases[i]);
         float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
-        run_pair(&p, result);
+        run(&p, false, result);
         for (int r = 0; r < 2; r++) expect_same_bits("sums", result[r], p.before[r], memory_count(&p.c, r));
+        run(&p, true, result);
+        for (int r = 0; r < 2; r++)
+            for (int64_t n = 0; n < memory_count(&p.c, r); n++)
+                if (result[r][n] != 0) fail_msg("case %d: %g where nothing is seen", i, (double)result[r][n]);
         free(result[0]), free(result[1]);
+        free_problem(&p);
+    }
+}
+
+// The same arithmetic: what a pair adds to zeros, rounded.
+static void whole_is_a_rounded_pair(void **state) {
+    (void)state;
+    const Case cases[] = {{2, 75, 6, 2, 32, {0, 75}, {0, 75}, 1},      {1, 141, 2, 1, 64, {0, 141}, {0, 141}, 1},
+                          {1, 61, 2, 2, 96, {0, 61}, {0, 61}, 1},      {1, 61, 1, 1, 104, {0, 61}, {0, 61}, 1},
+                          {1, 300, 2, 1, 32, {40, 170}, {90, 205}, 1}, {1, 300, 2, 1, 64, {290, 10}, {0, 300}, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Problem p = make_problem(cases[i]);
+        for (int r = 0; r < 2; r++)
+            for (int64_t n = 0; n < memory_count(&p.c, r); n++) p.before[r][n] = 0;
+        float *result[2][2];
+        for (int whole = 0; whole < 2; whole++) {
+            for (int r = 0; r < 2; r++) result[whole][r] = floats(memory_count(&p.c, r));
+            run(&p, whole, result[whole]);
+        }
+        for (int r = 0; r < 2; r++)
+            for (int64_t n = 0; n < memory_count(&p.c, r); n++)
+                if (result[1][r][n] != round_to_bf16(result[0][r][n])) // 0 and -0 are the same
+                    fail_msg("%s: %s %lld: %g, a pair has %g", title(&p.c), r == 0 ? "dQ" : "dK, dV", (long long)n,
+                             (double)result[1][r][n], (double)result[0][r][n]);
+        for (int r = 0; r < 2; r++) free(result[0][r]), free(result[1][r]);
         free_problem(&p);
     }
 }
@@ -337,7 +422,8 @@ static void rows_that_saw_nothing(void **state) {
 static void not_a_number_spreads(void **state) {
     (void)state;
     enum { T = 70, D = 32, QUERY = 40, KEY = 50 };
-    for (int which = 0; which < 2; which++) {
+    for (int n = 0; n < 4; n++) {
+        const int which = n % 2;
         Problem p = make_problem((Case){1, T, 1, 1, D, {0, T}, {0, T}, 1});
         if (which == 0) {
             p.fused[QUERY * fused_width(&p.c) + 3] = NAN;
@@ -347,7 +433,7 @@ static void not_a_number_spreads(void **state) {
             for (int64_t i = KEY; i < T; i++) p.log_sum_exp[i] = NAN;
         }
         float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
-        run_pair(&p, result);
+        run(&p, n / 2, result);
         for (int64_t t = 0; t < T; t++) {
             for (int64_t d = 0; d < D; d++) {
                 const bool d_q = isnan(result[0][memory_at(&p.c, D_Q, 0, t, 0) + d]);
@@ -371,7 +457,8 @@ int main(void) {
         cmocka_unit_test(head_sizes_between),
         cmocka_unit_test(grouped_heads),
         cmocka_unit_test(chunks_at_global_positions),
-        cmocka_unit_test(keys_after_all_queries_change_nothing),
+        cmocka_unit_test(keys_after_all_queries_have_no_part),
+        cmocka_unit_test(whole_is_a_rounded_pair),
         cmocka_unit_test(extreme_scores),
         cmocka_unit_test(rows_that_saw_nothing),
         cmocka_unit_test(not_a_number_spreads),

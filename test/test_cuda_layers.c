@@ -154,20 +154,24 @@ static void no_memory_is_an_error(void **state) {
     cuda_free(&t);
 }
 
-// Many small uploads, so that the ring goes round while the device may be behind.
+// Many uploads, small ones between larger ones, so that they share slots and the ring goes round while the device may
+// be behind.
 static void many_uploads(void **state) {
     (void)state;
-    enum { UPLOADS = 200 };
+    enum { UPLOADS = 600, MOST = 17000 };
+    static int32_t values[MOST], got[UPLOADS * MOST];
     Device *device = cuda_device_of_test();
-    CudaTensor t = cuda_tokens(NULL, UPLOADS);
+    CudaTensor t = cuda_tokens(NULL, UPLOADS * MOST);
     for (int32_t i = 0; i < UPLOADS; i++) {
-        int32_t value = i * i;
-        device->upload(device, (char *)t.data + 4 * i, &value, sizeof value);
-        value = -1;
+        const int32_t count = i % 2 == 0 ? 1 + i % 7 : MOST;
+        for (int32_t j = 0; j < count; j++) values[j] = i * i + j;
+        device->upload(device, (int32_t *)t.data + (int64_t)i * MOST, values, (size_t)count * sizeof *values);
+        memset(values, 0xff, sizeof values);
     }
-    int32_t got[UPLOADS];
     cuda_fetch_raw(&t, got);
-    for (int32_t i = 0; i < UPLOADS; i++) assert_int_equal(got[i], i * i);
+    for (int32_t i = 0; i < UPLOADS; i++)
+        for (int32_t j = 0; j < (i % 2 == 0 ? 1 + i % 7 : MOST); j++)
+            if (got[i * MOST + j] != i * i + j) fail_msg("upload %d: value %d is %d", i, j, got[i * MOST + j]);
     cuda_free(&t);
 }
 

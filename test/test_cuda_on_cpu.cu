@@ -664,10 +664,10 @@ static void calls(void) {
     size_t available, total;
     float *memory, host[4];
     CUDA_CHECK(cudaGetDeviceCount(&count));
-    REQUIRE(count == 4);
+    REQUIRE(count == 64);
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 3));
     REQUIRE(properties.major == 8 && properties.sharedMemPerBlockOptin == 227 << 10);
-    REQUIRE(cudaSetDevice(4) == cudaErrorInvalidDevice && cudaGetLastError() == cudaErrorInvalidDevice);
+    REQUIRE(cudaSetDevice(count) == cudaErrorInvalidDevice && cudaGetLastError() == cudaErrorInvalidDevice);
     CUDA_CHECK(cudaSetDevice(2));
     CUDA_CHECK(cudaGetDevice(&device));
     REQUIRE(device == 2);

@@ -188,6 +188,18 @@ static void test_same_bits(void **state) {
     assert_same_checkpoint("again", "llama_2_2");
 }
 
+// Without NCCL the GPUs of one process copy from each other; that makes no other bits.
+static void test_without_nccl(void **state) {
+    (void)state;
+    if (strcmp(device_name, "emulated") != 0) skip();
+    setenv("EMULATED_NCCL", "absent", 1);
+    setenv("EMULATED_NCCL_FAIL", "0:0", 1); // it would be seen if it were used
+    train(&(Training){.out = "without_nccl", .arch = "llama", .sp = 2, .dp = 2, .attention = "ulysses"});
+    unsetenv("EMULATED_NCCL");
+    unsetenv("EMULATED_NCCL_FAIL");
+    assert_same_checkpoint("without_nccl", "llama_2_2");
+}
+
 // Weights go on from fp32, not from what was rounded to bf16: or the third step would have other bits.
 static void test_resume_exactly(void **state) {
     (void)state;
@@ -279,13 +291,14 @@ static int remove_runs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_1_1),      cmocka_unit_test(test_llama_2_1),
-        cmocka_unit_test(test_llama_4_1),      cmocka_unit_test(test_llama_2_2),
-        cmocka_unit_test(test_gpt2_1_1),       cmocka_unit_test(test_gpt2_2_1),
-        cmocka_unit_test(test_gpt2_4_1),       cmocka_unit_test(test_gpt2_2_2),
-        cmocka_unit_test(test_vanilla),        cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_resume_exactly), cmocka_unit_test(test_checkpoints_go_between_devices),
-        cmocka_unit_test(test_sample),         cmocka_unit_test(test_what_is_refused),
+        cmocka_unit_test(test_llama_1_1),       cmocka_unit_test(test_llama_2_1),
+        cmocka_unit_test(test_llama_4_1),       cmocka_unit_test(test_llama_2_2),
+        cmocka_unit_test(test_gpt2_1_1),        cmocka_unit_test(test_gpt2_2_1),
+        cmocka_unit_test(test_gpt2_4_1),        cmocka_unit_test(test_gpt2_2_2),
+        cmocka_unit_test(test_vanilla),         cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_without_nccl),    cmocka_unit_test(test_resume_exactly),
+        cmocka_unit_test(test_sample),          cmocka_unit_test(test_checkpoints_go_between_devices),
+        cmocka_unit_test(test_what_is_refused),
     };
     const struct CMUnitTest under_sanitizers[] = {
         cmocka_unit_test(test_llama_2_2),

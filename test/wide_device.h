@@ -79,11 +79,40 @@ static inline void wide_begin(Device *device, const AttentionShape *s, const Que
     attention_kernels_reference.begin(device, s, query);
 }
 
+// fp32 room (B, tokens, heads, D) for what a kernel sums up; and its way to storage, which frees it.
+static inline FloatView wide_sums(const AttentionShape *s, int64_t tokens, int64_t heads) {
+    int64_t width = heads * s->head_dim;
+    return (FloatView){checked(calloc((size_t)(s->batch * tokens * width), sizeof(float))), tokens * width, width};
+}
+static inline void wide_keep(const AttentionShape *s, TokenView out, FloatView sums, int64_t tokens) {
+    for (int64_t b = 0; b < s->batch; b++) {
+        wide_to_storage_strided(NULL, (double *)out.data + b * out.batch_stride, out.token_stride,
+                                sums.data + b * sums.batch_stride, sums.token_stride, tokens, sums.token_stride);
+    }
+    free(sums.data);
+}
+
 static inline void wide_forward_whole(Device *device, const AttentionShape *s, const QueryForward *query,
                                       const KeyValue *kv, TokenView out, RowView log_sum_exp) {
-    wide_begin(device, s, query);
-    wide_forward_pair(device, s, query, kv);
-    wide_finish(device, s, query, out, log_sum_exp);
+    QueryForward state = *query;
+    state.accumulator = wide_sums(s, query->chunk.length, s->heads);
+    wide_begin(device, s, &state);
+    wide_forward_pair(device, s, &state, kv);
+    wide_finish(device, s, &state, out, log_sum_exp);
+    free(state.accumulator.data);
+}
+
+static inline void wide_backward_whole(Device *device, const AttentionShape *s, const QueryBackward *query,
+                                       const KeyValue *kv, TokenView d_q, TokenView d_k, TokenView d_v) {
+    QueryBackward q = *query;
+    KeyValue k = *kv;
+    q.d_q = wide_sums(s, query->chunk.length, s->heads);
+    k.d_k = wide_sums(s, kv->chunk.length, s->kv_heads);
+    k.d_v = wide_sums(s, kv->chunk.length, s->kv_heads);
+    wide_backward_pair(device, s, &q, &k);
+    wide_keep(s, d_q, q.d_q, query->chunk.length);
+    wide_keep(s, d_k, k.d_k, kv->chunk.length);
+    wide_keep(s, d_v, k.d_v, kv->chunk.length);
 }
 
 static inline const char *wide_unsupported(const AttentionShape *s) {
@@ -98,6 +127,7 @@ static inline void wide_device(Device *device, int rank) {
                                              .forward_whole = wide_forward_whole,
                                              .row_delta = wide_row_delta,
                                              .backward_pair = wide_backward_pair,
+                                             .backward_whole = wide_backward_whole,
                                              .unsupported = wide_unsupported};
     cpu_device(device, 1);
     device->element_bytes = sizeof(double);

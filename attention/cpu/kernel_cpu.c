@@ -94,12 +94,45 @@ static void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, 
     parallel_for(device->threads, task_count(&pass), row_delta_task, &pass);
 }
 
-// The walk of one pair: what is carried between pairs could as well be kept in the tiles, but is small beside the work.
+// The two passes of a single pair. Storage is fp32: what is summed up stands where the result will be.
+static FloatView as_floats(TokenView view) { return (FloatView){view.data, view.batch_stride, view.token_stride}; }
+
 static void forward_whole(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv,
                           TokenView out, RowView log_sum_exp) {
-    begin(device, shape, query);
-    cpu_forward_pair(device, shape, query, kv);
-    finish(device, shape, query, out, log_sum_exp);
+    QueryForward state = *query;
+    state.accumulator = as_floats(out);
+    begin(device, shape, &state);
+    cpu_forward_pair(device, shape, &state, kv);
+    finish(device, shape, &state, out, log_sum_exp);
+}
+
+static void zero_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Pass *pass = context;
+    PassTask at = task_at(pass, task);
+    int64_t D = pass->shape->head_dim;
+    Rows out = token_rows(pass->out, at.b, 0, at.h, D);
+    for (int64_t t = at.first; t < at.last; t++)
+        for (int64_t d = 0; d < D; d++) out.data[t * out.stride + d] = 0;
+}
+
+static void zero(Device *device, AttentionShape shape, int64_t heads, Chunk chunk, TokenView view) {
+    shape.heads = heads;
+    Pass pass = {.shape = &shape, .chunk = chunk, .out = view};
+    parallel_for(device->threads, task_count(&pass), zero_task, &pass);
+}
+
+static void backward_whole(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv,
+                           TokenView d_q, TokenView d_k, TokenView d_v) {
+    QueryBackward query_sums = *query;
+    KeyValue key_sums = *kv;
+    query_sums.d_q = as_floats(d_q);
+    key_sums.d_k = as_floats(d_k);
+    key_sums.d_v = as_floats(d_v);
+    zero(device, *shape, shape->heads, query->chunk, d_q);
+    zero(device, *shape, shape->kv_heads, kv->chunk, d_k);
+    zero(device, *shape, shape->kv_heads, kv->chunk, d_v);
+    cpu_backward_pair(device, shape, &query_sums, &key_sums);
 }
 
 static const char *unsupported(const AttentionShape *shape) {
@@ -113,6 +146,7 @@ const AttentionKernels attention_kernels_cpu = {.begin = begin,
                                                 .forward_whole = forward_whole,
                                                 .row_delta = row_delta,
                                                 .backward_pair = cpu_backward_pair,
+                                                .backward_whole = backward_whole,
                                                 .vanilla_row_bytes = cpu_vanilla_row_bytes,
                                                 .vanilla_forward = cpu_vanilla_forward,
                                                 .vanilla_backward = cpu_vanilla_backward,

@@ -44,6 +44,7 @@ template <int D> struct Sizes {
 struct Backward {
     QueryBackward query;
     KeyValue kv;
+    TokenView d_q, d_k, d_v; // where the pair is the whole: in place of the sums in query and kv
     Pair pair;
     int heads, kv_heads, group; // group: query heads that share a key/value head
     int rows_of_heads;          // blocks of one tile: B x KV, or B x H
@@ -94,18 +95,60 @@ __device__ inline void add_rows(FloatView to, int b, int64_t t, int h, int head_
         for (int half = 0; half < 2; half++) {
             const int row = lane.first + m * 16 + half * 8 + lane.group;
             if (row >= rows) continue;
-            float *values = base + row * to.token_stride;
+            float2 *values = reinterpret_cast<float2 *>(base + row * to.token_stride);
+            float2 sum[D / 8]; // all of a row's loads are under way before the first store
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                if (n * 8 < head_dim) sum[n] = values[n * 4];
+            }
 #pragma unroll
             for (int n = 0; n < D / 8; n++) {
                 if (n * 8 >= head_dim) break;
-                float2 *place = reinterpret_cast<float2 *>(values + n * 8);
-                float2 sum = *place;
-                sum.x += factor * d[m][n][2 * half];
-                sum.y += factor * d[m][n][2 * half + 1];
-                *place = sum;
+                sum[n].x += factor * d[m][n][2 * half];
+                sum[n].y += factor * d[m][n][2 * half + 1];
+                values[n * 4] = sum[n];
             }
         }
     }
+}
+
+// The same rows overwritten in storage type, by way of this warp's own rows of a tile that is not needed any more, from
+// where each lane takes 16 bytes.
+template <int D>
+__device__ inline void store_rows(TokenView to, int b, int64_t t, int h, int head_dim, int rows, float factor,
+                                  const float (&d)[Sizes<D>::M][D / 8][4], unsigned char *tile, const Lane &lane) {
+    constexpr int M = Sizes<D>::M, WARP_ROWS = Sizes<D>::WARP_ROWS, PER_ROW = D / PACKET;
+    unsigned char *stage = tile + tile_bytes<D>(lane.first);
+    __syncwarp(); // all lanes have done with what was there
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = m * 16 + half * 8 + lane.group;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                *reinterpret_cast<uint32_t *>(stage + tile_offset<D>(row, n) + lane.pair * 2) =
+                    pack_bf16(factor * d[m][n][2 * half], factor * d[m][n][2 * half + 1]);
+            }
+        }
+    }
+    __syncwarp();
+    const int left = rows - lane.first, pieces = head_dim / PACKET;
+    bf16 *base = static_cast<bf16 *>(to.data) + b * to.batch_stride + (t + lane.first) * to.token_stride + h * head_dim;
+#pragma unroll 4
+    for (int i = threadIdx.x % WARP; i < WARP_ROWS * PER_ROW; i += WARP) {
+        const int row = i / PER_ROW, piece = i % PER_ROW;
+        if (row < left && piece < pieces) {
+            *reinterpret_cast<uint4 *>(base + row * to.token_stride + piece * PACKET) =
+                *reinterpret_cast<const uint4 *>(stage + tile_offset<D>(row, piece));
+        }
+    }
+}
+
+// Where nothing was seen no step has waited for the block's own tiles, which the results are to take the place of.
+__device__ inline void wait_for_own_tiles() {
+    cp_async_wait<0>();
+    __syncthreads();
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
@@ -246,8 +289,9 @@ template <int D> __device__ inline float row_value(const Backward &x, int b, con
     return kind == 1 && i < x.pair.queries ? row_at(x.query.delta, b, walk.head, i) : 0;
 }
 
-// One block per 128 keys and (batch, key/value head); the earliest keys, which most queries see, come first.
-template <int D>
+// One block per 128 keys and (batch, key/value head); the earliest keys, which most queries see, come first. WHOLE: d_k
+// and d_v are written; otherwise they are added to the sums in memory.
+template <int D, bool WHOLE>
 __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_keys_kernel(const Backward x) {
     constexpr int M = Sizes<D>::M, ROWS = Sizes<D>::ROWS, THREADS = Sizes<D>::THREADS;
     constexpr int STEP = Sizes<D>::STEP, PART = Sizes<D>::PART;
@@ -262,13 +306,14 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_
         tile_load<D, ROWS, THREADS>(tiles->own[i], token_at(view[i], b, first_key, kv_head, x.head_dim),
                                     view[i].token_stride, keys, x.head_dim / PACKET, threadIdx.x);
     }
+    cp_async_commit(); // also where no step follows: what is in no group, nothing waits for
     QueryWalk walk;
     walk.first = walk.query = first_query_seeing(x.pair, first_key);
     walk.head = kv_head * x.group;
     walk.left = x.group * ceil_div(x.pair.queries - walk.first, STEP);
 
     const int row = threadIdx.x % STEP, kind = threadIdx.x / STEP;
-    begin_queries(x, tiles, walk.left % 2, b, walk);
+    if (!WHOLE || walk.left > 0) begin_queries(x, tiles, walk.left % 2, b, walk);
     if (kind < 2) tiles->row[walk.left % 2][kind][row] = row_value<D>(x, b, walk);
     float d_k[M][D / 8][4], d_v[M][D / 8][4];
     clear(d_k);
@@ -295,8 +340,14 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_
         }
         if (kind < 2) tiles->row[1 - stage][kind][row] = next_value;
     }
-    add_rows<D>(x.kv.d_k, b, first_key, kv_head, x.head_dim, keys, x.scale, d_k, lane);
-    add_rows<D>(x.kv.d_v, b, first_key, kv_head, x.head_dim, keys, 1, d_v, lane);
+    if (WHOLE) {
+        wait_for_own_tiles();
+        store_rows<D>(x.d_k, b, first_key, kv_head, x.head_dim, keys, x.scale, d_k, tiles->own[0], lane);
+        store_rows<D>(x.d_v, b, first_key, kv_head, x.head_dim, keys, 1, d_v, tiles->own[1], lane);
+    } else {
+        add_rows<D>(x.kv.d_k, b, first_key, kv_head, x.head_dim, keys, x.scale, d_k, lane);
+        add_rows<D>(x.kv.d_v, b, first_key, kv_head, x.head_dim, keys, 1, d_v, lane);
+    }
 }
 
 // ---- queries --------------------------------------------------------------------------------------------------------
@@ -352,8 +403,8 @@ __device__ inline void begin_keys(const Backward &x, Tiles<D> *tiles, int stage,
     cp_async_commit();
 }
 
-// One block per 128 queries and (batch, head); the latest queries, which see most keys, come first.
-template <int D>
+// One block per 128 queries and (batch, head); the latest queries, which see most keys, come first. WHOLE: as above.
+template <int D, bool WHOLE>
 __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_queries_kernel(const Backward x) {
     constexpr int M = Sizes<D>::M, ROWS = Sizes<D>::ROWS, STEP = Sizes<D>::STEP, THREADS = Sizes<D>::THREADS;
     DYNAMIC_SHARED(Tiles<D>, tiles);
@@ -362,7 +413,7 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_
     const int first_query = (ceil_div(x.pair.queries, ROWS) - 1 - (int)blockIdx.x / x.rows_of_heads) * ROWS;
     const int queries = smaller_of(x.pair.queries - first_query, ROWS);
     const int steps = ceil_div(keys_seen(x.pair, first_query + queries - 1), STEP);
-    if (steps == 0) return;
+    if (!WHOLE && steps == 0) return;
 
     const TokenView view[2] = {x.query.q, x.query.d_out};
 #pragma unroll
@@ -370,7 +421,8 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_
         tile_load<D, ROWS, THREADS>(tiles->own[i], token_at(view[i], b, first_query, head, x.head_dim),
                                     view[i].token_stride, queries, x.head_dim / PACKET, threadIdx.x);
     }
-    begin_keys(x, tiles, 0, b, kv_head, 0);
+    cp_async_commit(); // as above
+    if (!WHOLE || steps > 0) begin_keys(x, tiles, 0, b, kv_head, 0);
 
     const Lane lane = this_lane<D>();
     OwnQueries<D> own;
@@ -408,7 +460,8 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_
             step_of_queries<D, true>(d_q, own, tiles, stage, x.scale * LOG2_E, ahead, keys, lane);
         }
     }
-    add_rows<D>(x.query.d_q, b, first_query, head, x.head_dim, queries, x.scale, d_q, lane);
+    if (WHOLE) store_rows<D>(x.d_q, b, first_query, head, x.head_dim, queries, x.scale, d_q, tiles->own[0], lane);
+    else add_rows<D>(x.query.d_q, b, first_query, head, x.head_dim, queries, x.scale, d_q, lane);
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -420,16 +473,40 @@ unsigned blocks_for(int64_t tiles, int64_t heads) {
     return (unsigned)(tiles * heads);
 }
 
-template <int D> void backward(Device *device, const AttentionShape *shape, Backward x) {
+template <int D, bool WHOLE> void launch_backward(Device *device, const AttentionShape *shape, Backward x) {
     constexpr int ROWS = Sizes<D>::ROWS, THREADS = Sizes<D>::THREADS;
-    // Keys after all queries are seen by none: no blocks for them, so that each block of keys is seen by some query.
-    const int64_t keys = keys_seen(x.pair, x.pair.queries - 1), queries = x.pair.queries;
+    // Keys after all queries are seen by none: there is nothing to add to them, but zeros to write.
+    const int64_t keys = WHOLE ? x.pair.keys : keys_seen(x.pair, x.pair.queries - 1), queries = x.pair.queries;
     x.rows_of_heads = (int)(shape->batch * shape->kv_heads);
-    launch(backward_keys_kernel<D>, blocks_for(ceil_div<int64_t>(keys, ROWS), x.rows_of_heads), THREADS,
-           sizeof(Tiles<D>), stream_of(device), x);
+    if (keys > 0) {
+        launch((backward_keys_kernel<D, WHOLE>), blocks_for(ceil_div<int64_t>(keys, ROWS), x.rows_of_heads), THREADS,
+               sizeof(Tiles<D>), stream_of(device), x);
+    }
     x.rows_of_heads = (int)(shape->batch * shape->heads);
-    launch(backward_queries_kernel<D>, blocks_for(ceil_div<int64_t>(queries, ROWS), x.rows_of_heads), THREADS,
-           sizeof(Tiles<D>), stream_of(device), x);
+    if (queries > 0) {
+        launch((backward_queries_kernel<D, WHOLE>), blocks_for(ceil_div<int64_t>(queries, ROWS), x.rows_of_heads),
+               THREADS, sizeof(Tiles<D>), stream_of(device), x);
+    }
+}
+
+template <bool WHOLE> void backward(Device *device, const AttentionShape *shape, Backward x) {
+    if (shape->batch * shape->heads == 0) return;
+    x.heads = (int)shape->heads;
+    x.kv_heads = (int)shape->kv_heads;
+    x.group = x.heads / x.kv_heads;
+    x.head_dim = (int)shape->head_dim;
+    x.scale = shape->scale;
+    switch (kernel_head_dim(shape->head_dim)) {
+    case 32: launch_backward<32, WHOLE>(device, shape, x); break;
+    case 64: launch_backward<64, WHOLE>(device, shape, x); break;
+    case 96: launch_backward<96, WHOLE>(device, shape, x); break;
+    case 128: launch_backward<128, WHOLE>(device, shape, x); break;
+    default: cuda_give_up(__FILE__, __LINE__, "no attention kernel for heads of %d", x.head_dim);
+    }
+}
+
+void check_view(TokenView view, const char *what) {
+    check_pieces(view.data, view.batch_stride, view.token_stride, what);
 }
 
 void check_pairs_of_floats(FloatView view, const char *what) {
@@ -437,31 +514,37 @@ void check_pairs_of_floats(FloatView view, const char *what) {
         cuda_give_up(__FILE__, __LINE__, "%s: rows must start at multiples of 8 bytes", what);
 }
 
-} // namespace
-
-void cuda_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
+Backward backward_of(const QueryBackward *query, const KeyValue *kv) {
     Backward x = {};
     x.query = *query;
     x.kv = *kv;
     x.pair = pair_of(query->chunk.start, query->chunk.length, kv->chunk.start, kv->chunk.length);
-    x.heads = (int)shape->heads;
-    x.kv_heads = (int)shape->kv_heads;
-    x.head_dim = (int)shape->head_dim;
-    x.scale = shape->scale;
-    if (shape->batch * shape->heads * x.pair.queries == 0 || keys_seen(x.pair, x.pair.queries - 1) == 0) return;
-    x.group = x.heads / x.kv_heads;
-    check_pieces(query->q.data, query->q.batch_stride, query->q.token_stride, "q");
-    check_pieces(query->d_out.data, query->d_out.batch_stride, query->d_out.token_stride, "d_out");
-    check_pieces(kv->k.data, kv->k.batch_stride, kv->k.token_stride, "k");
-    check_pieces(kv->v.data, kv->v.batch_stride, kv->v.token_stride, "v");
+    check_view(query->q, "q");
+    check_view(query->d_out, "d_out");
+    check_view(kv->k, "k");
+    check_view(kv->v, "v");
+    return x;
+}
+
+} // namespace
+
+void cuda_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
+    const Backward x = backward_of(query, kv);
+    if (x.pair.queries == 0 || keys_seen(x.pair, x.pair.queries - 1) == 0) return; // all keys lie after all queries
     check_pairs_of_floats(query->d_q, "d_q");
     check_pairs_of_floats(kv->d_k, "d_k");
     check_pairs_of_floats(kv->d_v, "d_v");
-    switch (kernel_head_dim(shape->head_dim)) {
-    case 32: backward<32>(device, shape, x); break;
-    case 64: backward<64>(device, shape, x); break;
-    case 96: backward<96>(device, shape, x); break;
-    case 128: backward<128>(device, shape, x); break;
-    default: cuda_give_up(__FILE__, __LINE__, "no attention kernel for heads of %d", x.head_dim);
-    }
+    backward<false>(device, shape, x);
+}
+
+void cuda_backward_whole(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv,
+                         TokenView d_q, TokenView d_k, TokenView d_v) {
+    Backward x = backward_of(query, kv);
+    x.d_q = d_q;
+    x.d_k = d_k;
+    x.d_v = d_v;
+    check_view(d_q, "d_q");
+    check_view(d_k, "d_k");
+    check_view(d_v, "d_v");
+    backward<true>(device, shape, x);
 }

@@ -13,8 +13,9 @@
 // largest c s of the row so far. The accumulator is multiplied by 2^(old max - new max) only in tiles in which one of
 // the warp's rows has a new maximum; else that would be 1.
 //
-// What is not a number: a NaN in q, k or v reaches every row that sees it. Scores of -inf weigh 0. Scores may be as
-// large as 1e8; beyond, the rounding of c s itself is more than a factor of 2^8.
+// What is not a number: a NaN in q, k or v reaches every row that sees it; one in v also rows of the same tile that do
+// not, since 0 x NaN is NaN to a tensor core. Scores of -inf weigh 0. Beyond scores of 1e8 the rounding of c s itself
+// is more than a factor of 2^8.
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/tile.h"
 #include "layers/cuda/context.h"
@@ -257,17 +258,22 @@ template <int D> __device__ inline void merge_state(const Forward &x, const Plac
                 *max = both;
                 *sum = old_sum * keep + own_sum * add;
             }
-            float *state = x.accumulator.data + at.b * x.accumulator.batch_stride + row * x.accumulator.token_stride +
-                           at.h * x.head_dim + lane % 4 * 2;
+            float2 *state =
+                reinterpret_cast<float2 *>(x.accumulator.data + at.b * x.accumulator.batch_stride +
+                                           row * x.accumulator.token_stride + at.h * x.head_dim + lane % 4 * 2);
             const bool fresh = old == -INFINITY && old_sum == 0;
+            float2 value[D / 8]; // all of a row's loads are under way before the first store
+#pragma unroll
+            for (int n = 0; n < D / 8; n++) {
+                value[n] = make_float2(0, 0);
+                if (!fresh && n * 8 < x.head_dim) value[n] = state[n * 4];
+            }
 #pragma unroll
             for (int n = 0; n < D / 8; n++) {
                 if (n * 8 >= x.head_dim) break;
-                float2 *place = reinterpret_cast<float2 *>(state + n * 8);
-                float2 value = fresh ? make_float2(0, 0) : *place;
-                value.x = value.x * keep + rows.out[m][n][half * 2] * add;
-                value.y = value.y * keep + rows.out[m][n][half * 2 + 1] * add;
-                *place = value;
+                value[n].x = value[n].x * keep + rows.out[m][n][half * 2] * add;
+                value[n].y = value[n].y * keep + rows.out[m][n][half * 2 + 1] * add;
+                state[n * 4] = value[n];
             }
         }
 }

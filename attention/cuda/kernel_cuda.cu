@@ -155,6 +155,7 @@ const AttentionKernels attention_kernels_cuda = {
     cuda_forward_whole,
     row_delta,
     cuda_backward_pair,
+    cuda_backward_whole,
     cuda_vanilla_row_bytes,
     cuda_vanilla_forward,
     cuda_vanilla_backward,

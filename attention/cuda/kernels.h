@@ -10,6 +10,8 @@ void cuda_forward_whole(Device *, const AttentionShape *, const QueryForward *, 
                         RowView log_sum_exp);
 // backward.cu
 void cuda_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+void cuda_backward_whole(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
+                         TokenView d_k, TokenView d_v);
 // vanilla.cu
 size_t cuda_vanilla_row_bytes(const AttentionShape *, int64_t T);
 void cuda_vanilla_forward(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "layers/cuda/context.h"
+#include "layers/cuda/libraries.h"
 
 struct Member {
     ncclComm_t comm;
@@ -95,5 +96,5 @@ static bool sound(void *pointer, Error *err) {
 }
 
 const CommCollectives cuda_nccl_collectives = {
-    invite, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
+    nccl_opens, invite, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
 };

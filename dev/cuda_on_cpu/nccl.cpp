@@ -8,7 +8,8 @@
 //
 // What NCCL would answer by hanging or by wrong data is reported as an asynchronous error: ranks that make different
 // calls, or calls of different sizes. EMULATED_NCCL_FAIL=R:N makes the N-th operation (from 0) of every communicator's
-// rank R fail in the same way, so that it can be tested what a program does about it.
+// rank R fail in the same way, so that it can be tested what a program does about it. EMULATED_NCCL=absent: this
+// machine has no NCCL, says nccl_opens.
 #include "nccl.h"
 
 #include <pthread.h>
@@ -16,6 +17,7 @@
 
 #include "dev/cuda_on_cpu/memory.h"
 #include "dev/cuda_on_cpu/stream.h"
+#include "layers/cuda/libraries.h"
 
 enum Kind { MESSAGE, BROADCAST, ALL_GATHER };
 
@@ -63,6 +65,11 @@ struct GroupCall { // everything between ncclGroupStart and ncclGroupEnd
     cudaStream_t stream;
     Part *parts;
 };
+
+bool nccl_opens(void) {
+    const char *text = getenv("EMULATED_NCCL");
+    return text == NULL || strcmp(text, "absent") != 0;
+}
 
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t registered = PTHREAD_COND_INITIALIZER;

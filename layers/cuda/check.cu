@@ -10,6 +10,7 @@
 [[noreturn]] static void end(const Error *err) {
     fflush(stdout);
     fprintf(stderr, "train_gpt: %s\n", err->message);
+    fflush(stderr);
     _exit(err->exit_code);
 }
 

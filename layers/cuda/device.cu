@@ -11,7 +11,6 @@ static const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES
 #else
 static const char NAME[] = "emulated", WHO_SETS_THE_NUMBER[] = "EMULATED_GPUS";
 #endif
-static const size_t WORKSPACE_BYTES = (size_t)32 << 20; // what cuBLASLt's best products want on Hopper
 
 int cuda_device_count(const char **why) {
     int count = 0;
@@ -72,7 +71,7 @@ static bool fill_context(CudaContext *c, int index, Error *err) {
                     index, err))
             return false;
     }
-    c->workspace_bytes = WORKSPACE_BYTES;
+    c->workspace_bytes = CUDA_WORKSPACE_BYTES;
     if (!worked(cudaMalloc(&c->workspace, c->workspace_bytes), "taking 32 MiB of its memory", index, err)) return false;
     if (cublasLtCreate(&c->cublas) != CUBLAS_STATUS_SUCCESS)
         return error_set(err, "GPU %d: cuBLASLt does not start; nvidia-smi shows how much memory is free", index);

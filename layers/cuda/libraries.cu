@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "layers/cuda/cuda.h"
+#include "layers/cuda/libraries.h"
 
 enum { MOST_NAMES = 4 };
 
@@ -37,11 +38,16 @@ static void *open_library(const char *name) {
 }
 
 // Several threads may come here at once: each finds the same handle, since dlopen counts its users.
-static void *function(Library *library, const char *name) {
+static void *handle_of(Library *library) {
     void *handle = __atomic_load_n(&library->handle, __ATOMIC_ACQUIRE);
     for (int i = 0; handle == nullptr && i < MOST_NAMES && library->names[i] != nullptr; i++)
         handle = open_library(library->names[i]);
     __atomic_store_n(&library->handle, handle, __ATOMIC_RELEASE);
+    return handle;
+}
+
+static void *function(Library *library, const char *name) {
+    void *handle = handle_of(library);
     void *found = handle == nullptr ? nullptr : dlsym(handle, name);
     if (found != nullptr) return found;
     Error err;
@@ -101,6 +107,8 @@ CUBLAS(cublasLtMatrixLayoutSetAttribute,
        (layout, attribute, value, bytes))
 
 // ---- NCCL -----------------------------------------------------------------------------------------------------------
+
+bool nccl_opens(void) { return handle_of(&nccl) != nullptr; }
 
 NCCL(ncclGetUniqueId, (ncclUniqueId * id), (id))
 NCCL(ncclCommInitRank, (ncclComm_t * comm, int ranks, ncclUniqueId id, int rank), (comm, ranks, id, rank))

@@ -100,10 +100,8 @@ void cuda_copy_on(Device *device, Order order, void *to, const void *from, size_
 
 // ---- sums ----------------------------------------------------------------------------------------------------------
 
-enum { MAX_TERMS = 256 };
-
 struct Terms { // goes to the kernel by value: 2 KiB of the 4 that arguments may have
-    const float *term[MAX_TERMS];
+    const float *term[DEVICE_MOST_TERMS];
 };
 
 template <int N> __device__ inline void sum_values(const Terms &terms, int term_count, float *out, int64_t i) {
@@ -127,8 +125,8 @@ template <int N> __global__ void sum_terms_kernel(Terms terms, int term_count, f
 
 void cuda_sum_terms(Device *device, Order order, float *out, const float *const *terms, int term_count, int64_t count) {
     if (count == 0) return;
-    if (term_count > MAX_TERMS)
-        cuda_give_up(__FILE__, __LINE__, "a sum over %d ranks; at most %d on one machine", term_count, MAX_TERMS);
+    if (term_count > DEVICE_MOST_TERMS)
+        cuda_give_up(__FILE__, __LINE__, "a sum over %d ranks; at most %d at a time", term_count, DEVICE_MOST_TERMS);
     Terms all = {};
     bool wide = aligned(out);
     for (int t = 0; t < term_count; t++) {

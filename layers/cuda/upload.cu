@@ -1,8 +1,9 @@
 // From the host to a GPU without waiting for it: what is sent is first copied to pinned memory, from which the GPU
 // fetches it when its turn comes; so the host may change its own at once, and go on.
 //
-// The pinned memory is a ring of slots, each with an event that says when it was fetched. The host waits only where it
-// is a whole ring ahead of the GPU, which a step's tokens are not: the ring holds four million of them.
+// The pinned memory is a ring of slots, filled one after the other; each has an event that says when the last that went
+// into it was fetched. The host waits only where it is a whole ring ahead of the GPU, which a step's tokens are not:
+// the ring holds four million of them, in pieces of any size.
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,7 +16,8 @@ enum { SLOTS = 64 };
 struct UploadRing {
     unsigned char *pinned; // SLOTS of SLOT_BYTES
     cudaEvent_t fetched[SLOTS];
-    int next;
+    int slot;    // being filled
+    size_t used; // bytes of it
 };
 
 UploadRing *upload_ring_new(void) {
@@ -34,13 +36,16 @@ void upload_ring_free(UploadRing *ring) {
 }
 
 static void upload_slot(Device *device, UploadRing *ring, void *to, const void *host, size_t bytes) {
-    const int slot = ring->next;
-    ring->next = (slot + 1) % SLOTS;
-    unsigned char *pinned = ring->pinned + (size_t)slot * SLOT_BYTES;
-    CUDA_CHECK(cudaEventSynchronize(ring->fetched[slot])); // at once if it was never recorded
+    if (bytes > SLOT_BYTES - ring->used) {
+        ring->slot = (ring->slot + 1) % SLOTS;
+        ring->used = 0;
+        CUDA_CHECK(cudaEventSynchronize(ring->fetched[ring->slot])); // at once if it was never recorded
+    }
+    unsigned char *pinned = ring->pinned + (size_t)ring->slot * SLOT_BYTES + ring->used;
+    ring->used = smaller_of(SLOT_BYTES, ceil_div<size_t>(ring->used + bytes, 256) * 256); // the next is aligned too
     memcpy(pinned, host, bytes);
     CUDA_CHECK(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyHostToDevice, stream_of(device)));
-    CUDA_CHECK(cudaEventRecord(ring->fetched[slot], stream_of(device)));
+    CUDA_CHECK(cudaEventRecord(ring->fetched[ring->slot], stream_of(device)));
 }
 
 void cuda_upload(Device *device, void *to, const void *host, size_t bytes) {

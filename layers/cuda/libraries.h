@@ -1,0 +1,8 @@
+// Libraries that are opened when they are first called (layers/cuda/libraries.cu), or not at all.
+#ifndef LAYERS_CUDA_LIBRARIES_H
+#define LAYERS_CUDA_LIBRARIES_H
+
+// NCCL is installed here. The emulated device brings its own (dev/cuda_on_cpu/nccl.cpp).
+bool nccl_opens(void);
+
+#endif
