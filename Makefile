@@ -7,7 +7,7 @@
 #   make bench       measure against the machine's own matrix rate
 #   make test-gpu    the tests of the CUDA device on this machine's GPU, and under compute-sanitizer where it is
 #   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
-#   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle, to be carried there (ARCHS="90a")
+#   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle.tgz, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
 #   make clean       remove what was built
 #   make help        this list
@@ -58,7 +58,7 @@ EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Idev/cuda_on_cpu -g $(WARNINGS)
                    -MP -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-gnu-unique
 # -fsanitize=thread makes the compiler name every memory access, which dev/cuda_on_cpu checks; no sanitizer is linked.
 EMULATED_KERNEL  = $(CXX) $(EMULATED_FLAGS) -O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 \
-                   -Dcuda_device=emulated_device -Dcuda_device_count=emulated_device_count -x c++
+                   -Dcuda_device=emulated_device -x c++
 EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)
 EMULATED_OBJECTS = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out layers/cuda/libraries.cu,$(KERNELS)))
 
@@ -145,7 +145,7 @@ $(if $(CUDA),$(eval $(call cuda_rule)))
 $(BUILD)/emulated.o: $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
 	$(call say,LD  )
 	$(Q)ld -r --force-group-allocation $^ -o $@
-	$(Q)objcopy --keep-global-symbol=emulated_device --keep-global-symbol=emulated_device_count $@
+	$(Q)objcopy --keep-global-symbol=emulated_device $@
 
 $(BUILD)/emulated/%.o: %.cu $(BUILD)/config.mk
 	$(call say,C++ )
@@ -252,6 +252,7 @@ test-tsan: build-tsan
 GPU_TESTS = $(filter-out cuda_on_cpu,$(filter cuda_% comm_device training_cuda,$(TEST)))
 
 test-gpu: build-release
+	@$(BUILD)/train_gpt --device cuda --layers 1 --dim 64 --heads 1 --context 64 --steps 1 > /dev/null
 	@TEST_DEVICE=cuda TEST_TIMEOUT=300 scripts/run-tests $(GPU_TESTS:%=$(BUILD)/test/test_%)
 	@dev/gpu_check/sanitize $(GPU_TESTS:%=$(BUILD)/test/test_%)
 
@@ -270,7 +271,8 @@ gpu-bundle: setup
 	@cp "$$(ldd build/bundle/test/test_comm_device | sed -n 's/.*libcmocka.* => \([^ ]*\).*/\1/p')" build/gpu-bundle/bin/lib/
 	@git describe --always --dirty > build/gpu-bundle/bin/VERSION 2> /dev/null || true
 	@strip build/gpu-bundle/bin/train_gpt build/gpu-bundle/bin/*/test_* build/gpu-bundle/bin/dev/bench_*
-	@du -sh build/gpu-bundle && echo "there: build/gpu-bundle/dev/gpu_check/run build/gpu-bundle/bin OUT"
+	@tar -czf build/gpu-bundle.tgz -C build gpu-bundle && du -h build/gpu-bundle.tgz
+	@echo "there: tar -xzf gpu-bundle.tgz && gpu-bundle/dev/gpu_check/run gpu-bundle/bin report"
 gpu-bundle-programs: $(BUILD)/train_gpt $(GPU_TESTS:%=$(BUILD)/test/test_%) $(BENCHES)
 
 clean:

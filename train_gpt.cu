@@ -480,7 +480,7 @@ static double evaluate(Rank *r, const Loader *validation, const int64_t *window,
 // ---------------------------------------------------------------------------------------------------------------------
 // The training loop, on every rank
 
-static volatile sig_atomic_t stop_signal = 0; // set by SIGINT and SIGTERM; the one thing in the program that is global
+static volatile sig_atomic_t stop_signal = 0; // set by SIGINT and SIGTERM; the one global variable of the story
 
 static void on_signal(int number) {
     if (stop_signal == number) _exit(128 + number); // asked twice: at once
@@ -912,7 +912,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     return ok;
 }
 
-// Everything up to the ranks' start. Only one process of an MPI run speaks.
+// Everything up to the ranks' start. Only one of several processes speaks.
 static bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
     if (!run_open(run, err)) return false;

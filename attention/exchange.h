@@ -92,8 +92,6 @@ typedef struct Ulysses {
 } Ulysses;
 
 int64_t ulysses_kv_heads(int64_t kv_heads, int ulysses); // of one rank
-// The first of them for rank `rank` of the group; several ranks may be given the same.
-int64_t ulysses_first_kv_head(int64_t kv_heads, int ulysses, int rank);
 
 void ulysses_lay_out(Ulysses *ulysses, Arena *arena);
 // From my tokens of all heads to all tokens of my heads, and back. Backward also brings the gradient of the group's

@@ -54,14 +54,14 @@ typedef struct QueryBackward {
     TokenView q, d_out;
     RowView log_sum_exp; // natural logarithm
     RowView delta;       // sum_d d_out * out
-    FloatView d_q;       // += 
+    FloatView d_q;       // +=
 } QueryBackward;
 
 // A key/value chunk; d_k, d_v are used by the backward walk only.
 typedef struct KeyValue {
     Chunk chunk;
     TokenView k, v;      // (B, Tk, KV, D)
-    FloatView d_k, d_v;  // += 
+    FloatView d_k, d_v;  // +=
 } KeyValue;
 
 typedef struct AttentionKernels {

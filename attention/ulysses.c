@@ -12,7 +12,8 @@
 #include "attention/exchange.h"
 
 int64_t ulysses_kv_heads(int64_t kv_heads, int ulysses) { return kv_heads >= ulysses ? kv_heads / ulysses : 1; }
-int64_t ulysses_first_kv_head(int64_t kv_heads, int ulysses, int rank) { return rank * kv_heads / ulysses; }
+// The first of them for rank `rank` of the group; several ranks may be given the same.
+static int64_t first_kv_head(int64_t kv_heads, int ulysses, int rank) { return rank * kv_heads / ulysses; }
 
 static Shard shard_of_peer(const Ulysses *u, int peer) { return shard_of(u->context, u->all_ranks, u->first + peer); }
 
@@ -52,7 +53,7 @@ static void move_part(const Ulysses *u, bool pack, void *records, int64_t record
     int64_t bytes = (int64_t)u->element_bytes, D = u->heads_shape.head_dim;
     int64_t heads = kv ? u->heads_shape.kv_heads : u->heads_shape.heads, tokens = u->mine.tokens;
     for (int peer = 0; peer < u->ranks; peer++) {
-        int64_t first = kv ? ulysses_first_kv_head(u->tokens_shape.kv_heads, u->ranks, peer) : peer * heads;
+        int64_t first = kv ? first_kv_head(u->tokens_shape.kv_heads, u->ranks, peer) : peer * heads;
         for (int64_t b = 0; b < u->heads_shape.batch; b++) {
             void *packed = at(device, records, peer * tokens * record + part + b * heads * D);
             void *tensor = at(device, view.data, b * view.batch_stride + first * D);
@@ -268,7 +269,7 @@ static void store_gradient(const Ulysses *u, TokenView view, const float *parts,
     int64_t tokens = u->mine.tokens, width = u->heads_shape.kv_heads * u->heads_shape.head_dim;
     int sharing = (int)(u->heads_shape.kv_heads * u->ranks / u->tokens_shape.kv_heads);
     for (int peer = 0; peer < u->ranks; peer += sharing) {
-        int64_t first = ulysses_first_kv_head(u->tokens_shape.kv_heads, u->ranks, peer) * u->heads_shape.head_dim;
+        int64_t first = first_kv_head(u->tokens_shape.kv_heads, u->ranks, peer) * u->heads_shape.head_dim;
         for (int64_t b = 0; b < u->heads_shape.batch; b++) {
             device->to_storage_strided(device, at(device, view.data, b * view.batch_stride + first), view.token_stride,
                                        parts + peer * tokens * record + b * width, record, tokens, width);

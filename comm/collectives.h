@@ -47,7 +47,7 @@ typedef struct CommCollectives {
     bool (*sound)(void *member, Error *);  // false: something begun earlier has failed
 } CommCollectives;
 
-// Which device.cu puts into Device.collectives.
+// NCCL's (comm/cuda/nccl.cu), which layers/cuda/device.cu puts into Device.collectives.
 extern const CommCollectives cuda_nccl_collectives;
 
 #ifdef __cplusplus

@@ -3,8 +3,6 @@
 
 #include <stdlib.h>
 
-#include "comm/local.h"
-
 void device_group_init(DeviceGroup *group, const CommOperations *operations, Comm *host, Device *device) {
     group->host = host;
     group->base = (Comm){.operations = operations,

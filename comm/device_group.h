@@ -25,8 +25,8 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
 // Collective: waits until every rank and this device have done all they were told, then frees what init and staging
 // made.
 void device_group_close(DeviceGroup *group);
-void *device_group_allocate(Comm *comm, size_t count,
-                            size_t size); // host memory, zeroed; ends all ranks if there is none
+// Host memory, zeroed; ends all ranks if there is none.
+void *device_group_allocate(Comm *comm, size_t count, size_t size);
 
 // Entries of the table that only pass on to the host's group.
 void device_group_doing(Comm *comm, const char *what);

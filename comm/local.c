@@ -5,8 +5,7 @@
 // was read. A point-to-point message is copied once, straight from the sender's buffer to the receiver's, by whichever
 // of the two comes second: the first only leaves a note of its buffer and goes on working.
 //
-// A group has one lock. It guards counters and notes, never a copy or a sum, so it is held for well under a
-// microsecond.
+// A group has one lock. It guards counters and notes, never a copy or a sum, so it is held for moments only.
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>

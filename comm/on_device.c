@@ -1,5 +1,4 @@
 // Putting a group on a device: which kind of group it is to be.
-#include "comm/collectives.h"
 #include "comm/device_group.h"
 #include "comm/local.h"
 

@@ -271,8 +271,9 @@ static int listen_as_master(const MeetingPlace *p, Error *err) {
     }
     if (listener >= 0) return listener;
     if (errno == EADDRINUSE)
-        error_set(err, "port %d of %s is in use by another program: give all ranks another MASTER_PORT", p->port,
-                  p->address);
+        error_set(
+            err, "port %d of %s is in use by another program, or by another rank 0: give all ranks another MASTER_PORT",
+            p->port, p->address);
     else error_set(err, "cannot listen at %s port %d: %s", p->address, p->port, strerror(errno));
     return -1;
 }

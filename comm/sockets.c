@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "comm/pairwise.h"
+#include "comm/verdict.h"
 #include "comm/wire.h"
 
 typedef struct Process { // my world
@@ -49,7 +50,7 @@ static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     Wire *wire = wire_of(comm);
     pthread_mutex_lock(&wire->lock);
-    wire_report(wire, err);
+    verdict_report(wire, err);
     pthread_mutex_unlock(&wire->lock);
     for (;;) pause(); // the postman ends the process
 }
@@ -212,7 +213,7 @@ bool comm_run_sockets(const CommLaunch *launch, void (*rank_main)(Comm *, void *
     if (links == NULL) return error_set(err, "out of memory for %d ranks", place.size);
     Wire *wire = NULL;
     if (rendezvous(&place, launch->timeout_seconds, links, err))
-        wire = wire_start(place.rank, place.size, launch->timeout_seconds, links, err);
+        wire = wire_start(place.rank, place.size, launch->timeout_seconds, links, &verdict_events, err);
     free(links);
     if (wire == NULL) return false;
     bool ok = run_rank(wire, rank_main, argument, err);

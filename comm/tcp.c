@@ -39,7 +39,8 @@ int tcp_milliseconds_to_poll(TcpLimit *limit) {
     return left == 0 ? 0 : left < 0.5 ? 1 + (int)(1e3 * left) : 500;
 }
 
-bool tcp_wait(int socket, short events, TcpLimit *limit) {
+// Until the socket is ready. False: error; ETIMEDOUT: time is up.
+static bool wait_until_ready(int socket, short events, TcpLimit *limit) {
     while (tcp_left(limit) > 0) {
         struct pollfd one = {socket, events, 0};
         int n = poll(&one, 1, tcp_milliseconds_to_poll(limit));
@@ -61,7 +62,7 @@ ssize_t tcp_take(int socket, void *to, size_t bytes) {
 
 bool tcp_read_all(int socket, void *to, size_t bytes, TcpLimit *limit) {
     for (size_t have = 0; have < bytes;) {
-        if (!tcp_wait(socket, POLLIN, limit)) return false;
+        if (!wait_until_ready(socket, POLLIN, limit)) return false;
         ssize_t n = tcp_take(socket, (char *)to + have, bytes - have);
         if (n < 0) return false;
         have += (size_t)n;
@@ -74,7 +75,7 @@ bool tcp_write_all(int socket, const void *from, size_t bytes, TcpLimit *limit) 
         ssize_t n = send(socket, (const char *)from + gone, bytes - gone, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n >= 0) gone += (size_t)n;
         else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-            if (!tcp_wait(socket, POLLOUT, limit)) return false;
+            if (!wait_until_ready(socket, POLLOUT, limit)) return false;
         } else if (errno != EINTR) return false;
     }
     return true;
@@ -102,7 +103,7 @@ int tcp_connect(const struct sockaddr *address, socklen_t length, TcpLimit *limi
     tcp_prepare(made);
     if (connect(made, address, length) != 0) {
         if (errno != EINPROGRESS && errno != EINTR) return fail_with(made, errno);
-        if (!tcp_wait(made, POLLOUT, limit)) return fail_with(made, errno);
+        if (!wait_until_ready(made, POLLOUT, limit)) return fail_with(made, errno);
         if (getsockopt(made, SOL_SOCKET, SO_ERROR, &error, &error_length) != 0) error = errno;
         if (error != 0) return fail_with(made, error);
     }

@@ -37,7 +37,6 @@ int tcp_milliseconds_to_poll(TcpLimit *limit); // a part of what is left, so tha
 void tcp_prepare(int socket);                                                       // one that was not made here
 int tcp_connect(const struct sockaddr *address, socklen_t length, TcpLimit *limit); // -1: error
 int tcp_listen(const struct sockaddr *address, socklen_t length);                   // -1: error
-bool tcp_wait(int socket, short events, TcpLimit *limit); // false: error; ETIMEDOUT: time is up
 // Bytes that are there at once. 0: none yet; -1: the connection has ended (errno 0: by the other side).
 ssize_t tcp_take(int socket, void *to, size_t bytes);
 bool tcp_read_all(int socket, void *to, size_t bytes, TcpLimit *limit);

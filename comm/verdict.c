@@ -4,14 +4,14 @@
 // verdict: the judge tells it to all, they all end with its code, and it is printed once on each machine. So ranks that
 // fail together do not all speak, and what fails because another has failed (its connection ends) comes too late to be
 // heard. A judge that does not answer within moments is passed over.
+#include "comm/verdict.h"
+
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include "comm/wire.h"
 
 static const double JUDGES_TIME = 2, APART = 0.25, FAREWELL = 2, DRAIN = 1; // seconds
 
@@ -27,7 +27,7 @@ static Frame frame_of(FrameKind kind, const Error *err) {
         .kind = kind, .value = err->exit_code ? err->exit_code : EXIT_RUNTIME, .bytes = strlen(err->message)};
 }
 
-void wire_report(Wire *wire, const Error *err) {
+void verdict_report(Wire *wire, const Error *err) {
     if (wire->failure != SOUND) return;
     int judge = 0;
     while (judge != wire->rank && wire->peer[judge].mute) judge++;
@@ -44,22 +44,22 @@ void wire_report(Wire *wire, const Error *err) {
     wire_wake(wire);
 }
 
-void wire_lost(Wire *wire, Peer *peer, const char *why) {
+static void lost(Wire *wire, Peer *peer, const char *why) {
     int rank = (int)(peer - wire->peer);
     peer->lost = true;
     pthread_cond_signal(&wire->changed);
     if (wire->failure == REPORTED && wire->judge == rank) { // the same to the next one
         wire->failure = SOUND;
-        wire_report(wire, &wire->error);
+        verdict_report(wire, &wire->error);
         return;
     }
     Error err;
     error_set(&err, "rank %d (%s) has gone: its connection to rank %d has ended (%s); it was killed, or has crashed",
               rank, peer->place, wire->rank, why);
-    wire_report(wire, &err);
+    verdict_report(wire, &err);
 }
 
-void wire_hear(Wire *wire, Peer *peer) {
+static void heard(Wire *wire, Peer *peer) {
     bool verdict = peer->frame.kind == FRAME_VERDICT; // which counts more than what I have not carried out yet
     if (wire->failure == DECIDED && !verdict) return;
     Error err;
@@ -152,7 +152,8 @@ static void pronounce(Wire *wire) {
     free(polled);
 }
 
-void wire_judge(Wire *wire) {
+// Carries out what was decided, and then does not return.
+static void failing(Wire *wire) {
     pthread_mutex_lock(&wire->lock);
     double patience = JUDGES_TIME + APART * wire->rank; // so that not all lose it at once
     if (wire->failure == REPORTED && comm_seconds() - wire->reported_at > patience)
@@ -164,3 +165,5 @@ void wire_judge(Wire *wire) {
     if (wire->judge == wire->rank) pronounce(wire);
     _exit(wire->error.exit_code ? wire->error.exit_code : EXIT_RUNTIME);
 }
+
+const WireEvents verdict_events = {.lost = lost, .heard = heard, .failing = failing};

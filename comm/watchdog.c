@@ -23,7 +23,6 @@ typedef struct Operation {
 
 struct Watchdog {
     Comm *comm;
-    double timeout;
     pthread_t thread;
     pthread_mutex_t lock; // of everything below
     pthread_cond_t over_now;
@@ -76,12 +75,12 @@ static void look(Watchdog *dog) {
         pthread_mutex_unlock(&dog->lock);
         fail_for_error(dog, name, &err);
     }
-    bool silent_first = dog->first != NULL && comm_patience_spent(&dog->patience_with_first) > dog->timeout;
-    bool silent_call = dog->call != NULL && comm_patience_spent(&dog->patience_with_call) > dog->timeout;
+    bool silent_first = dog->first != NULL && comm_patience_spent(&dog->patience_with_first) > dog->comm->timeout;
+    bool silent_call = dog->call != NULL && comm_patience_spent(&dog->patience_with_call) > dog->comm->timeout;
     if (silent_call || silent_first) {
         if (silent_call) name = dog->call->name;
         pthread_mutex_unlock(&dog->lock);
-        fail_for_silence(dog, name, dog->timeout);
+        fail_for_silence(dog, name, dog->comm->timeout);
     }
 }
 
@@ -104,7 +103,6 @@ Watchdog *watchdog_start(Comm *comm) {
     Watchdog *dog = calloc(1, sizeof *dog);
     if (dog == NULL) comm_give_up(comm, "out of memory for a thread that watches over GPUs");
     dog->comm = comm;
-    dog->timeout = comm->timeout > 0 ? comm->timeout : 600;
     pthread_mutex_init(&dog->lock, NULL);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);

@@ -167,7 +167,7 @@ static size_t body_bytes(const Frame *frame) {
     }
 }
 
-bool wire_has_output(const Peer *peer) {
+static bool has_output(const Peer *peer) {
     return !peer->mute && (peer->going != NULL || peer->first != NULL || peer->wanted.first != NULL);
 }
 
@@ -371,7 +371,7 @@ static void message_moved(Wire *wire, Peer *peer, Message *message, size_t bytes
 static void close_frame(Wire *wire, Peer *peer) {
     if (peer->incoming != NULL) message_moved(wire, peer, peer->incoming, (size_t)peer->frame.bytes);
     else if (peer->frame.kind == FRAME_STANDING) hear_standing(wire, peer);
-    else if (peer->frame.kind == FRAME_REPORT || peer->frame.kind == FRAME_VERDICT) wire_hear(wire, peer);
+    else if (peer->frame.kind == FRAME_REPORT || peer->frame.kind == FRAME_VERDICT) wire->events->heard(wire, peer);
     peer->incoming = NULL;
     peer->frame_have = 0;
 }
@@ -380,7 +380,7 @@ static void hang_up(Wire *wire, Peer *peer, const char *why) {
     close(peer->link.socket);
     peer->link.socket = -1;
     fall_mute(wire, peer);
-    if (!peer->finished) wire_lost(wire, peer, why);
+    if (!peer->finished) wire->events->lost(wire, peer, why);
 }
 
 static bool read_some(Wire *wire, Peer *peer) { // false: nothing more for the time being
@@ -419,11 +419,11 @@ static void *postman(void *pointer) {
         for (int rank = 0; rank < wire->size; rank++) { // poll passes over sockets of -1
             Peer *peer = &wire->peer[rank];
             polled[rank] = (struct pollfd){peer->link.socket, (short)(POLLIN | (peer->blocked ? POLLOUT : 0)), 0};
-            output = output || (peer->link.socket >= 0 && !peer->blocked && wire_has_output(peer));
+            output = output || (peer->link.socket >= 0 && !peer->blocked && has_output(peer));
         }
         pthread_mutex_unlock(&wire->lock);
         if (closing) break;
-        if (failing) wire_judge(wire);
+        if (failing) wire->events->failing(wire);
         polled[wire->size] = (struct pollfd){wire->alarm_out, POLLIN, 0};
         poll(polled, (nfds_t)wire->size + 1, output ? 0 : failing ? LOOK_AGAIN : -1);
         char rung[64];
@@ -484,7 +484,7 @@ static bool start_postman(Wire *wire) { // signals are for the rank's own thread
     return started;
 }
 
-Wire *wire_start(int rank, int size, double timeout, const Link *links, Error *err) {
+Wire *wire_start(int rank, int size, double timeout, const Link *links, const WireEvents *events, Error *err) {
     Wire *wire = calloc(1, sizeof *wire);
     if (wire == NULL || (wire->peer = calloc((size_t)size, sizeof *wire->peer)) == NULL) {
         free(wire);
@@ -495,6 +495,7 @@ Wire *wire_start(int rank, int size, double timeout, const Link *links, Error *e
     }
     wire->rank = rank;
     wire->size = size;
+    wire->events = events;
     wire->timeout = timeout;
     wire->awaits = COMM_WORKING;
     wire->operation = "start";
@@ -520,7 +521,7 @@ Wire *wire_start(int rank, int size, double timeout, const Link *links, Error *e
 static bool all_said(const Wire *wire) { // everyone has finished, and has been told that I have
     for (int rank = 0; rank < wire->size; rank++) {
         const Peer *peer = &wire->peer[rank];
-        if (rank != wire->rank && (!peer->finished || wire_has_output(peer))) return false;
+        if (rank != wire->rank && (!peer->finished || has_output(peer))) return false;
     }
     return wire->failure == SOUND;
 }

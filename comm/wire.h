@@ -88,12 +88,22 @@ typedef struct Peer { // at the other end of a connection. Who may touch what: (
     char operation[32], doing[256], text[TEXT_BYTES];
 } Peer;
 
-typedef struct Wire {
+typedef struct Wire Wire;
+
+// What the postman leaves to others to decide (comm/verdict.c).
+typedef struct WireEvents {
+    void (*lost)(Wire *, Peer *, const char *why); // its connection has ended before it had finished. The lock is held.
+    void (*heard)(Wire *, Peer *); // a REPORT or VERDICT of its has come, in peer->text. The lock is held.
+    void (*failing)(Wire *); // while `failure` is not SOUND, several times a second, without the lock. May not return.
+} WireEvents;
+
+struct Wire {
     pthread_mutex_t lock;   // guards what is marked (l), never a system call that moves data
     pthread_cond_t changed; // a message is done, a peer has finished or answered
     pthread_t postman;
     int rank, size;
     double timeout;
+    const WireEvents *events;
     Peer *peer;              // (size)
     int alarm_in, alarm_out; // a pipe that wakes the postman
     bool woken, closing;
@@ -102,14 +112,14 @@ typedef struct Wire {
     int awaits; // (l) as in CommStanding
     const char *operation, *doing;
 
-    enum { SOUND, REPORTED, DECIDED } failure; // (l)
+    enum { SOUND, REPORTED, DECIDED } failure; // (l) this and what follows: set by comm/verdict.c
     Error error;
     int judge; // to whom it was reported, or who decided
     double reported_at;
-} Wire;
+};
 
 // `links` (size) become the wire's. NULL: error.
-Wire *wire_start(int rank, int size, double timeout, const Link *links, Error *err);
+Wire *wire_start(int rank, int size, double timeout, const Link *links, const WireEvents *events, Error *err);
 // Collective: waits, without a time-out, until all ranks have come here; then closes all.
 void wire_finish(Wire *wire);
 
@@ -119,17 +129,7 @@ Message *wire_post(Wire *wire, bool receives, void *data, size_t bytes, int peer
 
 // Sends a frame with a copy of `text` (frame->bytes long) to one rank. The lock is held.
 void wire_tell(Wire *wire, int rank, const Frame *frame, const char *text);
-void wire_wake(Wire *wire); // the postman, after anything that it should look at. The lock is held.
-bool wire_has_output(const Peer *peer);
+void wire_wake(Wire *wire);              // the postman, after anything that it should look at. The lock is held.
 void wire_write(Wire *wire, Peer *peer); // (p) what it can without waiting. Takes the lock.
-
-// ---- comm/verdict.c: the end of all ranks -------------------------------------------------------------------------
-
-// Asks that this line end all ranks, if no other has been before. Returns. The lock is held.
-void wire_report(Wire *wire, const Error *err);
-void wire_lost(Wire *wire, Peer *peer, const char *why); // its connection has ended. The lock is held.
-void wire_hear(Wire *wire, Peer *peer);                  // a REPORT or VERDICT that has come. The lock is held.
-// Carries out what was decided, and then does not return. By the postman, without the lock.
-void wire_judge(Wire *wire);
 
 #endif

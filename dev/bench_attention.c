@@ -2,9 +2,9 @@
 //
 //   dev/bench_attention                          the table below, on the CPU
 //   dev/bench_attention --device cuda            on the first GPU
-//   dev/bench_attention --csv T D [T D ...]      lines "who,T,D,forward,backward,both" in TFLOP/s for T tokens and
-//   heads
-//                                                of D values, with ordinary attention ("vanilla") where it fits
+//   dev/bench_attention --csv T D [T D ...]      lines "who,T,D,forward,backward,both" in TFLOP/s for T tokens
+//                                                and heads of D values, with ordinary attention ("vanilla") where
+//                                                it fits
 //   SIMD=avx2 dev/bench_attention                with another of the CPU's compiled copies (portable, avx2, avx512)
 //
 // Causal. CPU: one sequence, 4 heads, all processors. GPU: 2,048 channels, and as many sequences as make 16,384 tokens.

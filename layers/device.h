@@ -121,7 +121,7 @@ struct Device {
                                  const void *x, const void *pre, const void *weight, int64_t rows, int64_t K, int64_t N);
 
     // ---- activations ------------------------------------------------------------------------------------------------
-    // GELU, tanh form (Hendrycks and Gimpel 2016; "gelu_new"). d_x may alias d_out. 
+    // GELU, tanh form (Hendrycks and Gimpel 2016; "gelu_new"). d_x may alias d_out.
     void (*gelu_forward)(Device *, void *out, const void *x, int64_t count);
     void (*gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
     // SwiGLU (Shazeer 2020): gate_up (rows, 2F) = [gate | up]; out (rows, F) = silu(gate) * up.
@@ -129,7 +129,7 @@ struct Device {
     void (*swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
 
     // ---- classifier -------------------------------------------------------------------------------------------------
-    // Softmax cross-entropy of logits (rows, V) against targets (rows), in one pass: losses (rows) in nats, fp32; then
+    // Softmax cross-entropy of logits (rows, V) against targets (rows): losses (rows) in nats, fp32; and in the same call
     // logits are overwritten by their gradient, (softmax - one_hot) * d_loss. d_loss == 0 leaves the logits as they are.
     void (*classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V, float d_loss);
 

@@ -131,7 +131,7 @@ bool devices_choose(Devices *devices, const Options *options, int ranks, bool pr
         if (emulated(devices) && processes && options->sp * options->dp > 1)
             return error_usage(err,
                                "--device emulated: its ranks can only be threads of one process; use --engine local");
-        if (!assign(devices, options, devices->at_hand ? gpus : DEVICES_MOST_RANKS, processes, err)) return false;
+        if (!assign(devices, options, devices->at_hand ? gpus : INT_MAX, processes, err)) return false;
     }
     for (int i = 0; i < ranks; i++) devices->distinct += first_on_its_gpu(devices, i);
     if (!devices->at_hand) {

@@ -338,6 +338,7 @@ static void no_gpu(void **state) {
     assert_non_null(strstr(plan, "there is none here"));
     assert_non_null(strstr(plan, "device's own"));
     free(plan);
+    free(check_run(0, "--device cuda --plan --devices 1000", "")); // how many GPUs there are elsewhere, nobody knows
     free(check_run(2, "--device cuda --plan --dim 12",
                    "--device cuda takes a width, an MLP width and heads that are multiples of 8: this model has 12, 16 "
                    "and 6; change --dim, --ffn or --heads, or use --device cpu"));

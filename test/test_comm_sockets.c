@@ -314,7 +314,9 @@ static void test_port_in_use(void **state) {
     char line[200];
     RunningProgram programs[2];
     for (int rank = 0; rank < 2; rank++) programs[rank] = start_rank((Place){.rank = rank, .size = 2, .port = port});
-    snprintf(line, sizeof line, "train_gpt: port %d of 127.0.0.1 is in use by another program: give all ranks another ",
+    snprintf(line, sizeof line,
+             "train_gpt: port %d of 127.0.0.1 is in use by another program, or by another rank 0: "
+             "give all ranks another ",
              port);
     expect(&programs[0], 1, "", line, 10);
     int caller = accept(listener, NULL, NULL);

@@ -26,8 +26,7 @@ void cuda_check(cudaError_t status, const char *call, const char *file, int line
     _exit(3);
 }
 
-// ---- running a case in a child
-// ----------------------------------------------------------------------------------------
+// ---- running a case in a child -------------------------------------------------------------------------------------
 
 static char child_said[4096]; // what the last child wrote on standard error
 
@@ -113,8 +112,7 @@ static float number(uint32_t i) {
     return (float)((x ^ x >> 16) >> 8) * (2.0f / 16777216.0f) - 1.0f;
 }
 
-// ---- kernels that are right
-// ------------------------------------------------------------------------------------------
+// ---- kernels that are right ----------------------------------------------------------------------------------------
 
 __global__ static void sum_of_block(double *out, const float *x, int64_t count) {
     SHARED_ARRAY(double, partial, 32);
@@ -246,8 +244,7 @@ static void histograms(void) {
 }
 static void test_atomics(void **) { passes(histograms); }
 
-// ---- tensor cores
-// ----------------------------------------------------------------------------------------------------
+// ---- tensor cores --------------------------------------------------------------------------------------------------
 
 // Written from the figures of the PTX ISA, not from the formulas that the emulator uses: which lane and register hold
 // the element (row, column). A: the quadrants in the order upper left, lower left, upper right, lower right are
@@ -348,8 +345,7 @@ static void ldmatrix_case(void) {
 }
 static void test_ldmatrix(void **) { passes(ldmatrix_case); }
 
-// ---- asynchronous copies
-// -----------------------------------------------------------------------------------------------
+// ---- asynchronous copies -------------------------------------------------------------------------------------------
 
 // Two stages: the next 512 bytes are under way while these are summed. `early`: how many groups too few are waited for.
 template <int early> __global__ static void pipeline(float *out, const float *in, int stages, int valid_floats) {
@@ -402,8 +398,7 @@ static void test_missing_wait_is_caught(void **) {
               "has not been waited for: dynamic shared memory (1024 bytes)", "test_cuda_on_cpu.cu");
 }
 
-// ---- planted faults: barriers and races
-// ----------------------------------------------------------------------------------
+// ---- planted faults: barriers and races ----------------------------------------------------------------------------
 
 enum Fault { NO_FAULT, NO_BARRIER, READ_PAST, READ_BEFORE, UNWRITTEN, SHUFFLE_FOR_BARRIER };
 
@@ -529,8 +524,7 @@ static void test_barriers_not_reached(void **) {
     is_caught(two_masks_case, false, "two_masks", "calls a vote with mask ", "in two_masks");
 }
 
-// ---- planted faults: memory
-// ----------------------------------------------------------------------------------------------
+// ---- planted faults: memory ----------------------------------------------------------------------------------------
 
 __global__ static void copy_floats(float *out, const float *in, int64_t count) {
     const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
@@ -628,8 +622,7 @@ static void unwritten_memory(void) {
 }
 static void test_new_memory_is_no_number(void **) { passes(unwritten_memory); }
 
-// ---- launches
-// ----------------------------------------------------------------------------------------------------------
+// ---- launches ------------------------------------------------------------------------------------------------------
 
 __global__ static void nothing(int) {}
 static cudaError_t try_launch(dim3 grid, dim3 block, size_t shared_bytes) {
@@ -688,8 +681,7 @@ static void calls(void) {
 }
 static void test_calls(void **) { passes(calls); }
 
-// ---- streams
-// -----------------------------------------------------------------------------------------------------------
+// ---- streams -------------------------------------------------------------------------------------------------------
 
 // Steps that do not commute: the result tells their order.
 __global__ static void step(unsigned *x, int count, unsigned me) {

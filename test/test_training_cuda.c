@@ -264,10 +264,13 @@ static void test_what_is_refused(void **state) {
     if (strcmp(d, "emulated") == 0)
         refused((const char *const[]){"--device", d, "--sp", "2", "--engine", "sockets", NULL},
                 "--device emulated: its ranks can only be threads of one process; use --engine local");
+    refused((const char *const[]){"--device", d, "--sp", "1", "--devices", "65535", NULL}, "there is no GPU 65535");
+    if (strcmp(d, "emulated") == 0) // there are 64 of it
+        refused((const char *const[]){"--device", d, "--sp", "65", "--context", "2048", NULL},
+                "start fewer ranks, or let them share by --devices");
     if (devices == INT_MAX) return;
     refused((const char *const[]){"--device", d, "--sp", "512", "--context", "2048", NULL},
             "let them share: --devices");
-    refused((const char *const[]){"--device", d, "--sp", "1", "--devices", "9999", NULL}, "there is no GPU 9999");
 }
 
 static void no_device(void **state) {

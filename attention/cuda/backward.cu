@@ -28,8 +28,6 @@
 
 namespace {
 
-constexpr float LOG2_E = 1.4426950408889634f;
-
 // M = 2: each fragment read from shared memory serves two products; but the sums of 32 rows (32 D values, twice for
 // keys) fit into a warp's registers up to D = 64 only. Shared memory is 768 D + 512 bytes: two blocks fit a
 // multiprocessor at D = 64, one at D = 128, also where it has no more than 100 KiB (sm_89, sm_120).

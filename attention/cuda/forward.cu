@@ -21,10 +21,9 @@
 #include "layers/cuda/context.h"
 
 enum { WARPS = 4, THREADS = WARPS * WARP, WARP_ROWS = 32, QUERY_ROWS = WARPS * WARP_ROWS };
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-// How many blocks shall fit a multiprocessor. While one warp works out exponentials another's products run, so that
-// more is better, if registers and shared memory last: they do on Hopper.
+// How many blocks shall fit a multiprocessor. While one warp works out exponentials another's products can run, so that
+// more should be better, if registers and shared memory last: compiled for Hopper, they do.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 enum { SMALL_HEAD_BLOCKS = 3 };
 #else

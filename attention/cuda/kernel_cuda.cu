@@ -1,5 +1,5 @@
-// attention_kernels_cuda: the kernels for GPUs. Here the parts that pass over the tokens once, as fast as memory
-// allows; the work is in forward.cu and backward.cu.
+// attention_kernels_cuda: the kernels for GPUs. Here the parts that pass over the tokens once, which memory
+// bounds; the work is in forward.cu and backward.cu.
 //
 // The softmax state is that of attention/kernel.h in base 2: `max` holds the largest scale log2(e) q.k, and sum and
 // accumulator are weighted by 2^(scale log2(e) q.k - max). finish brings the log-sum-exp back to natural units.
@@ -11,7 +11,6 @@
 #include "layers/cuda/layers.h"
 
 enum { THREADS = 256 };
-constexpr float LN_2 = 0.6931471805599453f;
 
 // A pass over all rows (b, h, t) of a chunk. LANES neighbouring lanes share a row, each with one packet of it; LANES is
 // the power of 2 that the head's packets fit into. Rows follow one another by t, so that row values are read together.

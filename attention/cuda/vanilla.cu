@@ -3,7 +3,7 @@
 // products with a softmax kernel between them. It is what the other kernels are measured against: memory traffic grows
 // with T^2, and half of the work is thrown away.
 //
-// One product per head: from a few hundred tokens on, each fills the GPU.
+// One product per head, one after another: the plainest way, which leaves a large GPU partly idle on short contexts.
 //
 // Backward computes the probabilities again, since the matrix in memory is that of the layer that came last:
 //   dV = P^T dO,   dS = P * (dO V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q

@@ -19,32 +19,22 @@ cudaError_t cudaGetLastError() {
     last_error = cudaSuccess;
     return error;
 }
-cudaError_t cudaPeekAtLastError() { return last_error; }
 
 static const struct {
     cudaError_t error;
-    const char *name, *words;
+    const char *words;
 } errors[] = {
-    {cudaSuccess, "cudaSuccess", "no error"},
-    {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
-    {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
-    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
-    {cudaErrorInvalidMemcpyDirection, "cudaErrorInvalidMemcpyDirection", "invalid copy direction for memcpy"},
-    {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient"},
-    {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
-    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
-    {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
-    {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
-    {cudaErrorPeerAccessAlreadyEnabled, "cudaErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
-    {cudaErrorPeerAccessNotEnabled, "cudaErrorPeerAccessNotEnabled", "peer access has not been enabled"},
-    {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
-    {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaSuccess, "no error"},
+    {cudaErrorInvalidValue, "invalid argument"},
+    {cudaErrorMemoryAllocation, "out of memory"},
+    {cudaErrorInvalidConfiguration, "invalid configuration argument"},
+    {cudaErrorInsufficientDriver, "CUDA driver version is insufficient"},
+    {cudaErrorNoDevice, "no CUDA-capable device is detected"},
+    {cudaErrorInvalidDevice, "invalid device ordinal"},
+    {cudaErrorInvalidResourceHandle, "invalid resource handle"},
+    {cudaErrorNotReady, "device not ready"},
+    {cudaErrorPeerAccessAlreadyEnabled, "peer access is already enabled"},
 };
-const char *cudaGetErrorName(cudaError_t error) {
-    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
-        if (errors[i].error == error) return errors[i].name;
-    return "cudaErrorUnknown";
-}
 const char *cudaGetErrorString(cudaError_t error) {
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
         if (errors[i].error == error) return errors[i].words;
@@ -101,40 +91,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
-    cudaDeviceProp properties;
-    const cudaError_t status = cudaGetDeviceProperties(&properties, device);
-    if (status != cudaSuccess) return status;
-    switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = properties.maxThreadsPerBlock; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)properties.sharedMemPerBlock; break;
-    case cudaDevAttrWarpSize: *value = properties.warpSize; break;
-    case cudaDevAttrClockRate: *value = 1000000; break;
-    case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
-    case cudaDevAttrMemoryClockRate: *value = 1000000; break;
-    case cudaDevAttrGlobalMemoryBusWidth: *value = properties.memoryBusWidth; break;
-    case cudaDevAttrL2CacheSize: *value = properties.l2CacheSize; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = properties.maxThreadsPerMultiProcessor; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = (int)properties.sharedMemPerMultiprocessor; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)properties.sharedMemPerBlockOptin; break;
-    default: return device_error(cudaErrorInvalidValue);
-    }
-    return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetPCIBusId(char *id, int length, int device) {
-    if (!is_device(device)) return device_error(cudaErrorInvalidDevice);
-    snprintf(id, (size_t)length, "0000:%02x:00.0", device);
-    return cudaSuccess;
-}
-cudaError_t cudaDriverGetVersion(int *version) {
-    *version = 13000;
-    return cudaSuccess;
-}
-cudaError_t cudaRuntimeGetVersion(int *version) { return cudaDriverGetVersion(version); }
-
 // ---- peers ----------------------------------------------------------------------------------------------------------
 
 cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
@@ -145,9 +101,5 @@ cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
     if (flags != 0) return device_error(cudaErrorInvalidValue);
     if (!is_device(peer) || peer == current) return device_error(cudaErrorInvalidDevice);
-    return memory_enable_peer(current, peer, true) ? cudaSuccess : device_error(cudaErrorPeerAccessAlreadyEnabled);
-}
-cudaError_t cudaDeviceDisablePeerAccess(int peer) {
-    if (!is_device(peer)) return device_error(cudaErrorInvalidDevice);
-    return memory_enable_peer(current, peer, false) ? cudaSuccess : device_error(cudaErrorPeerAccessNotEnabled);
+    return memory_enable_peer(current, peer) ? cudaSuccess : device_error(cudaErrorPeerAccessAlreadyEnabled);
 }

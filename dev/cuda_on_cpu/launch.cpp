@@ -6,8 +6,7 @@
 #include "dev/cuda_on_cpu/device.h"
 #include "dev/cuda_on_cpu/stream.h"
 
-// ---- how much dynamic shared memory a kernel may ask for
-// --------------------------------------------------------------
+// ---- how much dynamic shared memory a kernel may ask for -----------------------------------------------------------
 
 struct Allowance {
     const void *kernel;
@@ -28,7 +27,6 @@ static size_t allowed(const void *kernel, int device) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
-    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > SHARED_MOST_DYNAMIC)
         return device_error(cudaErrorInvalidValue);
     const int device = device_current();
@@ -45,17 +43,6 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
     if (found != NULL) found->bytes = (size_t)value;
     pthread_mutex_unlock(&lock);
     return found != NULL ? cudaSuccess : device_error(cudaErrorMemoryAllocation);
-}
-
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *kernel, int threads,
-                                                          size_t shared_bytes) {
-    (void)kernel;
-    if (threads < 1 || threads > MAX_THREADS) return device_error(cudaErrorInvalidValue);
-    const int by_threads = 2048 / threads;
-    const int by_shared = (int)((SHARED_MOST_DYNAMIC + 1024) / (shared_bytes + 1024));
-    const int fit = by_threads < by_shared ? by_threads : by_shared;
-    *blocks = fit < 32 ? fit : 32;
-    return cudaSuccess;
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------

@@ -170,11 +170,9 @@ bool memory_owner(const void *address, int *device, size_t *rest) {
     return inside;
 }
 
-bool memory_enable_peer(int device, int peer, bool on) {
+bool memory_enable_peer(int device, int peer) {
     const uint64_t bit = (uint64_t)1 << peer;
-    const uint64_t before = on ? __atomic_fetch_or(&peers[device], bit, __ATOMIC_SEQ_CST)
-                               : __atomic_fetch_and(&peers[device], ~bit, __ATOMIC_SEQ_CST);
-    return ((before & bit) != 0) != on;
+    return (__atomic_fetch_or(&peers[device], bit, __ATOMIC_SEQ_CST) & bit) == 0;
 }
 
 // ---- for kernels ----------------------------------------------------------------------------------------------------

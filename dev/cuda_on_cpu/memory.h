@@ -17,7 +17,7 @@ bool memory_free(void *memory, bool pinned); // false: it is no allocation of th
 // end.
 bool memory_owner(const void *address, int *device, size_t *rest);
 void memory_info(size_t *available, size_t *total);
-bool memory_enable_peer(int device, int peer, bool on); // false: it was so before
+bool memory_enable_peer(int device, int peer); // false: it was so before
 
 // For kernels:
 enum MemoryState { MEMORY_FOUND, MEMORY_OUTSIDE, MEMORY_FREED, MEMORY_OF_PEER, MEMORY_OF_HOST };

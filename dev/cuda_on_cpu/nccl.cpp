@@ -81,8 +81,7 @@ static __thread ncclResult_t group_result;
 static __thread GroupCall group;
 static __thread char last_error[400];
 
-// ---- errors
-// -----------------------------------------------------------------------------------------------------------
+// ---- errors --------------------------------------------------------------------------------------------------------
 
 static ncclResult_t refuse(ncclResult_t result, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static ncclResult_t refuse(ncclResult_t result, const char *format, ...) {
@@ -128,8 +127,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error) {
     return ncclSuccess;
 }
 
-// ---- communicators
-// ----------------------------------------------------------------------------------------------------
+// ---- communicators -------------------------------------------------------------------------------------------------
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     memset(id, 0, sizeof *id);
@@ -206,8 +204,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     return ncclSuccess;
 }
 
-// ---- meeting
-// ----------------------------------------------------------------------------------------------------------
+// ---- meeting -------------------------------------------------------------------------------------------------------
 
 static const char *describe(char (&text)[100], Kind kind, size_t bytes, int root) {
     if (kind == BROADCAST) snprintf(text, sizeof text, "ncclBroadcast of %zu bytes from rank %d", bytes, root);
@@ -253,8 +250,7 @@ static void end_meeting(Clique *clique, Meeting *meeting) {
     free(meeting);
 }
 
-// ---- on the stream
-// ----------------------------------------------------------------------------------------------------
+// ---- on the stream -------------------------------------------------------------------------------------------------
 
 // Each group call is three operations of its stream, since one may not wait in its middle: arrive, take, deliver.
 
@@ -315,8 +311,7 @@ static void end_call(void *argument) {
     free(call);
 }
 
-// ---- calls
-// ------------------------------------------------------------------------------------------------------------
+// ---- calls ---------------------------------------------------------------------------------------------------------
 
 static bool planted(const ncclComm *comm, int64_t operation) {
     const char *text = getenv("EMULATED_NCCL_FAIL"), *colon = text != NULL ? strchr(text, ':') : NULL;

@@ -220,7 +220,6 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
     stream_unlock();
     return *stream != NULL ? cudaSuccess : device_error(cudaErrorMemoryAllocation);
 }
-cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int) {
     return cudaStreamCreateWithFlags(stream, flags);
 }
@@ -249,15 +248,6 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     else finish_blocking(device_current());
     stream_unlock();
     return cudaSuccess;
-}
-
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    if (stream == NULL) return cudaSuccess;
-    stream_lock();
-    if (stream->completed < stream->enqueued && random_below(2) == 0) advance(stream);
-    const bool done = stream->completed == stream->enqueued;
-    stream_unlock();
-    return done ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaDeviceSynchronize() {

@@ -13,8 +13,8 @@
 struct Operation {
     // Can it run now? NULL: always. Called with the lock held, only while the operation is at the head of its stream,
     // any number of times, by any thread; must be short, must change nothing that another waits for, and must not call
-    // the CUDA runtime. What it looks at may be
-    // guarded by the lock (stream_lock below), and whoever changes that calls stream_changed.
+    // the CUDA runtime. What it looks at may be guarded by the lock (stream_lock below), and whoever changes that calls
+    // stream_changed.
     bool (*ready)(void *argument);
     // The work. Called once, without the lock, by any thread; must not wait for another stream.
     void (*run)(void *argument);

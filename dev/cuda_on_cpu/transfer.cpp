@@ -19,13 +19,12 @@ cudaError_t cudaFree(void *memory) {
     stream_finish_device(device); // as a GPU does
     return memory_free(memory, false) ? cudaSuccess : device_error(cudaErrorInvalidValue);
 }
-cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
+cudaError_t cudaMallocHost(void **memory, size_t bytes) {
     *memory = NULL;
     if (bytes == 0) return cudaSuccess;
     *memory = memory_allocate(bytes, PINNED);
     return *memory != NULL ? cudaSuccess : device_error(cudaErrorMemoryAllocation);
 }
-cudaError_t cudaMallocHost(void **memory, size_t bytes) { return cudaHostAlloc(memory, bytes, cudaHostAllocDefault); }
 cudaError_t cudaFreeHost(void *memory) {
     if (memory == NULL) return cudaSuccess;
     stream_finish_device(device_current());
@@ -123,9 +122,6 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                               size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
     return device_error(copy_rows(to, to_pitch, from, from_pitch, width, height, kind, stream, false));
-}
-cudaError_t cudaMemcpyPeerAsync(void *to, int, const void *from, int, size_t bytes, cudaStream_t stream) {
-    return device_error(copy_rows(to, bytes, from, bytes, bytes, 1, cudaMemcpyDeviceToDevice, stream, false));
 }
 
 static cudaError_t fill(void *memory, int value, size_t bytes, cudaStream_t stream) {

@@ -2,8 +2,8 @@
 //
 // The definition, read aloud: a first pass over the keys finds the largest score, so that no exp overflows; a second
 // one adds up weights and weighted values. It is right, and slow for one reason above all: every thread reads every key
-// from memory on its own, twice, D values of 2 bytes for 2 D operations. One operation a byte, where a GPU has bytes
-// for hundreds.
+// from memory on its own, twice, D values of 2 bytes for 2 D operations. One operation a byte, where a GPU has time for
+// tens, and in its tensor cores for hundreds.
 #include "dev/ladder/ladder.h"
 
 enum { THREADS = 64 };

@@ -3,7 +3,7 @@
 // All rows of a block want the same keys. So the block reads KEYS of them once, together, into shared memory, and then
 // every thread takes them from there: global memory is read a 64th as often. The barriers say when a tile is there and
 // when all have done with it. What is left: the scores are still worked out twice, and a thread with its row holds 2 D
-// values, more than its registers, so that they go to memory after all.
+// values, which for D = 128 is more than its registers, so that they go to memory after all.
 #include "dev/ladder/ladder.h"
 
 enum { THREADS = 64, KEYS = 32 };

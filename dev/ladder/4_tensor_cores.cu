@@ -1,8 +1,9 @@
 // Step 4: tensor cores.
 //
-// mma.m16n8k16 multiplies 16 x 16 by 16 x 8 in one instruction of a warp, hundreds of times what its lanes could do one
-// by one. Its operands are "fragments": the warp holds the matrix together, each lane the places that the PTX manual
-// gives it (layers/cuda/ptx.h). Here they are gathered by hand, to see what they are; q = lane % 4, g = lane / 4:
+// mma.m16n8k16 multiplies 16 x 16 by 16 x 8 in one instruction of a warp: 2,048 products, where an instruction of its
+// lanes makes 32. Its operands are "fragments": the warp holds the matrix together, each lane the places that the PTX
+// manual gives it (layers/cuda/ptx.h). Here they are gathered by hand, to see what they are; q = lane % 4, g = lane /
+// 4:
 //
 //   A = Q (16 queries x 16 of D)        B = K^T (16 of D x 8 keys)        B = V (16 keys x 8 of D)
 //   a[0] = Q[g][2q, 2q+1]               b[0] = K[g][2q, 2q+1]             b[0] = V[2q][g], V[2q+1][g]

@@ -2,7 +2,7 @@
 //
 // C (m, n) = alpha op(A) op(B) + beta C, row-major, op(X) = X or its transpose. op(A) is (m, k) and op(B) is (k, n);
 // lda, ldb and ldc are the lengths of a stored row of A, B and C. With beta == 0, C is not read. C may not overlap A or
-// B. Any m, n, k >= 0. Callers that want several threads cut the product themselves (layers/cpu/matmul.c).
+// B. Any m, n, k >= 0. Callers that want several threads cut the product themselves (layers/cpu/matmul_simd.c).
 #ifndef LAYERS_CPU_SGEMM_H
 #define LAYERS_CPU_SGEMM_H
 

@@ -32,7 +32,6 @@ __device__ inline float not_above(float x, float limit) { return x > limit ? lim
 // log2(e) 2 sqrt(2/pi), and that times 0.044715: -2u log2(e) = -x (GELU_1 + GELU_3 x^2).
 #define GELU_1 2.3022081985f
 #define GELU_3 0.1029432396f
-#define LOG2_E 1.4426950409f
 
 __device__ inline float gelu(float x) {
     const float e = exp2_fast(x * (-GELU_1 - GELU_3 * (x * x)));

@@ -1,5 +1,5 @@
 // Column sums: a bias's gradient is the sum of d_out over rows. Deterministic: each block sums the rows of its own, and
-// a second kernel adds the blocks' sums in order. Both only read: speed is that of memory, d_out once.
+// a second kernel adds the blocks' sums in order. The limit is memory: d_out is read once.
 #include "layers/cuda/bias.h"
 #include "layers/cuda/columns.h"
 #include "layers/cuda/layers.h"
@@ -98,8 +98,9 @@ void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_
     add_partial_sums(device, d_bias, partial, blocks, N, N);
 }
 
-// ---- bias added --- A warp adds
-// to 256 columns of a row.
+// ---- bias added ----------------------------------------------------------------------------------------------------
+
+// A warp adds to 256 columns of a row.
 template <bool whole>
 __global__ void add_bias_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64_t N, int64_t column_groups) {
     const int lane = threadIdx.x % WARP;

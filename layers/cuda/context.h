@@ -8,7 +8,7 @@
 #include "layers/device.h"
 
 struct MatmulPlans; // layers/cuda/matmul.cu: cuBLASLt's algorithms, by shape
-struct UploadRing;  // layers/cuda/memory.cu: pinned memory on the way to the GPU
+struct UploadRing;  // layers/cuda/upload.cu: pinned memory on the way to the GPU
 
 struct CudaContext {
     int gpu;                      // index

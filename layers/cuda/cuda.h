@@ -49,6 +49,8 @@ inline void launch_checked(void (*kernel)(P...), const char *name, const char *f
 
 #endif // otherwise dev/cuda_on_cpu/cuda_runtime.h has them
 
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f; // log2(e), ln(2)
+
 template <typename T> __host__ __device__ constexpr T smaller_of(T a, T b) { return a < b ? a : b; }
 template <typename T> __host__ __device__ constexpr T larger_of(T a, T b) { return a > b ? a : b; }
 template <typename T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "comm/collectives.h"
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
 #include "layers/cuda/open.h"
@@ -85,8 +86,11 @@ bool cuda_device(Device *device, int index, Error *err) {
     const int count = cuda_device_count(&why);
     if (count == 0) return error_set(err, "--device %s: %s; use --device cpu", NAME, why);
     if (index < 0 || index >= count)
-        return error_set(err, "there is no GPU %d: this machine has %d, counted from 0 (--devices, %s)", index, count,
-                         WHO_SETS_THE_NUMBER);
+        return error_usage(
+            err,
+            "there is no GPU %d: this machine has %d, counted from 0 (see %s); start fewer ranks, or let "
+            "them share by --devices",
+            index, count, WHO_SETS_THE_NUMBER);
     CudaContext *c = (CudaContext *)calloc(1, sizeof *c);
     if (c == NULL) return error_set(err, "out of memory");
     if (!fill_context(c, index, err)) {

@@ -6,8 +6,7 @@
 #include "attention/kernel.h"
 #include "layers/device.h"
 
-extern const AttentionKernels attention_kernels_cuda;          // attention/cuda/kernel_cuda.cu
-extern "C" const struct CommCollectives cuda_nccl_collectives; // comm/cuda/nccl.cu
+extern const AttentionKernels attention_kernels_cuda; // attention/cuda/kernel_cuda.cu
 
 // ---- memory.cu -----------------------------------------------------------------------------------------------------
 void *cuda_allocate(Device *, size_t bytes, Error *);

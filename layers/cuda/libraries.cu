@@ -102,9 +102,6 @@ CUBLAS(cublasLtMatrixLayoutCreate,
        (cublasLtMatrixLayout_t * layout, cudaDataType type, uint64_t rows, uint64_t columns, int64_t leading),
        (layout, type, rows, columns, leading))
 CUBLAS(cublasLtMatrixLayoutDestroy, (cublasLtMatrixLayout_t layout), (layout))
-CUBLAS(cublasLtMatrixLayoutSetAttribute,
-       (cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute, const void *value, size_t bytes),
-       (layout, attribute, value, bytes))
 
 // ---- NCCL -----------------------------------------------------------------------------------------------------------
 

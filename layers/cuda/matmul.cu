@@ -189,8 +189,9 @@ static bool multiply(Device *device, const Product *p) {
                  (int)p->epilogue);
 }
 
-// ---- the three products of a layer --- cuBLASLt's kernels count rows in
-// 32 bits, so more than this many are given to it in pieces.
+// ---- the three products of a layer ---------------------------------------------------------------------------------
+
+// cuBLASLt's kernels count rows in 32 bits, so more than this many are given to it in pieces.
 static const int64_t ROWS_AT_ONCE = 1 << 24;
 
 static const bf16 *row_of(const void *matrix, int64_t row, int64_t width) {
@@ -251,9 +252,10 @@ static void weight_gradient(Device *device, float *d_weight, const void *d_out, 
     }
 }
 
-// ---- layers --- Epilogues
-// read bias and aux 16 bytes at a time, and no preference tells cuBLASLt that they are less aligned; aux (the GELU's
-// input) also needs rows of a multiple of 8 values (cublasLt.h, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD).
+// ---- layers --------------------------------------------------------------------------------------------------------
+
+// Epilogues read bias and aux 16 bytes at a time, and no preference tells cuBLASLt that they are less aligned; aux (the
+// GELU's input) also needs rows of a multiple of 8 values (cublasLt.h, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD).
 static bool bias_fits(const void *bias) { return alignment_of(bias) >= 16; }
 static bool aux_fits(const void *aux, int64_t width) { return alignment_of(aux) >= 16 && width % 8 == 0; }
 
@@ -298,8 +300,9 @@ void cuda_matmul_gelu_backward(Device *device, void *d_pre, float *d_weight, flo
     cuda_matmul_backward(device, NULL, d_weight, d_bias, d_out, x, NULL, rows, K, N, false);
 }
 
-// ---- the machine's own limit --- Some values in [-1, 1):
-// products of zeros would draw less power, and so run at higher clocks, than real ones do.
+// ---- the machine's own limit ---------------------------------------------------------------------------------------
+
+// Some values in [-1, 1): products of zeros would draw less power, and so run at higher clocks, than real ones do.
 __global__ void fill_kernel(bf16 *x, int64_t count) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) x[i] = to_bf16((float)((uint32_t)i * 2654435761u >> 24) * 0x1p-7f - 1.0f);

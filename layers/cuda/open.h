@@ -18,7 +18,6 @@ int cuda_device_count(const char **why);
 enum { CUDA_WORKSPACE_BYTES = 32 << 20 };
 
 bool emulated_device(Device *device, int index, Error *err);
-int emulated_device_count(const char **why);
 
 #ifdef __cplusplus
 }
