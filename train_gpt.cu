@@ -36,6 +36,7 @@
 #include "dataloader/bigram.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
+#include "terminal/same_run.h"
 #include "train_gpt.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -854,6 +855,7 @@ static void rank_main(Comm *world, void *argument) {
     }
     r->run = run;
     r->world = world;
+    if (run->processes) require(r, same_run(run, world, &err), &err);
     int rank_here = run->processes ? 0 : comm_rank(world);
     require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
     require(r, set_up_rank(r, &err), &err);

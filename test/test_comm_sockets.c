@@ -507,6 +507,26 @@ static void test_training(void **state) {
     assert_true(threads.validation_loss == processes.validation_loss);
 }
 
+// What each process was told is compared before anything is computed: here, by a shell for each rank, the option given.
+static void expect_difference(const char *option, const char *difference) {
+    char script[300];
+    Command command = {0};
+    add_sockets_launcher(&command, 2);
+    snprintf(script, sizeof script, "exec \"$0\" --sp 2 --steps 1 --context 64 --sample-tokens 0 %s", option);
+    add_words(&command, "/bin/sh", "-c", script, train_gpt_path(), NULL);
+    ProgramResult result = run_program(command.argv, 30);
+    if (result.exit_code != EXIT_USAGE || strstr(result.err, difference) == NULL)
+        fail_msg("%s: exit code %d: %s", option, result.exit_code, result.err);
+    free_result(&result);
+}
+
+static void test_other_runs(void **state) {
+    (void)state;
+    expect_difference("--lr 0.00$((RANK + 1))", "train_gpt: rank 1 has --lr 0.002, rank 0 has --lr 0.001; start every");
+    expect_difference("--seed $RANK", "rank 1 has --seed 1, rank 0 has --seed 0");
+    expect_difference("$([ $RANK = 1 ] && echo --data /etc/passwd)", "rank 1 has --data, rank 0 has --data not given");
+}
+
 int main(int argc, char **argv) {
     if (is_launcher(argc, argv)) return launch_ranks(argv);
     if (argc == 4) return play_alone(argv);
@@ -526,6 +546,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_long_messages),
         cmocka_unit_test(test_mistaken_sizes),
         cmocka_unit_test(test_training),
+        cmocka_unit_test(test_other_runs),
     };
     return cmocka_run_group_tests_name("comm by sockets", tests, make_folder_for_ranks, remove_folder_of_ranks);
 }

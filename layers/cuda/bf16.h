@@ -44,8 +44,9 @@ __host__ __device__ inline float high_of(uint32_t packed) { return to_float(bf16
 
 enum { PACKET = 8 }; // bf16 values in 16 bytes
 
-// PACKET values from a 16-byte aligned address, and back; store_packet to global memory only. __stwb is an ordinary store
-// (st.wb, PTX ISA "Cache operators"), but stays one of 16 bytes: nvcc now and then cuts an assignment into four of 4.
+// PACKET values from a 16-byte aligned address, and back; store_packet to global memory only. __stwb is an ordinary
+// store (st.wb, PTX ISA "Cache operators"), but stays one of 16 bytes: nvcc now and then cuts an assignment into four
+// of 4.
 __device__ inline void load_packet(float out[PACKET], const bf16 *from) {
     const uint4 p = *reinterpret_cast<const uint4 *>(from);
     const uint32_t words[4] = {p.x, p.y, p.z, p.w};

@@ -11,17 +11,17 @@ struct MatmulPlans; // layers/cuda/matmul.cu: cuBLASLt's algorithms, by shape
 struct UploadRing;  // layers/cuda/upload.cu: pinned memory on the way to the GPU
 
 struct CudaContext {
-    int gpu;                      // index
-    cudaDeviceProp properties;    // multiProcessorCount, sharedMemPerBlockOptin, ...
-    cudaStream_t stream[2];       // by Order
+    int gpu;                   // index
+    cudaDeviceProp properties; // multiProcessorCount, sharedMemPerBlockOptin, ...
+    cudaStream_t stream[2];    // by Order
     cublasLtHandle_t cublas;
-    void *workspace;              // cuBLASLt's
+    void *workspace; // cuBLASLt's
     size_t workspace_bytes;
     struct MatmulPlans *plans;
     struct UploadRing *uploads;
-    void *scratch;                // for sums over blocks, in ORDER_WORK; grows when more is asked for (cuda_scratch)
+    void *scratch; // for sums over blocks, in ORDER_WORK; grows when more is asked for (cuda_scratch)
     size_t scratch_bytes;
-    uint64_t peers_tried;         // a bit for each GPU whose memory this one has asked to reach (marks.cu)
+    uint64_t peers_tried; // a bit for each GPU whose memory this one has asked to reach (marks.cu)
 };
 
 static inline CudaContext *context_of(Device *device) { return static_cast<CudaContext *>(device->context); }

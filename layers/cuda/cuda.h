@@ -4,8 +4,8 @@
 // runs each thread of a block as a fiber on the CPU ("--device emulated"). Three things differ between the two and
 // stand behind a name here: a launch, and the two kinds of shared memory.
 //
-//   launch(kernel, grid, block, shared_bytes, stream, arguments...)     kernel<<<grid, block, shared_bytes, stream>>>(...)
-//   SHARED_ARRAY(float, partial, 32);                                   __shared__ float partial[32];
+//   launch(kernel, grid, block, shared_bytes, stream, arguments...)     kernel<<<grid, block, shared_bytes,
+//   stream>>>(...) SHARED_ARRAY(float, partial, 32);                                   __shared__ float partial[32];
 //   DYNAMIC_SHARED(unsigned char, tiles);                               extern __shared__ unsigned char tiles[];
 //
 // Grids: everything that grows with the number of tokens goes on x, since y and z stop at 65,535.
@@ -39,9 +39,9 @@ template <typename... P, typename... A>
 inline void launch_checked(void (*kernel)(P...), const char *name, const char *file, int line, dim3 grid, dim3 block,
                            size_t shared_bytes, cudaStream_t stream, A... arguments) {
     if (shared_bytes > (48 << 10)) {
-        cuda_check(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        (int)shared_bytes),
-                   name, file, line);
+        cuda_check(
+            cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes),
+            name, file, line);
     }
     kernel<<<grid, block, shared_bytes, stream>>>(static_cast<P>(arguments)...);
     cuda_check(cudaGetLastError(), name, file, line);

@@ -10,8 +10,8 @@
 #include "dev/cuda_on_cpu/ptx.h"
 #else
 
-// d (16 x 8, fp32) += a (16 x 16, bf16, row-major) b (16 x 8, bf16, column-major), by one warp. Lane l, group g = l / 4,
-// q = l % 4, holds
+// d (16 x 8, fp32) += a (16 x 16, bf16, row-major) b (16 x 8, bf16, column-major), by one warp. Lane l, group g = l /
+// 4, q = l % 4, holds
 //   a[0]: (g, 2q..2q+1)   a[1]: (g+8, 2q..)   a[2]: (g, 2q+8..)   a[3]: (g+8, 2q+8..)
 //   b[0]: (k = 2q..2q+1, n = g)   b[1]: (k = 2q+8.., n = g)
 //   d[0], d[1]: (g, 2q), (g, 2q+1)   d[2], d[3]: (g+8, 2q), (g+8, 2q+1)

@@ -15,8 +15,7 @@ template <typename T> __device__ inline T warp_sum(T x) {
 }
 __device__ inline float warp_max(float x) {
 #pragma unroll
-    for (int distance = WARP / 2; distance > 0; distance /= 2)
-        x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, distance));
+    for (int distance = WARP / 2; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, distance));
     return x;
 }
 
