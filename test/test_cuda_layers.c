@@ -42,7 +42,7 @@ static void opening(void **state) {
     assert_true(device->memory_available(device) > 0);
     Error err = {0};
     assert_false(device_open(&other, cuda_device_name(), 9999, 1, &err));
-    assert_int_equal(err.exit_code, EXIT_RUNTIME);
+    assert_int_equal(err.exit_code, EXIT_USAGE);
     assert_non_null(strstr(err.message, "9999"));
     assert_false(device_open(&other, cuda_device_name(), -1, 1, &err));
     assert_true(device_open(&other, cuda_device_name(), 0, 1, &err)); // two ranks on one GPU
