@@ -813,14 +813,16 @@ static bool set_up_rank(Rank *r, Error *err) {
     if (r->arena.base == NULL) return false;
     lay_out_rank(r, me);
     // NCCL may not be installed and cannot have two ranks on one GPU; copies from device to device cannot leave the
-    // process.
+    // process. Within one, attention's messages are copies all the same: they leave the multiprocessors to the kernels.
     const CommCollectives *nccl = r->device.collectives;
-    bool collectives = r->run->processes || (nccl != NULL && nccl->available() && !r->run->devices.shared);
+    bool processes = r->run->processes;
+    bool collectives = processes || (nccl != NULL && nccl->available() && !r->run->devices.shared);
     comm_doing(r->world, "start of the groups of ranks");
     r->sequence = comm_split(r->world, r->replica, me);
     r->world_tensors = comm_on_device(r->world, &r->device, collectives);
-    r->sequence_tensors =
-        r->run->options.dp > 1 ? comm_split(r->world_tensors, r->replica, me) : r->world_tensors; // the same ranks
+    if (collectives && !processes) r->sequence_tensors = comm_on_device(r->sequence, &r->device, false);
+    else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
+    else r->sequence_tensors = r->world_tensors; // the same ranks
     attention_connect(&r->attention, r->sequence_tensors);
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
