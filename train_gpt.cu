@@ -26,14 +26,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cpu_features.h"
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/dump.h"
 #include "comm/collectives.h"
 #include "dataloader/bigram.h"
+#include "run/saving.h"
+#include "run/signals.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
 #include "terminal/same_run.h"
@@ -385,13 +385,10 @@ static size_t *slice_bytes(const Rank *r, size_t element_bytes) {
     return bytes;
 }
 
-static void gather_slices(Rank *r, void *flat, size_t element_bytes) {
+void gather_slices(Rank *r, void *flat, size_t element_bytes) {
     size_t *bytes = slice_bytes(r, element_bytes);
-    if (bytes == NULL) {
-        Error err;
-        error_set(&err, "out of memory");
-        comm_fail(r->world, &err);
-    }
+    Error err;
+    if (bytes == NULL) require(r, error_set(&err, "out of memory"), &err);
     comm_all_gather(r->world_tensors, flat, bytes);
     free(bytes);
 }
@@ -426,211 +423,80 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
 // ---------------------------------------------------------------------------------------------------------------------
 // One pass, one step, evaluation
 
+typedef struct Validation {
+    Loader loader;
+    int64_t *window, windows;
+} Validation;
+
 static double tokens_in_step(const Run *run) { return (double)run->options.batch * (double)run->options.context; }
 
 // Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
-static void load(Rank *r, const Loader *loader, const int64_t *window, int64_t count) {
+static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err) {
     Activations *act = &r->act;
     Device *d = &r->device;
     int64_t tokens = r->shard.tokens;
     int32_t *inputs = r->staging, *targets = inputs + tokens, *positions = targets + tokens;
-    Error err;
     for (int64_t b = 0; b < act->sequences; b++) {
         if (!loader_read(loader, window[b < count ? b : 0], &r->shard, r->run->config.vocab_size, inputs, targets,
-                         positions, &err))
-            comm_fail(r->world, &err);
+                         positions, err))
+            return false;
         d->upload(d, act->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
         d->upload(d, act->targets + b * tokens, targets, tokens * sizeof(int32_t));
         d->upload(d, act->positions + b * tokens, positions, tokens * sizeof(int32_t));
     }
+    return true;
 }
 
 // Forward and backward over this replica's share of a batch of windows: leaves this rank's gradients of the mean loss
-// over all tokens of all ranks, and in r->sums its losses.
-static void forward_backward(Rank *r, const int64_t *window) {
+// over all tokens of all ranks, and in r->sums its losses. False, on all ranks, where a window cannot be read.
+static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     const Run *run = r->run;
     Device *d = &r->device;
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
     d->zero(d, r->gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
     for (int64_t done = 0; done < per_replica; done += micro) {
-        load(r, &r->loader, window + r->replica * per_replica + done, micro);
+        bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
+        if (!all_well(r, loaded, err)) return false;
         comm_doing(r->world, "forward pass");
         forward(r, &r->act, NULL);
         classify(r, (float)(1.0 / tokens_in_step(run)), r->act.rows);
         comm_doing(r->world, "backward pass");
         backward(r);
     }
+    return true;
 }
 
-// Mean loss over windows of the validation split; replicas share them out.
-static double evaluate(Rank *r, const Loader *validation, const int64_t *window, int64_t windows) {
-    int64_t micro = r->run->micro_batch, replicas = r->run->options.dp;
-    int64_t begin = windows * r->replica / replicas, end = windows * (r->replica + 1) / replicas;
+// Mean loss over windows of the validation split, into *loss; replicas share them out. False, on all ranks, where a
+// window cannot be read.
+static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
+    int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
+    int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
     comm_doing(r->world, "evaluation");
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
-    for (int64_t first = begin; first < end; first += micro) {
+    for (int64_t first = begin; first < begin + most; first += micro) { // as many passes on every replica
         int64_t count = end - first < micro ? end - first : micro;
-        load(r, validation, window + first, count);
+        bool loaded = count <= 0 || load(r, &v->loader, v->window + first, count, err);
+        if (!all_well(r, loaded, err)) return false;
+        if (count <= 0) continue;
         forward(r, &r->act, NULL);
         classify(r, 0, count * r->shard.tokens);
     }
-    return read_sums(r).losses / ((double)windows * (double)r->run->options.context);
+    *loss = read_sums(r).losses / ((double)v->windows * (double)r->run->options.context);
+    return true;
+}
+
+// The mean loss of the tokens that were loaded last, with the weights as they are now. Collective.
+double loss_of_last_tokens(Rank *r) {
+    double tokens = (double)r->act.sequences * (double)r->run->options.context * (double)r->run->options.dp;
+    r->device.zero(&r->device, r->sums, sizeof *r->sums);
+    forward(r, &r->act, NULL);
+    classify(r, 0, r->act.rows);
+    return read_sums(r).losses / tokens;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The training loop, on every rank
-
-static volatile sig_atomic_t stop_signal = 0; // set by SIGINT and SIGTERM; the one global variable of the story
-
-static void on_signal(int number) {
-    if (stop_signal == number) _exit(128 + number); // asked twice: at once
-    stop_signal = number;
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static bool leader(const Rank *r) { return comm_rank(r->world) == 0; }
-
-// Ends all ranks unless `ok`.
-static void require(Rank *r, bool ok, const Error *err) {
-    if (!ok) comm_fail(r->world, err);
-}
-
-// A flat vector in the room of the gradients, for the leader to write to a file: where it can read it.
-static const float *for_file(Rank *r) {
-    Device *d = &r->device;
-    if (d->host_memory || !leader(r)) return r->gradients;
-    size_t bytes = (size_t)r->run->table.total * sizeof(float);
-    Error err;
-    if (r->host_vector == NULL) r->host_vector = (float *)malloc(bytes);
-    if (r->host_vector == NULL)
-        require(r, error_set(&err, "out of memory: a vector of all parameters takes %zu bytes here", bytes), &err);
-    d->download(d, r->host_vector, r->gradients, bytes);
-    return r->host_vector;
-}
-
-static void free_host_vector(Rank *r) {
-    free(r->host_vector);
-    r->host_vector = NULL;
-}
-
-// The flat vector of the parameters in fp32 or of a moment, from everyone's slices, in the room of the gradients (which
-// are not needed between steps).
-static const float *gather_flat(Rank *r, const float *slice) {
-    r->device.copy(&r->device, r->gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
-    gather_slices(r, r->gradients, sizeof(float));
-    return for_file(r);
-}
-
-static void save(Rank *r, int64_t step, double validation_loss) {
-    const Run *run = r->run;
-    const Options *o = &run->options;
-    Error err;
-    CheckpointWriter *writer = NULL;
-    comm_doing(r->world, "saving of a checkpoint");
-    if (leader(r)) {
-        writer = checkpoint_begin(o->out, step, &run->config, &run->table, &err);
-        require(r, writer != NULL, &err);
-    }
-    // Never from weights that have been rounded: a resume goes on from the very bits.
-    const float *flat = r->device.host_memory ? (const float *)r->weights : gather_flat(r, r->master);
-    if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_PARAMETERS, flat, &err), &err);
-    flat = gather_flat(r, r->exp_avg);
-    if (leader(r)) require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG, flat, &err), &err);
-    flat = gather_flat(r, r->exp_avg_sq);
-    if (leader(r)) {
-        TrainingState state;
-        memset(&state, 0, sizeof state);
-        state.step = step;
-        state.steps = run->steps;
-        state.seed = (uint64_t)o->seed;
-        state.loader = r->loader.state;
-        state.context = o->context;
-        state.batch = o->batch;
-        state.data_fingerprint = run_data_fingerprint(run);
-        state.validation_loss = validation_loss;
-        require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG_SQ, flat, &err), &err);
-        require(r, checkpoint_commit(writer, &state, (int)o->keep, &err), &err);
-    }
-    free_host_vector(r);
-    comm_barrier(r->world);
-}
-
-static size_t room_of_logits(const Rank *r) {
-    return (size_t)(r->act.classifier_rows * r->run->config.vocab_size) * sizeof(float);
-}
-
-// Logits and gradients of the step just computed, for comparison with other programs.
-static void dump(Rank *r) {
-    const Run *run = r->run;
-    Error err;
-    if (r->replica == 0)
-        require(r,
-                dump_logits(run->options.dump, r->sequence, r->dump_logits, r->act.sequences, run->options.context,
-                            run->config.vocab_size, &err),
-                &err);
-    gather_slices(r, r->gradients, sizeof(float));
-    if (leader(r)) require(r, dump_gradients(run->options.dump, &run->table, for_file(r), &err), &err);
-    comm_barrier(r->world);
-    free_host_vector(r);
-    free(r->dump_logits);
-    if (r->dump_room != NULL) r->device.release(&r->device, r->dump_room, room_of_logits(r));
-    r->dump_logits = r->dump_room = NULL;
-}
-
-static void want_dump(Rank *r) {
-    size_t bytes = (size_t)(r->act.rows * r->run->config.vocab_size) * sizeof(float);
-    r->dump_logits = (float *)malloc(bytes);
-    Error err;
-    if (r->dump_logits == NULL)
-        require(r, error_set(&err, "--dump: out of memory for %zu bytes of logits", bytes), &err);
-    if (r->device.host_memory) return;
-    r->dump_room = (float *)r->device.allocate(&r->device, room_of_logits(r), &err);
-    require(r, r->dump_room != NULL, &err);
-}
-
-static void require_finite(Rank *r, int64_t step, double loss, double gradient_norm) {
-    if (isfinite(loss) && isfinite(gradient_norm)) return;
-    Error err;
-    const Options *o = &r->run->options;
-    error_set(
-        &err,
-        "step %lld: the loss is %g and the gradient's norm %g; stopped before the update, checkpoints%s%s are kept; "
-        "resume with a smaller --lr or --grad-clip",
-        (long long)step, loss, gradient_norm, o->out == NULL ? "" : " in ", o->out == NULL ? "" : o->out);
-    comm_fail(r->world, &err);
-}
-
-// True on all ranks if any has been asked to stop.
-static bool stop_wanted(Rank *r) {
-    double asked[2] = {stop_signal != 0, (double)stop_signal};
-    comm_all_reduce_sum(r->world, asked, 2);
-    if (asked[0] != 0 && r->run->processes && stop_signal == 0)
-        stop_signal = (int)(asked[1] / asked[0]); // told by another
-    return asked[0] != 0;
-}
-
-// What is saved must be worth resuming from: its loss, on one window at least, is a number.
-static void require_sound(Rank *r, int64_t step, double loss) {
-    Error err;
-    const char *out = r->run->options.out;
-    if (isfinite(loss)) return;
-    error_set(&err,
-              "step %lld: the update has made the validation loss %g; not saved, earlier checkpoints%s%s are kept; "
-              "resume with a smaller --lr or --grad-clip",
-              (long long)step, loss, out == NULL ? "" : " in ", out == NULL ? "" : out);
-    comm_fail(r->world, &err);
-}
-
-typedef struct Validation {
-    Loader loader;
-    int64_t *window, windows;
-} Validation;
 
 static void open_loaders(Rank *r, Validation *v) {
     const Run *run = r->run;
@@ -669,77 +535,110 @@ static void report_validation(const Run *run, const Validation *v, double loss) 
            bigram / log(2.0));
 }
 
+// One optimizer step on the next windows. False, on all ranks, where its data cannot be read or its numbers are none:
+// then nothing has changed, the place in the data included.
+static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
+    const Run *run = r->run;
+    const Options *o = &run->options;
+    LoaderState before = r->loader.state;
+    int64_t sent_before = attention_bytes_sent(&r->attention), step = t->step + 1;
+    double start = now();
+    bool dump_now = o->dump != NULL && step == run->resumed.step + 1;
+    loader_next(&r->loader, o->batch, t->window);
+    if (dump_now) want_dump(r);
+    bool ok = forward_backward(r, t->window, err);
+    if (ok) {
+        sum_gradients(r);
+        StepSums sums = read_sums(r);
+        report->loss = sums.losses / tokens_in_step(run);
+        report->gradient_norm = sqrt(sums.squares);
+        if (dump_now) dump(r);
+        t->diverged = !isfinite(report->loss) || !isfinite(report->gradient_norm);
+        if (t->diverged)
+            ok = error_set(err, "step %lld: the loss is %g and the gradient's norm %g; give a smaller --lr or --grad-clip",
+                           (long long)step, report->loss, report->gradient_norm);
+    }
+    if (!ok) {
+        r->loader.state = before;
+        return false;
+    }
+    report->learning_rate = learning_rate(o, step, run->steps);
+    update(r, step, report->learning_rate, report->gradient_norm);
+    t->step = report->step = step;
+    report->steps = run->steps;
+    report->seconds = now() - start;
+    report->bytes_sent = attention_bytes_sent(&r->attention) - sent_before;
+    return true;
+}
+
+// What follows from a step's time.
+static void report_speed(const Rank *r, Training *t, StepReport *report) {
+    const Run *run = r->run;
+    double tokens = tokens_in_step(run), flops = flops_per_token(&run->config, &run->table, run->options.context);
+    double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
+    t->usual_seconds = usual;
+    report->tokens_per_second = tokens / report->seconds;
+    report->machine_fraction =
+        tokens * flops / report->seconds / run->devices.matrix_rate / (run->processes ? comm_size(r->world) : 1);
+    report->fraction_of = r->device.host_memory ? NULL : "MFU"; // model FLOPs utilization, causal
+    report->seconds_left = (double)(run->steps - t->step) * usual;
+}
+
+static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
+    if (!evaluate(r, v, &t->validation_loss, err)) return false;
+    return isfinite(t->validation_loss) || error_set(err, "step %lld: the validation loss is %g", (long long)t->step,
+                                                     t->validation_loss);
+}
+
+// Where no step is left to do: the validation loss, unless only text is wanted; and a checkpoint of a new run.
+static void finish_untrained(Rank *r, const Validation *v, Training *t) {
+    const Options *o = &r->run->options;
+    Error err;
+    if (leader(r) && r->run->resume_from[0] != '\0')
+        printf("resumed at step %lld of %lld: no step is left to do; --steps gives more\n", (long long)t->step,
+               (long long)r->run->steps);
+    if (o->sample == NULL && !validate(r, v, t, &err)) end_saving(r, t, &err);
+    if (o->out != NULL && t->saved < 0) save(r, t, true);
+}
+
 static void train(Rank *r, Reporter *reporter) {
     const Run *run = r->run;
     const Options *o = &run->options;
     Validation validation;
     Error err;
+    Training t = {.step = run->resumed.step, .saved = -1, .saved_at = now(), .validation_loss = NAN};
+    if (run->resume_from[0] != '\0') t.saved = t.step;
     open_loaders(r, &validation);
-    if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, &err), &err);
-    int64_t *window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
-    if (window == NULL) require(r, error_set(&err, "out of memory"), &err);
+    if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, t.step, &err), &err);
+    t.window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
+    if (t.window == NULL) require(r, error_set(&err, "out of memory"), &err);
+    if (leader(r) || run->processes) signals_are_requests(leader(r) ? answer_to_signals(run) : NULL);
 
-    double tokens = tokens_in_step(run), flops = flops_per_token(&run->config, &run->table, o->context);
-    double usual_seconds = 0, validation_loss = NAN;
-    int64_t step = run->resumed.step;
-    bool stopped = false;
-    while (step < run->steps && !stopped) {
-        step++;
-        double start = now();
-        int64_t sent_before = attention_bytes_sent(&r->attention);
-        loader_next(&r->loader, o->batch, window);
-        bool dump_now = o->dump != NULL && step == run->resumed.step + 1;
-        if (dump_now) want_dump(r);
-        forward_backward(r, window);
-        sum_gradients(r);
-        StepSums sums = read_sums(r);
-        double loss = sums.losses / tokens_in_step(run), gradient_norm = sqrt(sums.squares);
-        if (dump_now) dump(r);
-        require_finite(r, step, loss, gradient_norm);
-        double rate = learning_rate(o, step, run->steps);
-        update(r, step, rate, gradient_norm);
-        double seconds = now() - start;
-        usual_seconds = usual_seconds == 0 ? seconds : 0.9 * usual_seconds + 0.1 * seconds;
-
-        stopped = stop_wanted(r);
-        bool last = step == run->steps || stopped;
-        bool evaluate_now = step == run->steps || (o->eval_every > 0 && step % o->eval_every == 0);
-        double evaluated = evaluate_now ? evaluate(r, &validation.loader, validation.window, validation.windows) : NAN;
-        if (evaluate_now) validation_loss = evaluated;
-        if (o->out != NULL && (last || (o->save_every > 0 && step % o->save_every == 0))) {
-            if (!evaluate_now) evaluated = evaluate(r, &validation.loader, validation.window, 1);
-            require_sound(r, step, evaluated);
-            save(r, step, validation_loss);
+    Asked asked = {0, false};
+    if (t.step >= run->steps) finish_untrained(r, &validation, &t);
+    while (t.step < run->steps && asked.stop == 0) {
+        StepReport report = {.validation_loss = NAN};
+        if (!step_once(r, &t, &report, &err)) end_saving(r, &t, &err);
+        asked = ask_all(r, &t);
+        bool last = t.step == run->steps || asked.stop != 0;
+        if (t.step == run->steps || (o->eval_every > 0 && t.step % o->eval_every == 0)) {
+            if (!validate(r, &validation, &t, &err)) end_saving(r, &t, &err);
+            report.validation_loss = t.validation_loss;
         }
-        if (evaluate_now) require_sound(r, step, evaluated);
-        if (leader(r)) {
-            StepReport report;
-            report.step = step;
-            report.steps = run->steps;
-            report.loss = loss;
-            report.learning_rate = rate;
-            report.gradient_norm = gradient_norm;
-            report.tokens_per_second = tokens / seconds;
-            report.machine_fraction =
-                tokens * flops / seconds / run->devices.matrix_rate / (run->processes ? comm_size(r->world) : 1);
-            report.fraction_of = r->device.host_memory ? NULL : "MFU"; // model FLOPs utilization, causal
-            report.seconds_left = (double)(run->steps - step) * usual_seconds;
-            report.validation_loss = evaluate_now ? evaluated : NAN;
-            report.seconds = seconds;
-            report.bytes_sent = attention_bytes_sent(&r->attention) - sent_before;
-            require(r, reporter_step(reporter, &report, &err), &err);
-        }
+        if (o->out != NULL && (last || asked.save || (o->save_every > 0 && t.step % o->save_every == 0)))
+            save(r, &t, last);
+        report_speed(r, &t, &report);
+        if (leader(r)) reporter_step(reporter, &report);
     }
-    if (run->resumed.step >= run->steps)
-        validation_loss = evaluate(r, &validation.loader, validation.window, validation.windows);
+    signals_end_at_once();
     if (leader(r)) {
         reporter_line_end(reporter);
-        if (stopped)
-            printf("stopped by signal %d after step %lld%s%s\n", (int)stop_signal, (long long)step,
+        if (asked.stop != 0)
+            printf("stopped by signal %d after step %lld%s%s\n", asked.stop, (long long)t.step,
                    o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
-        else report_validation(run, &validation, validation_loss);
+        else if (isfinite(t.validation_loss)) report_validation(run, &validation, t.validation_loss);
     }
-    free(window);
+    free(t.window);
     free(validation.window);
 }
 
@@ -846,8 +745,15 @@ static int threads_per_rank(const Run *run) {
     return threads > 1 ? threads : 1;
 }
 
+// What the ranks of a process are started with.
+typedef struct Job {
+    const Run *run;
+    int exit_status; // left by rank 0
+} Job;
+
 static void rank_main(Comm *world, void *argument) {
-    const Run *run = (const Run *)argument;
+    Job *job = (Job *)argument;
+    const Run *run = job->run;
     Rank *r = (Rank *)calloc(1, sizeof(Rank));
     Reporter reporter;
     Error err;
@@ -865,8 +771,8 @@ static void rank_main(Comm *world, void *argument) {
     train(r, &reporter);
     leave_groups(r);
     if (leader(r)) {
-        require(r, reporter_close(&reporter, &err), &err);
-        if (run->prompt != NULL && stop_signal == 0) require(r, print_sample(r, &err), &err);
+        if (!reporter_close(&reporter)) job->exit_status = EXIT_RUNTIME;
+        if (run->prompt != NULL && signals_stop() == 0) require(r, print_sample(r, &err), &err);
     }
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
     r->device.close(&r->device);
@@ -919,7 +825,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
 // Everything up to the ranks' start. Only one of several processes speaks.
 static bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
-    if (!run_open(run, err)) return false;
+    if (!run_open(run, speaks, err)) return false;
     if (speaks) options_print_command(&run->options, stdout);
     if (!plan(run, speaks, &arena, err)) return false;
     if (run->options.plan) return true;
@@ -934,7 +840,9 @@ static bool prepare(Run *run, bool speaks, Error *err) {
 
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
+    Job job = {&run, 0};
     bool speaks = comm_process_rank() == 0;
+    signals_install();
     setvbuf(stdout, NULL, _IOLBF, 0); // a killed run has said all that it had to say
     Error err;
     err.exit_code = 0;
@@ -943,15 +851,12 @@ int main(int argc, char **argv) {
             options_help(stdout);
             return 0;
         }
-        signal(SIGINT, on_signal);
-        signal(SIGTERM, on_signal);
-        signal(SIGHUP, on_signal);
         signal(SIGPIPE, SIG_IGN); // whoever read our lines has gone; training goes on
         signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported
         if (prepare(&run, speaks, &err) && !run.options.plan) {
             CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
             comm_engine_from_name(run.options.engine, &launch.engine);
-            comm_run(&launch, rank_main, &run, &err);
+            comm_run(&launch, rank_main, &job, &err);
         }
     }
     if (err.exit_code != 0) {
@@ -959,5 +864,5 @@ int main(int argc, char **argv) {
         die(&err);
     }
     run_close(&run);
-    return stop_signal != 0 ? 128 + (int)stop_signal : 0;
+    return signals_stop() != 0 ? 128 + signals_stop() : job.exit_status;
 }

@@ -118,6 +118,10 @@ void lay_out_activations(Activations *a, const ModelConfig *c, const Device *dev
 // act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache:
 // generation.
 void forward(Rank *r, Activations *act, KeyValueCache *cache);
+// The mean loss (nats per token) of the tokens that were loaded last, with the weights as they are now. Collective.
+double loss_of_last_tokens(Rank *r);
+// Every rank's slice of a flat vector (total, of elements of that size) to every rank. Collective.
+void gather_slices(Rank *r, void *flat, size_t element_bytes);
 
 // ---- generation.c ---------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,16 @@
 extern "C" {
 #endif
 
+// Choices of the run that wrote the checkpoint, for one that resumes it; what they mean is the caller's.
+enum { KEPT_OPTIONS_MAX = 16 };
+typedef struct KeptOption {
+    char name[24], value[80];
+} KeptOption;
+typedef struct KeptOptions {
+    int count; // 0: written by a version that kept none
+    KeptOption option[KEPT_OPTIONS_MAX];
+} KeptOptions;
+
 typedef struct TrainingState {
     int64_t step; // optimizer steps done
     uint64_t seed;
@@ -26,7 +36,13 @@ typedef struct TrainingState {
     int64_t steps;             // of the whole run: the schedule's length
     uint64_t data_fingerprint; // of the training data's sizes, so that a resume on other data is noticed
     double validation_loss;    // last measured; NaN: never
+    KeptOptions kept;
 } TrainingState;
+
+// Makes the folder OUT if need be, finds out whether checkpoints can be written there, and keeps it for this process until
+// it ends. Fails (usage) where they cannot, or where another run has it. One process of a run calls this, before any
+// other function here.
+bool checkpoint_claim(const char *out, Error *err);
 
 // ---- writing; one process writes, and asks for the flat vectors one after the other ----
 

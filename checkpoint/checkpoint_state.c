@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,10 +24,19 @@ static bool put_unsigned(DiskFile *file, const char *key, uint64_t value, Error 
     return disk_print(file, err, "  \"%s\": %s%" PRIu64 "%s,\n", key, quote, value, quote);
 }
 
-static bool put_last_real(DiskFile *file, const char *key, double value, Error *err) {
+static bool put_real(DiskFile *file, const char *key, double value, Error *err) {
     char text[JSON_REAL_CHARS] = "null";
     if (isfinite(value)) json_format_real(value, text);
-    return disk_print(file, err, "  \"%s\": %s\n", key, text);
+    return disk_print(file, err, "  \"%s\": %s,\n", key, text);
+}
+
+// Names and values are the program's own words and numbers, which JSON takes as they are.
+static bool put_last_options(DiskFile *file, const char *key, const KeptOptions *kept, Error *err) {
+    bool ok = disk_print(file, err, "  \"%s\": {", key);
+    for (int i = 0; ok && i < kept->count; i++)
+        ok = disk_print(file, err, "%s\n    \"%s\": \"%s\"", i > 0 ? "," : "", kept->option[i].name,
+                        kept->option[i].value);
+    return ok && disk_print(file, err, "%s}\n", kept->count > 0 ? "\n  " : "");
 }
 
 static bool put_state(DiskFile *file, const TrainingState *state, Error *err) {
@@ -37,7 +47,8 @@ static bool put_state(DiskFile *file, const TrainingState *state, Error *err) {
            put_unsigned(file, "loader_epoch", state->loader.epoch, err) &&
            put_unsigned(file, "loader_cursor", state->loader.cursor, err) &&
            put_unsigned(file, "data_fingerprint", state->data_fingerprint, err) &&
-           put_last_real(file, "validation_loss", state->validation_loss, err) && disk_print(file, err, "}\n");
+           put_real(file, "validation_loss", state->validation_loss, err) &&
+           put_last_options(file, "options", &state->kept, err) && disk_print(file, err, "}\n");
 }
 
 bool checkpoint_write_state(const char *path, const TrainingState *state, char hex[SHA256_HEX_CHARS], Error *err) {
@@ -96,6 +107,23 @@ static bool get_real_or_nan(const Reader *r, const char *key, double *out) {
            error_set(r->err, "%s: \"%s\" must be a number or null", r->path, key);
 }
 
+// Absent where an older version wrote the file.
+static bool get_options(const Reader *r, const char *key, KeptOptions *kept) {
+    const Json *options = json_get(r->root, key);
+    kept->count = 0;
+    if (options == NULL) return true;
+    bool ok = options->type == JSON_OBJECT && options->count <= KEPT_OPTIONS_MAX;
+    for (int64_t i = 0; ok && i < options->count; i++) {
+        const Json *value = &options->item[i];
+        KeptOption *option = &kept->option[kept->count++];
+        ok = value->type == JSON_STRING &&
+             (size_t)snprintf(option->name, sizeof option->name, "%s", options->key[i]) < sizeof option->name &&
+             (size_t)snprintf(option->value, sizeof option->value, "%s", value->string) < sizeof option->value;
+    }
+    return ok || error_set(r->err, "%s: \"%s\" must hold at most %d options, their values being short texts", r->path,
+                           key, KEPT_OPTIONS_MAX);
+}
+
 static bool get_state(const Reader *r, TrainingState *state) {
     int64_t format;
     if (!get_signed(r, "format", &format)) return false;
@@ -106,7 +134,7 @@ static bool get_state(const Reader *r, TrainingState *state) {
            get_signed(r, "batch", &state->batch) && get_unsigned(r, "loader_epoch", &state->loader.epoch) &&
            get_unsigned(r, "loader_cursor", &state->loader.cursor) &&
            get_unsigned(r, "data_fingerprint", &state->data_fingerprint) &&
-           get_real_or_nan(r, "validation_loss", &state->validation_loss);
+           get_real_or_nan(r, "validation_loss", &state->validation_loss) && get_options(r, "options", &state->kept);
 }
 
 bool checkpoint_read_state(const char *path, TrainingState *state, Error *err) {

@@ -83,7 +83,9 @@ const Option options_table[] = {
     {"out", TEXT, CHECKPOINTS, "DIR", NULL, AT(out), 0, 0,
      "folder of this run's checkpoints; without it, nothing is saved"},
     {"save-every", INTEGER, CHECKPOINTS, "N", "0", AT(save_every), 0, 1e12,
-     "steps between checkpoints; 0: only at the end"},
+     "steps between checkpoints; 0: only by --save-minutes and at the end"},
+    {"save-minutes", REAL, CHECKPOINTS, "X", "30", AT(save_minutes), 0, 1e6,
+     "minutes between checkpoints where --save-every is not given; 0: none by time"},
     {"keep", INTEGER, CHECKPOINTS, "N", "2", AT(keep), 0, 1e6, "newest checkpoints that are kept; 0: all"},
     {"resume", FLAG, CHECKPOINTS, NULL, NULL, AT(resume), 0, 0, "continue from the newest checkpoint in --out"},
     {"init", TEXT, CHECKPOINTS, "DIR", NULL, AT(init), 0, 0,
@@ -116,13 +118,15 @@ static const Option *find(const char *name, size_t length) {
 
 static bool *given(Options *options, const Option *row) { return &options->given[row - options_table]; }
 
-bool options_given(const Options *options, const char *name) {
+const Option *option_named(const char *name) {
     const Option *row = find(name, strlen(name));
-    if (row == NULL) {
-        fprintf(stderr, "options_given: there is no option --%s\n", name);
-        abort();
-    }
-    return options->given[row - options_table];
+    if (row != NULL) return row;
+    fprintf(stderr, "option_named: there is no option --%s\n", name);
+    abort();
+}
+
+bool options_given(const Options *options, const char *name) {
+    return options->given[option_named(name) - options_table];
 }
 
 void *option_value(const Options *options, const Option *row) { return (char *)options + row->offset; }
@@ -267,6 +271,10 @@ static bool set_value(Options *options, const Option *row, const char *value, Er
     return false;
 }
 
+bool option_set(Options *options, const Option *row, const char *value, Error *err) {
+    return set_value(options, row, value, err);
+}
+
 // ---- the whole line -------------------------------------------------------------------------------------------------
 
 static bool is_option(const char *argument) { return strncmp(argument, "--", 2) == 0 || strcmp(argument, "-h") == 0; }
@@ -312,12 +320,10 @@ static bool parse_option(Options *options, int argc, const char *const *argv, in
 
 // An option that would have no effect without another is a mistake, not a wish.
 static bool check_needs(const Options *options, Error *err) {
-    static const char *const needs_out[] = {"resume", "save-every", "keep"};
+    static const char *const needs_out[] = {"resume", "save-every", "save-minutes", "keep"};
     for (size_t i = 0; i < sizeof needs_out / sizeof *needs_out; i++)
         if (options_given(options, needs_out[i]) && options->out == NULL)
             return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
-    if (options_given(options, "decay-fraction") && strcmp(options->schedule, "wsd") != 0)
-        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s", options->schedule);
     if (options_given(options, "ulysses") && strcmp(options->attention, "ulysses-ring") != 0)
         return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s", options->attention);
     return true;
@@ -357,12 +363,13 @@ static bool check_ranks(const Options *options, Error *err) {
     return true;
 }
 
-static bool check_together(const Options *options, Error *err) {
-    bool steps_are_known = !options->resume || options_given(options, "steps"); // else the checkpoint has them
-    if (steps_are_known && options->warmup > options->steps)
+bool options_check(const Options *options, Error *err) {
+    if (options->warmup > options->steps)
         return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)options->warmup,
                            (long long)options->steps);
-    return check_needs(options, err) && check_model(options, err) && check_ranks(options, err);
+    if (options_given(options, "decay-fraction") && strcmp(options->schedule, "wsd") != 0)
+        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s", options->schedule);
+    return check_ranks(options, err);
 }
 
 // Defaults that follow from what the user gave.
@@ -375,6 +382,7 @@ static void settle_defaults(Options *options) {
     if (sized_elsewhere && !options_given(options, "dim")) options->dim = 0;
     bool from_checkpoint = options->init != NULL || options->resume;
     if (from_checkpoint && !options_given(options, "rope-theta")) options->rope_theta = 0;
+    if (options_given(options, "save-every") && !options_given(options, "save-minutes")) options->save_minutes = 0;
     if (!options_given(options, "warmup") && options->warmup > options->steps) options->warmup = options->steps;
     if (!options_given(options, "batch")) {
         int64_t pass = options->dp * (options->micro_batch > 0 ? options->micro_batch : 1);
@@ -390,7 +398,8 @@ bool options_parse(Options *options, int argc, const char *const *argv, Error *e
         if (!parse_option(options, argc, argv, &next, err)) goto failed;
     if (options->help) return true; // whatever else stands on the line
     settle_defaults(options);
-    if (check_together(options, err)) return true;
+    if (check_needs(options, err) && check_model(options, err) && (options->resume || options_check(options, err)))
+        return true;
 failed:
     options_free(options);
     return false;

@@ -53,6 +53,7 @@ typedef struct Options {
     // checkpoints and output
     const char *out;        // folder; NULL: nothing is saved
     int64_t save_every, keep;
+    double save_minutes;    // 0: only by save_every, or at the end
     bool resume;
     const char *init;       // folder
     const char *log;        // file
@@ -71,6 +72,9 @@ typedef struct Options {
 // the nearest known one; exit code 2. Checks each value by itself (number, range, name) and what can be checked among
 // options alone; what needs the model or the data is checked where they are known.
 bool options_parse(Options *options, int argc, const char *const *argv, Error *err);
+// What options say about each other. options_parse has checked it, but where a run is resumed: then it is to be called
+// once the options that were left out are those of its checkpoint.
+bool options_check(const Options *options, Error *err);
 void options_free(Options *options);
 bool options_given(const Options *options, const char *name); // the user wrote it; `name` without its dashes
 void options_help(FILE *out);                                 // grouped, complete

@@ -23,6 +23,8 @@ typedef struct Option {
 extern const Option options_table[];
 extern const int options_table_rows;
 
+const Option *option_named(const char *name); // must be one
+bool option_set(Options *options, const Option *row, const char *value, Error *err); // as if it had been given
 void *option_value(const Options *options, const Option *row); // where it lies in *options
 
 // The list of a PATHS option.

@@ -7,27 +7,32 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-// After a run that was killed while it wrote, the log may end in part of a line. Drops that part, so that what follows
-// is one object a line again. What cannot be searched (a pipe) is left as it is.
-static bool drop_partial_line(FILE *log) {
-    if (fseeko(log, 0, SEEK_END) != 0) return true;
-    off_t end = ftello(log), keep = end;
-    for (; keep > 0; keep--) {
-        if (fseeko(log, keep - 1, SEEK_SET) != 0) return false;
-        int c = getc(log);
-        if (c == EOF) return false;
-        if (c == '\n') break;
-    }
-    return (keep == end || ftruncate(fileno(log), keep) == 0) && fseeko(log, 0, SEEK_END) == 0;
+// Is this line of the log of a step after `step`?
+static bool is_later(const char *line, int64_t step) {
+    long long its;
+    return sscanf(line, "{\"step\": %lld,", &its) == 1 && its > step;
 }
 
-bool reporter_open(Reporter *reporter, const char *log_path, bool append, Error *err) {
+// Leaves the log's whole lines up to the first of a later step, with the file's position at its end. What cannot be
+// searched (a terminal) is left as it is.
+static bool cut_back(FILE *log, int64_t step) {
+    if (fseeko(log, 0, SEEK_SET) != 0) return true;
+    char *line = NULL;
+    size_t size = 0;
+    off_t keep = 0;
+    for (ssize_t length; (length = getline(&line, &size, log)) > 0; keep += length)
+        if (line[length - 1] != '\n' || is_later(line, step)) break;
+    free(line);
+    return !ferror(log) && ftruncate(fileno(log), keep) == 0 && fseeko(log, 0, SEEK_END) == 0;
+}
+
+bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err) {
     const char *terminal = getenv("TERM");
     bool dumb = terminal != NULL && strcmp(terminal, "dumb") == 0;
     *reporter = (Reporter){.live = isatty(STDOUT_FILENO) && !dumb, .log_path = log_path};
     if (log_path == NULL) return true;
     reporter->log = fopen(log_path, append ? "a+e" : "we");
-    if (reporter->log != NULL && (!append || drop_partial_line(reporter->log))) return true;
+    if (reporter->log != NULL && (!append || cut_back(reporter->log, step))) return true;
     error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path, strerror(errno));
     if (reporter->log != NULL) fclose(reporter->log);
     reporter->log = NULL;
@@ -105,12 +110,16 @@ static void write_number(FILE *log, const char *key, double value) {
     fprintf(log, ", \"%s\": %s", key, text);
 }
 
-static bool log_not_written(const Reporter *reporter, Error *err) {
-    return error_set(err, "--log %s: cannot write: %s; make room, or give another file", reporter->log_path,
-                     strerror(errno));
+static void give_up_log(Reporter *reporter) {
+    reporter_line_end(reporter);
+    fprintf(stderr, "train_gpt: --log %s: cannot write: %s; training goes on without it\n", reporter->log_path,
+            strerror(errno));
+    reporter->log_failed = true;
+    if (reporter->log != NULL) fclose(reporter->log);
+    reporter->log = NULL;
 }
 
-static bool write_log(const Reporter *reporter, const StepReport *r, Error *err) {
+static void write_log(Reporter *reporter, const StepReport *r) {
     FILE *log = reporter->log;
     fprintf(log, "{\"step\": %lld", (long long)r->step);
     write_number(log, "loss", r->loss);
@@ -122,17 +131,17 @@ static bool write_log(const Reporter *reporter, const StepReport *r, Error *err)
     fprintf(log, ", \"bytes_sent\": %lld", (long long)r->bytes_sent);
     if (!isnan(r->validation_loss)) write_number(log, "val_loss", r->validation_loss);
     fputs("}\n", log);
-    return (fflush(log) == 0 && !ferror(log)) || log_not_written(reporter, err);
+    if (fflush(log) != 0 || ferror(log)) give_up_log(reporter);
 }
 
-bool reporter_step(Reporter *reporter, const StepReport *report, Error *err) {
+void reporter_step(Reporter *reporter, const StepReport *report) {
     bool stays = !reporter->live || isfinite(report->validation_loss); // what was evaluated is not written over
     if (stays && reporter->live) fputs("\r\033[K", stdout);
     if (stays) print_line(report);
     else rewrite_line(report);
     reporter->line_open = !stays;
     fflush(stdout);
-    return reporter->log == NULL || write_log(reporter, report, err);
+    if (reporter->log != NULL) write_log(reporter, report);
 }
 
 void reporter_line_end(Reporter *reporter) {
@@ -142,9 +151,10 @@ void reporter_line_end(Reporter *reporter) {
     reporter->line_open = false;
 }
 
-bool reporter_close(Reporter *reporter, Error *err) {
+bool reporter_close(Reporter *reporter) {
     reporter_line_end(reporter);
     FILE *log = reporter->log;
     reporter->log = NULL;
-    return log == NULL || fclose(log) == 0 || log_not_written(reporter, err);
+    if (log != NULL && fclose(log) != 0) give_up_log(reporter);
+    return !reporter->log_failed;
 }

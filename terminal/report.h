@@ -29,16 +29,17 @@ typedef struct Reporter {
     bool line_open; // that line stands there without its end
     FILE *log;      // NULL: none
     const char *log_path;
+    bool log_failed; // it could not be written, and training goes on without it
 } Reporter;
 
-// Opens the log. Where `append`, a last line that an interrupted run left incomplete is dropped; steps that are done
-// again after a resume then stand in it twice, and the later one counts.
-bool reporter_open(Reporter *reporter, const char *log_path, bool append, Error *err);
+// Opens the log. Where `append`, it goes on after step `step`: what an interrupted run wrote of later ones, which will be
+// done again, is cut off, and so is a last line left incomplete.
+bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err);
 // Numbers in the log read back exactly; a NaN or infinity is null. On a terminal, a step with a validation loss keeps
-// its line. Fails where the log cannot be written.
-bool reporter_step(Reporter *reporter, const StepReport *report, Error *err);
+// its line. A log that cannot be written is said once, on standard error, and is written no more.
+void reporter_step(Reporter *reporter, const StepReport *report);
 void reporter_line_end(Reporter *reporter); // leaves the live line standing, before other output
-bool reporter_close(Reporter *reporter, Error *err);
+bool reporter_close(Reporter *reporter);    // false: the log is not whole
 
 // "1.24 GiB", "3.10M", "2 m 05 s" into the caller's buffer; "?" for what is negative or no number.
 void format_bytes(char out[32], double bytes);

@@ -8,6 +8,7 @@
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
+#include "run/kept_options.h"
 #include "terminal/preset.h"
 #include "terminal/report.h"
 #include "terminal/sample.h"
@@ -42,21 +43,28 @@ uint64_t run_data_fingerprint(const Run *run) {
     return tokens_fingerprint(run->train) ^ ((uint64_t)run->train_end * UINT64_C(0x9E3779B97F4A7C15));
 }
 
-// What the command line leaves open is as it was; what it gives has to fit.
-static bool settle_resumed(Options *o, const TrainingState *state, Error *err) {
+static void note_change(Run *run, const char *option, int64_t now, int64_t was) {
+    size_t used = strlen(run->changes);
+    if (now != was)
+        snprintf(run->changes + used, sizeof run->changes - used, "%s--%s %lld (was %lld)", used > 0 ? ", " : "",
+                 option, (long long)now, (long long)was);
+}
+
+// What the command line leaves open is as it was; what it gives has to fit, and is told where it is another.
+static bool settle_resumed(Run *run, Error *err) {
+    Options *o = &run->options;
+    const TrainingState *state = &run->resumed;
     if (!options_given(o, "steps")) o->steps = state->steps;
     if (!options_given(o, "batch")) o->batch = state->batch;
-    const int64_t usual_warmup = 20;
-    if (!options_given(o, "warmup")) o->warmup = o->steps < usual_warmup ? o->steps : usual_warmup;
-    if (o->warmup > o->steps)
-        return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)o->warmup,
-                           (long long)o->steps);
-    int64_t pass = o->dp * (o->micro_batch > 0 ? o->micro_batch : 1);
-    if (o->batch % pass != 0)
-        return error_usage(err,
-                           "--batch %lld, that of the run to resume, is not a multiple of --micro-batch x --dp = %lld",
-                           (long long)o->batch, (long long)pass);
-    return true;
+    note_change(run, "steps", o->steps, state->steps);
+    note_change(run, "batch", o->batch, state->batch);
+    if (!kept_options_restore(o, &state->kept, run->changes, sizeof run->changes, err)) {
+        char why[sizeof err->message];
+        memcpy(why, err->message, sizeof why);
+        return error_set(err, "%.300s/training_state.json: %.600s", run->resume_from, why);
+    }
+    if (!options_given(o, "warmup") && o->warmup > o->steps) o->warmup = o->steps;
+    return options_check(o, err);
 }
 
 // The state of the run to resume, and that it is the same run.
@@ -78,7 +86,7 @@ static bool open_resumed(Run *run, Error *err) {
     if ((uint64_t)o->seed != state->seed)
         return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed,
                            run->resume_from, (unsigned long long)state->seed);
-    return settle_resumed(o, state, err);
+    return settle_resumed(run, err);
 }
 
 // Sizes that were typed beside --resume must be those of the checkpoint.
@@ -211,7 +219,7 @@ static bool read_prompt(Run *run, Error *err) {
     return true;
 }
 
-bool run_open(Run *run, Error *err) {
+bool run_open(Run *run, bool writes, Error *err) {
     Options *o = &run->options;
     int processes = comm_processes_here();
     CommEngine engine = COMM_AUTO;
@@ -228,6 +236,7 @@ bool run_open(Run *run, Error *err) {
             err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
             (long long)o->sp, (long long)o->dp, DEVICES_MOST_RANKS);
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
+    if (o->out != NULL && writes && !o->plan && !checkpoint_claim(o->out, err)) return false;
     if (o->out != NULL && !o->resume && checkpoint_any(o->out))
         return error_usage(
             err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew",
@@ -293,6 +302,8 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     fprintf(out, "data       %s, %lld training tokens\n",
             o->data_count > 0 ? o->data[0] : "the program's own sources and documents", (long long)run->train_end);
     print_machine(run, out);
-    if (run->resume_from[0] != '\0') fprintf(out, "resuming   %s\n", run->resume_from);
+    if (run->resume_from[0] != '\0') 
+        fprintf(out, "resuming   %s, step %lld%s%s\n", run->resume_from, (long long)run->resumed.step,
+                *run->changes ? "; otherwise than before: " : "", run->changes);
     fflush(out);
 }

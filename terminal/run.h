@@ -27,6 +27,7 @@ typedef struct Run {
     int64_t steps;                     // of the whole run
     char resume_from[1024];            // checkpoint folder, "" for none
     TrainingState resumed;             // its state; zero for a new run
+    char changes[600];                 // "--lr 0.002 (was 0.001)": what a resumed run does otherwise than before
     int32_t *prompt;                   // of the sample; NULL where none is wanted
     int64_t prompt_tokens, sample_end; // the sample is tokens [prompt_tokens, sample_end)
     bool processes;                    // ranks are processes, not threads of this one
@@ -37,7 +38,8 @@ typedef struct Run {
 
 // From parsed options to all of the above; devices.matrix_rate is not measured. Opens the data; reads the state of the run to resume, or the
 // model to start from; or sizes a new model.
-bool run_open(Run *run, Error *err);
+// `writes`: this process will write the checkpoints, and --out becomes its own.
+bool run_open(Run *run, bool writes, Error *err);
 // Of the training split: a resume on another would not know its place in it.
 uint64_t run_data_fingerprint(const Run *run);
 void run_close(Run *run);

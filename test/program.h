@@ -162,6 +162,8 @@ static inline RunningProgram start_program(const char *const *argv) {
     if (program.pid < 0) fail_msg("cannot fork: %s", strerror(errno));
     if (program.pid == 0) {
         setpgid(0, 0);
+        const int usual[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1}; // whoever started the tests may ignore some
+        for (int i = 0; i < 4; i++) signal(usual[i], SIG_DFL);
         prctl(PR_SET_PDEATHSIG, SIGKILL); // a test that is killed for hanging takes its programs along
         int nothing = open("/dev/null", O_RDONLY);
         dup2(nothing, STDIN_FILENO);
