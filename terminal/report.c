@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 // Is this line of the log of a step after `step`?
@@ -13,10 +14,12 @@ static bool is_later(const char *line, int64_t step) {
     return sscanf(line, "{\"step\": %lld,", &its) == 1 && its > step;
 }
 
-// Leaves the log's whole lines up to the first of a later step, with the file's position at its end. What cannot be
-// searched (a terminal) is left as it is.
+// Leaves the log's whole lines up to the first of a later step, with the file's position at its end. What
+// is no file (a terminal, a device) is left as it is.
 static bool cut_back(FILE *log, int64_t step) {
-    if (fseeko(log, 0, SEEK_SET) != 0) return true;
+    struct stat status;
+    if (fstat(fileno(log), &status) != 0 || !S_ISREG(status.st_mode)) return true;
+    rewind(log);
     char *line = NULL;
     size_t size = 0;
     off_t keep = 0;

@@ -143,18 +143,22 @@ static const BadInput bad_inputs[] = {
     {"log_in_no_folder", 1, "--log @/none/log",
      "--log @/none/log: cannot open: No such file or directory; give a file that can be written"},
     {"log_on_a_full_disk", 1, "--log /dev/full",
-     "--log /dev/full: cannot write: No space left on device; make room, or give another file"},
-    {"out_is_a_file", 1, "--out @/text", "@/text: cannot make this folder: File exists"},
+     "--log /dev/full: cannot write: No space left on device; training goes on without it"},
+    {"out_is_a_file", 2, "--out @/text",
+     "--out @/text: @/text: cannot make this folder: File exists; give a folder that can be written"},
+    {"out_below_a_file", 2, "--out @/text/runs/a",
+     "--out @/text/runs/a: @/text: cannot make this folder: File exists; give a folder that can be written"},
+    {"out_in_proc", 2, "--out /proc/x",
+     "--out /proc/x: /proc/x: cannot make this folder: No such file or directory; give a folder that can be written"},
+    {"save_minutes_without_out", 2, "--save-minutes 1", "--save-minutes needs --out DIR, the folder of the checkpoints"},
 
     // Numbers that run away.
     {"loss_that_runs_away", 1, "--steps 9 --lr 1e30 --warmup 0",
-     "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints are kept; resume with a "
-     "smaller "
-     "--lr or --grad-clip"},
+     "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is lost: no --out was "
+     "given"},
     {"loss_that_runs_away_on_four_ranks", 1, "--steps 9 --lr 1e30 --warmup 0 --sp 2 --dp 2",
-     "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints are kept; resume with a "
-     "smaller "
-     "--lr or --grad-clip"},
+     "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is lost: no --out was "
+     "given"},
 
 };
 
@@ -398,8 +402,11 @@ static void runaway_loss_keeps_the_last_checkpoint(void **state) {
     (void)state;
     free(check_run(
         1, "--steps 3 --lr 1e30 --warmup 0 --out @/runaway --save-every 1",
-        "step 2: the loss is * and the gradient's norm *; stopped before the update, checkpoints in @/runaway are "
-        "kept; resume with a smaller --lr or --grad-clip"));
+        "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is saved in "
+        "@/runaway"));
+    free(check_run(1, "--steps 3 --lr 1e30 --warmup 0 --out @/unsaved",
+                   "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; there is no "
+                   "checkpoint yet in @/unsaved"));
     assert_int_equal(count_entries("runaway"), 1);
 }
 
@@ -412,7 +419,8 @@ static void full_disk_keeps_the_last_checkpoint(void **state) {
     tight.rlim_max = usual.rlim_max;
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
     char *output = try_run(1, "--resume --steps 3 --out @/full --keep 1",
-                           "@/full/step-00000003.partial/model.safetensors: cannot write: File too large");
+                           "@/full/step-00000003.partial/model.safetensors: cannot write: File too large; the newest "
+                           "checkpoint in @/full is of step 2");
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &usual), 0);
     assert_non_null(output);
     free(output);
