@@ -4,6 +4,7 @@
 
 #include "base/random.h"
 #include "model/sampling.h"
+#include "terminal/output.h"
 #include "terminal/sample.h"
 #include "train_gpt.h"
 
@@ -111,6 +112,7 @@ static void generate(Rank *r, Generator *g, int32_t *tokens) {
         if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
     }
     print_generated(stdout, bytes, tokens, prompt, count);
+    output_flush();
 }
 
 bool print_sample(Rank *r, Error *err) {

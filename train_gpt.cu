@@ -34,9 +34,11 @@
 #include "checkpoint/dump.h"
 #include "comm/collectives.h"
 #include "dataloader/bigram.h"
+#include "terminal/output.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
 #include "terminal/same_run.h"
+#include "terminal/version.h"
 #include "train_gpt.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -921,6 +923,7 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
     if (!run_open(run, err)) return false;
     if (speaks) options_print_command(&run->options, stdout);
+    output_flush();
     if (!plan(run, speaks, &arena, err)) return false;
     if (run->options.plan) return true;
     int busy = cpu_count(), ranks = run->ranks_here; // of the processors that will work; every rank has a thread
@@ -928,26 +931,25 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     // By the process that reports, while the others wait for it: at the same time they would measure each other.
     if (speaks && !devices_measure(&run->devices, busy, err)) return false;
     if (speaks) run_print_header(run, stdout, &arena);
-    fflush(stdout);
+    output_flush();
     return true;
 }
 
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
+    output_open();
     bool speaks = comm_process_rank() == 0;
-    setvbuf(stdout, NULL, _IOLBF, 0); // a killed run has said all that it had to say
     Error err;
     err.exit_code = 0;
     if (options_parse(&run.options, argc, (const char *const *)argv, &err)) {
-        if (run.options.help) {
-            options_help(stdout);
-            return 0;
+        if (run.options.help || run.options.version) {
+            if (run.options.help) options_help(stdout);
+            else version_print(stdout);
+            return output_flush() ? 0 : EXIT_RUNTIME;
         }
         signal(SIGINT, on_signal);
         signal(SIGTERM, on_signal);
         signal(SIGHUP, on_signal);
-        signal(SIGPIPE, SIG_IGN); // whoever read our lines has gone; training goes on
-        signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported
         if (prepare(&run, speaks, &err) && !run.options.plan) {
             CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
             comm_engine_from_name(run.options.engine, &launch.engine);
@@ -959,5 +961,6 @@ int main(int argc, char **argv) {
         die(&err);
     }
     run_close(&run);
-    return stop_signal != 0 ? 128 + (int)stop_signal : 0;
+    if (stop_signal != 0) return 128 + (int)stop_signal;
+    return output_flush() ? 0 : EXIT_RUNTIME;
 }

@@ -100,6 +100,7 @@ const Option options_table[] = {
 
     {"plan", FLAG, INSTEAD, NULL, NULL, AT(plan), 0, 0,
      "print memory by buffer, bytes sent by exchange and FLOPs, and exit"},
+    {"version", FLAG, INSTEAD, NULL, NULL, AT(version), 0, 0, "print the version and what it was built with, and exit"},
     {"help", FLAG, INSTEAD, NULL, NULL, AT(help), 0, 0, "print this, and exit"},
 };
 // clang-format on
@@ -386,9 +387,9 @@ bool options_parse(Options *options, int argc, const char *const *argv, Error *e
     memset(options, 0, sizeof *options);
     for (const Option *row = options_table; row < options_table + options_table_rows; row++)
         if (row->initial != NULL && !set_value(options, row, row->initial, err)) return false;
-    for (int next = 1; next < argc && !options->help;)
+    for (int next = 1; next < argc && !options->help && !options->version;)
         if (!parse_option(options, argc, argv, &next, err)) goto failed;
-    if (options->help) return true; // whatever else stands on the line
+    if (options->help || options->version) return true; // whatever else stands on the line
     settle_defaults(options);
     if (check_together(options, err)) return true;
 failed:

@@ -7,6 +7,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "terminal/output.h"
+
 // After a run that was killed while it wrote, the log may end in part of a line. Drops that part, so that what follows
 // is one object a line again. What cannot be searched (a pipe) is left as it is.
 static bool drop_partial_line(FILE *log) {
@@ -131,19 +133,20 @@ bool reporter_step(Reporter *reporter, const StepReport *report, Error *err) {
     if (stays) print_line(report);
     else rewrite_line(report);
     reporter->line_open = !stays;
-    fflush(stdout);
+    output_flush();
     return reporter->log == NULL || write_log(reporter, report, err);
 }
 
 void reporter_line_end(Reporter *reporter) {
     if (!reporter->line_open) return;
     putchar('\n');
-    fflush(stdout);
+    output_flush();
     reporter->line_open = false;
 }
 
 bool reporter_close(Reporter *reporter, Error *err) {
     reporter_line_end(reporter);
+    output_flush();
     FILE *log = reporter->log;
     reporter->log = NULL;
     return log == NULL || fclose(log) == 0 || log_not_written(reporter, err);

@@ -35,7 +35,7 @@ typedef struct Reporter {
 // again after a resume then stand in it twice, and the later one counts.
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, Error *err);
 // Numbers in the log read back exactly; a NaN or infinity is null. On a terminal, a step with a validation loss keeps
-// its line. Fails where the log cannot be written.
+// its line. Fails where the log cannot be written; for standard output see terminal/output.h.
 bool reporter_step(Reporter *reporter, const StepReport *report, Error *err);
 void reporter_line_end(Reporter *reporter); // leaves the live line standing, before other output
 bool reporter_close(Reporter *reporter, Error *err);

@@ -419,6 +419,98 @@ static void full_disk_keeps_the_last_checkpoint(void **state) {
     check_one_good_checkpoint("full");
 }
 
+static void version(void **state) {
+    (void)state;
+    char *output = check_run(0, "--version", "");
+    static const char *const starts[] = {"train_gpt  ", "compiler   ", "libraries  "};
+    const char *line = output;
+    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
+        assert_memory_equal(line, starts[i], strlen(starts[i]));
+        assert_true(strcspn(line, "\n") > strlen(starts[i]));
+        line += strcspn(line, "\n") + 1;
+    }
+    assert_string_equal(line, "");
+    free(output);
+}
+
+// ---- standard output and error that are not there -------------------------------------------------------------------
+
+// The tiny run with `options`, its outputs redirected by a shell as `redirection` says.
+static ProgramResult run_redirected(const char *redirection, const char *options) {
+    Command command = {0};
+    char script[100], *text = malloc(16 * PROGRAM_PATH);
+    if (text == NULL) fail_msg("out of memory");
+    snprintf(script, sizeof script, "exec %s; exec \"$@\"", redirection);
+    add_words(&command, "sh", "-c", script, folder, NULL); // $0 is the folder
+    build_command(&command, text, 16 * PROGRAM_PATH, options);
+    ProgramResult result = run_program(command.argv, 20);
+    free(text);
+    return result;
+}
+
+static void check_log(const char *name, int steps) {
+    char path[PROGRAM_PATH], *log = read_file(in_folder(path, name), NULL), *line = log;
+    for (int step = 1; step <= steps; step++) {
+        char start[30];
+        snprintf(start, sizeof start, "{\"step\": %d,", step);
+        assert_memory_equal(line, start, strlen(start));
+        line += strcspn(line, "\n") + 1;
+    }
+    assert_string_equal(line, "");
+    free(log);
+}
+
+// The log must not take the number of a descriptor that is closed, nor must checkpoints.
+static void closed_descriptors(void **state) {
+    (void)state;
+    static const char *const closed[] = {"0<&-", ">&-", "2>&-", "0<&- >&-", "0<&- >&- 2>&-"};
+    for (size_t i = 0; i < sizeof closed / sizeof *closed; i++) {
+        ProgramResult result = run_redirected(closed[i], "--log @/log");
+        assert_false(result.timed_out);
+        assert_int_equal(result.exit_code, 0);
+        assert_string_equal(result.err, "");
+        check_log("log", 2);
+        free_result(&result);
+    }
+}
+
+// What is printed is lost, the run is not; and it is said once.
+static void full_output(void **state) {
+    (void)state;
+    if (!path_exists("/dev/full")) skip();
+    static const char *const lines[] = {"--help", "--version", "--plan", "--out @/printed-nowhere --log @/log",
+                                        "--sp 2 --dp 2 --batch 2"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        ProgramResult result = run_redirected(">/dev/full", lines[i]);
+        assert_false(result.timed_out);
+        assert_string_equal(result.err, "train_gpt: standard output: cannot write: No space left on device; lines are "
+                                        "lost: make room, or send it elsewhere\n");
+        assert_int_equal(result.exit_code, 1);
+        free_result(&result);
+    }
+    check_log("log", 2);
+    check_one_good_checkpoint("printed-nowhere");
+    ProgramResult result = run_redirected("2>/dev/full", "--sample-tokens 4");
+    assert_int_equal(result.exit_code, 0);
+    free_result(&result);
+}
+
+// As `| head` leaves it: a pipe that nobody reads.
+static void reader_that_has_gone(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    if (mkfifo(in_folder(path, "pipe"), 0600) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
+    static const char *const lines[] = {"--help", "--plan", "--steps 20 --log @/log"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        ProgramResult result = run_redirected("3<>\"$0/pipe\" >\"$0/pipe\" 3<&-", lines[i]);
+        assert_false(result.timed_out);
+        assert_string_equal(result.err, "");
+        assert_int_equal(result.exit_code, 0);
+        free_result(&result);
+    }
+    check_log("log", 20);
+}
+
 static int make_files(void **state) {
     (void)state;
     make_temp_folder(folder);
@@ -448,6 +540,10 @@ int main(void) {
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),
+        cmocka_unit_test(version),
+        cmocka_unit_test(closed_descriptors),
+        cmocka_unit_test(full_output),
+        cmocka_unit_test(reader_that_has_gone),
     };
     enum { IN_TABLE = sizeof bad_inputs / sizeof *bad_inputs, BY_HAND = sizeof by_hand / sizeof *by_hand };
     struct CMUnitTest tests[IN_TABLE + BY_HAND];

@@ -151,13 +151,16 @@ static void defaults_follow_what_is_given(void **state) {
     done(replicas);
 }
 
-static void help_wins(void **state) {
+static void help_and_version_win(void **state) {
     (void)state;
     Line *line = parse_good("-h --no-such-option");
     assert_true(line->options.help);
     done(line);
     line = parse_good("--steps 3 --help --steps");
     assert_true(line->options.help);
+    done(line);
+    line = parse_good("--version --layers none");
+    assert_true(line->options.version);
     done(line);
 }
 
@@ -382,7 +385,7 @@ int main(void) {
         cmocka_unit_test(empty_and_dashed_prompts),
         cmocka_unit_test(sizes_come_from_one_place),
         cmocka_unit_test(defaults_follow_what_is_given),
-        cmocka_unit_test(help_wins),
+        cmocka_unit_test(help_and_version_win),
         cmocka_unit_test(bad_lines_are_refused),
         cmocka_unit_test(messages_stay_on_one_line),
         cmocka_unit_test(too_many_paths),
