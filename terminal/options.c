@@ -92,8 +92,8 @@ const Option options_table[] = {
     {"dump", TEXT, CHECKPOINTS, "DIR", NULL, AT(dump), 0, 0,
      "gradients of the first step and logits of its last pass (first replica), for comparison with other programs"},
 
-    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0, "text to continue at the end"},
-    {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate"},
+    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0, "text to continue at the end; without it, the first tokens of the validation data"},
+    {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate; 0: no sample"},
     {"temperature", REAL, GENERATION, "X", "0.8", AT(temperature), 0, 1000,
      "of the softmax; 0: always the likeliest token"},
     {"top-k", INTEGER, GENERATION, "K", "0", AT(top_k), 0, 1e9, "choose among the K likeliest tokens; 0: among all"},

@@ -196,18 +196,12 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0) return true;
-    run->prompt =
-        prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, &run->prompt_tokens, err);
+    int64_t positions = config_positions(c);
+    run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, positions,
+                                &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
-    if (config_is_rotary(c)) return true;
-    if (run->prompt_tokens >= c->max_positions)
-        return error_usage(
-            err,
-            "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt or give "
-            "a larger --context",
-            (long long)run->prompt_tokens, (long long)c->max_positions);
-    if (run->sample_end > c->max_positions) run->sample_end = c->max_positions;
+    if (run->sample_end > positions) run->sample_end = positions;
     return true;
 }
 

@@ -433,6 +433,14 @@ static void version(void **state) {
     free(output);
 }
 
+// Few positions: the prompt that nobody gave leaves half of them, and the sample says that there were no more.
+static void sample_of_few_positions(void **state) {
+    (void)state;
+    char *output = check_run(0, "--arch gpt2 --steps 0 --sample-tokens 256", "");
+    assert_non_null(strstr(output, "sample: 8 tokens of 256 after a prompt of 8: the model has 16 positions\n"));
+    free(output);
+}
+
 // ---- standard output and error that are not there -------------------------------------------------------------------
 
 // The tiny run with `options`, its outputs redirected by a shell as `redirection` says.
@@ -541,6 +549,7 @@ int main(void) {
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),
         cmocka_unit_test(version),
+        cmocka_unit_test(sample_of_few_positions),
         cmocka_unit_test(closed_descriptors),
         cmocka_unit_test(full_output),
         cmocka_unit_test(reader_that_has_gone),
