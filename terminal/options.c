@@ -27,7 +27,9 @@ const Option options_table[] = {
      "key/value heads, a divisor of --heads; 0: as many as heads"},
     {"dim", INTEGER, MODEL, "C", "128", AT(dim), 1, 1048576, "width, a multiple of --heads"},
     {"ffn", INTEGER, MODEL, "F", "0", AT(ffn), 0, 16777216, "width inside the MLP; 0: from the architecture and --dim"},
-    {"context", INTEGER, MODEL, "T", "2048", AT(context), 1, 1e12, "tokens of one sequence, over all its ranks"},
+    {"context", INTEGER, MODEL, "T", "2048", AT(context), 1, 1e12,
+     "tokens of one sequence, over all its ranks; without it, --init goes on with those of its run, or of its model up "
+     "to 2048"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
      "a classifier of its own instead of the token embedding (llama)"},
@@ -92,7 +94,8 @@ const Option options_table[] = {
     {"dump", TEXT, CHECKPOINTS, "DIR", NULL, AT(dump), 0, 0,
      "gradients of the first step and logits of its last pass (first replica), for comparison with other programs"},
 
-    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0, "text to continue at the end; without it, the first tokens of the validation data"},
+    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0,
+     "text to continue at the end; without it, the first tokens of the validation data"},
     {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate; 0: no sample"},
     {"temperature", REAL, GENERATION, "X", "0.8", AT(temperature), 0, 1000,
      "of the softmax; 0: always the likeliest token"},

@@ -441,6 +441,42 @@ static void sample_of_few_positions(void **state) {
     free(output);
 }
 
+// What is printed where --init is given without --context, and no training.
+static char *run_init(const char *name, const char *sp, int exit_code, const char *message) {
+    char init[PROGRAM_PATH], text[PROGRAM_PATH];
+    Command command = {0};
+    add_words(&command, train_gpt_path(), "--init", in_folder(init, name), "--val-data", in_folder(text, "text"), NULL);
+    add_words(&command, "--sp", sp, "--steps", "0", "--eval-windows", "1", "--sample-tokens", "0", NULL);
+    add_words(&command, "--device", "cpu", "--threads", "1", NULL);
+    char *output = try_command(&command, exit_code, message);
+    assert_non_null(output);
+    return output;
+}
+
+static void check_context_of(const char *name, const char *header) {
+    char *output = run_init(name, "1", 0, "");
+    if (strstr(output, header) == NULL) fail_msg("%s is not in: %s", header, output);
+    free(output);
+}
+
+static void init_has_a_context_of_its_own(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    const char *const own = "  \"max_position_embeddings\": 16", *const longer = "\"max_position_embeddings\": 8192";
+    check_context_of("run/step-00000002", " 1 sequence of 16 tokens = ");
+    check_context_of("gpt2/step-00000002", " 1 sequence of 16 tokens = ");
+    copy_checkpoint("longer", "config.json", 0, own, longer); // trained on fewer tokens than the model takes
+    check_context_of("longer", " 1 sequence of 16 tokens (of 8192 that the model takes; see --context) = ");
+    // Without the state of a training: as published models come.
+    if (remove(in_folder(path, "longer/training_state.json")) != 0) fail_msg("cannot remove %s", path);
+    check_context_of("longer", " 1 sequence of 2048 tokens (of 8192 that the model takes; see --context) = ");
+    copy_checkpoint("published", "config.json", 0, own, own);
+    if (remove(in_folder(path, "published/training_state.json")) != 0) fail_msg("cannot remove %s", path);
+    check_context_of("published", " 1 sequence of 16 tokens = ");
+    free(run_init("published", "16", 2,
+                  "--init @/published: its 16 tokens are too few for --sp 16: a rank owns two chunks; lower --sp"));
+}
+
 // ---- standard output and error that are not there -------------------------------------------------------------------
 
 // The tiny run with `options`, its outputs redirected by a shell as `redirection` says.
@@ -549,6 +585,7 @@ int main(void) {
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),
         cmocka_unit_test(version),
+        cmocka_unit_test(init_has_a_context_of_its_own),
         cmocka_unit_test(sample_of_few_positions),
         cmocka_unit_test(closed_descriptors),
         cmocka_unit_test(full_output),
