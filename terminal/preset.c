@@ -26,9 +26,10 @@ static bool preset_named(const char *name, Preset *preset, Error *err) {
         *preset = (Preset){name, depth, depth, (int64_t)WIDTH_PER_LAYER * depth};
         return true;
     }
-    return error_usage(
-        err, "--model %s: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to %d", name,
-        DEPTH_MOST);
+    return error_usage(err,
+                       "--model %s: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to "
+                       "%d; a folder of weights is read by --init",
+                       name, DEPTH_MOST);
 }
 
 static int64_t given_or(int64_t given, int64_t otherwise) { return given > 0 ? given : otherwise; }

@@ -11,8 +11,8 @@ extern "C" {
 #endif
 
 // The prompt, allocated: the bytes of `text` where the data are bytes, else the token numbers written in it. Where text
-// is NULL, the 64 tokens of the data from `first` on, or as many as half of the model's `positions` (INT64_MAX: no end).
-// NULL and *err where it is empty, fills the positions, or a token is not below vocab_size.
+// is NULL, the 64 tokens of the data from `first` on, or as many as half of the model's `positions` (INT64_MAX: no
+// end). NULL and *err where it is empty, fills the positions, or a token is not below vocab_size.
 int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t positions,
                        int64_t *count, Error *err);
 

@@ -25,7 +25,9 @@ static const BadInput bad_inputs[] = {
     {"negative", 2, "--steps -4", "--steps: -4 is out of range: give 0 to 1000000000000"},
     {"overflowing", 2, "--context 9223372036854775808",
      "--context: 9223372036854775808 is out of range: give 1 to 1000000000000"},
-    {"not_a_rate", 2, "--lr nan", "--lr: \"nan\" is not a number"},
+    {"not_a_rate", 2, "--lr nan", "--lr: \"nan\" is not a number, as 0.001 or 1e-3 are"},
+    {"name_elsewhere", 2, "--max_iters 4",
+     "unknown option --max_iters: here it is --steps (optimizer steps of the whole run)"},
     {"devices_of_processors", 2, "--device cpu --devices 0",
      "--devices chooses GPUs, but --device cpu computes on processors here"},
     {"resume_without_out", 2, "--resume", "--resume needs --out DIR, the folder of the checkpoints"},
@@ -75,7 +77,8 @@ static const BadInput bad_inputs[] = {
     {"odd_rotary_head", 2, "--heads 4 --dim 12",
      "the width of a head is 3; rotary positions turn pairs, so it must be even (--dim / --heads)"},
     {"no_such_model", 2, "--model gpt3",
-     "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024"},
+     "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024; a "
+     "folder of weights is read by --init"},
 
     // Ranks that cannot be served.
     {"context_shorter_than_ranks", 2, "--sp 16",
