@@ -361,7 +361,8 @@ static bool check_ranks(const Options *options, Error *err) {
     if (strcmp(options->attention, "vanilla") == 0 && sp != 1)
         return error_usage(err, "--attention vanilla runs on one rank: give --sp 1, not %lld", sp);
     if (options->ulysses > 0 && sp % options->ulysses != 0)
-        return error_usage(err, "--ulysses %lld does not divide --sp %lld", (long long)options->ulysses, sp);
+        return error_usage(err, "--ulysses %lld does not divide --sp %lld; give a divisor, or leave it out",
+                           (long long)options->ulysses, sp);
     if (options->context < 2 * sp)
         return error_usage(err, "--context %lld is too short for --sp %lld: a rank owns two chunks, give at least %lld",
                            (long long)options->context, sp, 2 * sp);
@@ -369,7 +370,8 @@ static bool check_ranks(const Options *options, Error *err) {
         return error_usage(err, "--batch %lld cannot be shared evenly by --dp %lld replicas: give a multiple of %lld",
                            batch, dp, dp);
     if (micro > 0 && batch % (micro * dp) != 0)
-        return error_usage(err, "--batch %lld is not a multiple of --micro-batch %lld x --dp %lld", batch, micro, dp);
+        return error_usage(err, "--batch %lld is not a multiple of --micro-batch %lld x --dp %lld = %lld; give one",
+                           batch, micro, dp, micro * dp);
     return true;
 }
 

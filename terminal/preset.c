@@ -61,8 +61,8 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
     if (config->dim % config->heads != 0)
-        return error_usage(err, "--heads %lld does not divide --dim %lld", (long long)config->heads,
-                           (long long)config->dim);
+        return error_usage(err, "--heads %lld does not divide --dim %lld; give a --dim that is a multiple of it",
+                           (long long)config->heads, (long long)config->dim);
     if (gpt2 && config->kv_heads != config->heads)
         return error_usage(
             err, "--kv-heads %lld: the gpt2 architecture has as many as heads (%lld); leave it out or use --arch llama",

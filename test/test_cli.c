@@ -72,7 +72,8 @@ static const BadInput bad_inputs[] = {
      "model"},
 
     // The model.
-    {"heads_do_not_divide", 2, "--heads 3", "--heads 3 does not divide --dim 16"},
+    {"heads_do_not_divide", 2, "--heads 3",
+     "--heads 3 does not divide --dim 16; give a --dim that is a multiple of it"},
     {"kv_heads_do_not_divide", 2, "--heads 4 --kv-heads 3", "--kv-heads 3 does not divide --heads 4"},
     {"odd_rotary_head", 2, "--heads 4 --dim 12",
      "the width of a head is 3; rotary positions turn pairs, so it must be even (--dim / --heads)"},

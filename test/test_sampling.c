@@ -60,9 +60,9 @@ static void prompts_leave_room(void **state) {
     const struct {
         const char *text;
         int64_t positions, count; // 0: refused
-    } cases[] = {{NULL, no_end, 64}, {NULL, 1024, 64},    {NULL, 128, 64},        {NULL, 127, 64}, {NULL, 64, 32},
-                 {NULL, 16, 8},      {NULL, 2, 1},        {"seven..", no_end, 7}, {"seven..", 8, 7}, {"seven..", 7, 0},
-                 {"seven..", 2, 0},  {"", no_end, 0}};
+    } cases[] = {{NULL, no_end, 64}, {NULL, 1024, 64},  {NULL, 128, 64},   {NULL, 127, 64},
+                 {NULL, 64, 32},     {NULL, 16, 8},     {NULL, 2, 1},      {"seven..", no_end, 7},
+                 {"seven..", 8, 7},  {"seven..", 7, 0}, {"seven..", 2, 0}, {"", no_end, 0}};
     char data[200] = {0};
     Error err;
     TokenSource *source = tokens_open_memory((const unsigned char *)data, sizeof data, &err);
