@@ -129,7 +129,7 @@ corpus:
 
 # What `--version` says. A tree without git, or within another's, has no version of its own.
 $(BUILD)/built.h: $(BUILD)/config.mk FORCE
-	@version=$$(test -e .git && git describe --always --dirty 2> /dev/null) || version="of no git tree"; \
+	@version=$$(test -e .git && git describe --always --dirty 2> /dev/null) || version="of unknown version"; \
 	compiler=$$($(CC) --version | head -n 1 | tr -d '"\\'); \
 	printf '#define %s "%s"\n' VERSION "$$version" COMPILER "$$compiler" \
 	    FOUND '$(FOUND)$(if $(CUDA), (GPUs: $(ARCHS)))' > $@.new
