@@ -33,8 +33,8 @@ LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm
 
 # Compiled once per instruction set (base/simd.h); the processor's best is chosen at run time.
 SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c)
-SOURCES      := $(filter-out $(SIMD_SOURCES),$(foreach folder,base comm attention attention/cpu layers layers/cpu \
-                model dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
+SOURCES      := $(filter-out $(SIMD_SOURCES) terminal/version.c,$(foreach folder,base comm attention attention/cpu layers \
+                layers/cpu model dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
 ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> /dev/null)),avx2 avx512)
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
@@ -98,7 +98,7 @@ endif
 train_gpt: $(BUILD)/train_gpt
 	@cp $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o $(LIBRARY)
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
 
@@ -126,6 +126,16 @@ $(BUILD)/corpus.o: dataloader/corpus.S $(BUILD)/corpus.txt
 corpus:
 	@rm -f $(BUILD)/corpus.txt
 	@$(MAKE) --no-print-directory $(BUILD)/corpus.txt
+
+# What `--version` says. A tree without git, or within another's, has no version of its own.
+$(BUILD)/built.h: $(BUILD)/config.mk FORCE
+	@version=$$(test -e .git && git describe --always --dirty 2> /dev/null) || version="of unknown version"; \
+	compiler=$$($(CC) --version | head -n 1 | tr -d '"\\'); \
+	printf '#define %s "%s"\n' VERSION "$$version" COMPILER "$$compiler" \
+	    FOUND '$(FOUND)$(if $(CUDA), (GPUs: $(ARCHS)))' > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+$(BUILD)/terminal/version.o: $(BUILD)/built.h
+$(BUILD)/terminal/version.o: FOUND_CFLAGS += -I$(BUILD)
 
 $(BUILD)/%.o: %.c $(BUILD)/config.mk
 	$(call say,CC  )

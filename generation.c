@@ -4,6 +4,7 @@
 
 #include "base/random.h"
 #include "model/sampling.h"
+#include "terminal/output.h"
 #include "terminal/sample.h"
 #include "train_gpt.h"
 
@@ -110,7 +111,8 @@ static void generate(Rank *r, Generator *g, int32_t *tokens) {
         tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
         if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
     }
-    print_generated(stdout, bytes, tokens, prompt, count);
+    print_generated(stdout, bytes, tokens, prompt, count, run->options.sample_tokens, config_positions(&run->config));
+    output_flush();
 }
 
 bool print_sample(Rank *r, Error *err) {

@@ -22,7 +22,6 @@
 //   V vocabulary                    L layers                           P ranks that share a sequence
 
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,9 +33,11 @@
 #include "dataloader/bigram.h"
 #include "run/saving.h"
 #include "run/signals.h"
+#include "terminal/output.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
 #include "terminal/same_run.h"
+#include "terminal/version.h"
 #include "train_gpt.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -827,6 +828,7 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
     if (!run_open(run, speaks, err)) return false;
     if (speaks) options_print_command(&run->options, stdout);
+    output_flush();
     if (!plan(run, speaks, &arena, err)) return false;
     if (run->options.plan) return true;
     int busy = cpu_count(), ranks = run->ranks_here; // of the processors that will work; every rank has a thread
@@ -834,25 +836,24 @@ static bool prepare(Run *run, bool speaks, Error *err) {
     // By the process that reports, while the others wait for it: at the same time they would measure each other.
     if (speaks && !devices_measure(&run->devices, busy, err)) return false;
     if (speaks) run_print_header(run, stdout, &arena);
-    fflush(stdout);
+    output_flush();
     return true;
 }
 
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
     Job job = {&run, 0};
-    bool speaks = comm_process_rank() == 0;
+    output_open();
     signals_install();
-    setvbuf(stdout, NULL, _IOLBF, 0); // a killed run has said all that it had to say
+    bool speaks = comm_process_rank() == 0;
     Error err;
     err.exit_code = 0;
     if (options_parse(&run.options, argc, (const char *const *)argv, &err)) {
-        if (run.options.help) {
-            options_help(stdout);
-            return 0;
+        if (run.options.help || run.options.version) {
+            if (run.options.help) options_help(stdout);
+            else version_print(stdout);
+            return output_flush() ? 0 : EXIT_RUNTIME;
         }
-        signal(SIGPIPE, SIG_IGN); // whoever read our lines has gone; training goes on
-        signal(SIGXFSZ, SIG_IGN); // a file over the limit is then an error of write, which is reported
         if (prepare(&run, speaks, &err) && !run.options.plan) {
             CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
             comm_engine_from_name(run.options.engine, &launch.engine);
@@ -864,5 +865,6 @@ int main(int argc, char **argv) {
         die(&err);
     }
     run_close(&run);
-    return signals_stop() != 0 ? 128 + signals_stop() : job.exit_status;
+    if (signals_stop() != 0) return 128 + signals_stop();
+    return output_flush() ? job.exit_status : EXIT_RUNTIME;
 }

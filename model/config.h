@@ -61,6 +61,11 @@ bool config_check(const ModelConfig *config, Error *err);
 // Rotary positions (llama, qwen2) or learned ones (gpt2).
 static inline bool config_is_rotary(const ModelConfig *config) { return config->architecture != ARCH_GPT2; }
 
+// The longest sequence that it can see; INT64_MAX: rotary positions have no end.
+static inline int64_t config_positions(const ModelConfig *config) {
+    return config_is_rotary(config) ? INT64_MAX : config->max_positions;
+}
+
 // Cosine and sine of the rotary angle of each of D/2 pairs at `count` positions, computed in double precision (and,
 // with yarn, multiplied by its attention factor), into fp32 tables (count, D/2).
 void rope_tables(const ModelConfig *config, const int32_t *positions, int64_t count, float *cos_table, float *sin_table);

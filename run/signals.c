@@ -44,11 +44,12 @@ static void on_save(int number) {
     atomic_store(&save, true);
 }
 
+// Without SA_RESTART: a run that waits to print a line, since nobody reads its full pipe (mpirun reads none while it
+// ends its ranks), is to save instead.
 static void handle(int number, void (*handler)(int)) {
     struct sigaction before, action;
     memset(&action, 0, sizeof action);
     action.sa_handler = handler;
-    action.sa_flags = SA_RESTART;
     if (sigaction(number, NULL, &before) == 0 && before.sa_handler == SIG_IGN) return;
     sigaction(number, &action, NULL);
 }

@@ -27,7 +27,9 @@ const Option options_table[] = {
      "key/value heads, a divisor of --heads; 0: as many as heads"},
     {"dim", INTEGER, MODEL, "C", "128", AT(dim), 1, 1048576, "width, a multiple of --heads"},
     {"ffn", INTEGER, MODEL, "F", "0", AT(ffn), 0, 16777216, "width inside the MLP; 0: from the architecture and --dim"},
-    {"context", INTEGER, MODEL, "T", "2048", AT(context), 1, 1e12, "tokens of one sequence, over all its ranks"},
+    {"context", INTEGER, MODEL, "T", "2048", AT(context), 1, 1e12,
+     "tokens of one sequence, over all its ranks; without it, --init goes on with those of its run, or of its model up "
+     "to 2048"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
      "a classifier of its own instead of the token embedding (llama)"},
@@ -94,14 +96,16 @@ const Option options_table[] = {
     {"dump", TEXT, CHECKPOINTS, "DIR", NULL, AT(dump), 0, 0,
      "gradients of the first step and logits of its last pass (first replica), for comparison with other programs"},
 
-    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0, "text to continue at the end"},
-    {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate"},
+    {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0,
+     "text to continue at the end; without it, the first tokens of the validation data"},
+    {"sample-tokens", INTEGER, GENERATION, "N", "256", AT(sample_tokens), 0, 1e9, "tokens to generate; 0: no sample"},
     {"temperature", REAL, GENERATION, "X", "0.8", AT(temperature), 0, 1000,
      "of the softmax; 0: always the likeliest token"},
     {"top-k", INTEGER, GENERATION, "K", "0", AT(top_k), 0, 1e9, "choose among the K likeliest tokens; 0: among all"},
 
     {"plan", FLAG, INSTEAD, NULL, NULL, AT(plan), 0, 0,
      "print memory by buffer, bytes sent by exchange and FLOPs, and exit"},
+    {"version", FLAG, INSTEAD, NULL, NULL, AT(version), 0, 0, "print the version and what it was built with, and exit"},
     {"help", FLAG, INSTEAD, NULL, NULL, AT(help), 0, 0, "print this, and exit"},
 };
 // clang-format on
@@ -110,7 +114,7 @@ const Option options_table[] = {
 const int options_table_rows = sizeof options_table / sizeof *options_table;
 _Static_assert(sizeof options_table / sizeof *options_table <= OPTIONS_MAX, "Options.given has a place for each row");
 
-static const Option *find(const char *name, size_t length) {
+const Option *option_find(const char *name, size_t length) {
     for (const Option *row = options_table; row < options_table + options_table_rows; row++)
         if (strlen(row->name) == length && memcmp(row->name, name, length) == 0) return row;
     return NULL;
@@ -119,7 +123,7 @@ static const Option *find(const char *name, size_t length) {
 static bool *given(Options *options, const Option *row) { return &options->given[row - options_table]; }
 
 const Option *option_named(const char *name) {
-    const Option *row = find(name, strlen(name));
+    const Option *row = option_find(name, strlen(name));
     if (row != NULL) return row;
     fprintf(stderr, "option_named: there is no option --%s\n", name);
     abort();
@@ -137,49 +141,9 @@ PathList option_paths(const Options *options, const Option *row) {
     return (PathList){&o->val_data, &o->val_data_count};
 }
 
-// ---- what was probably meant ----------------------------------------------------------------------------------------
-
-enum { LONGEST_NAME = 40 };
-
-static int smaller(int a, int b) { return a < b ? a : b; }
-
-// Letters to insert, remove, replace or swap with their neighbour (Damerau 1964, in its restricted form). A word cut
-// short or written on ("batch-size") counts as one mistake.
-static int edit_distance(const char *a, const char *b) {
-    int rows = (int)strlen(a), columns = (int)strlen(b);
-    int d[LONGEST_NAME + 1][LONGEST_NAME + 1];
-    if (rows > LONGEST_NAME || columns > LONGEST_NAME) return LONGEST_NAME;
-    for (int i = 0; i <= rows; i++) {
-        for (int j = 0; j <= columns; j++) {
-            if (i == 0 || j == 0) {
-                d[i][j] = i + j;
-                continue;
-            }
-            bool differ = a[i - 1] != b[j - 1];
-            d[i][j] = smaller(d[i - 1][j - 1] + differ, 1 + smaller(d[i - 1][j], d[i][j - 1]));
-            bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
-            if (swapped) d[i][j] = smaller(d[i][j], d[i - 2][j - 2] + 1);
-        }
-    }
-    int common = smaller(rows, columns);
-    if (common >= 3 && memcmp(a, b, (size_t)common) == 0) return smaller(d[rows][columns], 1);
-    return d[rows][columns];
-}
-
-static const char *nearest_option(const char *name) {
-    const char *nearest = NULL;
-    int least = smaller(3, (int)strlen(name) / 2) + 1; // further away than this is not a slip of the fingers
-    for (const Option *row = options_table; row < options_table + options_table_rows; row++) {
-        int distance = edit_distance(name, row->name);
-        if (distance < least) least = distance, nearest = row->name;
-    }
-    return nearest;
-}
-
 // ---- one value ------------------------------------------------------------------------------------------------------
 
-// The user's text as a message can show it: on one line, and not too long.
-static Shown shown(const char *text) {
+Shown shown_text(const char *text) {
     Shown s;
     size_t n = 0;
     for (; text[n] != '\0' && n < sizeof s.text - 4; n++) s.text[n] = iscntrl((unsigned char)text[n]) ? '?' : text[n];
@@ -209,17 +173,45 @@ static Shown shown_bound(const Option *row, double bound) {
 }
 
 static bool out_of_range(const Option *row, const char *value, Error *err) {
-    return error_usage(err, "--%s: %s is out of range: give %s to %s", row->name, shown(value).text,
+    return error_usage(err, "--%s: %s is out of range: give %s to %s", row->name, shown_text(value).text,
                        shown_bound(row, row->min).text, shown_bound(row, row->max).text);
+}
+
+// "1e3", "1.5e6": whole as they are written.
+static bool is_whole_with_exponent(const char *value, double *out) {
+    char *end;
+    *out = strtod(value, &end);
+    return isdigit((unsigned char)*value) && *end == '\0' && value[strspn(value, "0123456789.eE+")] == '\0' &&
+           strpbrk(value, "eE") != NULL && *out == floor(*out);
+}
+
+// What people write for whole numbers elsewhere is not guessed at, but answered with what to write.
+static bool not_whole(const Option *row, const char *value, Error *err) {
+    static const char letters[] = "kmgt";
+    size_t digits = strspn(value, "0123456789");
+    const char *letter = value[digits] == '\0' ? NULL : strchr(letters, tolower((unsigned char)value[digits]));
+    if (digits >= 1 && digits <= 4 && letter != NULL && value[digits + 1] == '\0') {
+        int64_t n = strtoll(value, NULL, 10), decimal = 1, binary = 1;
+        for (const char *l = letters; l <= letter; l++) decimal *= 1000, binary *= 1024;
+        return error_usage(err, "--%s: \"%s\" is not a whole number: write %lld or %lld", row->name, value,
+                           (long long)(n * decimal), (long long)(n * binary));
+    }
+    bool grouped = digits >= 1 && value[strspn(value, "0123456789,_'")] == '\0';
+    return error_usage(err, "--%s: \"%s\" is not a whole number%s", row->name, shown_text(value).text,
+                       grouped ? ": write its digits alone" : "");
 }
 
 static bool parse_integer(const Option *row, const char *value, int64_t *out, Error *err) {
     const char *digits = value + (*value == '-');
-    if (*digits == '\0' || digits[strspn(digits, "0123456789")] != '\0')
-        return error_usage(err, "--%s: \"%s\" is not a whole number", row->name, shown(value).text);
+    bool plain = *digits != '\0' && digits[strspn(digits, "0123456789")] == '\0';
+    double real;
     errno = 0;
-    *out = strtoll(value, NULL, 10);
-    if (errno == ERANGE || (double)*out < row->min || (double)*out > row->max) return out_of_range(row, value, err);
+    if (plain) real = (double)(*out = strtoll(value, NULL, 10));
+    else if (!is_whole_with_exponent(value, &real)) return not_whole(row, value, err);
+    if (errno == ERANGE || real < row->min || real > row->max) return out_of_range(row, value, err);
+    if (plain) return true;
+    if (real >= UNBOUNDED) return out_of_range(row, value, err);
+    *out = (int64_t)real;
     return true;
 }
 
@@ -228,7 +220,8 @@ static bool parse_real(const Option *row, const char *value, double *out, Error 
     *out = strtod(value, &end);
     // strtod also takes spaces, hexadecimal, "inf" and "nan"
     if (*end != '\0' || *value == '\0' || value[strspn(value, "+-.0123456789eE")] != '\0')
-        return error_usage(err, "--%s: \"%s\" is not a number", row->name, shown(value).text);
+        return error_usage(err, "--%s: \"%s\" is not a number, as 0.001 or 1e-3 are", row->name,
+                           shown_text(value).text);
     if (!(*out >= row->min && *out <= row->max)) return out_of_range(row, value, err);
     return true;
 }
@@ -242,7 +235,7 @@ static bool parse_choice(const Option *row, const char *value, const char **out,
         }
         if (strchr(word, '|') == NULL) break;
     }
-    return error_usage(err, "--%s: \"%s\" is not one of %s", row->name, shown(value).text, row->argument);
+    return error_usage(err, "--%s: \"%s\" is not one of %s", row->name, shown_text(value).text, row->argument);
 }
 
 static bool append_path(Options *options, const Option *row, const char *value, Error *err) {
@@ -279,26 +272,41 @@ bool option_set(Options *options, const Option *row, const char *value, Error *e
 
 static bool is_option(const char *argument) { return strncmp(argument, "--", 2) == 0 || strcmp(argument, "-h") == 0; }
 
-static bool unknown_option(const char *argument, Error *err) {
-    size_t dashes = strspn(argument, "-");
-    if (dashes == 0 || argument[dashes] == '\0')
-        return error_usage(err, "\"%s\" belongs to no option: options are written --name value; see --help",
-                           shown(argument).text);
-    Shown option = shown(argument), name = shown(argument + dashes);
-    option.text[strcspn(option.text, "=")] = '\0';
-    name.text[strcspn(name.text, "=")] = '\0';
-    const char *nearest = nearest_option(name.text);
-    if (nearest == NULL) return error_usage(err, "unknown option %s: see --help", option.text);
-    return error_usage(err, "unknown option %s: did you mean --%s?", option.text, nearest);
+// A hyphen's double from a page or a word processor (U+2010 to U+2015, U+2212).
+static bool begins_with_another_dash(const char *argument) {
+    const unsigned char *byte = (const unsigned char *)argument;
+    return byte[0] == 0xe2 &&
+           ((byte[1] == 0x80 && byte[2] >= 0x90 && byte[2] <= 0x95) || (byte[1] == 0x88 && byte[2] == 0x92));
 }
 
-// Reads the option at argv[*next] with its values, and moves *next past them.
-static bool parse_option(Options *options, int argc, const char *const *argv, int *next, Error *err) {
+// A word where an option should begin; `last`: the option before it, NULL: none.
+static bool stray_word(const char *argument, const Option *last, Error *err) {
+    Shown text = shown_text(argument);
+    const char *word = text.text;
+    if (begins_with_another_dash(argument))
+        return error_usage(err, "\"%s\" begins with a dash of another kind: type two hyphens, --name", word);
+    if (last == NULL || argument[0] == '-')
+        return error_usage(err, "\"%s\" belongs to no option: options are written --name value; see --help", word);
+    if (last->kind == FLAG)
+        return error_usage(err, "\"%s\" belongs to no option: --%s takes no value", word, last->name);
+    if (last->kind == PATHS)
+        return error_usage(err, "\"%s\" belongs to no option: --%s=PATH takes one, --%s PATH PATH takes several", word,
+                           last->name, last->name);
+    return error_usage(err, "\"%s\" belongs to no option: --%s takes one value; put one with spaces in quotes", word,
+                       last->name);
+}
+
+// Reads the option at argv[*next] with its values, and moves *next past them. *last is the one before it, then this
+// one.
+static bool parse_option(Options *options, int argc, const char *const *argv, int *next, const Option **last,
+                         Error *err) {
     const char *argument = argv[(*next)++];
     const char *name = strcmp(argument, "-h") == 0 ? "help" : argument + 2;
     size_t length = strcspn(name, "=");
-    const Option *row = is_option(argument) ? find(name, length) : NULL;
-    if (row == NULL) return unknown_option(argument, err);
+    const Option *row = is_option(argument) ? option_find(name, length) : NULL;
+    bool named = argument[0] == '-' && argument[strspn(argument, "-")] != '\0';
+    if (row == NULL) return named ? option_unknown(argument, err) : stray_word(argument, *last, err);
+    *last = row;
     if (*given(options, row) && row->kind != PATHS) return error_usage(err, "--%s is given twice", row->name);
     *given(options, row) = true;
 
@@ -329,6 +337,14 @@ static bool check_needs(const Options *options, Error *err) {
     return true;
 }
 
+// Elsewhere the final learning rate is itself a rate. Taken for a fraction, it would end a run at next to nothing.
+static bool check_rates(const Options *options, Error *err) {
+    const double least = 1e-3;
+    if (!options_given(options, "min-lr") || options->min_lr == 0 || options->min_lr >= least) return true;
+    return error_usage(err, "--min-lr %s is a fraction of --lr, not a rate: give 0.1 to end at a tenth of --lr, or 0",
+                       shown_real(options->min_lr).text);
+}
+
 static bool check_model(const Options *options, Error *err) {
     static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads",   "kv-heads",
                                                     "dim",  "ffn",   "untied", "qkv-bias"};
@@ -351,7 +367,8 @@ static bool check_ranks(const Options *options, Error *err) {
     if (strcmp(options->attention, "vanilla") == 0 && sp != 1)
         return error_usage(err, "--attention vanilla runs on one rank: give --sp 1, not %lld", sp);
     if (options->ulysses > 0 && sp % options->ulysses != 0)
-        return error_usage(err, "--ulysses %lld does not divide --sp %lld", (long long)options->ulysses, sp);
+        return error_usage(err, "--ulysses %lld does not divide --sp %lld; give a divisor, or leave it out",
+                           (long long)options->ulysses, sp);
     if (options->context < 2 * sp)
         return error_usage(err, "--context %lld is too short for --sp %lld: a rank owns two chunks, give at least %lld",
                            (long long)options->context, sp, 2 * sp);
@@ -359,7 +376,8 @@ static bool check_ranks(const Options *options, Error *err) {
         return error_usage(err, "--batch %lld cannot be shared evenly by --dp %lld replicas: give a multiple of %lld",
                            batch, dp, dp);
     if (micro > 0 && batch % (micro * dp) != 0)
-        return error_usage(err, "--batch %lld is not a multiple of --micro-batch %lld x --dp %lld", batch, micro, dp);
+        return error_usage(err, "--batch %lld is not a multiple of --micro-batch %lld x --dp %lld = %lld; give one",
+                           batch, micro, dp, micro * dp);
     return true;
 }
 
@@ -394,11 +412,13 @@ bool options_parse(Options *options, int argc, const char *const *argv, Error *e
     memset(options, 0, sizeof *options);
     for (const Option *row = options_table; row < options_table + options_table_rows; row++)
         if (row->initial != NULL && !set_value(options, row, row->initial, err)) return false;
-    for (int next = 1; next < argc && !options->help;)
-        if (!parse_option(options, argc, argv, &next, err)) goto failed;
-    if (options->help) return true; // whatever else stands on the line
+    const Option *last = NULL;
+    for (int next = 1; next < argc && !options->help && !options->version;)
+        if (!parse_option(options, argc, argv, &next, &last, err)) goto failed;
+    if (options->help || options->version) return true; // whatever else stands on the line
     settle_defaults(options);
-    if (check_needs(options, err) && check_model(options, err) && (options->resume || options_check(options, err)))
+    if (check_needs(options, err) && check_rates(options, err) && check_model(options, err) &&
+        (options->resume || options_check(options, err)))
         return true;
 failed:
     options_free(options);

@@ -63,7 +63,7 @@ typedef struct Options {
     int64_t sample_tokens, top_k;
     double temperature;
     // instead of training
-    bool plan, help;
+    bool plan, version, help;
 
     bool given[OPTIONS_MAX]; // by row of the table: for options_given
 } Options;

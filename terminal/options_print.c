@@ -42,7 +42,7 @@ void options_help(FILE *out) {
                  "  ./train_gpt --data FILE --out DIR                   a model of your own text or tokens\n"
                  "  ./train_gpt --data FILE --out DIR --resume          the same run, from where it was left\n"
                  "  ./train_gpt --init DIR --steps 0 --sample \"Once\"    text from a trained model\n\n"
-                 "Options are written --name value or --name=value; [defaults] stand in brackets.\n");
+                 "Options are written --name value or --name=value; 1e6 is a whole number; [defaults] in brackets.\n");
     for (Group group = MODEL; group <= INSTEAD; group++) {
         fprintf(out, "\n%s\n", group_titles[group]);
         for (const Option *row = options_table; row < options_table + options_table_rows; row++)

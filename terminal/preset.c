@@ -26,9 +26,10 @@ static bool preset_named(const char *name, Preset *preset, Error *err) {
         *preset = (Preset){name, depth, depth, (int64_t)WIDTH_PER_LAYER * depth};
         return true;
     }
-    return error_usage(
-        err, "--model %s: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to %d", name,
-        DEPTH_MOST);
+    return error_usage(err,
+                       "--model %s: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to "
+                       "%d; a folder of weights is read by --init",
+                       name, DEPTH_MOST);
 }
 
 static int64_t given_or(int64_t given, int64_t otherwise) { return given > 0 ? given : otherwise; }
@@ -60,8 +61,8 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
     if (config->dim % config->heads != 0)
-        return error_usage(err, "--heads %lld does not divide --dim %lld", (long long)config->heads,
-                           (long long)config->dim);
+        return error_usage(err, "--heads %lld does not divide --dim %lld; give a --dim that is a multiple of it",
+                           (long long)config->heads, (long long)config->dim);
     if (gpt2 && config->kv_heads != config->heads)
         return error_usage(
             err, "--kv-heads %lld: the gpt2 architecture has as many as heads (%lld); leave it out or use --arch llama",

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "terminal/output.h"
+
 // Is this line of the log of a step after `step`?
 static bool is_later(const char *line, int64_t step) {
     long long its;
@@ -143,19 +145,20 @@ void reporter_step(Reporter *reporter, const StepReport *report) {
     if (stays) print_line(report);
     else rewrite_line(report);
     reporter->line_open = !stays;
-    fflush(stdout);
+    output_flush();
     if (reporter->log != NULL) write_log(reporter, report);
 }
 
 void reporter_line_end(Reporter *reporter) {
     if (!reporter->line_open) return;
     putchar('\n');
-    fflush(stdout);
+    output_flush();
     reporter->line_open = false;
 }
 
 bool reporter_close(Reporter *reporter) {
     reporter_line_end(reporter);
+    output_flush();
     FILE *log = reporter->log;
     reporter->log = NULL;
     if (log != NULL && fclose(log) != 0) give_up_log(reporter);

@@ -36,7 +36,8 @@ typedef struct Reporter {
 // done again, is cut off, and so is a last line left incomplete.
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err);
 // Numbers in the log read back exactly; a NaN or infinity is null. On a terminal, a step with a validation loss keeps
-// its line. A log that cannot be written is said once, on standard error, and is written no more.
+// its line. A log that cannot be written is said once, on standard error, and is written no more; for standard output see
+// terminal/output.h.
 void reporter_step(Reporter *reporter, const StepReport *report);
 void reporter_line_end(Reporter *reporter); // leaves the live line standing, before other output
 bool reporter_close(Reporter *reporter);    // false: the log is not whole

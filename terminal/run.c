@@ -13,6 +13,23 @@
 #include "terminal/report.h"
 #include "terminal/sample.h"
 
+// --context where --init is given without it: that of the run which made the checkpoint, else of the model, if that is
+// no more than the default; a published model may take more tokens than fit into memory here. What is wrong with the
+// checkpoint is said later, where it is opened.
+static bool settle_context(Options *o, Error *err) {
+    ModelConfig config;
+    TrainingState state;
+    Error unsaid;
+    if (o->init == NULL || options_given(o, "context") || !config_read(&config, o->init, &unsaid)) return true;
+    if (checkpoint_read_state(o->init, &state, &unsaid) && state.context > 0 &&
+        state.context <= config_positions(&config))
+        o->context = state.context;
+    else if (o->context > config.max_positions) o->context = config.max_positions;
+    if (o->context >= 2 * o->sp) return true;
+    return error_usage(err, "--init %s: its %lld tokens are too few for --sp %lld: a rank owns two chunks; lower --sp",
+                       o->init, (long long)o->context, (long long)o->sp);
+}
+
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
     size_t size;
@@ -204,18 +221,12 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0) return true;
-    run->prompt =
-        prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, &run->prompt_tokens, err);
+    int64_t positions = config_positions(c);
+    run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, positions,
+                                &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
-    if (config_is_rotary(c)) return true;
-    if (run->prompt_tokens >= c->max_positions)
-        return error_usage(
-            err,
-            "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt or give "
-            "a larger --context",
-            (long long)run->prompt_tokens, (long long)c->max_positions);
-    if (run->sample_end > c->max_positions) run->sample_end = c->max_positions;
+    if (run->sample_end > positions) run->sample_end = positions;
     return true;
 }
 
@@ -228,6 +239,7 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!options_given(o, "sp") && !run->processes) o->sp = devices_usual_ranks(o);
     run->ranks_here = run->processes ? 1 : (int)(o->sp * o->dp);
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
+    if (!settle_context(o, err)) return false;
     if (o->context > INT32_MAX - 2 * o->sp)
         return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp",
                            (long long)o->context);
@@ -296,8 +308,11 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     if (run->attention.exchange == EXCHANGE_ULYSSES_RING)
         fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
     fprintf(out, "; %s per rank\n", memory);
-    fprintf(out, "step       %lld %s of %lld tokens = %s tokens, in passes of %lld; %lld steps\n", (long long)o->batch,
-            o->batch == 1 ? "sequence" : "sequences", (long long)o->context, tokens, (long long)run->micro_batch,
+    fprintf(out, "step       %lld %s of %lld tokens", (long long)o->batch, o->batch == 1 ? "sequence" : "sequences",
+            (long long)o->context);
+    if (o->init != NULL && !options_given(o, "context") && c->max_positions > o->context)
+        fprintf(out, " (of %lld that the model takes; see --context)", (long long)c->max_positions);
+    fprintf(out, " = %s tokens, in passes of %lld; %lld steps\n", tokens, (long long)run->micro_batch,
             (long long)run->steps);
     fprintf(out, "data       %s, %lld training tokens\n",
             o->data_count > 0 ? o->data[0] : "the program's own sources and documents", (long long)run->train_end);

@@ -24,9 +24,14 @@ static bool parse_numbers(const char *text, int64_t vocab_size, int32_t *tokens,
     return true;
 }
 
-int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t *count,
-                       Error *err) {
-    int64_t most = text == NULL ? PROMPT_FROM_DATA : (int64_t)strlen(text);
+// A sample needs room after a prompt that nobody chose.
+static int64_t usual_prompt(int64_t positions) {
+    return positions / 2 < PROMPT_FROM_DATA ? (positions + 1) / 2 : PROMPT_FROM_DATA;
+}
+
+int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first, int64_t vocab_size, int64_t positions,
+                       int64_t *count, Error *err) {
+    int64_t most = text == NULL ? usual_prompt(positions) : (int64_t)strlen(text);
     int32_t *tokens = (int32_t *)malloc((size_t)(most + 1) * sizeof(int32_t));
     bool ok = tokens != NULL;
     *count = 0;
@@ -42,13 +47,25 @@ int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first,
         ok = parse_numbers(text, vocab_size, tokens, count, err);
     }
     if (ok && *count == 0) ok = error_usage(err, "--sample: the prompt is empty; give at least one token");
+    if (ok && *count >= positions)
+        ok = error_usage(err,
+                         "--sample: the prompt has %lld tokens, but this model has %lld positions; shorten the prompt "
+                         "or give a larger --context",
+                         (long long)*count, (long long)positions);
     if (ok) return tokens;
     free(tokens);
     return NULL;
 }
 
-void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t prompt, int64_t count) {
-    fprintf(out, "sample: %lld tokens after a prompt of %lld\n", (long long)(count - prompt), (long long)prompt);
+void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t prompt, int64_t count, int64_t wanted,
+                     int64_t positions) {
+    long long made = count - prompt;
+    fprintf(out, "sample: %lld tokens", made);
+    if (made < wanted) fprintf(out, " of %lld", (long long)wanted);
+    fprintf(out, " after a prompt of %lld", (long long)prompt);
+    if (made < wanted && count == positions) fprintf(out, ": the model has %lld positions", (long long)positions);
+    else if (made < wanted) fprintf(out, ": the model ended the text");
+    fputc('\n', out);
     unsigned char *text = bytes ? (unsigned char *)malloc((size_t)count) : NULL;
     for (int64_t i = 0; i < count; i++) {
         if (text != NULL) text[i] = (unsigned char)(tokens[i] < TOKEN_END_OF_DOCUMENT ? tokens[i] : '\n');

@@ -25,7 +25,9 @@ static const BadInput bad_inputs[] = {
     {"negative", 2, "--steps -4", "--steps: -4 is out of range: give 0 to 1000000000000"},
     {"overflowing", 2, "--context 9223372036854775808",
      "--context: 9223372036854775808 is out of range: give 1 to 1000000000000"},
-    {"not_a_rate", 2, "--lr nan", "--lr: \"nan\" is not a number"},
+    {"not_a_rate", 2, "--lr nan", "--lr: \"nan\" is not a number, as 0.001 or 1e-3 are"},
+    {"name_elsewhere", 2, "--max_iters 4",
+     "unknown option --max_iters: here it is --steps (optimizer steps of the whole run)"},
     {"devices_of_processors", 2, "--device cpu --devices 0",
      "--devices chooses GPUs, but --device cpu computes on processors here"},
     {"resume_without_out", 2, "--resume", "--resume needs --out DIR, the folder of the checkpoints"},
@@ -70,12 +72,14 @@ static const BadInput bad_inputs[] = {
      "model"},
 
     // The model.
-    {"heads_do_not_divide", 2, "--heads 3", "--heads 3 does not divide --dim 16"},
+    {"heads_do_not_divide", 2, "--heads 3",
+     "--heads 3 does not divide --dim 16; give a --dim that is a multiple of it"},
     {"kv_heads_do_not_divide", 2, "--heads 4 --kv-heads 3", "--kv-heads 3 does not divide --heads 4"},
     {"odd_rotary_head", 2, "--heads 4 --dim 12",
      "the width of a head is 3; rotary positions turn pairs, so it must be even (--dim / --heads)"},
     {"no_such_model", 2, "--model gpt3",
-     "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024"},
+     "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024; a "
+     "folder of weights is read by --init"},
 
     // Ranks that cannot be served.
     {"context_shorter_than_ranks", 2, "--sp 16",
@@ -427,6 +431,142 @@ static void full_disk_keeps_the_last_checkpoint(void **state) {
     check_one_good_checkpoint("full");
 }
 
+static void version(void **state) {
+    (void)state;
+    char *output = check_run(0, "--version", "");
+    static const char *const starts[] = {"train_gpt  ", "compiler   ", "libraries  "};
+    const char *line = output;
+    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
+        assert_memory_equal(line, starts[i], strlen(starts[i]));
+        assert_true(strcspn(line, "\n") > strlen(starts[i]));
+        line += strcspn(line, "\n") + 1;
+    }
+    assert_string_equal(line, "");
+    free(output);
+}
+
+// Few positions: the prompt that nobody gave leaves half of them, and the sample says that there were no more.
+static void sample_of_few_positions(void **state) {
+    (void)state;
+    char *output = check_run(0, "--arch gpt2 --steps 0 --sample-tokens 256", "");
+    assert_non_null(strstr(output, "sample: 8 tokens of 256 after a prompt of 8: the model has 16 positions\n"));
+    free(output);
+}
+
+// What is printed where --init is given without --context, and no training.
+static char *run_init(const char *name, const char *sp, int exit_code, const char *message) {
+    char init[PROGRAM_PATH], text[PROGRAM_PATH];
+    Command command = {0};
+    add_words(&command, train_gpt_path(), "--init", in_folder(init, name), "--val-data", in_folder(text, "text"), NULL);
+    add_words(&command, "--sp", sp, "--steps", "0", "--eval-windows", "1", "--sample-tokens", "0", NULL);
+    add_words(&command, "--device", "cpu", "--threads", "1", NULL);
+    char *output = try_command(&command, exit_code, message);
+    assert_non_null(output);
+    return output;
+}
+
+static void check_context_of(const char *name, const char *header) {
+    char *output = run_init(name, "1", 0, "");
+    if (strstr(output, header) == NULL) fail_msg("%s is not in: %s", header, output);
+    free(output);
+}
+
+static void init_has_a_context_of_its_own(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    const char *const own = "  \"max_position_embeddings\": 16", *const longer = "\"max_position_embeddings\": 8192";
+    check_context_of("run/step-00000002", " 1 sequence of 16 tokens = ");
+    check_context_of("gpt2/step-00000002", " 1 sequence of 16 tokens = ");
+    copy_checkpoint("longer", "config.json", 0, own, longer); // trained on fewer tokens than the model takes
+    check_context_of("longer", " 1 sequence of 16 tokens (of 8192 that the model takes; see --context) = ");
+    // Without the state of a training: as published models come.
+    if (remove(in_folder(path, "longer/training_state.json")) != 0) fail_msg("cannot remove %s", path);
+    check_context_of("longer", " 1 sequence of 2048 tokens (of 8192 that the model takes; see --context) = ");
+    copy_checkpoint("published", "config.json", 0, own, own);
+    if (remove(in_folder(path, "published/training_state.json")) != 0) fail_msg("cannot remove %s", path);
+    check_context_of("published", " 1 sequence of 16 tokens = ");
+    free(run_init("published", "16", 2,
+                  "--init @/published: its 16 tokens are too few for --sp 16: a rank owns two chunks; lower --sp"));
+}
+
+// ---- standard output and error that are not there -------------------------------------------------------------------
+
+// The tiny run with `options`, its outputs redirected by a shell as `redirection` says.
+static ProgramResult run_redirected(const char *redirection, const char *options) {
+    Command command = {0};
+    char script[100], *text = malloc(16 * PROGRAM_PATH);
+    if (text == NULL) fail_msg("out of memory");
+    snprintf(script, sizeof script, "exec %s; exec \"$@\"", redirection);
+    add_words(&command, "sh", "-c", script, folder, NULL); // $0 is the folder
+    build_command(&command, text, 16 * PROGRAM_PATH, options);
+    ProgramResult result = run_program(command.argv, 20);
+    free(text);
+    return result;
+}
+
+static void check_log(const char *name, int steps) {
+    char path[PROGRAM_PATH], *log = read_file(in_folder(path, name), NULL), *line = log;
+    for (int step = 1; step <= steps; step++) {
+        char start[30];
+        snprintf(start, sizeof start, "{\"step\": %d,", step);
+        assert_memory_equal(line, start, strlen(start));
+        line += strcspn(line, "\n") + 1;
+    }
+    assert_string_equal(line, "");
+    free(log);
+}
+
+// The log must not take the number of a descriptor that is closed, nor must checkpoints.
+static void closed_descriptors(void **state) {
+    (void)state;
+    static const char *const closed[] = {"0<&-", ">&-", "2>&-", "0<&- >&-", "0<&- >&- 2>&-"};
+    for (size_t i = 0; i < sizeof closed / sizeof *closed; i++) {
+        ProgramResult result = run_redirected(closed[i], "--log @/log");
+        assert_false(result.timed_out);
+        assert_int_equal(result.exit_code, 0);
+        assert_string_equal(result.err, "");
+        check_log("log", 2);
+        free_result(&result);
+    }
+}
+
+// What is printed is lost, the run is not; and it is said once.
+static void full_output(void **state) {
+    (void)state;
+    if (!path_exists("/dev/full")) skip();
+    static const char *const lines[] = {"--help", "--version", "--plan", "--out @/printed-nowhere --log @/log",
+                                        "--sp 2 --dp 2 --batch 2"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        ProgramResult result = run_redirected(">/dev/full", lines[i]);
+        assert_false(result.timed_out);
+        assert_string_equal(result.err, "train_gpt: standard output: cannot write: No space left on device; lines are "
+                                        "lost: make room, or send it elsewhere\n");
+        assert_int_equal(result.exit_code, 1);
+        free_result(&result);
+    }
+    check_log("log", 2);
+    check_one_good_checkpoint("printed-nowhere");
+    ProgramResult result = run_redirected("2>/dev/full", "--sample-tokens 4");
+    assert_int_equal(result.exit_code, 0);
+    free_result(&result);
+}
+
+// As `| head` leaves it: a pipe that nobody reads.
+static void reader_that_has_gone(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    if (mkfifo(in_folder(path, "pipe"), 0600) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
+    static const char *const lines[] = {"--help", "--plan", "--steps 20 --log @/log"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        ProgramResult result = run_redirected("3<>\"$0/pipe\" >\"$0/pipe\" 3<&-", lines[i]);
+        assert_false(result.timed_out);
+        assert_string_equal(result.err, "");
+        assert_int_equal(result.exit_code, 0);
+        free_result(&result);
+    }
+    check_log("log", 20);
+}
+
 static int make_files(void **state) {
     (void)state;
     make_temp_folder(folder);
@@ -456,6 +596,12 @@ int main(void) {
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),
+        cmocka_unit_test(version),
+        cmocka_unit_test(init_has_a_context_of_its_own),
+        cmocka_unit_test(sample_of_few_positions),
+        cmocka_unit_test(closed_descriptors),
+        cmocka_unit_test(full_output),
+        cmocka_unit_test(reader_that_has_gone),
     };
     enum { IN_TABLE = sizeof bad_inputs / sizeof *bad_inputs, BY_HAND = sizeof by_hand / sizeof *by_hand };
     struct CMUnitTest tests[IN_TABLE + BY_HAND];

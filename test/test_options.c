@@ -102,6 +102,16 @@ static void values(void **state) {
     done(line);
 }
 
+static void whole_numbers_with_an_exponent(void **state) {
+    (void)state;
+    Line *line = parse_good("--steps 1e3 --batch 1E+0 --context 1.5e6 --seed 1e18 --min-lr 0");
+    assert_int_equal(line->options.steps, 1000);
+    assert_int_equal(line->options.batch, 1);
+    assert_int_equal(line->options.context, 1500000);
+    assert_true(line->options.seed == INT64_C(1000000000000000000));
+    done(line);
+}
+
 static void empty_and_dashed_prompts(void **state) {
     (void)state;
     Options o;
@@ -151,13 +161,16 @@ static void defaults_follow_what_is_given(void **state) {
     done(replicas);
 }
 
-static void help_wins(void **state) {
+static void help_and_version_win(void **state) {
     (void)state;
     Line *line = parse_good("-h --no-such-option");
     assert_true(line->options.help);
     done(line);
     line = parse_good("--steps 3 --help --steps");
     assert_true(line->options.help);
+    done(line);
+    line = parse_good("--version --layers none");
+    assert_true(line->options.version);
     done(line);
 }
 
@@ -172,21 +185,45 @@ static const BadLine bad_lines[] = {
     {"--stpes 4", "unknown option --stpes: did you mean --steps?"},
     {"--stpes=4", "unknown option --stpes: did you mean --steps?"},
     {"-steps 4", "unknown option -steps: did you mean --steps?"},
-    {"--batch-size 4", "unknown option --batch-size: did you mean --batch?"},
+    {"--batches 4", "unknown option --batches: did you mean --batch?"},
     {"--eval_every 4", "unknown option --eval_every: did you mean --eval-every?"},
     {"--evalevery 4", "unknown option --evalevery: did you mean --eval-every?"},
     {"--sede 4", "unknown option --sede: did you mean --seed?"},
     {"--Steps 4", "unknown option --Steps: did you mean --steps?"},
-    {"--context-length 4", "unknown option --context-length: did you mean --context?"},
+    {"--contexts 4", "unknown option --contexts: did you mean --context?"},
     {"--hlep", "unknown option --hlep: did you mean --help?"},
+    {"--save_every=4", "unknown option --save_every: did you mean --save-every?"},
+    {"--SAVE_every 4", "unknown option --SAVE_every: did you mean --save-every?"},
+    {"--savevery 4", "unknown option --savevery: did you mean --save-every?"},
+    {"-lr 4", "unknown option -lr: did you mean --lr?"},
     {"--frobnicate", "unknown option --frobnicate: see --help"},
-    {"-x", "unknown option -x: see --help"},
+    {"--complete", "unknown option --complete: see --help"}, // not --sample
+    {"--np 4", "unknown option --np: see --help"},           // neither --sp nor --dp
+    {"--platform", "unknown option --platform: see --help"},
+    {"-V", "unknown option -V: see --help"},
+    {"-X", "unknown option -X: see --help"},
+    // names elsewhere
+    {"--learning-rate 4", "unknown option --learning-rate: here it is --lr (highest learning rate)"},
+    {"--learning_rate=4", "unknown option --learning_rate: here it is --lr (highest learning rate)"},
+    {"--Learning_Rate=4", "unknown option --Learning_Rate: here it is --lr (highest learning rate)"},
+    {"-l 4", "unknown option -l: here it is --lr (highest learning rate)"},
+    {"-x", "unknown option -x: here it is --steps (optimizer steps of the whole run)"},
+    {"--min_lr 6e-5", "unknown option --min_lr: here it is --min-lr (final learning rate, as a fraction of --lr)"},
+    {"--max_iters 4", "unknown option --max_iters: here it is --steps (optimizer steps of the whole run)"},
+    {"--dropout 0.1", "unknown option --dropout: there is no dropout here"},
+    {"--compile=False", "unknown option --compile: the program is compiled already"},
     {"--", "\"--\" belongs to no option: options are written --name value; see --help"},
     {"-", "\"-\" belongs to no option: options are written --name value; see --help"},
     {"input.txt", "\"input.txt\" belongs to no option: options are written --name value; see --help"},
-    {"--steps 4 5", "\"5\" belongs to no option: options are written --name value; see --help"},
-    {"--data=a b", "\"b\" belongs to no option: options are written --name value; see --help"},
-    {"--resume yes", "\"yes\" belongs to no option: options are written --name value; see --help"},
+    {"help --steps 4", "\"help\" belongs to no option: options are written --name value; see --help"},
+    {"--steps 4 5", "\"5\" belongs to no option: --steps takes one value; put one with spaces in quotes"},
+    {"--sample once upon", "\"upon\" belongs to no option: --sample takes one value; put one with spaces in quotes"},
+    {"--data=a b", "\"b\" belongs to no option: --data=PATH takes one, --data PATH PATH takes several"},
+    {"--resume yes", "\"yes\" belongs to no option: --resume takes no value"},
+    {"\xe2\x80\x93steps 4", "\"\xe2\x80\x93steps\" begins with a dash of another kind: type two hyphens, --name"},
+    {"--lr 1 \xe2\x80\x94steps 4",
+     "\"\xe2\x80\x94steps\" begins with a dash of another kind: type two hyphens, --name"},
+    {"\xe2\x88\x92-lr 4", "\"\xe2\x88\x92-lr\" begins with a dash of another kind: type two hyphens, --name"},
     // missing, double, superfluous
     {"--steps", "--steps needs a value: --steps N"},
     {"--steps --lr 1", "--steps needs a value: --steps N"},
@@ -203,7 +240,21 @@ static const BadLine bad_lines[] = {
     {"--steps ten", "--steps: \"ten\" is not a whole number"},
     {"--steps 10x", "--steps: \"10x\" is not a whole number"},
     {"--steps 1.5", "--steps: \"1.5\" is not a whole number"},
-    {"--steps 1e3", "--steps: \"1e3\" is not a whole number"},
+    {"--steps 1.5e0", "--steps: \"1.5e0\" is not a whole number"},
+    {"--steps 1e-3", "--steps: \"1e-3\" is not a whole number"},
+    {"--steps 1e", "--steps: \"1e\" is not a whole number"},
+    {"--steps e3", "--steps: \"e3\" is not a whole number"},
+    {"--steps 1e13", "--steps: 1e13 is out of range: give 0 to 1000000000000"},
+    {"--steps 1e999", "--steps: 1e999 is out of range: give 0 to 1000000000000"},
+    {"--seed 9.3e18", "--seed: 9.3e18 is out of range: give 0 to 9223372036854775807"},
+    {"--seed 9223372036854775808e0", "--seed: 9223372036854775808e0 is out of range: give 0 to 9223372036854775807"},
+    {"--context 8k", "--context: \"8k\" is not a whole number: write 8000 or 8192"},
+    {"--context 128K", "--context: \"128K\" is not a whole number: write 128000 or 131072"},
+    {"--context 1M", "--context: \"1M\" is not a whole number: write 1000000 or 1048576"},
+    {"--context 8kB", "--context: \"8kB\" is not a whole number"},
+    {"--context k", "--context: \"k\" is not a whole number"},
+    {"--steps 1,000", "--steps: \"1,000\" is not a whole number: write its digits alone"},
+    {"--steps 1_000", "--steps: \"1_000\" is not a whole number: write its digits alone"},
     {"--steps 0x10", "--steps: \"0x10\" is not a whole number"},
     {"--steps +5", "--steps: \"+5\" is not a whole number"},
     {"--steps -", "--steps: \"-\" is not a whole number"},
@@ -216,13 +267,14 @@ static const BadLine bad_lines[] = {
     {"--seed -9223372036854775809", "--seed: -9223372036854775809 is out of range: give 0 to 9223372036854775807"},
     {"--seed 9223372036854775808", "--seed: 9223372036854775808 is out of range: give 0 to 9223372036854775807"},
     // numbers
-    {"--lr fast", "--lr: \"fast\" is not a number"},
-    {"--lr 1e-3x", "--lr: \"1e-3x\" is not a number"},
-    {"--lr nan", "--lr: \"nan\" is not a number"},
-    {"--lr inf", "--lr: \"inf\" is not a number"},
-    {"--lr 0x1p3", "--lr: \"0x1p3\" is not a number"},
-    {"--lr .", "--lr: \".\" is not a number"},
-    {"--lr 1e", "--lr: \"1e\" is not a number"},
+    {"--lr fast", "--lr: \"fast\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr 1e-3x", "--lr: \"1e-3x\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr nan", "--lr: \"nan\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr inf", "--lr: \"inf\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr 0x1p3", "--lr: \"0x1p3\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr .", "--lr: \".\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr 1e", "--lr: \"1e\" is not a number, as 0.001 or 1e-3 are"},
+    {"--lr 1,5", "--lr: \"1,5\" is not a number, as 0.001 or 1e-3 are"},
     {"--lr 1e999", "--lr: 1e999 is out of range: give 0 to 1e+30"},
     {"--lr -0.1", "--lr: -0.1 is out of range: give 0 to 1e+30"},
     {"--beta1 1", "--beta1: 1 is out of range: give 0 to 0.999999"},
@@ -243,7 +295,7 @@ static const BadLine bad_lines[] = {
     {"--keep 5", "--keep needs --out DIR, the folder of the checkpoints"},
     {"--decay-fraction 0.1", "--decay-fraction is for --schedule wsd, not cosine"},
     {"--ulysses 2", "--ulysses is for --attention ulysses-ring, not auto"},
-    {"--attention ulysses-ring --ulysses 3", "--ulysses 3 does not divide --sp 4"},
+    {"--attention ulysses-ring --ulysses 3", "--ulysses 3 does not divide --sp 4; give a divisor, or leave it out"},
     {"--init a --out b --resume", "--init and --resume both say where the weights come from: give one of them"},
     {"--init a --model d4", "--model and --init exclude each other: the checkpoint says what the model is"},
     {"--init a --layers 4", "--layers and --init exclude each other: the checkpoint says what the model is"},
@@ -255,7 +307,9 @@ static const BadLine bad_lines[] = {
     {"--attention vanilla", "--attention vanilla runs on one rank: give --sp 1, not 4"},
     {"--sp 8 --context 15", "--context 15 is too short for --sp 8: a rank owns two chunks, give at least 16"},
     {"--dp 2 --batch 3", "--batch 3 cannot be shared evenly by --dp 2 replicas: give a multiple of 2"},
-    {"--dp 2 --batch 6 --micro-batch 2", "--batch 6 is not a multiple of --micro-batch 2 x --dp 2"},
+    {"--dp 2 --batch 6 --micro-batch 2", "--batch 6 is not a multiple of --micro-batch 2 x --dp 2 = 4; give one"},
+    {"--lr 3e-4 --min-lr 3e-5",
+     "--min-lr 3e-05 is a fraction of --lr, not a rate: give 0.1 to end at a tenth of --lr, or 0"},
     {"--steps 10 --warmup 11", "--warmup 11 is longer than the run: --steps is 10"},
 };
 
@@ -268,6 +322,30 @@ static void bad_lines_are_refused(void **state) {
         assert_int_equal(line->err.exit_code, EXIT_USAGE);
         assert_null(line->options.data);
         done(line);
+    }
+}
+
+// Each name of another program, typed as it is there, is answered with one of our options or a reason.
+static void foreign_names_are_answered(void **state) {
+    (void)state;
+    for (int i = 0; i < foreign_names_rows; i++) {
+        const ForeignNames *row = &foreign_names[i];
+        assert_true((row->ours == NULL) != (row->why_none == NULL));
+        if (row->ours != NULL) assert_non_null(option_find(row->ours, strlen(row->ours)));
+        char words[1000];
+        snprintf(words, sizeof words, "%s", row->theirs);
+        for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " ")) {
+            char typed[100], message[1000];
+            snprintf(typed, sizeof typed, "%s%s", word[0] == '-' ? "" : "--", word);
+            if (row->ours == NULL) snprintf(message, sizeof message, "unknown option %s: %s", typed, row->why_none);
+            else snprintf(message, sizeof message, "unknown option %s: here it is --%s (", typed, row->ours);
+            Error err;
+            Options o;
+            assert_false(options_parse(&o, 2, (const char *const[]){"train_gpt", typed}, &err));
+            assert_memory_equal(err.message, message, strlen(message));
+            assert_int_equal(err.exit_code, EXIT_USAGE);
+            assert_true(strlen(err.message) < 250);
+        }
     }
 }
 
@@ -379,11 +457,13 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults),
         cmocka_unit_test(values),
+        cmocka_unit_test(whole_numbers_with_an_exponent),
         cmocka_unit_test(empty_and_dashed_prompts),
         cmocka_unit_test(sizes_come_from_one_place),
         cmocka_unit_test(defaults_follow_what_is_given),
-        cmocka_unit_test(help_wins),
+        cmocka_unit_test(help_and_version_win),
         cmocka_unit_test(bad_lines_are_refused),
+        cmocka_unit_test(foreign_names_are_answered),
         cmocka_unit_test(messages_stay_on_one_line),
         cmocka_unit_test(too_many_paths),
         cmocka_unit_test(printed_command_stands_for_the_run),
