@@ -34,6 +34,7 @@
 #include "checkpoint/dump.h"
 #include "comm/collectives.h"
 #include "dataloader/bigram.h"
+#include "terminal/check_tokens.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
 #include "terminal/same_run.h"
@@ -552,7 +553,7 @@ static void save(Rank *r, int64_t step, double validation_loss) {
         state.loader = r->loader.state;
         state.context = o->context;
         state.batch = o->batch;
-        state.data_fingerprint = run_data_fingerprint(run);
+        run_describe_data(run, &state);
         state.validation_loss = validation_loss;
         require(r, checkpoint_write(writer, CHECKPOINT_EXP_AVG_SQ, flat, &err), &err);
         require(r, checkpoint_commit(writer, &state, (int)o->keep, &err), &err);
@@ -860,6 +861,7 @@ static void rank_main(Comm *world, void *argument) {
     if (run->processes) require(r, same_run(run, world, &err), &err);
     int rank_here = run->processes ? 0 : comm_rank(world);
     require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
+    require(r, check_tokens(run, world, threads_per_rank(run), &err), &err);
     require(r, set_up_rank(r, &err), &err);
     fill_weights(r);
     train(r, &reporter);

@@ -78,6 +78,8 @@ static bool left_out(const Options *options, const Option *row) {
     bool zero_is_unset = row->group == MODEL || (row->initial != NULL && strcmp(row->initial, "0") == 0);
     if (strcmp(row->name, "decay-fraction") == 0 && strcmp(options->schedule, "wsd") != 0) return true;
     if (strcmp(row->name, "min-lr") == 0 && strcmp(options->schedule, "constant") == 0) return true;
+    bool own_data = options->data_count > 0 || options->val_data_count > 0;
+    if (strcmp(row->name, "data-format") == 0 && !own_data) return true;
     if (strcmp(row->name, "keep") == 0 && options->out == NULL) return true;
     if (strcmp(row->name, "arch") == 0 && (options->init != NULL || options->resume)) return true;
     if (strcmp(row->name, "rope-theta") == 0 && strcmp(options->arch, "gpt2") == 0) return true;

@@ -23,7 +23,7 @@ static void refuse(const char *folder, const char *first, const char *second, co
     char path[2][PROGRAM_PATH];
     const char *argument[2] = {path_join(path[0], folder, first), second ? path_join(path[1], folder, second) : NULL};
     Error err = {0};
-    TokenSource *source = tokens_open(argument, second ? 2 : 1, &err);
+    TokenSource *source = tokens_open(argument, second ? 2 : 1, TOKENS_AUTO, &err);
     if (source != NULL) fail_msg("%s should not open", argument[0]);
     assert_int_equal(err.exit_code, EXIT_RUNTIME);
     assert_error(&err, says, and_says, NULL);
@@ -119,7 +119,7 @@ static void test_folders_and_patterns(void **state) {
     Error err = {0};
     const char *several[] = {path_join(path[0], folder, "z.txt"), path_join(path[1], folder, "d/s*"),
                              path_join(path[2], folder, "d/?.txt"), path_join(path[3], folder, "z.txt")};
-    source = tokens_open(several, 4, &err);
+    source = tokens_open(several, 4, TOKENS_AUTO, &err);
     assert_non_null(source);
     assert_text(source, "last|2b|three|one|two|last|");
     tokens_close(source);
@@ -196,7 +196,7 @@ static void test_reads_across_files(void **state) {
         argument[f] = path_join(path[f], folder, name);
     }
     Error err = {0};
-    TokenSource *source = tokens_open(argument, FILES, &err);
+    TokenSource *source = tokens_open(argument, FILES, TOKENS_AUTO, &err);
     assert_non_null(source);
     assert_int_equal(tokens_count(source), total);
     int32_t *token = malloc((size_t)total * sizeof *token);
@@ -226,7 +226,7 @@ static void test_shards(void **state) {
         write_shard(path_join(path[1], folder, "b.bin"), width, token, 3);
         const char *argument[] = {path[0], path[1]};
         Error err = {0};
-        TokenSource *source = tokens_open(argument, 2, &err);
+        TokenSource *source = tokens_open(argument, 2, TOKENS_AUTO, &err);
         must(source != NULL, &err);
         assert_false(tokens_are_bytes(source));
         assert_int_equal(tokens_vocabulary(source), width == 2 ? 50257 : 128256);
@@ -265,7 +265,7 @@ static void test_fingerprint(void **state) {
 static void test_nothing_to_read(void **state) {
     const char *folder = *state;
     Error err = {0};
-    assert_null(tokens_open(NULL, 0, &err));
+    assert_null(tokens_open(NULL, 0, TOKENS_AUTO, &err));
     assert_error(&err, "no data", NULL);
 
     refuse(folder, "missing.txt", NULL, "missing.txt", "No such file");
@@ -365,7 +365,7 @@ static void test_token_past_the_vocabulary(void **state) {
     write_shard(path_join(path[1], folder, "b.bin"), 2, token, 20);
     const char *argument[] = {path[0], path[1]};
     Error err = {0};
-    TokenSource *source = tokens_open(argument, 2, &err);
+    TokenSource *source = tokens_open(argument, 2, TOKENS_AUTO, &err);
     must(source != NULL, &err);
     int32_t read[40];
     must(tokens_read(source, 0, 33, 50257, read, &err), &err);
@@ -447,7 +447,7 @@ static void test_fuzzed_shards(void **state) {
         write_file(path, shard, size < longest ? size : longest);
         free(shard);
         Error err = {0};
-        TokenSource *source = tokens_open(&argument, 1, &err);
+        TokenSource *source = tokens_open(&argument, 1, TOKENS_AUTO, &err);
         if (source == NULL) {
             assert_error(&err, "fuzzed.bin", NULL);
             continue;

@@ -1,0 +1,80 @@
+// Ranks look for about a second at a time and tell each other in between, so that none waits long for the slowest.
+#include "terminal/check_tokens.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "dataloader/token_check.h"
+#include "terminal/report.h"
+
+typedef struct Progress { // of one rank
+    int64_t left;
+    int64_t failed;
+} Progress;
+
+// The parts of the training and of the validation data that fall to this rank.
+static void share_out(const Run *run, const Comm *world, TokenCheck check[2]) {
+    int part = run->processes ? comm_process_rank_here() : comm_rank(world);
+    int parts = run->processes ? comm_processes_here() : comm_size(world);
+    int64_t vocabulary = run->config.vocab_size;
+    bool any = run->resumed.step < run->steps;
+    for (int i = 0; i < 2; i++) {
+        check[i] = token_check_begin(i == 0 ? run->train : run->validation, vocabulary, part, parts);
+        bool known = i == 0 ? run->train_checked : run->validation == run->train;
+        if (known || !any) check[i].next = check[i].end;
+    }
+}
+
+static bool look(TokenCheck check[2], int threads, double seconds, Error *err) {
+    TokenCheck *unfinished = check[0].next < check[0].end ? &check[0] : &check[1];
+    return token_check_go_on(unfinished, threads, seconds, err);
+}
+
+static void say_progress(bool *said, double all, double left) {
+    char count[32];
+    format_count(count, all);
+    bool live = isatty(STDOUT_FILENO);
+    if (live) printf("\rchecking %s token numbers: %.0f%%", count, 100.0 * (1.0 - left / all));
+    else if (!*said) printf("checking %s token numbers\n", count);
+    fflush(stdout);
+    *said = true;
+}
+
+// One turn of all ranks. The first in order of ranks that failed is the one to say so.
+static bool take_turn(TokenCheck check[2], Comm *world, int threads, double seconds, Progress *all, size_t *bytes,
+                      int64_t *left, Error *err) {
+    int ranks = comm_size(world), me = comm_rank(world);
+    bool ok = look(check, threads, seconds, err);
+    all[me] = (Progress){check[0].end - check[0].next + check[1].end - check[1].next, !ok};
+    for (int i = 0; i < ranks; i++) bytes[i] = sizeof *all;
+    comm_all_gather(world, all, bytes);
+    *left = 0;
+    for (int i = 0; i < ranks; i++) {
+        *left += all[i].left;
+        if (!all[i].failed) continue;
+        if (i == me) return false;
+        comm_barrier(world); // the one that failed ends this one here
+    }
+    return true;
+}
+
+bool check_tokens(const Run *run, Comm *world, int threads, Error *err) {
+    size_t ranks = (size_t)comm_size(world), *bytes = malloc(ranks * sizeof *bytes);
+    Progress *all = malloc(ranks * sizeof *all);
+    TokenCheck check[2];
+    int64_t left, first_left = 0;
+    bool ok = bytes != NULL && all != NULL, said = false;
+    if (!ok) error_set(err, "out of memory");
+    share_out(run, world, check);
+    comm_doing(world, "check of the token numbers");
+    double seconds = run->options.timeout < 4.0 ? 0.25 * run->options.timeout : 1.0;
+    for (bool more = ok; more; more = ok && left > 0) {
+        ok = take_turn(check, world, threads, seconds, all, bytes, &left, err);
+        if (first_left == 0) first_left = left;
+        if (ok && left > 0 && comm_rank(world) == 0) say_progress(&said, (double)first_left, (double)left);
+    }
+    if (said && isatty(STDOUT_FILENO)) printf("\r\033[K");
+    free(all);
+    free(bytes);
+    return ok;
+}
