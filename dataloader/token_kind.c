@@ -10,7 +10,8 @@
 //   - of uint16: no high byte is above 0xc4, as no token of a vocabulary below 50,432 has one (GPT-2 has 50,257, padded
 //     50,304). Sound, pixels and machine code have such bytes;
 //   - of uint16: low and high bytes are spread differently. In a stream of bytes, odd and even places are alike;
-//   - of uint32: every number is below 2^20, and they are not mostly zero.
+//   - of uint32: every number is below 2^20;
+//   - few of the numbers are 0, as many are in tables of databases and the like.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +103,7 @@ enum {
 typedef struct Sample {
     int64_t even[256], odd[256];         // bytes at even and at odd places
     int64_t wide, wide_small, wide_zero; // uint32: all, those below 2^20, those that are 0
+    int64_t narrow_zero;                 // uint16: those that are 0
 } Sample;
 
 static void take_sample(Sample *sample, const TokenFile *file) {
@@ -120,6 +122,7 @@ static void take_sample(Sample *sample, const TokenFile *file) {
             sample->wide++;
             sample->wide_small += number >> LARGEST_BITS == 0;
             sample->wide_zero += number == 0;
+            sample->narrow_zero += ((number & 0xffff) == 0) + (number >> 16 == 0);
         }
     }
     token_file_will_be_sampled(file, false);
@@ -171,8 +174,9 @@ static Kind looks_like(const TokenFile *file) {
     take_sample(&sample, file);
     if (2 * sample.wide < LEAST_NUMBERS || is_text(&sample)) return KIND_BYTES;
     bool wide = file->size % 4 == 0 && sample.wide >= LEAST_NUMBERS && sample.wide_small == sample.wide;
-    if (wide && 4 * sample.wide_zero < 3 * sample.wide) return KIND_UINT32;
-    return has_high_bytes(&sample) || !halves_differ(&sample) ? KIND_BYTES : KIND_UINT16;
+    if (wide && 4 * sample.wide_zero < sample.wide) return KIND_UINT32;
+    bool narrow = 4 * sample.narrow_zero < 2 * sample.wide && !has_high_bytes(&sample) && halves_differ(&sample);
+    return narrow ? KIND_UINT16 : KIND_BYTES;
 }
 
 // Other programs' files of tokens whose first bytes are certain: their headers would be taken for tokens.

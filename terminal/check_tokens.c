@@ -26,8 +26,8 @@ static void share_out(const Run *run, const Comm *world, TokenCheck check[2]) {
 }
 
 static bool look(TokenCheck check[2], int threads, double seconds, Error *err) {
-    TokenCheck *unfinished = check[0].next < check[0].end ? &check[0] : &check[1];
-    return token_check_go_on(unfinished, threads, seconds, err);
+    if (!token_check_go_on(&check[0], threads, seconds, err)) return false;
+    return check[0].next < check[0].end || token_check_go_on(&check[1], threads, seconds, err);
 }
 
 static void say_progress(bool *said, double all, double left) {
