@@ -73,8 +73,8 @@ static bool append_path(FileList *list, const char *path, const Folder *parent, 
     return error_set(err, "%s is neither a file nor a folder; give one of these as data", path);
 }
 
-// Called by glob for a folder that it cannot open: 1 ends the search. Where the pattern's folders are patterns too, some
-// may lack what the next part of it names.
+// Called by glob for a folder that it cannot open: 1 ends the search. Where the pattern's folders are patterns too,
+// some may lack what the next part of it names.
 static int stops_at(const char *folder, int why) {
     (void)folder;
     return why != ENOENT;
@@ -90,8 +90,7 @@ static bool no_match(const char *pattern, Error *err) {
     struct stat status;
     if (slash == NULL || (stat(folder, &status) == 0 && S_ISDIR(status.st_mode)))
         error_set(err, "no file matches %s; check the pattern", pattern);
-    else
-        error_set(err, "no file matches %s: there is no folder %s; check the path", pattern, folder);
+    else error_set(err, "no file matches %s: there is no folder %s; check the path", pattern, folder);
     free(folder);
     return false;
 }

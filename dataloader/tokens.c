@@ -146,7 +146,8 @@ static bool check(const TokenSource *source, const TokenFile *file, int64_t begi
                   const int32_t *out, Error *err) {
     for (int64_t i = 0; i < count; i++) {
         if ((uint32_t)out[i] < (uint64_t)vocabulary) continue;
-        return error_set(err, "%s: token %u at place %lld is not below the vocabulary of %lld; the data are damaged or "
+        return error_set(err,
+                         "%s: token %u at place %lld is not below the vocabulary of %lld; the data are damaged or "
                          "another tokenizer's (a new model can be given its --vocab-size)",
                          file->path != NULL ? file->path : source->name, (uint32_t)out[i], (long long)(begin + i),
                          (long long)vocabulary);

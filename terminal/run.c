@@ -68,15 +68,17 @@ static bool check_same_data(const Run *run, const TrainingState *then, Error *er
     run_describe_data(run, &now);
     bool sizes_agree = then->data_fingerprint == now.data_fingerprint;
     if (then->data_content == 0)
-        return sizes_agree || error_usage(err, "--resume: %s was trained on other data (files, their sizes or "
-                                          "--val-data differ); give the same, or use --init", run->resume_from);
+        return sizes_agree || error_usage(err,
+                                          "--resume: %s was trained on other data (files, their sizes or "
+                                          "--val-data differ); give the same, or use --init",
+                                          run->resume_from);
     if (then->data_content == now.data_content) return true;
-    return error_usage(err,
-                       "--resume: %s was trained on %s (%lld training tokens), not on %s (%lld), which has %s; give the "
-                       "same --data and --val-data, or use --init",
-                       run->resume_from, then->data_name, (long long)then->data_tokens, now.data_name,
-                       (long long)now.data_tokens,
-                       sizes_agree ? "the same sizes but another content" : "other files, sizes or another split");
+    return error_usage(
+        err,
+        "--resume: %s was trained on %s (%lld training tokens), not on %s (%lld), which has %s; give the "
+        "same --data and --val-data, or use --init",
+        run->resume_from, then->data_name, (long long)then->data_tokens, now.data_name, (long long)now.data_tokens,
+        sizes_agree ? "the same sizes but another content" : "other files, sizes or another split");
 }
 
 // What the command line leaves open is as it was; what it gives has to fit.
@@ -120,12 +122,9 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
     const struct Size {
         const char *option;
         int64_t given, has;
-    } sizes[] = {{"layers", o->layers, c->layers},
-                 {"heads", o->heads, c->heads},
-                 {"kv-heads", o->kv_heads, c->kv_heads},
-                 {"dim", o->dim, c->dim},
-                 {"ffn", o->ffn, c->ffn_dim},
-                 {"vocab-size", o->vocab_size, c->vocab_size}};
+    } sizes[] = {
+        {"layers", o->layers, c->layers}, {"heads", o->heads, c->heads}, {"kv-heads", o->kv_heads, c->kv_heads},
+        {"dim", o->dim, c->dim},          {"ffn", o->ffn, c->ffn_dim},   {"vocab-size", o->vocab_size, c->vocab_size}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
             return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
@@ -151,13 +150,19 @@ static bool check_bytes(const Run *run, const char *from, Error *err) {
     long long has = run->config.vocab_size, bytes = BYTE_VOCABULARY;
     if (!has_data(o) || !tokens_are_bytes(run->train) || has == bytes) return true;
     if (from == NULL)
-        return error_usage(err, "--vocab-size %lld: %s is bytes, whose vocabulary is %lld; leave it out, or give --data "
-                           "with token numbers", has, tokens_name(run->train), bytes);
+        return error_usage(err,
+                           "--vocab-size %lld: %s is bytes, whose vocabulary is %lld; leave it out, or give --data "
+                           "with token numbers",
+                           has, tokens_name(run->train), bytes);
     if (o->data_count == 0)
-        return error_usage(err, "%s has a vocabulary of %lld, and the bundled corpus is bytes, which need %lld; give "
-                           "--data with token numbers of its tokenizer", from, has, bytes);
-    return error_usage(err, "--data: %s is bytes, which need a vocabulary of %lld, but %s has %lld; give token numbers "
-                       "of its tokenizer", tokens_name(run->train), bytes, from, has);
+        return error_usage(err,
+                           "%s has a vocabulary of %lld, and the bundled corpus is bytes, which need %lld; give "
+                           "--data with token numbers of its tokenizer",
+                           from, has, bytes);
+    return error_usage(err,
+                       "--data: %s is bytes, which need a vocabulary of %lld, but %s has %lld; give token numbers "
+                       "of its tokenizer",
+                       tokens_name(run->train), bytes, from, has);
 }
 
 static bool choose_model(Run *run, Error *err) {
@@ -324,8 +329,7 @@ static void print_data(const Run *run, FILE *out) {
             (long long)run->train_end);
     bool guessed = o->vocab_size == 0 && o->init == NULL && !o->resume;
     if (tokens_without_header(run->train) && guessed)
-        fprintf(out, " (%s, taken for numbers below %lld)", tokens_kind(run->train),
-                (long long)run->config.vocab_size);
+        fprintf(out, " (%s, taken for numbers below %lld)", tokens_kind(run->train), (long long)run->config.vocab_size);
     if (run->validation != run->train)
         fprintf(out, "; validation on %s, %lld tokens", tokens_name(run->validation),
                 (long long)tokens_count(run->validation));

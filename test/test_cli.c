@@ -161,7 +161,8 @@ static const BadInput bad_inputs[] = {
     {"init_with_too_few_positions", 2, "--init @/gpt2/step-00000002 --context 32",
      "--context 32: @/gpt2/step-00000002 has learned 16 positions; give at most that"},
     {"init_with_a_smaller_vocabulary", 1, "--init @/run/step-00000002 --data @/wide",
-     "@/wide: token 300 at place 0 is not below the vocabulary of 257; the data are damaged or another tokenizer's (a new "
+     "@/wide: token 300 at place 0 is not below the vocabulary of 257; the data are damaged or another tokenizer's (a "
+     "new "
      "model can be given its --vocab-size)"},
     {"bytes_into_another_vocabulary", 2, "--init @/bpe/step-00000002 --data @/text",
      "--data: @/text is bytes, which need a vocabulary of 257, but @/bpe/step-00000002 has 300; give token numbers of "
