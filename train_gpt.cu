@@ -33,6 +33,7 @@
 #include "dataloader/bigram.h"
 #include "run/saving.h"
 #include "run/signals.h"
+#include "terminal/check_tokens.h"
 #include "terminal/output.h"
 #include "terminal/plan.h"
 #include "terminal/report.h"
@@ -767,6 +768,7 @@ static void rank_main(Comm *world, void *argument) {
     if (run->processes) require(r, same_run(run, world, &err), &err);
     int rank_here = run->processes ? 0 : comm_rank(world);
     require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
+    require(r, check_tokens(run, world, threads_per_rank(run), &err), &err);
     require(r, set_up_rank(r, &err), &err);
     fill_weights(r);
     train(r, &reporter);

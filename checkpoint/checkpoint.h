@@ -35,6 +35,9 @@ typedef struct TrainingState {
     int64_t context, batch;    // the loader's place counts windows of this context: a resume with another is an error
     int64_t steps;             // of the whole run: the schedule's length
     uint64_t data_fingerprint; // of the training data's sizes, so that a resume on other data is noticed
+    uint64_t data_content;     // and of their content; 0: not kept (checkpoints of earlier versions)
+    int64_t data_tokens;       // with it, for messages: training tokens
+    char data_name[200];       // and what the data were called
     double validation_loss;    // last measured; NaN: never
     KeptOptions kept;
 } TrainingState;

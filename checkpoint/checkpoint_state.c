@@ -39,14 +39,30 @@ static bool put_last_options(DiskFile *file, const char *key, const KeptOptions 
     return ok && disk_print(file, err, "%s}\n", kept->count > 0 ? "\n  " : "");
 }
 
+// A name for messages: what JSON would have to escape, and all but ASCII, becomes a question mark.
+static bool put_name(DiskFile *file, const char *key, const char *name, Error *err) {
+    char text[sizeof((TrainingState *)NULL)->data_name];
+    size_t n = 0;
+    for (; name[n] != '\0' && n < sizeof text - 1; n++)
+        text[n] = name[n] < ' ' || name[n] > '~' || name[n] == '"' || name[n] == '\\' ? '?' : name[n];
+    text[n] = '\0';
+    return disk_print(file, err, "  \"%s\": \"%s\",\n", key, text);
+}
+
+static bool put_data(DiskFile *file, const TrainingState *state, Error *err) {
+    if (!put_unsigned(file, "data_fingerprint", state->data_fingerprint, err)) return false;
+    return state->data_content == 0 || (put_unsigned(file, "data_content", state->data_content, err) &&
+                                        put_signed(file, "data_tokens", state->data_tokens, err) &&
+                                        put_name(file, "data_name", state->data_name, err));
+}
+
 static bool put_state(DiskFile *file, const TrainingState *state, Error *err) {
     return disk_print(file, err, "{\n") && put_signed(file, "format", FORMAT, err) &&
            put_signed(file, "step", state->step, err) && put_signed(file, "steps", state->steps, err) &&
            put_unsigned(file, "seed", state->seed, err) && put_signed(file, "context", state->context, err) &&
            put_signed(file, "batch", state->batch, err) &&
            put_unsigned(file, "loader_epoch", state->loader.epoch, err) &&
-           put_unsigned(file, "loader_cursor", state->loader.cursor, err) &&
-           put_unsigned(file, "data_fingerprint", state->data_fingerprint, err) &&
+           put_unsigned(file, "loader_cursor", state->loader.cursor, err) && put_data(file, state, err) &&
            put_real(file, "validation_loss", state->validation_loss, err) &&
            put_last_options(file, "options", &state->kept, err) && disk_print(file, err, "}\n");
 }
@@ -124,6 +140,23 @@ static bool get_options(const Reader *r, const char *key, KeptOptions *kept) {
                            key, KEPT_OPTIONS_MAX);
 }
 
+static bool get_name(const Reader *r, const char *key, char *out, size_t size) {
+    const Json *value = get(r, key);
+    if (value == NULL) return false;
+    if (value->type != JSON_STRING) return error_set(r->err, "%s: \"%s\" must be a text", r->path, key);
+    snprintf(out, size, "%s", value->string);
+    return true;
+}
+
+// Earlier versions kept a fingerprint of sizes only.
+static bool get_data(const Reader *r, TrainingState *state) {
+    if (!get_unsigned(r, "data_fingerprint", &state->data_fingerprint)) return false;
+    return json_get(r->root, "data_content") == NULL ||
+           (get_unsigned(r, "data_content", &state->data_content) &&
+            get_signed(r, "data_tokens", &state->data_tokens) &&
+            get_name(r, "data_name", state->data_name, sizeof state->data_name));
+}
+
 static bool get_state(const Reader *r, TrainingState *state) {
     int64_t format;
     if (!get_signed(r, "format", &format)) return false;
@@ -132,8 +165,7 @@ static bool get_state(const Reader *r, TrainingState *state) {
     return get_signed(r, "step", &state->step) && get_signed(r, "steps", &state->steps) &&
            get_unsigned(r, "seed", &state->seed) && get_signed(r, "context", &state->context) &&
            get_signed(r, "batch", &state->batch) && get_unsigned(r, "loader_epoch", &state->loader.epoch) &&
-           get_unsigned(r, "loader_cursor", &state->loader.cursor) &&
-           get_unsigned(r, "data_fingerprint", &state->data_fingerprint) &&
+           get_unsigned(r, "loader_cursor", &state->loader.cursor) && get_data(r, state) &&
            get_real_or_nan(r, "validation_loss", &state->validation_loss) && get_options(r, "options", &state->kept);
 }
 

@@ -73,11 +73,33 @@ static bool append_path(FileList *list, const char *path, const Folder *parent, 
     return error_set(err, "%s is neither a file nor a folder; give one of these as data", path);
 }
 
+// Called by glob for a folder that it cannot open: 1 ends the search. Where the pattern's folders are patterns too,
+// some may lack what the next part of it names.
+static int stops_at(const char *folder, int why) {
+    (void)folder;
+    return why != ENOENT;
+}
+
+// The pattern's folder, up to its first part with a wildcard, is often what is misspelt.
+static bool no_match(const char *pattern, Error *err) {
+    char *folder = strdup(pattern);
+    if (folder == NULL) return out_of_memory(err);
+    folder[strcspn(folder, "*?[")] = '\0';
+    char *slash = strrchr(folder, '/');
+    if (slash != NULL) slash[slash == folder] = '\0';
+    struct stat status;
+    if (slash == NULL || (stat(folder, &status) == 0 && S_ISDIR(status.st_mode)))
+        error_set(err, "no file matches %s; check the pattern", pattern);
+    else error_set(err, "no file matches %s: there is no folder %s; check the path", pattern, folder);
+    free(folder);
+    return false;
+}
+
 static bool append_matches(FileList *list, const char *pattern, Error *err) {
     glob_t found = {0};
-    int outcome = glob(pattern, GLOB_ERR | GLOB_NOSORT, NULL, &found);
+    int outcome = glob(pattern, GLOB_NOSORT, stops_at, &found);
     bool ok = outcome == 0;
-    if (outcome == GLOB_NOMATCH) error_set(err, "no file matches %s; check the pattern", pattern);
+    if (outcome == GLOB_NOMATCH) no_match(pattern, err);
     else if (outcome == GLOB_NOSPACE) out_of_memory(err);
     else if (!ok) error_set(err, "a folder that %s goes through cannot be read; check its permissions", pattern);
     for (size_t i = 0; ok && i < found.gl_pathc; i++) ok = append_path(list, found.gl_pathv[i], NULL, err);

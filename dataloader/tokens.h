@@ -3,9 +3,10 @@
 //
 // Any file is bytes (vocabulary 256 plus token 256, end of document, after each file), or llm.c token shards: a header
 // of 256 int32 (magic 20240520 version 1: uint16 tokens, vocabulary 50257; magic 20240801 version 7: uint32, vocabulary
-// 128256), then the tokens. Its first number tells which. Files of a source are all of one kind. Arguments are files,
-// folders (all files below, hidden ones left out) or glob patterns; the files are taken in the order of the arguments,
-// sorted by path within each; those without a token are passed over, unless named by themselves.
+// 128256), then the tokens. Its first number tells which. Where it is said so, a file is uint16 or uint32 tokens
+// without a header, of the same vocabularies. Files of a source are all of one kind. Arguments are files, folders (all
+// files below, hidden ones left out) or glob patterns; the files are taken in the order of the arguments, sorted by
+// path within each; those without a token are passed over, unless named by themselves.
 #ifndef DATALOADER_TOKENS_H
 #define DATALOADER_TOKENS_H
 
@@ -22,7 +23,11 @@ enum { TOKEN_END_OF_DOCUMENT = 256, BYTE_VOCABULARY = 257 };
 
 typedef struct TokenSource TokenSource; // immutable once open: ranks may share it
 
-TokenSource *tokens_open(const char *const *arguments, int count, Error *err);
+// auto: shards and bytes; what looks like numbers without a header is refused, with the option that says what it is.
+typedef enum TokenFormat { TOKENS_AUTO, TOKENS_BYTES, TOKENS_UINT16, TOKENS_UINT32, TOKENS_LLMC } TokenFormat;
+bool tokens_format_from_name(const char *name, TokenFormat *format); // "auto", "bytes", "uint16", "uint32", "llmc"
+
+TokenSource *tokens_open(const char *const *arguments, int count, TokenFormat format, Error *err);
 // One document of bytes in memory, which must outlive the source.
 TokenSource *tokens_open_memory(const void *bytes, size_t size, Error *err);
 void tokens_close(TokenSource *source); // may be NULL
@@ -31,11 +36,23 @@ int64_t tokens_count(const TokenSource *source);
 int64_t tokens_vocabulary(const TokenSource *source); // BYTE_VOCABULARY for bytes
 bool tokens_are_bytes(const TokenSource *source);
 int tokens_files(const TokenSource *source);
-uint64_t tokens_fingerprint(const TokenSource *source); // of kind, number and sizes of the files
-const char *tokens_name(const TokenSource *source);     // for messages: "text.txt and 3 more"
+const char *tokens_name(const TokenSource *source);    // for messages: "text.txt and 3 more"
+const char *tokens_kind(const TokenSource *source);    // "bytes", "uint16 tokens", "uint32 tokens"
+bool tokens_without_header(const TokenSource *source); // nothing in the files says what the numbers are
+// Of kind, number, sizes and content of the files, not of their names. Content: all of it up to 64 MiB together; of
+// more, samples of every file: its beginning, its end and places between.
+uint64_t tokens_fingerprint(const TokenSource *source);
+uint64_t tokens_sizes_fingerprint(const TokenSource *source); // of kind, number and sizes alone
 
 // Tokens [first, first + count) into out. Fails where a token is not below `vocabulary` (file and place are named).
 bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int32_t *out, Error *err);
+
+// Whether no token of this kind can be beyond the vocabulary, so that nothing need be read to know.
+bool tokens_always_below(const TokenSource *source, int64_t vocabulary);
+// The place of the first of tokens [first, first + count) that is not below the vocabulary; first + count: none. Much
+// faster than tokens_read. Fails where a file was cut short.
+bool tokens_find_beyond(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int64_t *place,
+                        Error *err);
 
 #ifdef __cplusplus
 }

@@ -119,7 +119,7 @@ static void fill_state(const Rank *r, const Training *t, TrainingState *state) {
     state->loader = r->loader.state;
     state->context = run->options.context;
     state->batch = run->options.batch;
-    state->data_fingerprint = run_data_fingerprint(run);
+    run_describe_data(run, state);
     state->validation_loss = t->validation_loss;
     kept_options_of(&run->options, &state->kept);
 }

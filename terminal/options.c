@@ -30,6 +30,8 @@ const Option options_table[] = {
     {"context", INTEGER, MODEL, "T", "2048", AT(context), 1, 1e12,
      "tokens of one sequence, over all its ranks; without it, --init goes on with those of its run, or of its model up "
      "to 2048"},
+    {"vocab-size", INTEGER, MODEL, "N", "0", AT(vocab_size), 0, INT32_MAX,
+     "tokens of a new model's vocabulary; 0: of bytes 257, of uint16 tokens 50257, of uint32 tokens 128256"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
      "a classifier of its own instead of the token embedding (llama)"},
@@ -40,6 +42,9 @@ const Option options_table[] = {
      "files, folders or patterns: any file as bytes, or llm.c token shards; without it, the bundled corpus"},
     {"val-data", PATHS, DATA, "PATH...", NULL, AT(val_data), 0, 0,
      "the same, for validation; without it, the last tenth of the data is held out"},
+    {"data-format", CHOICE, DATA, "auto|bytes|uint16|uint32|llmc", "auto", AT(data_format), 0, 0,
+     "of these files: uint16 and uint32 are token numbers without a header (nanoGPT's train.bin), llmc is token shards; "
+     "auto: shards, and anything else as bytes"},
 
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
@@ -332,6 +337,8 @@ static bool check_needs(const Options *options, Error *err) {
     for (size_t i = 0; i < sizeof needs_out / sizeof *needs_out; i++)
         if (options_given(options, needs_out[i]) && options->out == NULL)
             return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
+    if (options_given(options, "data-format") && options->data_count == 0 && options->val_data_count == 0)
+        return error_usage(err, "--data-format needs --data FILE: the bundled corpus is bytes");
     if (options_given(options, "ulysses") && strcmp(options->attention, "ulysses-ring") != 0)
         return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s", options->attention);
     return true;
@@ -347,7 +354,7 @@ static bool check_rates(const Options *options, Error *err) {
 
 static bool check_model(const Options *options, Error *err) {
     static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads",   "kv-heads",
-                                                    "dim",  "ffn",   "untied", "qkv-bias"};
+                                                    "dim",  "ffn",   "untied", "qkv-bias", "vocab-size"};
     static const char *const of_llama[] = {"kv-heads", "rope-theta", "untied", "qkv-bias"};
     if (options->init != NULL && options->resume)
         return error_usage(err, "--init and --resume both say where the weights come from: give one of them");

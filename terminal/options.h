@@ -20,6 +20,7 @@ typedef struct Options {
     const char *model;      // gpt2 | gpt2-medium | gpt2-large | gpt2-xl | dN
     int64_t layers, heads, kv_heads, dim, ffn;
     int64_t context;        // T
+    int64_t vocab_size;     // of a new model
     double rope_theta;
     bool untied;            // separate classifier
     bool qkv_bias;
@@ -28,6 +29,7 @@ typedef struct Options {
     int data_count;
     const char **val_data;
     int val_data_count;
+    const char *data_format; // auto | bytes | uint16 | uint32 | llmc
     // training
     int64_t batch;          // sequences per step, all ranks together
     int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller above 4,096 tokens per rank

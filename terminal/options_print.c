@@ -79,6 +79,8 @@ static bool left_out(const Options *options, const Option *row) {
     if (strcmp(row->name, "decay-fraction") == 0 && strcmp(options->schedule, "wsd") != 0) return true;
     if (strcmp(row->name, "min-lr") == 0 && strcmp(options->schedule, "constant") == 0) return true;
     bool of_saving = strcmp(row->name, "keep") == 0 || strcmp(row->name, "save-minutes") == 0;
+    bool own_data = options->data_count > 0 || options->val_data_count > 0;
+    if (strcmp(row->name, "data-format") == 0 && !own_data) return true;
     if (of_saving && options->out == NULL) return true;
     if (strcmp(row->name, "arch") == 0 && (options->init != NULL || options->resume)) return true;
     if (strcmp(row->name, "rope-theta") == 0 && strcmp(options->arch, "gpt2") == 0) return true;

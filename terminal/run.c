@@ -29,23 +29,29 @@ static bool settle_context(Options *o, Error *err) {
     return error_usage(err, "--init %s: its %lld tokens are too few for --sp %lld: a rank owns two chunks; lower --sp",
                        o->init, (long long)o->context, (long long)o->sp);
 }
+// A plan without --data is made for data that are elsewhere: of what kind, only the vocabulary says.
+static bool has_data(const Options *o) { return o->data_count > 0 || !o->plan; }
 
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
+    TokenFormat format = TOKENS_AUTO;
     size_t size;
-    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, err);
+    tokens_format_from_name(o->data_format, &format);
+    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, format, err);
     else {
         const unsigned char *corpus = bundled_corpus(&size);
         run->train = tokens_open_memory(corpus, size, err);
     }
     if (run->train == NULL) return false;
     if (o->val_data_count > 0) {
-        run->validation = tokens_open(o->val_data, o->val_data_count, err);
+        run->validation = tokens_open(o->val_data, o->val_data_count, format, err);
         if (run->validation == NULL) return false;
         run->train_end = tokens_count(run->train);
         run->validation_end = tokens_count(run->validation);
-        if (tokens_are_bytes(run->train) != tokens_are_bytes(run->validation))
-            return error_usage(err, "--val-data: its tokens are of another kind than those of --data");
+        if (strcmp(tokens_kind(run->train), tokens_kind(run->validation)) != 0)
+            return error_usage(err, "--val-data: %s holds %s, but --data, %s, holds %s; give data of one kind",
+                               tokens_name(run->validation), tokens_kind(run->validation), tokens_name(run->train),
+                               tokens_kind(run->train));
         return true;
     }
     run->validation = run->train;
@@ -56,8 +62,40 @@ static bool open_data(Run *run, Error *err) {
     return true;
 }
 
+// The same files cut elsewhere are other training data.
+static uint64_t with_split(const Run *run, uint64_t fingerprint) {
+    return fingerprint ^ ((uint64_t)run->train_end * UINT64_C(0x9E3779B97F4A7C15));
+}
+
 uint64_t run_data_fingerprint(const Run *run) {
-    return tokens_fingerprint(run->train) ^ ((uint64_t)run->train_end * UINT64_C(0x9E3779B97F4A7C15));
+    uint64_t fingerprint = with_split(run, tokens_fingerprint(run->train));
+    return fingerprint != 0 ? fingerprint : 1; // 0 is "not kept" in a checkpoint
+}
+
+void run_describe_data(const Run *run, TrainingState *state) {
+    state->data_fingerprint = with_split(run, tokens_sizes_fingerprint(run->train));
+    state->data_content = run_data_fingerprint(run);
+    state->data_tokens = run->train_end;
+    snprintf(state->data_name, sizeof state->data_name, "%s", tokens_name(run->train));
+}
+
+// A resume's place in the data means nothing in others. Earlier checkpoints know no more than sizes.
+static bool check_same_data(const Run *run, const TrainingState *then, Error *err) {
+    TrainingState now;
+    run_describe_data(run, &now);
+    bool sizes_agree = then->data_fingerprint == now.data_fingerprint;
+    if (then->data_content == 0)
+        return sizes_agree || error_usage(err,
+                                          "--resume: %s was trained on other data (files, their sizes or "
+                                          "--val-data differ); give the same, or use --init",
+                                          run->resume_from);
+    if (then->data_content == now.data_content) return true;
+    return error_usage(
+        err,
+        "--resume: %s was trained on %s (%lld training tokens), not on %s (%lld), which has %s; give the "
+        "same --data and --val-data, or use --init",
+        run->resume_from, then->data_name, (long long)then->data_tokens, now.data_name, (long long)now.data_tokens,
+        sizes_agree ? "the same sizes but another content" : "other files, sizes or another split");
 }
 
 static void note_change(Run *run, const char *option, int64_t now, int64_t was) {
@@ -84,21 +122,25 @@ static bool settle_resumed(Run *run, Error *err) {
     return options_check(o, err);
 }
 
-// The state of the run to resume, and that it is the same run.
-static bool open_resumed(Run *run, Error *err) {
+// The state of the run to resume, and its context, by which the data are split.
+static bool find_resumed(Run *run, Error *err) {
     Options *o = &run->options;
     TrainingState *state = &run->resumed;
     if (!checkpoint_find(o->out, run->resume_from, sizeof run->resume_from, err)) return false;
     if (!checkpoint_read_state(run->resume_from, state, err)) return false;
-    if (state->context != o->context)
-        return error_usage(
-            err, "--resume: %s was trained with --context %lld, not %lld; use the same, or --init for a new run",
-            run->resume_from, (long long)state->context, (long long)o->context);
-    if (state->data_fingerprint != run_data_fingerprint(run))
-        return error_usage(err,
-                           "--resume: %s was trained on other data (files, their sizes or --val-data differ); give "
-                           "the same, or use --init",
-                           run->resume_from);
+    if (!options_given(o, "context")) o->context = state->context;
+    return state->context == o->context ||
+           error_usage(
+               err, "--resume: %s was trained with --context %lld, not %lld; leave it out, or use --init for a new run",
+               run->resume_from, (long long)state->context, (long long)o->context);
+}
+
+// That it is the same run.
+static bool open_resumed(Run *run, Error *err) {
+    Options *o = &run->options;
+    const TrainingState *state = &run->resumed;
+    if (!check_same_data(run, state, err)) return false;
+    run->train_checked = state->data_content != 0 && state->step > 0; // before its first step
     if (!options_given(o, "seed")) o->seed = (int64_t)state->seed;
     if ((uint64_t)o->seed != state->seed)
         return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed,
@@ -111,11 +153,9 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
     const struct Size {
         const char *option;
         int64_t given, has;
-    } sizes[] = {{"layers", o->layers, c->layers},
-                 {"heads", o->heads, c->heads},
-                 {"kv-heads", o->kv_heads, c->kv_heads},
-                 {"dim", o->dim, c->dim},
-                 {"ffn", o->ffn, c->ffn_dim}};
+    } sizes[] = {
+        {"layers", o->layers, c->layers}, {"heads", o->heads, c->heads}, {"kv-heads", o->kv_heads, c->kv_heads},
+        {"dim", o->dim, c->dim},          {"ffn", o->ffn, c->ffn_dim},   {"vocab-size", o->vocab_size, c->vocab_size}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
             return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
@@ -134,12 +174,35 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
     return true;
 }
 
+// Bytes are token numbers of one vocabulary only; in another their values stand for tokens that have nothing to do with
+// them.
+static bool check_bytes(const Run *run, const char *from, Error *err) {
+    const Options *o = &run->options;
+    long long has = run->config.vocab_size, bytes = BYTE_VOCABULARY;
+    if (!has_data(o) || !tokens_are_bytes(run->train) || has == bytes) return true;
+    if (from == NULL)
+        return error_usage(err,
+                           "--vocab-size %lld: %s is bytes, whose vocabulary is %lld; leave it out, or give --data "
+                           "with token numbers",
+                           has, tokens_name(run->train), bytes);
+    if (o->data_count == 0)
+        return error_usage(err,
+                           "%s has a vocabulary of %lld, and the bundled corpus is bytes, which need %lld; give "
+                           "--data with token numbers of its tokenizer",
+                           from, has, bytes);
+    return error_usage(err,
+                       "--data: %s is bytes, which need a vocabulary of %lld, but %s has %lld; give token numbers "
+                       "of its tokenizer",
+                       tokens_name(run->train), bytes, from, has);
+}
+
 static bool choose_model(Run *run, Error *err) {
     const Options *o = &run->options;
     ModelConfig *c = &run->config;
     const char *from = run->resume_from[0] != '\0' ? run->resume_from : o->init;
     if (from == NULL) {
-        if (!config_from_options(c, o, tokens_vocabulary(run->train), err)) return false;
+        int64_t vocabulary = o->vocab_size > 0 ? o->vocab_size : tokens_vocabulary(run->train);
+        if (!config_from_options(c, o, vocabulary, err)) return false;
     } else {
         char path[1100];
         if ((size_t)snprintf(path, sizeof path, "%s/config.json", from) >= sizeof path)
@@ -153,10 +216,8 @@ static bool choose_model(Run *run, Error *err) {
         // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
         // from it.
         if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
-        if (tokens_are_bytes(run->train) && c->vocab_size < BYTE_VOCABULARY)
-            return error_usage(err, "--data: bytes need a vocabulary of %d, but %s has %lld; give token shards",
-                               BYTE_VOCABULARY, from, (long long)c->vocab_size);
     }
+    if (!check_bytes(run, from, err)) return false;
     return parameters_list(&run->table, c, err);
 }
 
@@ -221,8 +282,8 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0) return true;
-    int64_t positions = config_positions(c);
-    run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, c->vocab_size, positions,
+    int64_t positions = config_positions(c), vocabulary = has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
+    run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
@@ -239,6 +300,12 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!options_given(o, "sp") && !run->processes) o->sp = devices_usual_ranks(o);
     run->ranks_here = run->processes ? 1 : (int)(o->sp * o->dp);
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
+    if (o->out != NULL && writes && !o->plan && !checkpoint_claim(o->out, err)) return false;
+    if (o->out != NULL && !o->resume && checkpoint_any(o->out))
+        return error_usage(
+            err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew",
+            o->out);
+    if (o->resume && !find_resumed(run, err)) return false;
     if (!settle_context(o, err)) return false;
     if (o->context > INT32_MAX - 2 * o->sp)
         return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp",
@@ -248,11 +315,6 @@ bool run_open(Run *run, bool writes, Error *err) {
             err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
             (long long)o->sp, (long long)o->dp, DEVICES_MOST_RANKS);
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
-    if (o->out != NULL && writes && !o->plan && !checkpoint_claim(o->out, err)) return false;
-    if (o->out != NULL && !o->resume && checkpoint_any(o->out))
-        return error_usage(
-            err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew",
-            o->out);
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
     if (!choose_model(run, err) || !check_widths(run, err) || !configure_attention(run, err)) return false;
@@ -287,6 +349,20 @@ static void print_machine(const Run *run, FILE *out) {
                 d->description, d->shared ? ", shared by ranks" : "", 1e-12 * d->matrix_rate);
 }
 
+static void print_data(const Run *run, FILE *out) {
+    const Options *o = &run->options;
+    fprintf(out, "data       %s, %lld training tokens",
+            o->data_count > 0 ? tokens_name(run->train) : "the program's own sources and documents",
+            (long long)run->train_end);
+    bool guessed = o->vocab_size == 0 && o->init == NULL && !o->resume;
+    if (tokens_without_header(run->train) && guessed)
+        fprintf(out, " (%s, taken for numbers below %lld)", tokens_kind(run->train), (long long)run->config.vocab_size);
+    if (run->validation != run->train)
+        fprintf(out, "; validation on %s, %lld tokens", tokens_name(run->validation),
+                (long long)tokens_count(run->validation));
+    fprintf(out, "\n");
+}
+
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     const ModelConfig *c = &run->config;
     const Options *o = &run->options;
@@ -314,10 +390,9 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
         fprintf(out, " (of %lld that the model takes; see --context)", (long long)c->max_positions);
     fprintf(out, " = %s tokens, in passes of %lld; %lld steps\n", tokens, (long long)run->micro_batch,
             (long long)run->steps);
-    fprintf(out, "data       %s, %lld training tokens\n",
-            o->data_count > 0 ? o->data[0] : "the program's own sources and documents", (long long)run->train_end);
+    print_data(run, out);
     print_machine(run, out);
-    if (run->resume_from[0] != '\0') 
+    if (run->resume_from[0] != '\0')
         fprintf(out, "resuming   %s, step %lld%s%s\n", run->resume_from, (long long)run->resumed.step,
                 *run->changes ? "; otherwise than before: " : "", run->changes);
     fflush(out);

@@ -23,6 +23,7 @@ typedef struct Run {
     TokenSource *train, *validation; // the same source unless --val-data is given
     int64_t train_end;               // training tokens are [0, train_end)
     int64_t validation_begin, validation_end;
+    bool train_checked;                // its token numbers are known to be below the vocabulary
     int64_t micro_batch;               // sequences of one pass
     int64_t steps;                     // of the whole run
     char resume_from[1024];            // checkpoint folder, "" for none
@@ -40,8 +41,10 @@ typedef struct Run {
 // model to start from; or sizes a new model.
 // `writes`: this process will write the checkpoints, and --out becomes its own.
 bool run_open(Run *run, bool writes, Error *err);
-// Of the training split: a resume on another would not know its place in it.
+// Of the training split's content: a resume on another would not know its place in it. Never 0.
 uint64_t run_data_fingerprint(const Run *run);
+// Fills the state's fields about the data.
+void run_describe_data(const Run *run, TrainingState *state);
 void run_close(Run *run);
 // The few lines at the start of a run. rank_arena: one rank's memory.
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena);

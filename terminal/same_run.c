@@ -26,6 +26,12 @@ static void describe_option(const Options *options, const Option *row, FILE *out
     }
 }
 
+// Up to the tab it has to agree. What follows is for the message: files may have other names on another machine.
+static void describe_data(FILE *out, const char *what, const TokenSource *source, uint64_t fingerprint) {
+    fprintf(out, "%s data of %lld tokens and fingerprint %016llx\t(%s)\n", what, (long long)tokens_count(source),
+            (unsigned long long)fingerprint, tokens_name(source));
+}
+
 // A line for each thing that has to agree; to be freed. NULL: out of memory.
 static char *description_of(const Run *run) {
     char *text = NULL;
@@ -37,21 +43,31 @@ static char *description_of(const Run *run) {
     fprintf(out, "--device %s\n", run->devices.name);
     fprintf(out, "a vocabulary of %lld\n", (long long)run->config.vocab_size);
     fprintf(out, "%lld parameters\n", (long long)run->table.total);
-    fprintf(out, "training data of fingerprint %016llx\n", (unsigned long long)run_data_fingerprint(run));
-    fprintf(out, "validation data of fingerprint %016llx\n", (unsigned long long)tokens_fingerprint(run->validation));
+    describe_data(out, "training", run->train, run_data_fingerprint(run));
+    describe_data(out, "validation", run->validation, tokens_fingerprint(run->validation));
     fprintf(out, "a checkpoint of step %lld to go on from\n", (long long)run->resumed.step);
     if (fclose(out) == 0) return text;
     free(text);
     return NULL;
 }
 
+static void shown_line(char *out, size_t size, const char *line, int length) {
+    snprintf(out, size, "%.*s", length, line);
+    char *tab = strchr(out, '\t');
+    if (tab != NULL) *tab = ' ';
+}
+
 static bool first_difference(int rank, const char *mine, const char *theirs, Error *err) {
     while (*mine != '\0' && *theirs != '\0') {
         int my_length = (int)strcspn(mine, "\n"), their_length = (int)strcspn(theirs, "\n");
-        if (my_length != their_length || strncmp(mine, theirs, (size_t)my_length) != 0)
-            return error_usage(err,
-                               "rank %d has %.*s, rank 0 has %.*s; start every process with the same options and data",
-                               rank, my_length, mine, their_length, theirs);
+        size_t compared = strcspn(mine, "\t\n");
+        if (strcspn(theirs, "\t\n") != compared || strncmp(mine, theirs, compared) != 0) {
+            char both[2][400];
+            shown_line(both[0], sizeof both[0], mine, my_length);
+            shown_line(both[1], sizeof both[1], theirs, their_length);
+            return error_usage(err, "rank %d has %s, rank 0 has %s; start every process with the same options and data",
+                               rank, both[0], both[1]);
+        }
         mine += my_length + (mine[my_length] == '\n');
         theirs += their_length + (theirs[their_length] == '\n');
     }

@@ -90,6 +90,9 @@ static TrainingState state_of(int64_t step) {
                            .batch = 8,
                            .steps = 1000,
                            .data_fingerprint = UINT64_C(0x8000000000000001) + (uint64_t)step,
+                           .data_content = UINT64_MAX - 1,
+                           .data_tokens = 12345,
+                           .data_name = "a \"b\" \\ c\n and 2 more",
                            .validation_loss = 1.0 / 3 + (double)step};
 }
 
@@ -149,6 +152,8 @@ static void expect_checkpoint(const char *path, const ParameterTable *table, int
     assert_true(found.loader.cursor == expected.loader.cursor && found.context == 2048 && found.batch == 8);
     assert_true(found.steps == 1000 && found.data_fingerprint == expected.data_fingerprint);
     assert_true(found.validation_loss == expected.validation_loss);
+    assert_true(found.data_content == UINT64_MAX - 1 && found.data_tokens == 12345);
+    assert_string_equal(found.data_name, "a ?b? ? c? and 2 more");
 }
 
 // checkpoint_find, with what it says on standard error into said[].
@@ -268,6 +273,9 @@ static void test_bad_states(void **state) {
         {"\"seed\": 1", "\"seed\": \"-1\"", "\"seed\" must be a whole number from 0 to 2^64 - 1"},
         {"\"seed\": 1", "\"seed\": \"\"", "\"seed\" must be a whole number from 0 to 2^64 - 1"},
         {"9551615\"", "9551616\"", "\"data_fingerprint\" must be a whole number from 0 to 2^64 - 1"},
+        {"\"seed\": 1", "\"seed\": 1, \"data_content\": 4", "\"data_tokens\" is missing"},
+        {"\"seed\": 1", "\"seed\": 1, \"data_content\": 4, \"data_tokens\": 5, \"data_name\": 6",
+         "\"data_name\" must be a text"},
         {"null}", "\"x\"}", "\"validation_loss\" must be a number or null"},
         {"null}", "null", "line 1, column"},
     };
@@ -278,6 +286,7 @@ static void test_bad_states(void **state) {
     write_file(path, good, strlen(good));
     assert_true(checkpoint_read_state(folder, &found, &err));
     assert_true(found.loader.epoch == 2 && found.data_fingerprint == UINT64_MAX);
+    assert_true(found.data_content == 0 && found.data_name[0] == '\0'); // as earlier versions wrote it
     for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++) {
         const char *at = strstr(good, changes[i][0]);
         assert_non_null(at);

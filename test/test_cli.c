@@ -2,7 +2,10 @@
 //
 // In a case, @ stands for a folder of files made once, before the first case (make_files); * in a message stands for
 // any text, where a number belongs to the machine or to the seed. What a case does not give is that of a tiny run.
+#include "base/random.h"
+#include "checkpoint/sha256.h"
 #include "layers/device.h"
+#include "test/ranks.h"
 #include "test/token_files.h"
 
 #include <dirent.h>
@@ -39,6 +42,8 @@ static const BadInput bad_inputs[] = {
     {"data_folder_empty", 1, "--data @/hollow",
      "@/hollow holds no files (hidden ones are left out); give a folder that does"},
     {"data_pattern_empty", 1, "--data @/*.none", "no file matches @/*.none; check the pattern"},
+    {"data_pattern_in_no_folder", 1, "--data @/none/*.bin",
+     "no file matches @/none/*.bin: there is no folder @/none; check the path"},
     {"data_device", 1, "--data /dev/null", "/dev/null is neither a file nor a folder; give one of these as data"},
     {"data_too_short", 1, "--data @/short",
      "@/short: too short: the last tenth of its 41 tokens, 4, is held out for validation and must fill --context 16 "
@@ -53,7 +58,9 @@ static const BadInput bad_inputs[] = {
      "@/tiny: 6 tokens are too few for a window of --context 16 and its last target; give more data or a smaller "
      "--context"},
     {"validation_of_another_kind", 2, "--val-data @/shard",
-     "--val-data: its tokens are of another kind than those of --data"},
+     "--val-data: @/shard holds uint16 tokens, but --data, @/text, holds bytes; give data of one kind"},
+    {"validation_of_another_width", 2, "--data @/shard --val-data @/shard32",
+     "--val-data: @/shard32 holds uint32 tokens, but --data, @/shard, holds uint16 tokens; give data of one kind"},
     {"data_of_two_kinds", 1, "--data @/text @/shard",
      "@/shard is a shard of uint16 tokens but @/text is plain bytes (no token shard's magic at its start): give files "
      "of one "
@@ -68,8 +75,31 @@ static const BadInput bad_inputs[] = {
     {"shard_without_header", 1, "--data @/headless",
      "@/headless: truncated: 100 bytes are less than a token shard's header of 1024; make it again"},
     {"shard_with_a_foreign_token", 1, "--data @/foreign",
-     "@/foreign: token 50257 at place * is not below the vocabulary of 50257; the data are damaged or made for another "
-     "model"},
+     "@/foreign: token 50257 at place * is not below the vocabulary of 50257; the data are damaged or "
+     "another tokenizer's (a new model can be given its --vocab-size)"},
+    {"validation_with_a_foreign_token", 1, "--data @/shard --val-data @/foreign",
+     "@/foreign: token 50257 at place 0 is not below the vocabulary of 50257; the data are damaged or another "
+     "tokenizer's (a new model can be given its --vocab-size)"},
+    {"numbers_without_header", 2, "--data @/numbers.bin",
+     "@/numbers.bin looks like uint16 token numbers without a header, as nanoGPT writes them: give --data-format "
+     "uint16, or --data-format bytes if it is something else"},
+    {"validation_without_header", 2, "--val-data @/numbers.bin",
+     "@/numbers.bin looks like uint16 token numbers without a header, as nanoGPT writes them: give --data-format "
+     "uint16, or --data-format bytes if it is something else"},
+    {"numbers_of_an_odd_size", 2, "--data @/odd --data-format uint16",
+     "--data-format uint16: @/odd has 20001 bytes, which is no multiple of 2; copy it again, or give another format"},
+    {"text_as_numbers", 2, "--data @/text --data-format uint16",
+     "--data-format uint16: @/text is text; leave it out, or give another format"},
+    {"shard_as_numbers", 2, "--data @/shard --data-format uint16",
+     "--data-format uint16: @/shard is a shard of uint16 tokens with llm.c's header; leave --data-format out"},
+    {"text_as_shard", 2, "--data @/text --data-format llmc",
+     "--data-format llmc: @/text is no token shard: these start with 20240520 or 20240801; leave it out, or give "
+     "another format"},
+    {"numbers_beyond_the_vocabulary", 1, "--data @/numbers.bin --data-format uint16 --vocab-size 100",
+     "@/numbers.bin: token * at place * is not below the vocabulary of 100; the data are damaged or another "
+     "tokenizer's (a new model can be given its --vocab-size)"},
+    {"bytes_of_another_vocabulary", 2, "--vocab-size 300",
+     "--vocab-size 300: @/text is bytes, whose vocabulary is 257; leave it out, or give --data with token numbers"},
 
     // The model.
     {"heads_do_not_divide", 2, "--heads 3",
@@ -99,13 +129,18 @@ static const BadInput bad_inputs[] = {
     // Checkpoints.
     {"nothing_to_resume", 1, "--out @/hollow --resume", "@/hollow: no checkpoint here to resume from"},
     {"resume_with_another_context", 2, "--out @/run --resume --context 32",
-     "--resume: @/run/step-00000002 was trained with --context 16, not 32; use the same, or --init for a new run"},
+     "--resume: @/run/step-00000002 was trained with --context 16, not 32; leave it out, or use --init for a new run"},
     {"resume_on_other_data", 2, "--out @/run --resume --data @/other",
-     "--resume: @/run/step-00000002 was trained on other data (files, their sizes or --val-data differ); "
-     "give the same, or use --init"},
+     "--resume: @/run/step-00000002 was trained on @/text (18001 training tokens), not on @/other (18002), which has "
+     "other files, sizes or another split; give the same --data and --val-data, or use --init"},
+    {"resume_on_other_data_of_the_same_size", 2, "--out @/run --resume --data @/changed",
+     "--resume: @/run/step-00000002 was trained on @/text (18001 training tokens), not on @/changed (18001), which has "
+     "the same sizes but another content; give the same --data and --val-data, or use --init"},
     {"resume_on_another_split", 2, "--out @/run --resume --val-data @/other",
-     "--resume: @/run/step-00000002 was trained on other data (files, their sizes or --val-data differ); "
-     "give the same, or use --init"},
+     "--resume: @/run/step-00000002 was trained on @/text (18001 training tokens), not on @/text (20001), which has "
+     "other files, sizes or another split; give the same --data and --val-data, or use --init"},
+    {"resume_with_another_vocabulary", 2, "--out @/run --resume --vocab-size 300",
+     "--vocab-size 300: @/run/step-00000002 has 257; leave it out"},
     {"resume_with_another_architecture", 2, "--out @/run --resume --arch gpt2",
      "--arch gpt2: @/run/step-00000002 has the other architecture; leave it out"},
     {"resume_with_a_longer_warmup", 2, "--out @/run --resume --warmup 99 --steps 98",
@@ -130,7 +165,12 @@ static const BadInput bad_inputs[] = {
     {"init_with_too_few_positions", 2, "--init @/gpt2/step-00000002 --context 32",
      "--context 32: @/gpt2/step-00000002 has learned 16 positions; give at most that"},
     {"init_with_a_smaller_vocabulary", 1, "--init @/run/step-00000002 --data @/wide",
-     "@/wide: token 300 at place * is not below the vocabulary of 257; the data are damaged or made for another model"},
+     "@/wide: token 300 at place 0 is not below the vocabulary of 257; the data are damaged or another tokenizer's (a "
+     "new "
+     "model can be given its --vocab-size)"},
+    {"bytes_into_another_vocabulary", 2, "--init @/bpe/step-00000002 --data @/text",
+     "--data: @/text is bytes, which need a vocabulary of 257, but @/bpe/step-00000002 has 300; give token numbers of "
+     "its tokenizer"},
     {"model_and_init", 2, "--init @/run/step-00000002 --layers 2",
      "--layers and --init exclude each other: the checkpoint says what the model is"},
 
@@ -196,6 +236,33 @@ static void make_bad_shard(const char *name, uint32_t token, int word, uint32_t 
     free(shard);
 }
 
+// A copy of a file with one byte changed, at `place` (-1: none).
+static void make_changed(const char *name, const char *from, int place) {
+    char path[PROGRAM_PATH];
+    size_t bytes;
+    char *data = read_file(in_folder(path, from), &bytes);
+    if (place >= 0) data[place] ^= 1;
+    make_file(name, data, bytes);
+    free(data);
+}
+
+// Numbers without a header, as uniform as 16 bits below 50257 can be.
+static void make_numbers(const char *name, size_t count) {
+    unsigned char *bytes = malloc(2 * count + 2); // put_le32 writes four
+    if (bytes == NULL) fail_msg("out of memory");
+    for (size_t i = 0; i < count; i++) put_le32(bytes + 2 * i, philox4x32(1, 2, i).word[0] % 50257);
+    make_file(name, bytes, 2 * count);
+    free(bytes);
+}
+
+// A shard of 5,000 tokens, all 7 but for the last, which no window of a short run meets.
+static void make_long_shard(const char *name, int width, uint32_t last) {
+    static uint32_t tokens[5000];
+    char path[PROGRAM_PATH];
+    for (int i = 0; i < 5000; i++) tokens[i] = i < 4999 ? 7 : last;
+    write_shard(in_folder(path, name), width, tokens, 5000);
+}
+
 static void make_data(void) {
     char path[PROGRAM_PATH];
     make_text("text", 20000);
@@ -204,6 +271,12 @@ static void make_data(void) {
     make_text("tiny", 5);
     make_text("unreadable", 20000);
     if (chmod(in_folder(path, "unreadable"), 0) != 0) fail_msg("cannot change permissions: %s", strerror(errno));
+    make_text("odd", 20001);
+    make_changed("changed", "text", 777);
+    make_changed("moved", "text", -1);
+    make_numbers("numbers.bin", 2000);
+    make_long_shard("shard32", 4, 7);
+    make_long_shard("late", 2, 50257);
     make_file("empty", "", 0);
     if (mkdir(in_folder(path, "hollow"), 0755) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
     make_bad_shard("shard", 7, 0, 20240520, 0);
@@ -369,6 +442,157 @@ static void data_unreadable(void **state) {
     char *output = try_command(&command, 1, "cannot read @/unreadable: Permission denied; check its permissions");
     assert_non_null(output);
     free(output);
+}
+
+// ---- data
+// ------------------------------------------------------------------------------------------------------------
+
+static void says(const char *output, const char *text) {
+    if (strstr(output, text) == NULL) fail_msg("\"%s\" is not in: %s", text, output);
+}
+
+// A token number that only a window far away would meet is found before the first step: on one rank, and where two
+// share the work. Where there is no step, none is looked for.
+static void foreign_tokens_are_found_first(void **state) {
+    (void)state;
+    static const char *const options[] = {"--data @/late", "--data @/late --sp 2", "--data @/shard --val-data @/late"};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        char *output = check_run(1, options[i],
+                                 "@/late: token 50257 at place 4999 is not below the vocabulary of 50257; the data are "
+                                 "damaged or another tokenizer's (a new model can be given its --vocab-size)");
+        assert_null(strstr(output, "step 1/"));
+        free(output);
+    }
+    free(check_run(0, "--data @/late --vocab-size 50258", ""));
+    free(check_run(0, "--data @/late --steps 0", ""));
+}
+
+static void numbers_are_read_where_they_are_named(void **state) {
+    (void)state;
+    char *output = check_run(0, "--data @/numbers.bin --data-format uint16", "");
+    says(output, "numbers.bin, 1800 training tokens (uint16 tokens, taken for numbers below 50257)");
+    says(output, "vocabulary 50257");
+    free(output);
+    output = check_run(0, "--data @/numbers.bin --data-format uint16 --vocab-size 50304", "");
+    says(output, "numbers.bin, 1800 training tokens\n");
+    says(output, "vocabulary 50304");
+    free(output);
+    output = check_run(0, "--data @/numbers.bin --data-format bytes", "");
+    says(output, "vocabulary 257");
+    free(output);
+}
+
+// Without --data a plan knows only the vocabulary that it is told; a run would train on bytes, and is refused.
+static void a_vocabulary_without_data(void **state) {
+    (void)state;
+    char init[PROGRAM_PATH], message[2 * PROGRAM_PATH];
+    in_folder(init, "bpe/step-00000002");
+    Command plan = {0}, new_plan = {0}, run = {0};
+    add_words(&plan, train_gpt_path(), "--plan", "--device", "cpu", "--init", init, NULL);
+    free(try_command(&plan, 0, ""));
+    add_words(&new_plan, train_gpt_path(), "--plan", "--device", "cpu", "--model", "gpt2", "--vocab-size", "50257",
+              NULL);
+    char *output = try_command(&new_plan, 0, "");
+    assert_non_null(output);
+    free(output);
+    add_words(&run, train_gpt_path(), "--device", "cpu", "--sample-tokens", "0", "--init", init, NULL);
+    snprintf(message, sizeof message,
+             "%s has a vocabulary of 300, and the bundled corpus is bytes, which need 257; "
+             "give --data with token numbers of its tokenizer",
+             init);
+    output = try_command(&run, 2, message);
+    assert_non_null(output);
+    free(output);
+}
+
+// With data of its kind, a model of token numbers goes on and speaks in numbers.
+static void token_numbers_for_a_prompt(void **state) {
+    (void)state;
+    Command command = {0};
+    char init[PROGRAM_PATH], data[PROGRAM_PATH];
+    add_words(&command, train_gpt_path(), "--device", "cpu", "--init", in_folder(init, "bpe/step-00000002"), "--data",
+              in_folder(data, "shard"), "--context", "16", "--sp", "1", "--threads", "1", "--steps", "0", "--sample",
+              "1 2 299", "--sample-tokens", "4", NULL);
+    char *output = try_command(&command, 0, "");
+    assert_non_null(output);
+    says(output, "\n1 2 299 ");
+    free(output);
+}
+
+static void the_header_names_the_data(void **state) {
+    (void)state;
+    char *output = check_run(0, "--data @/text @/other @/short --val-data @/tiny @/text", "");
+    says(output, "/text and 2 more, 40044 training tokens; validation on ");
+    says(output, "/tiny and 1 more, 20007 tokens\n");
+    free(output);
+}
+
+// Makes a checkpoint's state that of earlier versions, which kept no fingerprint of the data's content.
+static void forget_content(const char *checkpoint) {
+    char path[2][PROGRAM_PATH], state[PROGRAM_PATH], sums[PROGRAM_PATH], hex[SHA256_HEX_CHARS];
+    path_join(state, in_folder(path[0], checkpoint), "training_state.json");
+    path_join(sums, in_folder(path[1], checkpoint), "SHA256SUMS");
+    char *text = read_file(state, NULL), *list = read_file(sums, NULL);
+    char *begin = strstr(text, "  \"data_content\""), *end = strstr(text, "  \"validation_loss\"");
+    assert_true(begin != NULL && end > begin);
+    memmove(begin, end, strlen(end) + 1);
+    write_file(state, text, strlen(text));
+
+    Sha256 sum;
+    sha256_begin(&sum);
+    sha256_add(&sum, text, strlen(text));
+    sha256_end(&sum, hex);
+    char *line = strstr(list, "  training_state.json");
+    assert_true(line != NULL && line - list >= 64);
+    memcpy(line - 64, hex, 64);
+    write_file(sums, list, strlen(list));
+    free(text);
+    free(list);
+}
+
+// The same content under another name is the same data. A checkpoint from before the content was kept knows sizes only.
+static void resume_on_moved_data(void **state) {
+    (void)state;
+    free(check_run(0, "--out @/moving", ""));
+    free(check_run(0, "--out @/moving --resume --steps 3 --data @/moved", ""));
+
+    forget_content("moving/step-00000003");
+    free(check_run(2, "--out @/moving --resume --steps 4 --data @/other",
+                   "--resume: @/moving/step-00000003 was trained on other data (files, their sizes or --val-data "
+                   "differ); give the same, or use --init"));
+    free(check_run(0, "--out @/moving --resume --steps 4 --data @/changed", ""));
+}
+
+// Two processes, each with data of its own of the same size.
+static void ranks_on_other_data(void **state) {
+    (void)state;
+    RunningProgram program[2];
+    char data[2][PROGRAM_PATH], port[32], expected[4 * PROGRAM_PATH];
+    snprintf(port, sizeof port, "MASTER_PORT=%d", free_port());
+    for (int rank = 0; rank < 2; rank++) {
+        Command command = {0};
+        add_words(&command, "env", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", port, rank == 0 ? "RANK=0" : "RANK=1",
+                  train_gpt_path(), "--engine", "sockets", "--device", "cpu", "--sp", "2", "--context", "16",
+                  "--layers", "1", "--dim", "16", "--heads", "2", "--threads", "1", "--steps", "2", "--sample-tokens",
+                  "0", "--data", in_folder(data[rank], rank == 0 ? "text" : "changed"), NULL);
+        program[rank] = start_program(command.argv);
+    }
+    snprintf(
+        expected, sizeof expected,
+        "train_gpt: rank 1 has training data of 20001 tokens and fingerprint * (%s), "
+        "rank 0 has training data of 20001 tokens and fingerprint * (%s); start every process with the same options "
+        "and data\n",
+        data[1], data[0]);
+    bool said = false;
+    for (int rank = 0; rank < 2; rank++) {
+        ProgramResult result = finish_program(&program[rank], 30);
+        assert_false(result.timed_out);
+        assert_int_not_equal(result.exit_code, 0);
+        assert_null(strstr(result.out, "step 1/"));
+        said |= matches(expected, result.err);
+        if (rank == 1 && !said) fail_msg("expected %s received %s", expected, result.err);
+        free_result(&result);
+    }
 }
 
 // ---- cases that leave something behind ------------------------------------------------------------------------------
@@ -575,6 +799,7 @@ static int make_files(void **state) {
     char path[PROGRAM_PATH];
     free(check_run(0, "--out @/run --save-every 1", ""));
     free(check_run(0, "--out @/gpt2 --arch gpt2", ""));
+    free(check_run(0, "--out @/bpe --data @/shard --vocab-size 300", ""));
     if (mkdir(in_folder(path, "damaged"), 0755) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
     copy_checkpoint("damaged/step-00000002", "training_state.json", 0, "\"step\": 2", "\"step\": 7");
     copy_checkpoint("cut", "model.safetensors", 100, NULL, NULL);
@@ -593,6 +818,13 @@ int main(void) {
     static const struct CMUnitTest by_hand[] = {
         cmocka_unit_test(no_gpu),
         cmocka_unit_test(data_unreadable),
+        cmocka_unit_test(foreign_tokens_are_found_first),
+        cmocka_unit_test(numbers_are_read_where_they_are_named),
+        cmocka_unit_test(a_vocabulary_without_data),
+        cmocka_unit_test(token_numbers_for_a_prompt),
+        cmocka_unit_test(the_header_names_the_data),
+        cmocka_unit_test(resume_on_moved_data),
+        cmocka_unit_test(ranks_on_other_data),
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),

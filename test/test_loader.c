@@ -23,7 +23,7 @@ static TokenSource *open_places(const char *folder, int64_t count) {
     }
     free(token);
     Error err = {0};
-    TokenSource *source = tokens_open(argument, FILES, &err);
+    TokenSource *source = tokens_open(argument, FILES, TOKENS_AUTO, &err);
     must(source != NULL, &err);
     return source;
 }

@@ -299,6 +299,10 @@ static const BadLine bad_lines[] = {
     {"--init a --out b --resume", "--init and --resume both say where the weights come from: give one of them"},
     {"--init a --model d4", "--model and --init exclude each other: the checkpoint says what the model is"},
     {"--init a --layers 4", "--layers and --init exclude each other: the checkpoint says what the model is"},
+    {"--init a --vocab-size 300", "--vocab-size and --init exclude each other: the checkpoint says what the model is"},
+    {"--data-format uint16", "--data-format needs --data FILE: the bundled corpus is bytes"},
+    {"--data a --data-format int16", "--data-format: \"int16\" is not one of auto|bytes|uint16|uint32|llmc"},
+    {"--vocab-size -1", "--vocab-size: -1 is out of range: give 0 to 2147483647"},
     {"--init a --arch llama", "--arch and --init exclude each other: the checkpoint says what the model is"},
     {"--arch gpt2 --kv-heads 2", "--kv-heads is for --arch llama, not gpt2"},
     {"--arch gpt2 --rope-theta 2", "--rope-theta is for --arch llama, not gpt2"},
@@ -400,6 +404,7 @@ static void printed_command_stands_for_the_run(void **state) {
         "--untied --qkv-bias --kv-heads 2 --data a b --val-data c --sample-tokens 5 --schedule constant --warmup 0",
         "--out o --resume --log l --dp 2 --batch 4 --micro-batch 2 --eval-every 3",
         "--init i --sample hello --steps 0",
+        "--data a.bin --data-format uint16 --vocab-size 50304",
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         Line *line = parse_good(lines[i]);

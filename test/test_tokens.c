@@ -3,6 +3,7 @@
 
 #include "base/random.h"
 #include "dataloader/files.h"
+#include "dataloader/token_check.h"
 
 enum { LARGE = 300 * 1000 }; // bytes: more than the loader copies, so that it maps the file
 
@@ -23,7 +24,7 @@ static void refuse(const char *folder, const char *first, const char *second, co
     char path[2][PROGRAM_PATH];
     const char *argument[2] = {path_join(path[0], folder, first), second ? path_join(path[1], folder, second) : NULL};
     Error err = {0};
-    TokenSource *source = tokens_open(argument, second ? 2 : 1, &err);
+    TokenSource *source = tokens_open(argument, second ? 2 : 1, TOKENS_AUTO, &err);
     if (source != NULL) fail_msg("%s should not open", argument[0]);
     assert_int_equal(err.exit_code, EXIT_RUNTIME);
     assert_error(&err, says, and_says, NULL);
@@ -88,6 +89,8 @@ static void test_folders_and_patterns(void **state) {
     make_folder(folder, "d/sub");
     make_folder(folder, "d/.git");
     make_folder(folder, "d/nothing");
+    make_folder(folder, "e");
+    put_text(folder, "e/f.txt", "5");
     put_text(folder, "z.txt", "last");
     put_text(folder, "d/b.txt", "two");
     put_text(folder, "d/a.txt", "one");
@@ -112,14 +115,21 @@ static void test_folders_and_patterns(void **state) {
     assert_text(source, "one|two|2b|");
     tokens_close(source);
 
+    source = open_one(path_join(path[0], folder, "d/*/c.md")); // which d/nothing has not
+    assert_text(source, "three|");
+    tokens_close(source);
+    source = open_one(path_join(path[0], folder, "*/sub/*.md")); // and no folder but d has a folder sub
+    assert_text(source, "three|");
+    tokens_close(source);
+
     source = open_one(path_join(path[0], folder, "*")); // a match may be a folder
-    assert_text(source, "one|two|2b|three|last|");
+    assert_text(source, "one|two|2b|three|5|last|");
     tokens_close(source);
 
     Error err = {0};
     const char *several[] = {path_join(path[0], folder, "z.txt"), path_join(path[1], folder, "d/s*"),
                              path_join(path[2], folder, "d/?.txt"), path_join(path[3], folder, "z.txt")};
-    source = tokens_open(several, 4, &err);
+    source = tokens_open(several, 4, TOKENS_AUTO, &err);
     assert_non_null(source);
     assert_text(source, "last|2b|three|one|two|last|");
     tokens_close(source);
@@ -196,7 +206,7 @@ static void test_reads_across_files(void **state) {
         argument[f] = path_join(path[f], folder, name);
     }
     Error err = {0};
-    TokenSource *source = tokens_open(argument, FILES, &err);
+    TokenSource *source = tokens_open(argument, FILES, TOKENS_AUTO, &err);
     assert_non_null(source);
     assert_int_equal(tokens_count(source), total);
     int32_t *token = malloc((size_t)total * sizeof *token);
@@ -226,7 +236,7 @@ static void test_shards(void **state) {
         write_shard(path_join(path[1], folder, "b.bin"), width, token, 3);
         const char *argument[] = {path[0], path[1]};
         Error err = {0};
-        TokenSource *source = tokens_open(argument, 2, &err);
+        TokenSource *source = tokens_open(argument, 2, TOKENS_AUTO, &err);
         must(source != NULL, &err);
         assert_false(tokens_are_bytes(source));
         assert_int_equal(tokens_vocabulary(source), width == 2 ? 50257 : 128256);
@@ -238,38 +248,74 @@ static void test_shards(void **state) {
     }
 }
 
+static void fingerprints(const char *path, uint64_t *content, uint64_t *sizes) {
+    TokenSource *source = open_one(path);
+    *content = tokens_fingerprint(source);
+    *sizes = tokens_sizes_fingerprint(source);
+    tokens_close(source);
+}
+
 static void test_fingerprint(void **state) {
     const char *folder = *state;
     static const uint32_t token[] = {1, 2, 3};
-    char path[PROGRAM_PATH], shard[PROGRAM_PATH];
+    static const char *const name[] = {"a", "b", "c", "[ab]", "[cd]", "s", "moved"};
+    enum { SOURCES = sizeof name / sizeof *name };
+    uint64_t content[SOURCES], sizes[SOURCES];
+    char path[PROGRAM_PATH];
     put_text(folder, "a", "four");
     put_text(folder, "b", "like");
     put_text(folder, "c", "longer");
+    put_text(folder, "d", "fo");
     put_text(folder, "ab", "fourlike");
-    write_shard(path_join(shard, folder, "s"), 2, token, 3);
-    uint64_t print[5];
-    for (int i = 0; i < 4; i++) {
-        static const char *const name[] = {"a", "b", "c", "[ab]"};
-        TokenSource *source = open_one(path_join(path, folder, name[i]));
-        print[i] = tokens_fingerprint(source);
-        tokens_close(source);
+    put_text(folder, "moved", "four");
+    write_shard(path_join(path, folder, "s"), 2, token, 3);
+    for (int i = 0; i < SOURCES; i++) fingerprints(path_join(path, folder, name[i]), &content[i], &sizes[i]);
+    assert_true(sizes[0] == sizes[1] && sizes[0] != sizes[2]);
+    assert_true(content[0] == content[6]); // names do not count
+    for (int i = 0; i < 6; i++)
+        for (int j = i + 1; j < 6; j++) assert_true(content[i] != content[j]);
+}
+
+// Of more than 64 MiB, samples are read: of every file, and of each its beginning and its end.
+static void test_fingerprint_of_much(void **state) {
+    const char *folder = *state;
+    enum { FILES = 3, BYTES = 30 << 20 };
+    static const struct Change {
+        int file;
+        off_t place;
+    } changes[] = {{0, 0}, {0, BYTES - 1}, {1, 4095}, {2, 0}, {2, BYTES - 1}};
+    char path[FILES][PROGRAM_PATH], pattern[PROGRAM_PATH];
+    static const char *const name[FILES] = {"f0", "f1", "f2"};
+    uint64_t before, after, sizes;
+    for (int f = 0; f < FILES; f++) {
+        put_text(folder, name[f], "");
+        assert_int_equal(truncate(path_join(path[f], folder, name[f]), f == 1 ? 6000 : BYTES), 0);
     }
-    TokenSource *source = open_one(shard);
-    print[4] = tokens_fingerprint(source);
-    tokens_close(source);
-    assert_true(print[0] == print[1]); // the same sizes
-    for (int i = 1; i < 5; i++)
-        for (int j = i + 1; j < 5; j++) assert_true(print[i] != print[j]);
+    put_text(folder, "f3", "more than 64 MiB");
+    assert_int_equal(truncate(path_join(pattern, folder, "f3"), BYTES), 0);
+    path_join(pattern, folder, "f?");
+    fingerprints(pattern, &before, &sizes);
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        int fd = open(path[changes[i].file], O_WRONLY);
+        assert_true(fd >= 0 && pwrite(fd, "x", 1, changes[i].place) == 1);
+        fingerprints(pattern, &after, &sizes);
+        assert_true(before != after);
+        assert_true(pwrite(fd, "", 1, changes[i].place) == 1 && close(fd) == 0);
+        fingerprints(pattern, &after, &sizes);
+        assert_true(before == after);
+    }
 }
 
 static void test_nothing_to_read(void **state) {
     const char *folder = *state;
     Error err = {0};
-    assert_null(tokens_open(NULL, 0, &err));
+    assert_null(tokens_open(NULL, 0, TOKENS_AUTO, &err));
     assert_error(&err, "no data", NULL);
 
     refuse(folder, "missing.txt", NULL, "missing.txt", "No such file");
-    refuse(folder, "no*match", NULL, "no*match", "matches");
+    refuse(folder, "no*match", NULL, "no*match", "check the pattern");
+    refuse(folder, "nodir/*.bin", NULL, "no file matches", "there is no folder");
+    refuse(folder, "nodir/sub/*", NULL, "no file matches", "nodir/sub");
     put_text(folder, "empty.txt", "");
     refuse(folder, "empty.txt", NULL, "empty.txt", "empty");
     make_folder(folder, "d");
@@ -365,7 +411,7 @@ static void test_token_past_the_vocabulary(void **state) {
     write_shard(path_join(path[1], folder, "b.bin"), 2, token, 20);
     const char *argument[] = {path[0], path[1]};
     Error err = {0};
-    TokenSource *source = tokens_open(argument, 2, &err);
+    TokenSource *source = tokens_open(argument, 2, TOKENS_AUTO, &err);
     must(source != NULL, &err);
     int32_t read[40];
     must(tokens_read(source, 0, 33, 50257, read, &err), &err);
@@ -387,6 +433,83 @@ static void test_token_past_the_vocabulary(void **state) {
     assert_false(tokens_read(source, 0, 4, 256, read, &err)); // no room for the end of the document
     assert_error(&err, "text", "token 256 at place 3", NULL);
     tokens_close(source);
+}
+
+enum { CHECKED = 2500000, CHECKED_FIRST = 1234567 }; // tokens in all and in the first file: several stretches
+
+static int64_t place_in_file(int64_t place) { return place < CHECKED_FIRST ? place : place - CHECKED_FIRST; }
+
+// Checks the source in `parts` parts, of which those must fail, and name the place, that hold one of the bad places.
+static void check_in_parts(const TokenSource *source, int parts, const int64_t bad[2]) {
+    for (int part = 0; part < parts; part++) {
+        TokenCheck check = token_check_begin(source, 50000, part, parts);
+        int64_t begin = check.next, first = -1;
+        for (int k = 1; k >= 0; k--)
+            if (bad[k] >= begin && bad[k] < check.end) first = bad[k];
+        if (part == 0) assert_int_equal(begin, 0);
+        if (part == parts - 1) assert_int_equal(check.end, CHECKED);
+        Error err = {0};
+        bool ok = true;
+        while (ok && check.next < check.end) ok = token_check_go_on(&check, parts, 0.001, &err);
+        assert_int_equal(ok, first < 0);
+        char place[40];
+        snprintf(place, sizeof place, "at place %lld ", (long long)place_in_file(first));
+        if (!ok) assert_error(&err, first < CHECKED_FIRST ? "/a: token" : "/b: token", place, NULL);
+    }
+}
+
+static void put_token(char path[2][PROGRAM_PATH], int width, int64_t place, uint32_t value) {
+    unsigned char bytes[4];
+    put_le32(bytes, value);
+    int fd = open(path[place >= CHECKED_FIRST], O_WRONLY);
+    off_t offset = 1024 + (off_t)width * place_in_file(place);
+    assert_true(fd >= 0 && pwrite(fd, bytes, (size_t)width, offset) == width && close(fd) == 0);
+}
+
+// Every token that is beyond the vocabulary is found, at whatever place, by any number of parts and threads.
+static void test_check_of_all_tokens(void **state) {
+    const char *folder = *state;
+    static const int64_t bad[][2] = {
+        {0, CHECKED - 1}, {CHECKED_FIRST - 1, CHECKED - 1}, {CHECKED_FIRST, CHECKED_FIRST + 1}, {1048575, 1048576}};
+    static const int64_t none[2] = {-1, -1};
+    static uint32_t token[CHECKED];
+    char path[2][PROGRAM_PATH];
+    for (int64_t i = 0; i < CHECKED; i++) token[i] = (uint32_t)(i % 50000);
+    for (int width = 2; width <= 4; width += 2) {
+        write_shard(path_join(path[0], folder, "a"), width, token, CHECKED_FIRST);
+        write_shard(path_join(path[1], folder, "b"), width, token + CHECKED_FIRST, CHECKED - CHECKED_FIRST);
+        const char *argument[] = {path[0], path[1]};
+        Error err = {0};
+        TokenSource *source = tokens_open(argument, 2, TOKENS_AUTO, &err);
+        must(source != NULL, &err);
+        check_in_parts(source, 2, none);
+        for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+            // Beyond by little, and what would be a negative number.
+            for (int k = 0; k < 2; k++) put_token(path, width, bad[i][k], k == 0 || width == 2 ? 50000 : 0x80000000);
+            for (int parts = 1; parts <= 3; parts++) check_in_parts(source, parts, bad[i]);
+            for (int k = 0; k < 2; k++) put_token(path, width, bad[i][k], 1);
+        }
+        tokens_close(source);
+    }
+}
+
+// Where no number can be beyond, nothing is read.
+static void test_check_of_nothing(void **state) {
+    const char *folder = *state;
+    char path[PROGRAM_PATH];
+    put_text(folder, "text", "abc");
+    write_shard(path_join(path, folder, "s"), 2, (uint32_t[]){65535}, 1);
+    TokenSource *shard = open_one(path), *text = open_one(path_join(path, folder, "text"));
+    assert_true(tokens_always_below(shard, 65536) && !tokens_always_below(shard, 65535));
+    assert_true(tokens_always_below(text, 257) && !tokens_always_below(text, 256));
+    TokenCheck check = token_check_begin(text, 257, 0, 1);
+    assert_int_equal(check.next, check.end);
+    check = token_check_begin(text, 256, 0, 1);
+    Error err = {0};
+    assert_false(token_check_go_on(&check, 1, 1, &err));
+    assert_error(&err, "token 256 at place 3", NULL);
+    tokens_close(shard);
+    tokens_close(text);
 }
 
 // A mapped file that is cut short must end in a message and not in a signal; one that is replaced or removed lives on.
@@ -447,7 +570,7 @@ static void test_fuzzed_shards(void **state) {
         write_file(path, shard, size < longest ? size : longest);
         free(shard);
         Error err = {0};
-        TokenSource *source = tokens_open(&argument, 1, &err);
+        TokenSource *source = tokens_open(&argument, 1, TOKENS_AUTO, &err);
         if (source == NULL) {
             assert_error(&err, "fuzzed.bin", NULL);
             continue;
@@ -478,11 +601,14 @@ int main(void) {
         TEST_WITH_FOLDER(test_reads_across_files),
         TEST_WITH_FOLDER(test_shards),
         TEST_WITH_FOLDER(test_fingerprint),
+        TEST_WITH_FOLDER(test_fingerprint_of_much),
         TEST_WITH_FOLDER(test_nothing_to_read),
         TEST_WITH_FOLDER(test_not_readable),
         TEST_WITH_FOLDER(test_bad_shards),
         TEST_WITH_FOLDER(test_kinds_do_not_mix),
         TEST_WITH_FOLDER(test_token_past_the_vocabulary),
+        TEST_WITH_FOLDER(test_check_of_all_tokens),
+        TEST_WITH_FOLDER(test_check_of_nothing),
         TEST_WITH_FOLDER(test_file_changes_while_in_use),
         TEST_WITH_FOLDER(test_fuzzed_shards),
     };

@@ -44,7 +44,7 @@ static inline void write_shard(const char *path, int width, const uint32_t *toke
 
 static inline TokenSource *open_one(const char *path) {
     Error err = {0};
-    TokenSource *source = tokens_open(&path, 1, &err);
+    TokenSource *source = tokens_open(&path, 1, TOKENS_AUTO, &err);
     if (source == NULL) fail_msg("%s", err.message);
     return source;
 }
