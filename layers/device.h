@@ -159,7 +159,7 @@ struct Device {
 
 // Opens the device that --device and --devices name: "cpu" (index not used), "cuda" (index: of the GPU, from 0) or
 // "emulated" (CUDA's kernels run by this CPU: dev/cuda_on_cpu/). Call it on the thread of the rank that will use it.
-// Errors: not compiled in, no such GPU, no driver.
+// Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).
 bool device_open(Device *device, const char *name, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(const char *name, const char **why);
@@ -172,7 +172,7 @@ void cpu_device(Device *device, int threads);
 // Floating-point operations per second that large fp32 matrix products reach on `threads` threads here, measured now
 // (about 0.2 s): the machine's own limit against which rates are shown.
 double cpu_matrix_rate(int threads);
-// What multiplies matrices: "OpenBLAS" or another CBLAS's name, or "built-in blocked product".
+// What multiplies matrices: a CBLAS library's file name, such as "libopenblas.so.0", or "built-in blocked product".
 const char *cpu_matrix_library(void);
 
 // The address of element `offset` of a storage tensor.
