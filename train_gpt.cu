@@ -680,6 +680,7 @@ static void train(Rank *r, Reporter *reporter) {
     if (window == NULL) require(r, error_set(&err, "out of memory"), &err);
 
     double tokens = tokens_in_step(run), flops = flops_per_token(&run->config, &run->table, o->context);
+    double machine_rate = run->devices.matrix_rate * (run->processes ? comm_size(r->world) : 1);
     double usual_seconds = 0, validation_loss = NAN;
     int64_t step = run->resumed.step;
     bool stopped = false;
@@ -720,8 +721,7 @@ static void train(Rank *r, Reporter *reporter) {
             report.learning_rate = rate;
             report.gradient_norm = gradient_norm;
             report.tokens_per_second = tokens / seconds;
-            report.machine_fraction =
-                tokens * flops / seconds / run->devices.matrix_rate / (run->processes ? comm_size(r->world) : 1);
+            report.machine_fraction = machine_share(tokens * flops / seconds, &machine_rate);
             report.fraction_of = r->device.host_memory ? NULL : "MFU"; // model FLOPs utilization, causal
             report.seconds_left = (double)(run->steps - step) * usual_seconds;
             report.validation_loss = evaluate_now ? evaluated : NAN;

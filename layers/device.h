@@ -169,8 +169,8 @@ size_t device_own_bytes(const char *name, int64_t rows, int64_t C);
 
 // Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
 void cpu_device(Device *device, int threads);
-// Floating-point operations per second that large fp32 matrix products reach on `threads` threads here, measured now
-// (about 0.2 s): the machine's own limit against which rates are shown.
+// Floating-point operations per second that fp32 matrix products reach at best on `threads` threads here, measured now
+// (about 0.2 s): the machine's own limit against which rates are shown. 0 where there is no memory for it.
 double cpu_matrix_rate(int threads);
 // What multiplies matrices: a CBLAS library's file name, such as "libopenblas.so.0", or "built-in blocked product".
 const char *cpu_matrix_library(void);

@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -37,49 +36,52 @@ static void cblas_product_bias(int64_t m, int64_t n, int64_t k, const float *a, 
 }
 
 static MatrixProduct library = {NULL, cblas_product, cblas_product_bias}; // the name: of the file that was opened
-static char missing[300];                                                 // why there is none
+static Error missing;                                                     // why there is none
 
 #ifdef HAVE_CBLAS
 // Each thread that calls OpenBLAS makes it take some 130 MiB of addresses, and where it cannot have them it asks again
-// for ever. How many that will be is not known here, so there is none where the kernel limits them.
+// for ever. How many threads that will be is not known here, so there is no library where the kernel limits addresses.
 static bool memory_is_limited(void) {
     struct rlimit addresses, data;
     return (getrlimit(RLIMIT_AS, &addresses) == 0 && addresses.rlim_cur != RLIM_INFINITY) ||
            (getrlimit(RLIMIT_DATA, &data) == 0 && data.rlim_cur != RLIM_INFINITY);
 }
 
+// NULL where it cannot be opened or is no CBLAS; dlerror() then says why.
 static CblasSgemm *open_library(const char *name) {
     void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    CblasSgemm *found = handle != NULL ? (CblasSgemm *)dlsym(handle, "cblas_sgemm") : NULL;
-    // Of several names tried, what is said of the first is the one to install or to mend.
-    if (found == NULL && missing[0] == '\0') snprintf(missing, sizeof missing, "%s", dlerror());
-    if (found == NULL && handle != NULL) dlclose(handle);
-    return found;
+    return handle != NULL ? (CblasSgemm *)dlsym(handle, "cblas_sgemm") : NULL;
 }
 
 static void open_first(void) {
     static const char *const names[] = {"libopenblas.so.0", "libopenblas.so", "libblis.so.4", "libcblas.so.3"};
-    // A product is called from threads of ours, one for each processor: the library is to start none of its own.
+    // Products are called from threads of ours, one for each processor: the library is to start none of its own.
     static const char *const settings[] = {"OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS"};
     if (memory_is_limited()) {
-        snprintf(missing, sizeof missing,
-                 "such a library may wait for ever for memory where that is limited (ulimit -v, ulimit -d)");
+        error_usage(&missing, "MATMUL=cblas: such a library may wait for ever for memory where that is limited: lift "
+                              "the limit (ulimit -v, ulimit -d), or leave MATMUL out");
         return;
     }
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) setenv(settings[i], "1", 1);
     for (size_t i = 0; i < sizeof names / sizeof *names && cblas_sgemm == NULL; i++) {
-        cblas_sgemm = open_library(names[i]);
         library.name = names[i];
+        cblas_sgemm = open_library(names[i]);
+        if (cblas_sgemm == NULL && i == 0) // what is said of the first is what to mend
+            error_usage(&missing,
+                        "MATMUL=cblas: no CBLAS library can be opened (%s): install OpenBLAS, or leave MATMUL out",
+                        dlerror());
     }
 }
 #else
-static void open_first(void) { snprintf(missing, sizeof missing, "this program was built without"); }
+static void open_first(void) {
+    error_usage(&missing, "MATMUL=cblas: this program was built without CBLAS libraries; leave MATMUL out");
+}
 #endif
 
 const MatrixProduct *cpu_library_product(Error *err) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, open_first); // fails only where `once` is no such thing
     if (cblas_sgemm != NULL) return &library;
-    error_usage(err, "MATMUL=cblas: there is no CBLAS library: %s; leave MATMUL out, or install OpenBLAS", missing);
+    *err = missing;
     return NULL;
 }
