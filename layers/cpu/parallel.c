@@ -60,11 +60,10 @@ static void require_threads(int threads) {
 
 static void run_on_team(int threads, int64_t tasks, ParallelTask *task, void *context) {
     require_threads(threads);
-#pragma omp parallel num_threads(threads)
-    {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < tasks; i++) {
         unbind();
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < tasks; i++) task(context, i, omp_get_thread_num());
+        task(context, i, omp_get_thread_num());
     }
 }
 #endif
