@@ -452,7 +452,8 @@ static bool run_threads(Thread *threads, int ranks, Gate *gate, Error *err) {
     for (int rank = 1; rank < made; rank++) pthread_join(threads[rank].id, NULL);
     if (made == ranks) return true;
     return error_set(
-        err, "only %d of the %d threads for --sp x --dp could be made: ask for fewer ranks, or raise ulimit -u or -v",
+        err,
+        "only %d of the %d threads for --sp x --dp could be made: ask for fewer ranks, or see ulimit -u, -v and -d",
         made, ranks);
 }
 

@@ -50,7 +50,7 @@ struct Device {
     void (*close)(Device *);                 // waits for all work, frees what the device itself holds
     void (*synchronize)(Device *);           // complete on return: all calls so far, of both orders
     int64_t (*memory_available)(Device *);   // bytes that `allocate` could give now
-    double (*matrix_rate)(Device *);         // FLOP/s that large products in storage type reach, measured now (0.2 s)
+    double (*matrix_rate)(Device *);         // FLOP/s that its products reach at best, measured now (0.2 s); 0: no memory
 
     // ---- memory -------------------------------------------------------------------------------------------------
     void *(*allocate)(Device *, size_t bytes, Error *); // zeroed, 256-byte aligned; NULL and *err if there is not enough

@@ -474,7 +474,7 @@ static void threads_that_cannot_be_made(void **state) {
     if (!may) skip();
     result = run_limited(limits, "--threads 2");
     assert_string_equal(result.err, "train_gpt: only 1 of 2 threads of a rank could be made: give a smaller --threads, "
-                                    "or see ulimit -u, -v and -s\n");
+                                    "or see ulimit -u, -v, -d and -s\n");
     assert_int_equal(result.exit_code, 1);
     free_result(&result);
 }

@@ -52,9 +52,10 @@ static void require_threads(int threads) {
     for (int i = 0; i < made; i++) pthread_join(others[i], NULL);
     if (made == threads - 1) return;
     Error err;
-    error_set(&err,
-              "only %d of %d threads of a rank could be made: give a smaller --threads, or see ulimit -u, -v and -s",
-              made + 1, threads);
+    error_set(
+        &err,
+        "only %d of %d threads of a rank could be made: give a smaller --threads, or see ulimit -u, -v, -d and -s",
+        made + 1, threads);
     die(&err);
 }
 
