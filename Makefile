@@ -1,4 +1,4 @@
-# train_gpt: builds with a C compiler and make alone; uses OpenMP, a CBLAS, MPI and CUDA where scripts/detect finds them.
+# train_gpt: builds with a C compiler and make alone; uses OpenMP, MPI and CUDA where scripts/detect finds them.
 #
 #   make             build ./train_gpt
 #   make run         set up, build, and train a small model on the bundled corpus
@@ -29,7 +29,7 @@ SANITIZER_FLAGS := $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-point
 COMPILE = $(CC) -std=c11 -D_GNU_SOURCE -I. $(OPT) -g $(WARNINGS) -fno-math-errno -fno-trapping-math -pthread -MMD -MP \
           $(SANITIZER_FLAGS) $(FOUND_CFLAGS) $(CFLAGS)
 LINK    = $(CC) -pthread $(SANITIZER_FLAGS) $(LDFLAGS)
-LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm
+LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm -ldl
 
 # Compiled once per instruction set (base/simd.h); the processor's best is chosen at run time.
 SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c)

@@ -580,8 +580,7 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
     double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
     t->usual_seconds = usual;
     report->tokens_per_second = tokens / report->seconds;
-    report->machine_fraction =
-        tokens * flops / report->seconds / run->devices.matrix_rate / (run->processes ? comm_size(r->world) : 1);
+    report->machine_fraction = machine_share(tokens * flops / report->seconds, &t->machine_rate);
     report->fraction_of = r->device.host_memory ? NULL : "MFU"; // model FLOPs utilization, causal
     report->seconds_left = (double)(run->steps - t->step) * usual;
 }
@@ -609,6 +608,7 @@ static void train(Rank *r, Reporter *reporter) {
     Validation validation;
     Error err;
     Training t = {.step = run->resumed.step, .saved = -1, .saved_at = now(), .validation_loss = NAN};
+    t.machine_rate = run->devices.matrix_rate * (run->processes ? comm_size(r->world) : 1);
     if (run->resume_from[0] != '\0') t.saved = t.step;
     open_loaders(r, &validation);
     if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, t.step, &err), &err);

@@ -1,8 +1,10 @@
 #include "base/error.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static void fill(Error *err, int exit_code, const char *format, va_list arguments) {
     err->exit_code = exit_code;
@@ -28,6 +30,8 @@ bool error_usage(Error *err, const char *format, ...) {
 }
 
 void die(const Error *err) {
+    static atomic_flag dying = ATOMIC_FLAG_INIT;
+    while (atomic_flag_test_and_set(&dying)) pause(); // another thread speaks, and ends this one
     fflush(stdout);
     fprintf(stderr, "train_gpt: %s\n", err->message);
     exit(err->exit_code);

@@ -451,9 +451,10 @@ static bool run_threads(Thread *threads, int ranks, Gate *gate, Error *err) {
     if (made == ranks) run_rank(&threads[0]);
     for (int rank = 1; rank < made; rank++) pthread_join(threads[rank].id, NULL);
     if (made == ranks) return true;
-    return error_set(err,
-                     "only %d of the %d threads for --sp x --dp could be made: ask for fewer ranks, or raise ulimit -u",
-                     made, ranks);
+    return error_set(
+        err,
+        "only %d of the %d threads for --sp x --dp could be made: ask for fewer ranks, or see ulimit -u, -v and -d",
+        made, ranks);
 }
 
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {

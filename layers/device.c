@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "layers/cpu/sgemm.h"
 #include "layers/cuda/open.h"
 
 static bool open_cuda(Device *device, int index, Error *err) {
@@ -31,6 +32,7 @@ static bool open_named(Device *device, const char *name, int index, int threads,
     if (strcmp(name, "cuda") == 0) return open_cuda(device, index, err);
     if (strcmp(name, "emulated") == 0) return open_emulated(device, index, err);
     if (strcmp(name, "cpu") != 0) return error_set(err, "there is no device \"%s\": cpu, cuda or emulated", name);
+    if (cpu_chosen_product(err) == NULL) return false;
     cpu_device(device, threads);
     return true;
 }

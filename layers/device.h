@@ -50,7 +50,7 @@ struct Device {
     void (*close)(Device *);                 // waits for all work, frees what the device itself holds
     void (*synchronize)(Device *);           // complete on return: all calls so far, of both orders
     int64_t (*memory_available)(Device *);   // bytes that `allocate` could give now
-    double (*matrix_rate)(Device *);         // FLOP/s that large products in storage type reach, measured now (0.2 s)
+    double (*matrix_rate)(Device *);         // FLOP/s that its products reach at best, measured now (0.2 s); 0: no memory
 
     // ---- memory -------------------------------------------------------------------------------------------------
     void *(*allocate)(Device *, size_t bytes, Error *); // zeroed, 256-byte aligned; NULL and *err if there is not enough
@@ -159,7 +159,7 @@ struct Device {
 
 // Opens the device that --device and --devices name: "cpu" (index not used), "cuda" (index: of the GPU, from 0) or
 // "emulated" (CUDA's kernels run by this CPU: dev/cuda_on_cpu/). Call it on the thread of the rank that will use it.
-// Errors: not compiled in, no such GPU, no driver.
+// Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).
 bool device_open(Device *device, const char *name, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(const char *name, const char **why);
@@ -169,10 +169,10 @@ size_t device_own_bytes(const char *name, int64_t rows, int64_t C);
 
 // Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
 void cpu_device(Device *device, int threads);
-// Floating-point operations per second that large fp32 matrix products reach on `threads` threads here, measured now
-// (about 0.2 s): the machine's own limit against which rates are shown.
+// Floating-point operations per second that fp32 matrix products reach at best on `threads` threads here, measured now
+// (about 0.2 s): the machine's own limit against which rates are shown. 0 where there is no memory for it.
 double cpu_matrix_rate(int threads);
-// What multiplies matrices: "OpenBLAS" or another CBLAS's name, or "built-in blocked product".
+// What multiplies matrices: a CBLAS library's file name, such as "libopenblas.so.0", or "built-in blocked product".
 const char *cpu_matrix_library(void);
 
 // The address of element `offset` of a storage tensor.

@@ -13,6 +13,7 @@ typedef struct Training {
     double validation_loss; // last measured; NaN: never
     bool diverged;          // with these weights the next step has no numbers, and would have none after a resume
     double usual_seconds;   // of a step
+    double machine_rate;    // FLOP/s of all ranks' machines in matrix products; for machine_share
     int64_t *window;        // (batch) first tokens of the step's windows
 } Training;
 

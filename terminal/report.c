@@ -44,6 +44,12 @@ bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_
     return false;
 }
 
+double machine_share(double reached, double *rate) {
+    if (*rate <= 0) return NAN;
+    if (reached > *rate) *rate = reached;
+    return reached / *rate;
+}
+
 static int name_step(char *out, size_t size, const StepReport *r) {
     int digits = snprintf(NULL, 0, "%lld", (long long)r->steps);
     return snprintf(out, size, "step %*lld/%lld", digits, (long long)r->step, (long long)r->steps);

@@ -16,13 +16,19 @@ typedef struct StepReport {
     int64_t step, steps; // 1-based
     double loss, learning_rate, gradient_norm;
     double tokens_per_second;
-    double machine_fraction; // causal FLOPs per second over the machine's measured matrix rate
+    double machine_fraction; // machine_share() of this step; NaN: not known
     const char *fraction_of; // what that is called; NULL: "of machine"
     double seconds_left;
     double validation_loss; // NaN: not evaluated at this step
     double seconds;         // of this step
     int64_t bytes_sent;     // by this rank's attention exchanges in this step
 } StepReport;
+
+// How much of the machine a step uses: its operations per second (of matrix products and causal attention, none of them
+// counted twice where they are computed again) over *rate, the most that the machine is known to reach. That is what its
+// matrix products reached when they were measured, and since a machine has at least the rate that it has shown, whatever
+// a step reaches: *rate is raised to it, and no step is above 1. NaN where *rate is 0: not measured.
+double machine_share(double reached, double *rate);
 
 typedef struct Reporter {
     bool live;      // standard output is a terminal: one line, rewritten

@@ -338,15 +338,20 @@ static const char *ranks_are(const Run *run) {
 
 static void print_machine(const Run *run, FILE *out) {
     const Devices *d = &run->devices;
-    if (strcmp(d->name, "cpu") == 0)
-        fprintf(out, "machine    %d threads, %s, %s vectors: %.0f GFLOP/s in matrix products, measured now\n",
-                run->threads, cpu_matrix_library(), simd_level_name(simd_level()), 1e-9 * d->matrix_rate);
+    char rate[64] = "matrix products not measured (out of memory)";
+    bool cpu = strcmp(d->name, "cpu") == 0;
+    if (d->matrix_rate > 0)
+        snprintf(rate, sizeof rate, "%.0f %s in matrix products, measured now", (cpu ? 1e-9 : 1e-12) * d->matrix_rate,
+                 cpu ? "GFLOP/s" : "TFLOP/s");
+    if (cpu)
+        fprintf(out, "machine    %d threads, %s, %s vectors: %s\n", run->threads, cpu_matrix_library(),
+                simd_level_name(simd_level()), rate);
     else if (strcmp(d->name, "emulated") == 0)
         fprintf(out, "machine    %s: CUDA's kernels run by this processor, to check results; its speed means nothing\n",
                 d->description);
     else
-        fprintf(out, "machine    %d x %s%s: %.0f TFLOP/s in matrix products, measured now\n", d->distinct,
-                d->description, d->shared ? ", shared by ranks" : "", 1e-12 * d->matrix_rate);
+        fprintf(out, "machine    %d x %s%s: %s\n", d->distinct, d->description, d->shared ? ", shared by ranks" : "",
+                rate);
 }
 
 static void print_data(const Run *run, FILE *out) {

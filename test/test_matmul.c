@@ -108,8 +108,9 @@ static void builtin_product(void **state) {
 
 static void library_product(void **state) {
     (void)state;
-    if (cpu_library_product() == NULL) skip();
-    check_products(cpu_library_product());
+    Error err;
+    if (cpu_library_product(&err) == NULL) skip();
+    check_products(cpu_library_product(&err));
 }
 
 static void environment_chooses_the_product(void **state) {
@@ -118,8 +119,14 @@ static void environment_chooses_the_product(void **state) {
     assert_ptr_equal(cpu_matrix_product(), cpu_builtin_product());
     assert_string_equal(cpu_matrix_library(), "built-in blocked product");
     setenv("MATMUL", "cblas", 1);
-    const MatrixProduct *library = cpu_library_product();
+    Error err;
+    const MatrixProduct *library = cpu_library_product(&err);
     assert_ptr_equal(cpu_matrix_product(), library != NULL ? library : cpu_builtin_product());
+    assert_ptr_equal(cpu_chosen_product(&err), library);
+    setenv("MATMUL", "blas", 1);
+    assert_null(cpu_chosen_product(&err));
+    assert_int_equal(err.exit_code, EXIT_USAGE);
+    assert_string_equal(err.message, "MATMUL=blas in the environment: give builtin or cblas, or leave it out");
     unsetenv("MATMUL");
     ProductCase small = {3, 4, 5, 1, 0};
     MatrixProduct by_name = {"cpu_sgemm", cpu_sgemm, NULL};
@@ -212,7 +219,8 @@ static void layers_with_builtin_product(void **state) {
 
 static void layers_with_library_product(void **state) {
     (void)state;
-    if (cpu_library_product() == NULL) skip();
+    Error err;
+    if (cpu_library_product(&err) == NULL) skip();
     run_layers("cblas");
 }
 

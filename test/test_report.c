@@ -256,6 +256,18 @@ static bool log_step(const char *path, bool append, const StepReport *report, Er
     return ok;
 }
 
+static void test_share_of_the_machine(void **state) {
+    (void)state;
+    double rate = 200;
+    assert_true(machine_share(50, &rate) == 0.25);
+    assert_true(machine_share(400, &rate) == 1); // more than was measured: so the machine has that much
+    assert_true(rate == 400);
+    assert_true(machine_share(100, &rate) == 0.25);
+    rate = 0; // not measured
+    assert_true(isnan(machine_share(100, &rate)));
+    assert_true(rate == 0);
+}
+
 static void test_log(void **state) {
     char path[PROGRAM_PATH];
     path_join(path, *state, "log.jsonl");
@@ -356,6 +368,7 @@ static void test_log_that_cannot_be_written(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_share_of_the_machine),
         cmocka_unit_test(test_text_is_harmless),
         cmocka_unit_test(test_arena),
         cmocka_unit_test(test_lines_off_a_terminal),

@@ -1,12 +1,15 @@
-// The machine's own limit: what its best matrix product reaches on large matrices.
+// The machine's own limit: the best that each thread's matrix products reach while all of them multiply, added up. One
+// product takes a few milliseconds at most, and each thread has its own best: on a machine with other work only short
+// samples pass undisturbed, and hardly ever those of all threads at once. Sizes differ, as caches do.
 #include <stdlib.h>
 #include <time.h>
 
-#include "base/cpu_features.h"
 #include "layers/cpu/layers.h"
 #include "layers/cpu/sgemm.h"
 
-enum { SIZE = 1024 };
+enum { SIZES = 3, LARGEST = 512 };
+static const int64_t sizes[SIZES] = {256, 384, LARGEST};
+static const double SECONDS = 0.2, STARTING = 0.02; // of all, and of these before every thread works
 
 static double seconds(void) {
     struct timespec t;
@@ -14,36 +17,49 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-typedef struct Rows { // SIZE rows for each thread
-    const MatrixProduct *with;
-    const float *a, *b;
-    float *c;
-} Rows;
+typedef struct Measurement {
+    const MatrixProduct *products[2];
+    int count;         // of them
+    double begin, end; // samples count that lie between
+    float *matrices;   // LARGEST x LARGEST: one for all, and then two for each thread
+    double *rate;      // (threads) found
+} Measurement;
 
-static void multiply_rows(void *context, int64_t task, int worker) {
-    const Rows *r = context;
+static void measure(void *context, int64_t task, int worker) {
+    const Measurement *m = context;
     (void)worker;
-    int64_t first = task * SIZE * SIZE;
-    r->with->sgemm(false, true, SIZE, SIZE, SIZE, 1.0f, r->a + first, SIZE, r->b, SIZE, 0.0f, r->c + first, SIZE);
+    const float *b = m->matrices, *a = b + (1 + 2 * task) * LARGEST * LARGEST;
+    float *c = m->matrices + (2 + 2 * task) * LARGEST * LARGEST;
+    double best = 0, fastest = 0; // of what counts, of all
+    double now = seconds();
+    for (int64_t i = 0; now < m->end; i++) { // by turns, so that other work on the machine meets all
+        int64_t n = sizes[i % SIZES];
+        double operations = 2.0 * (double)n * (double)n * (double)n, start = now;
+        if (n > sizes[0] && operations > fastest * (m->end - now)) continue; // too little time is left
+        m->products[i / SIZES % m->count]->sgemm(false, true, n, n, n, 1.0f, a, n, b, n, 0.0f, c, n);
+        now = seconds();
+        double rate = operations / (now - start);
+        if (rate > fastest) fastest = rate;
+        if (rate > best && start >= m->begin && now <= m->end) best = rate;
+    }
+    m->rate[task] = best > 0 ? best : fastest; // no sample counts where one takes too long, or none came in time
 }
 
 double cpu_matrix_rate(int threads) {
-    int64_t square = SIZE * SIZE, all = square * threads;
-    float *memory = cpu_scratch(2 * all + square);
-    for (int64_t i = 0; i < 2 * all + square; i++) memory[i] = (float)(i % 7) - 3.0f;
-    const MatrixProduct *products[] = {cpu_builtin_product(), cpu_library_product()};
-    double operations = 2.0 * (double)all * SIZE, best = 0;
-    double end = seconds() + 0.2;
-    do { // by turns, so that other load on the machine meets both
-        for (int i = 0; i < 2; i++) {
-            if (products[i] == NULL) continue;
-            Rows rows = {products[i], memory, memory + 2 * all, memory + all};
-            double start = seconds();
-            parallel_for(threads, threads, multiply_rows, &rows);
-            double rate = operations / (seconds() - start);
-            if (rate > best) best = rate;
-        }
-    } while (seconds() < end);
-    free(memory);
-    return best;
+    Measurement m = {.products = {cpu_matrix_product(), cpu_builtin_product()}};
+    m.count = m.products[0] == m.products[1] ? 1 : 2;
+    int64_t values = (1 + 2 * (int64_t)threads) * LARGEST * LARGEST;
+    m.matrices = malloc((size_t)values * sizeof *m.matrices);
+    m.rate = calloc((size_t)threads, sizeof *m.rate);
+    double sum = 0;
+    if (m.matrices != NULL && m.rate != NULL) {
+        for (int64_t i = 0; i < values; i++) m.matrices[i] = (float)(i % 7) - 3.0f;
+        m.begin = seconds() + STARTING;
+        m.end = m.begin + SECONDS - STARTING;
+        parallel_for(threads, threads, measure, &m);
+        for (int i = 0; i < threads; i++) sum += m.rate[i];
+    }
+    free(m.matrices);
+    free(m.rate);
+    return sum;
 }

@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/error.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -27,12 +29,16 @@ typedef struct MatrixProduct {
 } MatrixProduct;
 
 // Our own product is the default where it has the vectors it was made for (AVX2, AVX-512): there it is as fast as the
-// libraries and its sums do not depend on how a product is cut among threads. Elsewhere a CBLAS is, where one was
-// found. MATMUL=builtin or MATMUL=cblas in the environment decides instead. The environment and simd_level() are read
-// here, so call it once and keep the answer, which is constant.
-const MatrixProduct *cpu_matrix_product(void);
-const MatrixProduct *cpu_builtin_product(void); // ours, in the instruction set of simd_level()
-const MatrixProduct *cpu_library_product(void); // the CBLAS, or NULL
+// libraries and its sums do not depend on how a product is cut among threads. Elsewhere a CBLAS library's is, where one
+// can be opened. MATMUL=builtin or MATMUL=cblas in the environment decides instead. The environment and simd_level()
+// are read here, so call it once and keep the answer, which is constant. A library is opened at the first call that
+// chooses it, which sets variables of the environment for it: make that before other threads read them.
+//
+// NULL and *err (usage) where MATMUL is neither of these, or a library was asked for and there is none.
+const MatrixProduct *cpu_chosen_product(Error *err);
+const MatrixProduct *cpu_matrix_product(void);        // the same, but our own where that fails
+const MatrixProduct *cpu_builtin_product(void);       // ours, in the instruction set of simd_level()
+const MatrixProduct *cpu_library_product(Error *err); // the library's, or NULL and *err (layers/cpu/cblas.c)
 
 // cpu_matrix_product()->sgemm, looked up anew at every call (about 0.1 microsecond).
 Sgemm cpu_sgemm;
