@@ -359,9 +359,6 @@ static bool run_in_world(const CommLaunch *launch, void (*rank_main)(Comm *, voi
 
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
     int level;
-    // MPI looks at the machine through hwloc, which would ask an X server for its GPUs: 5 seconds where no name server
-    // answers for the X server's name. Nothing here draws.
-    setenv("HWLOC_COMPONENTS", "-gl", 0);
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS)
         return error_set(err, "MPI does not start");
     bool ok = level >= MPI_THREAD_FUNNELED ? run_in_world(launch, rank_main, argument, err)
