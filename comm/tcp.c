@@ -168,9 +168,18 @@ bool tcp_is_literal(const char *address) {
            strcmp(address, "localhost") == 0;
 }
 
+// Of this machine, by the name it has for itself.
+static bool is_own_name(const char *address) {
+    char name[256] = "";
+    return gethostname(name, sizeof name - 1) == 0 && strcmp(name, address) == 0;
+}
+
+// localhost needs no /etc/hosts and no server to ask: without a name, getaddrinfo gives the loopback addresses.
 int tcp_look_up(const char *address, int port, struct addrinfo **found) {
     const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
     char service[16];
     snprintf(service, sizeof service, "%d", port);
-    return getaddrinfo(address, service, &hints, found);
+    if (strcmp(address, "localhost") == 0) return getaddrinfo(NULL, service, &hints, found);
+    int code = getaddrinfo(address, service, &hints, found);
+    return code != 0 && is_own_name(address) ? getaddrinfo(NULL, service, &hints, found) : code;
 }

@@ -50,6 +50,7 @@ SocketAddress tcp_unpack(const Address *packed);
 bool tcp_is_loopback(const Address *address);
 // Whether this is an address (or localhost), and not a name whose meaning may differ from machine to machine.
 bool tcp_is_literal(const char *address);
-int tcp_look_up(const char *address, int port, struct addrinfo **found); // as getaddrinfo
+// As getaddrinfo. localhost, and the machine's own name where nothing knows it, are the loopback addresses.
+int tcp_look_up(const char *address, int port, struct addrinfo **found);
 
 #endif

@@ -252,6 +252,7 @@ static inline bool add_mpirun(Command *command, int ranks) {
     bool open_mpi = found && (strstr(said.out, "Open MPI") || strstr(said.out, "open-mpi"));
     free_result(&said);
     if (!found) return false;
+    setenv("HWLOC_COMPONENTS", "-gl", 0); // mpirun seeks an X server's GPUs: 5 s where no name server knows localhost
     add_word(command, "mpirun");
     if (open_mpi) add_words(command, "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", NULL);
     add_number(command, "-np", ranks);

@@ -17,14 +17,33 @@ static inline const char *own_path(void) {
     return path;
 }
 
-static inline bool mpi_can_be_tested(void) {
+// Why not, or NULL: a program that has nothing to do with MPI must come to its end under mpirun.
+static inline const char *why_no_mpirun(void) {
+    static char reason[300];
+    static bool asked = false;
     Command probe = {0};
+    if (asked) return reason[0] ? reason : NULL;
+    asked = true;
+    if (!add_mpirun(&probe, 1)) {
+        snprintf(reason, sizeof reason, "no mpirun here");
+        return reason;
+    }
+    add_word(&probe, "true");
+    ProgramResult result = run_program(probe.argv, 20);
+    if (result.exit_code != 0)
+        snprintf(reason, sizeof reason, "mpirun cannot start programs here (exit code %d): %.200s", result.exit_code,
+                 result.err);
+    free_result(&result);
+    return reason[0] ? reason : NULL;
+}
+
+static inline bool mpi_can_be_tested(void) {
     const char *reason = NULL;
 #ifdef __SANITIZE_THREAD__
     reason = "ThreadSanitizer reports what happens inside the MPI library";
 #endif
     if (!comm_has_mpi()) reason = "built without MPI";
-    else if (!reason && !add_mpirun(&probe, 1)) reason = "no mpirun here";
+    else if (!reason) reason = why_no_mpirun();
     if (reason) print_message("skipped: %s\n", reason);
     return reason == NULL;
 }

@@ -337,14 +337,16 @@ static void build_command(Command *command, char *text, size_t size, const char 
         if (strstr(options, with_space) || (sized && i >= 4 && i <= 7)) continue;
         used += snprintf(all + used, sizeof all - (size_t)used, " %s", usual[i][1]);
     }
-    size_t n = 0;
-    for (const char *c = all; *c != '\0' && n + PROGRAM_PATH < size; c++) {
-        if (*c == '@') n += (size_t)snprintf(text + n, size - n, "%s", folder);
-        else text[n++] = *c;
-    }
-    text[n] = '\0';
+    size_t n = 0, begin = 0;
     add_word(command, train_gpt_path());
-    for (char *word = strtok(text, " "); word != NULL; word = strtok(NULL, " ")) add_word(command, word);
+    for (const char *c = all; n + PROGRAM_PATH < size; c++) { // the folder's own name may hold spaces
+        if (*c == '@') n += (size_t)snprintf(text + n, size - n, "%s", folder);
+        else text[n++] = *c == ' ' ? '\0' : *c;
+        if (text[n - 1] != '\0') continue;
+        if (n - begin > 1) add_word(command, text + begin);
+        begin = n;
+        if (*c == '\0') break;
+    }
 }
 
 // Does the text match, where * in the pattern stands for anything and @ for the folder?

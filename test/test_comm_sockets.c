@@ -5,6 +5,10 @@
 // `test_comm_sockets RANKS TIMEOUT ROLE`, with their places in the environment.
 #include "test/ranks.h"
 
+#include <netdb.h>
+#include <sched.h>
+#include <sys/mount.h>
+
 #include "test/compare.h"
 
 // ---- the ranks ----------------------------------------------------------------------------------------------------
@@ -238,6 +242,36 @@ static void test_addresses(void **state) {
     else print_message("# no IPv6 here\n");
     if (probe >= 0) close(probe);
     if (gethostname(host, sizeof host - 1) == 0) meet_at(host);
+}
+
+// A machine as bare as can be: nothing in /etc/hosts, no name server. In a process of its own, which sees it so.
+enum { NOT_PERMITTED = 77 };
+static bool hide(const char *file) { return !path_exists(file) || mount("/dev/null", file, NULL, MS_BIND, NULL) == 0; }
+static int meet_without_names(void) {
+    char host[256] = "";
+    struct addrinfo *found = NULL;
+    if (unshare(CLONE_NEWNS | (geteuid() == 0 ? 0 : CLONE_NEWUSER)) != 0 ||
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 || !hide("/etc/hosts") || !hide("/etc/resolv.conf"))
+        return NOT_PERMITTED;
+    if (getaddrinfo("localhost", NULL, NULL, &found) == 0) freeaddrinfo(found); // by some other service, which is well
+    else print_message("# no names here\n");
+    meet_at("127.0.0.1");
+    meet_at("localhost");
+    if (gethostname(host, sizeof host - 1) == 0) meet_at(host);
+    return 0;
+}
+
+static void test_without_names(void **state) {
+    (void)state;
+    const char *const words[] = {own_path(), "without-names", NULL};
+    ProgramResult result = run_program(words, 30);
+    if (result.exit_code == NOT_PERMITTED) {
+        print_message("skipped: /etc/hosts cannot be hidden from a process here\n");
+        free_result(&result);
+        skip();
+    }
+    if (result.exit_code != 0) fail_msg("exit code %d: %s%s", result.exit_code, result.out, result.err);
+    free_result(&result);
 }
 
 // Whose agent listens on MASTER_PORT itself.
@@ -530,6 +564,7 @@ static void test_other_runs(void **state) {
 int main(int argc, char **argv) {
     if (is_launcher(argc, argv)) return launch_ranks(argv);
     if (argc == 4) return play_alone(argv);
+    if (argc == 2 && strcmp(argv[1], "without-names") == 0) return meet_without_names();
     alarm(300);
     pass_over_what_is_not_ours();
     const struct CMUnitTest tests[] = {
@@ -537,6 +572,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_late_rank_0),
         cmocka_unit_test(test_many_ranks),
         cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_without_names),
         cmocka_unit_test(test_torchrun),
         cmocka_unit_test(test_strangers),
         cmocka_unit_test(test_wrong_world_size_and_rank),

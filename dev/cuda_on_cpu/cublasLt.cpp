@@ -140,6 +140,14 @@ static cublasStatus_t check_shapes(const EmulatedMatmul *o, const EmulatedLayout
     return CUBLAS_STATUS_SUCCESS;
 }
 
+// Which products have epilogues is not documented. Here: those of whole packets, with an even n.
+static bool has_epilogue(const cublasLtMatmulAlgo_t *shape, const EmulatedLayout *a, const EmulatedLayout *b,
+                         const EmulatedLayout *d, const EmulatedPreference *preference) {
+    for (int i = 0; i < 4; i++)
+        if (preference->alignment[i] % 16 != 0) return false;
+    return a->leading % 8 == 0 && b->leading % 8 == 0 && d->leading % 8 == 0 && shape->n % 2 == 0;
+}
+
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t operation,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -151,9 +159,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     cublasLtMatmulHeuristicResult_t result = {};
     cublasStatus_t status = check_shapes(operation, a, b, c, d, &result.algo);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
-    const bool in_packets = a->leading % 8 == 0 && b->leading % 8 == 0 && preference->alignment[0] % 16 == 0 &&
-                            preference->alignment[1] % 16 == 0;
-    if (has_aux(operation) && !in_packets) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (operation->epilogue != CUBLASLT_EPILOGUE_DEFAULT && !has_epilogue(&result.algo, a, b, d, preference))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     memcpy(result.algo.alignment, preference->alignment, sizeof result.algo.alignment);
     const bool has_workspace = preference->workspace_bytes >= some_workspace;
     result.workspaceSize = result.algo.workspace_bytes = has_workspace ? some_workspace : 0;

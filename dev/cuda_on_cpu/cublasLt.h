@@ -2,9 +2,10 @@
 // meaning are the library's (cuBLAS reference, "Using the cuBLASLt API"); the values of the enums are not.
 //
 // What the library refuses is refused here: layouts that do not fit, an algorithm used for another product than it was
-// chosen for, or for pointers less aligned than was said; and, as an example of what it may not have, GELU for operands
-// that cannot be read by 16 bytes. Where it would fault, the program ends: an epilogue's pointers on less than 16 bytes
-// (the library does not look at them when it chooses), memory that is no GPU's.
+// chosen for, or for pointers less aligned than was said; and, as examples of what it may not have, epilogues for
+// matrices that are not whole packets of 16 bytes and for an odd number of columns. Where it would fault, the program
+// ends: an epilogue's pointers on less than 16 bytes (the library does not look at them when it chooses), memory that
+// is no GPU's.
 #ifndef DEV_CUDA_ON_CPU_CUBLASLT_H
 #define DEV_CUDA_ON_CPU_CUBLASLT_H
 

@@ -59,7 +59,7 @@ class Model(nn.Module):
         for layer in self.layers:
             x = layer(x, self.cosines, self.sines)
         logits = F.linear(self.norm(x), self.table.weight)
-        return F.cross_entropy(logits.view(-1, VOCABULARY).float(), targets.view(-1))
+        return F.cross_entropy(logits.reshape(-1, VOCABULARY).float(), targets.reshape(-1))
 
 
 def main():

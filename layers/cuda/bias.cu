@@ -1,5 +1,5 @@
-// Column sums: a bias's gradient is the sum of d_out over rows. Deterministic: each block sums the rows of its own, and
-// a second kernel adds the blocks' sums in order. The limit is memory: d_out is read once.
+// Biases. A bias's gradient is the sum of d_out over rows, a column sum. Deterministic: each block sums the rows of its
+// own, and a second kernel adds the blocks' sums in order. The limit is memory: d_out is read once.
 #include "layers/cuda/bias.h"
 #include "layers/cuda/columns.h"
 #include "layers/cuda/layers.h"
@@ -98,33 +98,30 @@ void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_
     add_partial_sums(device, d_bias, partial, blocks, N, N);
 }
 
-// ---- bias added ----------------------------------------------------------------------------------------------------
+// ---- rows set to the bias ------------------------------------------------------------------------------------------
 
-// A warp adds to 256 columns of a row.
+// A warp sets 256 columns of a row.
 template <bool whole>
-__global__ void add_bias_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64_t N, int64_t column_groups) {
+__global__ void set_rows_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64_t N, int64_t column_groups) {
     const int lane = threadIdx.x % WARP;
     const int64_t index = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     const int64_t row = index / column_groups, first = index % column_groups * WARP_COLUMNS;
     if (row >= rows) return;
-    float value[PACKET], b[PACKET];
-    load_columns<whole>(value, out + row * N, first, N, lane);
-    load_columns<whole>(b, bias, first, N, lane);
-#pragma unroll
-    for (int j = 0; j < PACKET; j++) value[j] += b[j];
+    float value[PACKET];
+    load_columns<whole>(value, bias, first, N, lane);
     store_columns<whole>(out + row * N, value, first, N, lane);
 }
 
 template <bool whole>
-static void launch_add_bias(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
+static void launch_set_rows(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
     const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS), threads = 256;
-    launch(add_bias_kernel<whole>, ceil_div(rows * column_groups, threads / WARP), threads, 0, stream, out, bias, rows,
+    launch(set_rows_kernel<whole>, ceil_div(rows * column_groups, threads / WARP), threads, 0, stream, out, bias, rows,
            N, column_groups);
 }
 
-void add_bias(Device *device, void *out, const void *bias, int64_t rows, int64_t N) {
+void set_rows(Device *device, void *out, const void *bias, int64_t rows, int64_t N) {
     if (rows == 0 || N == 0) return;
-    (fits_packets(N, out, bias) ? launch_add_bias<true>
-                                : launch_add_bias<false>)(stream_of(device), static_cast<bf16 *>(out),
+    (fits_packets(N, out, bias) ? launch_set_rows<true>
+                                : launch_set_rows<false>)(stream_of(device), static_cast<bf16 *>(out),
                                                           static_cast<const bf16 *>(bias), rows, N);
 }

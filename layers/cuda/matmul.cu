@@ -7,13 +7,14 @@
 //   d_weight = d_out^T x    d_weight^T (K, N) = x^T d_out        A = x;                   B = d_out, transposed
 //
 // Bias and GELU ride along as "epilogues": they work on the sums before these are rounded and written, which saves a
-// pass over memory. Where cuBLASLt cannot (alignment, or it has no such algorithm), kernels of our own follow the
-// product.
+// pass over memory. Where cuBLASLt cannot (alignment, or it has no such algorithm), the product is added to rows that
+// were set to the bias, so that nothing is rounded before the sum is whole; for GELU a kernel of our own follows.
 //
 // Asking cuBLASLt which algorithm is best takes longer than a small product does, so its answers are kept
 // (MatmulPlans).
 #include "layers/cuda/bf16.h"
 #include "layers/cuda/bias.h"
+#include "layers/cuda/columns.h"
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
 
@@ -199,9 +200,9 @@ static const bf16 *row_of(const void *matrix, int64_t row, int64_t width) {
 }
 static bf16 *row_of(void *matrix, int64_t row, int64_t width) { return static_cast<bf16 *>(matrix) + row * width; }
 
-// out (rows, N) = x weight^T, through the epilogue. False: it cannot.
+// out (rows, N) = or += x weight^T, through the epilogue. False: it cannot.
 static bool forward_product(Device *device, void *out, const void *x, const void *weight, cublasLtEpilogue_t epilogue,
-                            const void *bias, void *pre, int64_t rows, int64_t K, int64_t N) {
+                            const void *bias, void *pre, int64_t rows, int64_t K, int64_t N, bool accumulate) {
     for (int64_t first = 0; first < rows; first += ROWS_AT_ONCE) {
         Product p = {};
         p.m = N, p.n = smaller_of(ROWS_AT_ONCE, rows - first), p.k = K;
@@ -209,6 +210,7 @@ static bool forward_product(Device *device, void *out, const void *x, const void
         p.a = weight;
         p.b = row_of(x, first, K);
         p.d = row_of(out, first, N);
+        p.beta = accumulate ? 1.0f : 0.0f;
         p.epilogue = epilogue;
         p.bias = bias;
         p.aux = pre == NULL ? NULL : row_of(pre, first, N);
@@ -255,18 +257,22 @@ static void weight_gradient(Device *device, float *d_weight, const void *d_out, 
 // ---- layers --------------------------------------------------------------------------------------------------------
 
 // Epilogues read bias and aux 16 bytes at a time, and no preference tells cuBLASLt that they are less aligned; aux (the
-// GELU's input) also needs rows of a multiple of 8 values (cublasLt.h, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD).
-static bool bias_fits(const void *bias) { return alignment_of(bias) >= 16; }
-static bool aux_fits(const void *aux, int64_t width) { return alignment_of(aux) >= 16 && width % 8 == 0; }
+// GELU's input) also needs rows of a multiple of 8 values (cublasLt.h, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD). Where the
+// matrices are not whole packets of 16 bytes either, what an epilogue does is not to be relied upon: on an H200, the
+// bias of rows of 257 came to sums that had been rounded already. So it is not asked there.
+static bool epilogue_fits(int64_t K, int64_t N, const void *a, const void *b, const void *d, const void *bias,
+                          const void *aux) {
+    return N % 8 == 0 && fits_packets(K, a, b, d, bias, aux);
+}
 
 void cuda_matmul_forward(Device *device, void *out, const void *x, const void *weight, const void *bias, int64_t rows,
                          int64_t K, int64_t N) {
     if (rows == 0 || N == 0 || K == 0) return;
-    if (bias != NULL && bias_fits(bias) &&
-        forward_product(device, out, x, weight, CUBLASLT_EPILOGUE_BIAS, bias, NULL, rows, K, N))
+    if (bias != NULL && epilogue_fits(K, N, x, weight, out, bias, NULL) &&
+        forward_product(device, out, x, weight, CUBLASLT_EPILOGUE_BIAS, bias, NULL, rows, K, N, false))
         return;
-    forward_product(device, out, x, weight, CUBLASLT_EPILOGUE_DEFAULT, NULL, NULL, rows, K, N);
-    if (bias != NULL) add_bias(device, out, bias, rows, N);
+    if (bias != NULL) set_rows(device, out, bias, rows, N);
+    forward_product(device, out, x, weight, CUBLASLT_EPILOGUE_DEFAULT, NULL, NULL, rows, K, N, bias != NULL);
 }
 
 void cuda_matmul_backward(Device *device, void *d_x, float *d_weight, float *d_bias, const void *d_out, const void *x,
@@ -283,7 +289,8 @@ void cuda_matmul_gelu_forward(Device *device, void *out, void *pre, const void *
                               int64_t rows, int64_t K, int64_t N) {
     if (rows == 0 || N == 0 || K == 0) return;
     const cublasLtEpilogue_t epilogue = bias != NULL ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
-    if (bias_fits(bias) && aux_fits(pre, N) && forward_product(device, out, x, weight, epilogue, bias, pre, rows, K, N))
+    if (epilogue_fits(K, N, x, weight, out, bias, pre) &&
+        forward_product(device, out, x, weight, epilogue, bias, pre, rows, K, N, false))
         return;
     cuda_matmul_forward(device, pre, x, weight, bias, rows, K, N);
     cuda_gelu_forward(device, out, pre, rows * N);
@@ -292,7 +299,7 @@ void cuda_matmul_gelu_forward(Device *device, void *out, void *pre, const void *
 void cuda_matmul_gelu_backward(Device *device, void *d_pre, float *d_weight, float *d_bias, const void *d_out,
                                const void *x, const void *pre, const void *weight, int64_t rows, int64_t K, int64_t N) {
     if (rows == 0 || N == 0 || K == 0) return;
-    if (!aux_fits(pre, K) ||
+    if (!epilogue_fits(K, N, d_out, weight, d_pre, NULL, pre) ||
         !input_gradient(device, d_pre, d_out, weight, CUBLASLT_EPILOGUE_DGELU, pre, rows, K, N, false)) {
         input_gradient(device, d_pre, d_out, weight, CUBLASLT_EPILOGUE_DEFAULT, NULL, rows, K, N, false);
         cuda_gelu_backward(device, d_pre, d_pre, pre, rows * K);

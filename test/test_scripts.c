@@ -1,0 +1,155 @@
+// The scripts beside the program, with stand-ins for what they call: the check of a GPU by compute-sanitizer, test
+// programs that were carried elsewhere, the plot and what installs its library.
+#include "test/program.h"
+
+static char folder[PROGRAM_PATH];
+
+static int make_folder(void **state) {
+    (void)state;
+    make_temp_folder(folder);
+    return 0;
+}
+static int remove_folder(void **state) {
+    (void)state;
+    remove_tree(folder);
+    return 0;
+}
+
+static void make_script(const char *name, const char *text) {
+    char path[PROGRAM_PATH];
+    path_join(path, folder, name);
+    write_file(path, text, strlen(text));
+    if (chmod(path, 0755) != 0) fail_msg("cannot make %s a program", path);
+}
+
+// Runs a command of the shell inside the folder, with the folder first in PATH and $tree for the project's tree.
+// Returns both outputs, to be freed.
+static char *run_shell(const char *command, int exit_code) {
+    char tree[PROGRAM_PATH], *script = NULL, *both = NULL;
+    project_path(tree, "scripts/run-tests");
+    *strstr(tree, "/scripts/run-tests") = '\0';
+    const char before[] = "cd \"$0\" && tree=$1 && PATH=\"$0:$PATH\" && export tree PATH && exec 2>&1 && ";
+    if (asprintf(&script, "%s%s", before, command) < 0) fail_msg("out of memory");
+    const char *const words[] = {"/bin/sh", "-c", script, folder, tree, NULL};
+    ProgramResult result = run_program(words, 30);
+    if (result.timed_out || result.exit_code != exit_code)
+        fail_msg("%s: exit code %d: %s%s", command, result.exit_code, result.out, result.err);
+    if (asprintf(&both, "%s%s", result.out, result.err) < 0) fail_msg("out of memory");
+    free(script);
+    free_result(&result);
+    return both;
+}
+
+static void expect_in(const char *text, const char *part) {
+    if (strstr(text, part) == NULL) fail_msg("expected \"%s\" in: %s", part, text);
+}
+static void expect_not_in(const char *text, const char *part) {
+    if (strstr(text, part) != NULL) fail_msg("did not expect \"%s\" in: %s", part, text);
+}
+
+// ---- dev/gpu_check/sanitize -----------------------------------------------------------------------------------------
+
+// A compute-sanitizer whose findings depend on the tool and the program.
+static const char sanitizer[] =
+    "#!/bin/sh\n"
+    "for program; do :; done\n"
+    "finish() { echo \"========= ERROR SUMMARY: $1 errors\"; exit 99; }\n"
+    "read_by() { printf '========= Uninitialized __global__ memory read of size 16 bytes\\n"
+    "=========     at void %s(float *)+0x1d0\\n"
+    "=========     by thread (0,0,0) in block (0,0,0)\\n=========\\n' \"$1\"; }\n"
+    "echo '========= COMPUTE-SANITIZER'\n"
+    "case \"$2 $program $*\" in\n"
+    "memcheck*--report-api-errors\\ no*) ;;\n"
+    "memcheck*) echo '========= Program hit cudaErrorMemoryAllocation (error 2) due to out of memory'; finish 1 ;;\n"
+    "initcheck\\ test_cuda_matmul*) read_by 'cublasLt::splitKreduce_kernel'; finish 1 ;;\n"
+    "initcheck\\ test_cuda_bad*) read_by 'cublasLt::splitKreduce_kernel'; read_by our_kernel; finish 2 ;;\n"
+    "racecheck\\ test_cuda_slow*) exec sleep 20 ;;\n"
+    "racecheck\\ test_cuda_race*) echo '========= Error: Race reported between Write access and Read access';\n"
+    "    exec sleep 20 ;;\n"
+    "synccheck\\ test_cuda_failing*) echo '[  FAILED  ] products'; exit 1 ;;\n"
+    "esac\n"
+    "echo '========= ERROR SUMMARY: 0 errors'\n";
+
+static void test_sanitize(void **state) {
+    (void)state;
+    make_script("compute-sanitizer", sanitizer);
+    char *said = run_shell("SANITIZE_TIMEOUT=1 \"$tree\"/dev/gpu_check/sanitize test_cuda_layers test_cuda_matmul "
+                           "test_cuda_slow test_training_cuda",
+                           0);
+    expect_not_in(said, "FAILED");
+    expect_in(said, "memcheck   test_cuda_layers                 ok\n");
+    expect_in(said, "memcheck   test_training_cuda               ok\n");
+    expect_in(said, "initcheck  test_cuda_matmul                 ok but for 1 reads of its workspace by cuBLASLt\n");
+    expect_in(said, "racecheck  test_cuda_slow                   skipped: not done within 1 s; nothing found");
+    expect_not_in(said, "racecheck  test_cuda_matmul");
+    expect_not_in(said, "synccheck  test_training_cuda");
+    free(said);
+}
+
+static void test_sanitize_finds(void **state) {
+    (void)state;
+    make_script("compute-sanitizer", sanitizer);
+    char *said = run_shell(
+        "SANITIZE_TIMEOUT=1 \"$tree\"/dev/gpu_check/sanitize test_cuda_bad test_cuda_race test_cuda_failing", 1);
+    expect_in(said, "initcheck  test_cuda_bad                    FAILED: 1 reports\n");
+    expect_in(said, "at void our_kernel");
+    expect_not_in(said, "splitK");
+    expect_in(said, "racecheck  test_cuda_race                   FAILED: 1 reports\n");
+    expect_in(said, "synccheck  test_cuda_failing                FAILED: a test\n");
+    expect_in(said, "memcheck   test_cuda_bad                    ok\n");
+    free(said);
+}
+
+// ---- scripts/run-tests ----------------------------------------------------------------------------------------------
+
+// Carried elsewhere without the tree, in folders whose names hold spaces.
+static void test_carried_tests(void **state) {
+    (void)state;
+    make_script("program", "#!/bin/sh\necho 1..1\necho ok 1 - x\n");
+    char *said = run_shell("mkdir -p 'a b/scripts' 'a b/bin/test' && cp \"$tree\"/scripts/run-tests 'a b/scripts/' && "
+                           "mv program 'a b/bin/test/test_x' && 'a b/scripts/run-tests' 'a b/bin/test/test_x'",
+                           0);
+    expect_in(said, "1 passed, 0 failed\n");
+    expect_not_in(said, "suppressions");
+    free(said);
+}
+
+// ---- scripts/plot_loss and scripts/setup plots ----------------------------------------------------------------------
+
+static void test_plot_without_library(void **state) {
+    (void)state;
+    if (system("python3 -c '' 2> /dev/null") != 0) {
+        print_message("skipped: no python3 here\n");
+        skip();
+    }
+    make_script("matplotlib.py", "raise ImportError\n");
+    char *said = run_shell("PYTHONPATH=. \"$tree\"/scripts/plot_loss x.jsonl", 1);
+    assert_string_equal(said, "plot_loss: matplotlib is not installed: scripts/setup plots (or apt-get install "
+                              "python3-matplotlib)\n");
+    free(said);
+}
+
+static void test_setup_plots(void **state) {
+    (void)state;
+    make_script("python3", "#!/bin/sh\n[ -e installed ]\n");
+    make_script("sudo", "#!/bin/sh\n[ \"$1\" = -n ] && shift\nexec \"$@\"\n");
+    make_script("apt-get", "#!/bin/sh\necho \"$*\" >> asked\nexit 1\n");
+    char *said = run_shell("\"$tree\"/scripts/setup plots", 1);
+    expect_in(said, "not installed: python3-matplotlib. To install, type:\n");
+    free(said);
+    make_script("apt-get", "#!/bin/sh\ncase \"$*\" in *' install '*' python3-matplotlib') touch installed ;; esac\n");
+    free(run_shell("\"$tree\"/scripts/setup plots", 0));
+    said = run_shell("\"$tree\"/scripts/setup plots", 0); // all is there
+    assert_string_equal(said, "");
+    free(said);
+    free(run_shell("rm -f python3 sudo apt-get asked installed", 0));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sanitize),      cmocka_unit_test(test_sanitize_finds),
+        cmocka_unit_test(test_carried_tests), cmocka_unit_test(test_plot_without_library),
+        cmocka_unit_test(test_setup_plots),
+    };
+    return cmocka_run_group_tests_name("scripts", tests, make_folder, remove_folder);
+}
