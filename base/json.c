@@ -10,6 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
 
 enum { MAX_DEPTH = 64, BLOCK_BYTES = 1 << 16 };
 static const size_t MAX_FILE_BYTES = 100 << 20;
@@ -371,7 +374,20 @@ static bool parse_value(Parser *p, Json *value) {
 
 // ---- documents ----
 
+// Editors on some systems write UTF-16, or a mark of the encoding before UTF-8, and show neither. Every JSON text
+// begins with two ASCII characters, or is one alone, so zero bytes among the first four tell the other encodings.
+static const char *other_encoding(const char *text, size_t length) {
+    const unsigned char *b = (const unsigned char *)text;
+    bool marked16 = length >= 2 && ((b[0] == 0xFF && b[1] == 0xFE) || (b[0] == 0xFE && b[1] == 0xFF));
+    bool wide = length >= 4 && (b[0] == 0 && b[1] == 0) != (b[2] == 0 && b[3] == 0);
+    if (wide) return "UTF-32";
+    return marked16 || (length >= 2 && (b[0] == 0) != (b[1] == 0)) ? "UTF-16" : NULL;
+}
+
 static bool parse_document(Parser *p) {
+    const char *encoding = other_encoding(p->at, (size_t)(p->end - p->at));
+    if (encoding != NULL) return error_set(p->err, "%s: is %s, not UTF-8; convert it", p->name, encoding);
+    if (p->end - p->at >= 3 && memcmp(p->at, "\xEF\xBB\xBF", 3) == 0) p->start = p->at += 3;
     if (!parse_value(p, &p->document->root)) return false;
     skip_space(p);
     return p->at == p->end || fail(p, "something stands after the end of the value");
@@ -398,9 +414,12 @@ JsonDocument *json_parse(const char *text, size_t length, const char *name, Erro
 
 // The bytes of a file, at most MAX_FILE_BYTES + 1 of them; NULL with *err filled on failure.
 static char *read_bytes(const char *path, size_t *length, Error *err) {
-    FILE *file = fopen(path, "rb");
+    int descriptor = file_open(path, NULL, err);
+    if (descriptor < 0) return NULL;
+    FILE *file = fdopen(descriptor, "rb");
     if (file == NULL) {
         error_set(err, "%s: cannot open: %s", path, strerror(errno));
+        close(descriptor);
         return NULL;
     }
     char *text = NULL;

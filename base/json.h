@@ -2,6 +2,7 @@
 //
 // The whole text is parsed into a tree owned by the document. Strict: no comments, no trailing commas, no duplicate
 // keys, no NaN, valid UTF-8 and escapes, nesting at most 64 deep, nothing after the value. Errors give line and column.
+// A byte order mark before UTF-8 is passed over; UTF-16 and UTF-32 are named. A file must be a regular one.
 #ifndef BASE_JSON_H
 #define BASE_JSON_H
 

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "base/file.h"
 #include "checkpoint/checkpoint_folder.h"
 
 const char *const checkpoint_file_names[CHECKPOINT_FILES] = {"config.json", "model.safetensors", "exp_avg.safetensors",
@@ -115,8 +117,13 @@ static bool check_sums(FILE *sums, const char *folder, const char *path, Error *
 bool checkpoint_verify(const char *path, Error *err) {
     char name[DISK_PATH_MAX];
     if (!disk_join(name, path, checkpoint_sums_name, err)) return false;
-    FILE *sums = fopen(name, "r");
-    if (sums == NULL) return error_set(err, "%s: cannot open: %s", name, strerror(errno));
+    int descriptor = file_open(name, NULL, err);
+    if (descriptor < 0) return false;
+    FILE *sums = fdopen(descriptor, "r");
+    if (sums == NULL) {
+        close(descriptor);
+        return error_set(err, "%s: cannot open: %s", name, strerror(errno));
+    }
     bool ok = check_sums(sums, path, name, err);
     fclose(sums);
     return ok;

@@ -1,11 +1,15 @@
 #include "terminal/report.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/file.h"
 
 // After a run that was killed while it wrote, the log may end in part of a line. Drops that part, so that what follows
 // is one object a line again. What cannot be searched (a pipe) is left as it is.
@@ -21,14 +25,27 @@ static bool drop_partial_line(FILE *log) {
     return (keep == end || ftruncate(fileno(log), keep) == 0) && fseeko(log, 0, SEEK_END) == 0;
 }
 
+// Any file, terminal or device; of pipes and sockets only a pipe that somebody reads: no other could be waited for. Only
+// a regular file is opened to be read too, for its last line.
+static FILE *open_log(const char *path, bool append) {
+    struct stat status;
+    int descriptor = file_open_to_write(path, append ? O_APPEND : O_TRUNC);
+    if (descriptor < 0) return NULL;
+    bool regular = fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+    FILE *log = append && regular ? fopen(path, "a+e") : fdopen(descriptor, append ? "a" : "w");
+    if ((append && regular) || log == NULL) close(descriptor);
+    return log;
+}
+
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, Error *err) {
     const char *terminal = getenv("TERM");
     bool dumb = terminal != NULL && strcmp(terminal, "dumb") == 0;
     *reporter = (Reporter){.live = isatty(STDOUT_FILENO) && !dumb, .log_path = log_path};
     if (log_path == NULL) return true;
-    reporter->log = fopen(log_path, append ? "a+e" : "we");
+    reporter->log = open_log(log_path, append);
     if (reporter->log != NULL && (!append || drop_partial_line(reporter->log))) return true;
-    error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path, strerror(errno));
+    error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path,
+              errno == ENXIO ? "nobody reads this pipe" : strerror(errno));
     if (reporter->log != NULL) fclose(reporter->log);
     reporter->log = NULL;
     return false;
