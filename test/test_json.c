@@ -226,6 +226,7 @@ static void test_errors(void **state) {
         {"\"\xED\xA0\x80\"", "line 1, column 2: a string that is not valid UTF-8"},     // a surrogate
         {"\"\xF4\x90\x80\x80\"", "line 1, column 2: a string that is not valid UTF-8"}, // beyond U+10FFFF
         {"\"\xFF\"", "line 1, column 2: a string that is not valid UTF-8"},
+        {"\f1", "line 1, column 1: expected a value (null, true, false, a number, a string, '[' or '{')"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Error err;
