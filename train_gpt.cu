@@ -615,15 +615,19 @@ static bool stop_wanted(Rank *r) {
     return asked[0] != 0;
 }
 
-// What is saved must be worth resuming from: its loss, on one window at least, is a number.
+// What is saved must be worth resuming from: its loss, on one window at least, is a number. So must be what is begun
+// with.
 static void require_sound(Rank *r, int64_t step, double loss) {
     Error err;
     const char *out = r->run->options.out;
     if (isfinite(loss)) return;
-    error_set(&err,
-              "step %lld: the update has made the validation loss %g; not saved, earlier checkpoints%s%s are kept; "
-              "resume with a smaller --lr or --grad-clip",
-              (long long)step, loss, out == NULL ? "" : " in ", out == NULL ? "" : out);
+    if (step == r->run->resumed.step)
+        error_set(&err, "before any step the validation loss is %g: the weights are too large; give other ones", loss);
+    else
+        error_set(&err,
+                  "step %lld: the update has made the validation loss %g; not saved, earlier checkpoints%s%s are kept; "
+                  "resume with a smaller --lr or --grad-clip",
+                  (long long)step, loss, out == NULL ? "" : " in ", out == NULL ? "" : out);
     comm_fail(r->world, &err);
 }
 
@@ -730,8 +734,10 @@ static void train(Rank *r, Reporter *reporter) {
             require(r, reporter_step(reporter, &report, &err), &err);
         }
     }
-    if (run->resumed.step >= run->steps)
+    if (run->resumed.step >= run->steps) {
         validation_loss = evaluate(r, &validation.loader, validation.window, validation.windows);
+        require_sound(r, step, validation_loss);
+    }
     if (leader(r)) {
         reporter_line_end(reporter);
         if (stopped)

@@ -40,6 +40,7 @@ static bool map_file(SafetensorsPart *part, const char *path, Error *err) {
 static void unmap_part(SafetensorsPart *part) {
     if (part->map != NULL) munmap(part->map, part->bytes);
     json_free(part->header);
+    free(part->path);
     *part = (SafetensorsPart){0};
 }
 
@@ -106,7 +107,7 @@ static bool read_tensor(Tensor *tensor, const char *name, const Json *entry, con
                         const char *path, Error *err) {
     const Json *type = json_get(entry, "dtype"), *shape = json_get(entry, "shape");
     const Json *offsets = json_get(entry, "data_offsets");
-    *tensor = (Tensor){.name = name};
+    *tensor = (Tensor){.name = name, .file = part->path};
     if (type == NULL || shape == NULL || offsets == NULL || entry->count != 3)
         return refuse(path, name, "its entry must have dtype, shape and data_offsets, and nothing else", err);
     const DataType *known = find_data_type(type);
@@ -181,7 +182,8 @@ bool safetensors_add_part(Safetensors *file, const char *path, Error *err) {
     if (larger == NULL) return error_set(err, "%s: out of memory", path);
     file->part = larger;
     SafetensorsPart *part = &file->part[file->parts++];
-    *part = (SafetensorsPart){0};
+    *part = (SafetensorsPart){.path = strdup(path)};
+    if (part->path == NULL) return error_set(err, "%s: out of memory", path);
     return map_file(part, path, err) && parse_header(part, path, err) && append_tensors(file, part, path, err);
 }
 

@@ -786,6 +786,41 @@ static void test_another_dtype(void **state) {
     expect_refused(&llama_table, "tensor model.layers.0.input_layernorm.weight is not of dtype F32, F16, BF16 or F64");
 }
 
+// A value that is not finite is found by the range that holds it, in any of the vectors, and by no other.
+static void test_not_finite(void **state) {
+    (void)state;
+    static const float strange[] = {NAN, INFINITY, -INFINITY};
+    static const char *const vectors[] = {"model", "exp_avg", "exp_avg_sq"};
+    int64_t place = llama_table.layer[1].down + 5, total = llama_table.total;
+    float *flat = malloc((size_t)total * sizeof *flat);
+    assert_non_null(flat);
+    for (int which = 0; which < 3; which++) {
+        Error err;
+        TrainingState training = state_of(1);
+        CheckpointWriter *writer = checkpoint_begin(out, 1, &llama, &llama_table, &err);
+        assert_non_null(writer);
+        for (int vector = 0; vector < 3; vector++) {
+            for (int64_t i = 0; i < total; i++) flat[i] = 0.5f;
+            if (vector == which) flat[place] = strange[which];
+            assert_true(checkpoint_write(writer, (CheckpointVector)vector, flat, &err));
+        }
+        assert_true(checkpoint_commit(writer, &training, 0, &err));
+        const char *path = in_out("step-00000001");
+        for (int vector = 0; vector < 3; vector++) {
+            CheckpointVector v = (CheckpointVector)vector;
+            assert_true(checkpoint_read(path, v, &llama_table, 0, place, flat, &err));
+            assert_true(checkpoint_read(path, v, &llama_table, place + 1, total, flat, &err));
+            assert_int_equal(checkpoint_read(path, v, &llama_table, 0, total, flat, &err), vector != which);
+        }
+        assert_false(checkpoint_read(path, (CheckpointVector)which, &llama_table, place, place + 1, flat, &err));
+        char expected[2 * PROGRAM_PATH];
+        snprintf(expected, sizeof expected, "%s/%s.safetensors: tensor %s holds NaN or infinity: ", path,
+                 vectors[which], "model.layers.1.mlp.down_proj.weight");
+        assert_int_equal(strncmp(err.message, expected, strlen(expected)), 0);
+    }
+    free(flat);
+}
+
 int main(void) {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, make_folder, remove_folder)
     const struct CMUnitTest tests[] = {
@@ -810,6 +845,7 @@ int main(void) {
         TEST(test_foreign_folders),
         TEST(test_tied_classifier),
         TEST(test_another_dtype),
+        TEST(test_not_finite),
     };
 #undef TEST
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -6,6 +6,7 @@
 #include "test/token_files.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <sys/resource.h>
 
 typedef struct BadInput {
@@ -129,6 +130,28 @@ static const BadInput bad_inputs[] = {
      "@/wide: token 300 at place * is not below the vocabulary of 257; the data are damaged or made for another model"},
     {"model_and_init", 2, "--init @/run/step-00000002 --layers 2",
      "--layers and --init exclude each other: the checkpoint says what the model is"},
+    {"weights_that_are_no_numbers", 1, "--init @/nan --steps 0",
+     "@/nan/model.safetensors: tensor * holds NaN or infinity: the file is damaged, or the run that wrote it had "
+     "diverged; give another"},
+    {"weights_that_are_no_numbers_on_four_ranks", 1, "--init @/nan --sp 4",
+     "@/nan/model.safetensors: tensor * holds NaN or infinity: the file is damaged, or the run that wrote it had "
+     "diverged; give another"},
+    {"weights_beyond_measure", 1, "--init @/huge --steps 0 --sample-tokens 4",
+     "before any step the validation loss is *: the weights are too large; give other ones"},
+
+    // Pipes under the names of files would be waited for.
+    {"configuration_that_is_a_pipe", 1, "--init @/pipe_config",
+     "@/pipe_config/config.json: not a regular file but a pipe"},
+    {"weights_that_are_a_pipe", 1, "--init @/pipe_weights",
+     "@/pipe_weights/model.safetensors: not a regular file but a pipe"},
+    {"state_that_is_a_pipe", 1, "--resume --out @/pipe_state",
+     "passing over checkpoint @/pipe_state/step-00000002: @/pipe_state/step-00000002/training_state.json: not a "
+     "regular file but a pipe\ntrain_gpt: @/pipe_state: none of the 1 checkpoints here is whole"},
+    {"sums_that_are_a_pipe", 1, "--resume --out @/pipe_sums",
+     "passing over checkpoint @/pipe_sums/step-00000002: @/pipe_sums/step-00000002/SHA256SUMS: not a regular file but "
+     "a pipe\ntrain_gpt: @/pipe_sums: none of the 1 checkpoints here is whole"},
+    {"log_that_is_a_pipe", 1, "--log @/pipe",
+     "--log @/pipe: cannot open: nobody reads this pipe; give a file that can be written"},
 
     // Prompts.
     {"empty_prompt", 2, "--sample-tokens 4 --sample=", "--sample: the prompt is empty; give at least one token"},
@@ -228,6 +251,41 @@ static void copy_checkpoint(const char *name, const char *file, size_t left_out,
         write_file(path_join(path, target, files[i]), data, bytes);
         free(data);
     }
+}
+
+// A copy whose weights are all multiplied by this factor.
+static void scale_weights(const char *name, float factor) {
+    char path[PROGRAM_PATH], folder_name[PROGRAM_PATH];
+    size_t bytes;
+    uint64_t header;
+    copy_checkpoint(name, "", 0, NULL, NULL);
+    path_join(path, in_folder(folder_name, name), "model.safetensors");
+    char *data = read_file(path, &bytes);
+    memcpy(&header, data, sizeof header);
+    for (size_t at = sizeof header + header; at < bytes; at += sizeof(float)) {
+        float value;
+        memcpy(&value, data + at, sizeof value);
+        value *= factor;
+        memcpy(data + at, &value, sizeof value);
+    }
+    write_file(path, data, bytes);
+    free(data);
+}
+
+static void make_pipe(const char *name) {
+    char path[PROGRAM_PATH];
+    if (mkfifo(in_folder(path, name), 0644) != 0) fail_msg("cannot make a pipe %s: %s", path, strerror(errno));
+}
+
+// A copy, of a model folder or within a run's, in which a pipe has taken a file's place.
+static void put_pipe(const char *name, const char *step, const char *file) {
+    char inner[100], path[PROGRAM_PATH], file_name[200];
+    snprintf(inner, sizeof inner, "%s%s%s", name, step ? "/" : "", step ? step : "");
+    if (step != NULL && mkdir(in_folder(path, name), 0755) != 0) fail_msg("cannot make %s", path);
+    copy_checkpoint(inner, "", 0, NULL, NULL);
+    snprintf(file_name, sizeof file_name, "%s/%s", inner, file);
+    if (unlink(in_folder(path, file_name)) != 0) fail_msg("cannot remove %s: %s", path, strerror(errno));
+    make_pipe(file_name);
 }
 
 // ---- running a case -------------------------------------------------------------------------------------------------
@@ -432,6 +490,13 @@ static int make_files(void **state) {
     copy_checkpoint("cut", "model.safetensors", 100, NULL, NULL);
     copy_checkpoint("shape", "config.json", 0, "\"hidden_size\": 16", "\"hidden_size\": 32");
     copy_checkpoint("json", "config.json", 2, NULL, NULL);
+    scale_weights("nan", NAN);
+    scale_weights("huge", 1e18f);
+    make_pipe("pipe");
+    put_pipe("pipe_config", NULL, "config.json");
+    put_pipe("pipe_weights", NULL, "model.safetensors");
+    put_pipe("pipe_state", "step-00000002", "training_state.json");
+    put_pipe("pipe_sums", "step-00000002", "SHA256SUMS");
     return 0;
 }
 
