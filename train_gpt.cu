@@ -534,7 +534,7 @@ static void save(Rank *r, int64_t step, double validation_loss) {
     CheckpointWriter *writer = NULL;
     comm_doing(r->world, "saving of a checkpoint");
     if (leader(r)) {
-        writer = checkpoint_begin(o->out, step, &run->config, &run->table, &err);
+        writer = checkpoint_begin(o->out, step, &run->config, &run->table, r->kept, &err);
         require(r, writer != NULL, &err);
     }
     // Never from weights that have been rounded: a resume goes on from the very bits.
@@ -785,6 +785,11 @@ static void fill_weights(Rank *r) {
     const Run *run = r->run;
     bool resumed = run->resume_from[0] != '\0';
     const char *from = resumed ? run->resume_from : run->options.init;
+    if (leader(r) && from != NULL && run->options.out != NULL) {
+        Error err;
+        r->kept = kept_files_read(from, &err);
+        require(r, r->kept != NULL, &err);
+    }
     fill_slice(r, from, CHECKPOINT_PARAMETERS, r->master);
     r->device.to_storage(&r->device, weight(r, r->slice_begin), r->master, r->slice_end - r->slice_begin);
     comm_doing(r->world, "gathering of the first weights");
@@ -876,6 +881,7 @@ static void rank_main(Comm *world, void *argument) {
     }
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
     r->device.close(&r->device);
+    kept_files_free(r->kept);
     free(r->slice_counts);
     free(r->staging);
     free(r);

@@ -256,6 +256,7 @@ static bool parse_number(Parser *p, Json *value) {
     memcpy(text, first, length);
     text[length] = '\0';
     value->type = JSON_NUMBER;
+    value->string = text;
     value->number = strtod(text, NULL);
     if (!isfinite(value->number)) return fail_at(p, first, "a number too large for double precision");
     if (integer) {
@@ -490,6 +491,37 @@ JsonShown json_shown(const char *string) {
     }
     strcpy(shown.text + length, string[length] == '\0' ? "" : "...");
     return shown;
+}
+
+void json_print_string(FILE *file, const char *string) {
+    fputc('"', file);
+    for (const char *c = string; *c != '\0'; c++) {
+        if (*c == '"' || *c == '\\') fprintf(file, "\\%c", *c);
+        else if ((unsigned char)*c < 0x20) fprintf(file, "\\u%04x", (unsigned)*c);
+        else fputc(*c, file);
+    }
+    fputc('"', file);
+}
+
+void json_print(FILE *file, const Json *value) { // as deep as the parser allows, at most
+    switch (value->type) {
+    case JSON_NULL: fputs("null", file); return;
+    case JSON_BOOL: fputs(value->boolean ? "true" : "false", file); return;
+    case JSON_NUMBER: fputs(value->string, file); return;
+    case JSON_STRING: json_print_string(file, value->string); return;
+    case JSON_ARRAY:
+    case JSON_OBJECT: break;
+    }
+    fputc(value->type == JSON_OBJECT ? '{' : '[', file);
+    for (int i = 0; i < value->count; i++) {
+        if (i > 0) fputs(", ", file);
+        if (value->type == JSON_OBJECT) {
+            json_print_string(file, value->key[i]);
+            fputs(": ", file);
+        }
+        json_print(file, &value->item[i]);
+    }
+    fputc(value->type == JSON_OBJECT ? '}' : ']', file);
 }
 
 void json_format_real(double value, char text[JSON_REAL_CHARS]) {

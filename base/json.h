@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/error.h"
 
@@ -23,7 +24,7 @@ typedef struct Json {
     double number;
     bool is_integer; // written without fraction and exponent, and fits int64
     int64_t integer;
-    const char *string; // UTF-8, NUL-terminated (an escaped NUL is refused)
+    const char *string; // UTF-8, NUL-terminated (an escaped NUL is refused); of a number: as it was written
     int count;          // of an array's or object's members
     struct Json *item;  // members' values
     const char **key;   // members' keys (objects)
@@ -45,6 +46,11 @@ typedef struct JsonShown {
     char text[104];
 } JsonShown;
 JsonShown json_shown(const char *string);
+
+// For writers: a value on one line, numbers as they were written.
+void json_print(FILE *file, const Json *value);
+// A string with its quotes.
+void json_print_string(FILE *file, const char *string);
 
 // For writers: the shortest decimal that reads back as exactly `value` (finite), with a point or an exponent.
 enum { JSON_REAL_CHARS = 32 };

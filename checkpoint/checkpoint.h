@@ -3,6 +3,7 @@
 //   config.json, model.safetensors                 the model
 //   exp_avg.safetensors, exp_avg_sq.safetensors    AdamW's moments, under the parameters' names and shapes
 //   training_state.json                            step, seed, the loader's place, ...
+//   tokenizer.json, generation_config.json, ...    what the folder held that the model came from (kept_files.h)
 //   SHA256SUMS                                     of the files above; `sha256sum -c SHA256SUMS` checks it too
 //
 // Nothing depends on how many ranks wrote it. It is written beside (step-00000100.partial), every file and the folder
@@ -10,6 +11,7 @@
 #ifndef CHECKPOINT_CHECKPOINT_H
 #define CHECKPOINT_CHECKPOINT_H
 
+#include "checkpoint/kept_files.h"
 #include "dataloader/loader.h"
 #include "model/config.h"
 #include "model/parameters.h"
@@ -33,9 +35,10 @@ typedef struct TrainingState {
 typedef struct CheckpointWriter CheckpointWriter;
 typedef enum CheckpointVector { CHECKPOINT_PARAMETERS, CHECKPOINT_EXP_AVG, CHECKPOINT_EXP_AVG_SQ } CheckpointVector;
 
-// Makes OUT if need be, removes partial folders left by a killed run, opens the new partial one and writes config.json.
+// Makes OUT if need be, removes partial folders left by a killed run, opens the new partial one and writes config.json
+// and `kept` (NULL: a new model), which must outlive the writer.
 CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config,
-                                   const ParameterTable *table, Error *err);
+                                   const ParameterTable *table, const KeptFiles *kept, Error *err);
 // Removes the partial folder if it fails.
 bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat /* table->total */,
                       Error *err);

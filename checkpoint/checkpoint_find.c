@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,17 +80,23 @@ bool checkpoint_list(const char *out, const char *suffix, int64_t **steps, int *
 
 // ---- verification ----
 
-// One line "SUM  NAME" of SHA256SUMS; its name's place in checkpoint_file_names, or -1.
-static int parse_line(char *line, const char **hex, const char *path, int number, Error *err) {
+bool checkpoint_is_plain_name(const char *name) {
+    if (name[0] == '\0' || name[0] == '.') return false;
+    for (const char *c = name; *c != '\0'; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f || *c == '/' || *c == '\\') return false;
+    return true;
+}
+
+// One line "SUM  NAME" of SHA256SUMS.
+static bool parse_line(char *line, const char **hex, const char **name, const char *path, int number, Error *err) {
     line[strcspn(line, "\n")] = '\0';
     if (strspn(line, "0123456789abcdef") == 64 && line[64] == ' ' && line[65] == ' ') {
         line[64] = '\0';
         *hex = line;
-        for (int i = 0; i < CHECKPOINT_FILES; i++)
-            if (strcmp(line + 66, checkpoint_file_names[i]) == 0) return i;
+        *name = line + 66;
+        if (checkpoint_is_plain_name(*name)) return true;
     }
-    error_set(err, "%s: line %d is not the sum of a checkpoint's file", path, number);
-    return -1;
+    return error_set(err, "%s: line %d is not the sum of a checkpoint's file", path, number);
 }
 
 static bool check_sum(const char *folder, const char *name, const char *expected, Error *err) {
@@ -101,12 +108,12 @@ static bool check_sum(const char *folder, const char *name, const char *expected
 
 static bool check_sums(FILE *sums, const char *folder, const char *path, Error *err) {
     bool listed[CHECKPOINT_FILES] = {false};
-    char line[256];
+    char line[64 + 2 + NAME_MAX + 2];
     for (int number = 1; fgets(line, sizeof line, sums) != NULL; number++) {
-        const char *hex;
-        int i = parse_line(line, &hex, path, number, err);
-        if (i < 0 || !check_sum(folder, checkpoint_file_names[i], hex, err)) return false;
-        listed[i] = true;
+        const char *hex, *name;
+        if (!parse_line(line, &hex, &name, path, number, err) || !check_sum(folder, name, hex, err)) return false;
+        for (int i = 0; i < CHECKPOINT_FILES; i++)
+            if (strcmp(name, checkpoint_file_names[i]) == 0) listed[i] = true;
     }
     if (ferror(sums)) return error_set(err, "%s: cannot read: %s", path, strerror(errno));
     for (int i = 0; i < CHECKPOINT_FILES; i++)

@@ -1,7 +1,9 @@
 // What makes a configuration sound, and how it is written as config.json.
 //
 // The keys are those of transformers' GPT2Config, LlamaConfig and Qwen2Config. The rotary embedding is written in the
-// older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads.
+// older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads. What the
+// file had that the model came from and that is not this program's to say stays as it was: tokens, dropout, the keys of
+// other tasks.
 #include "model/config.h"
 
 #include <errno.h>
@@ -11,6 +13,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "model/config_keys.h"
 #include "model/config_path.h"
 
 // ---- checking ----
@@ -139,11 +142,17 @@ static void put_whole_or_real(FILE *file, int indent, const char *key, double va
     else put_real(file, indent, key, value);
 }
 
+// These are written only where the source says nothing else.
+static void put_unless(const Json *source, FILE *file, const char *key, const char *value) {
+    if (json_get(source, key) == NULL) fprintf(file, "  \"%s\": %s,\n", key, value);
+}
+
 static void put_bool(FILE *file, const char *key, bool value) {
     fprintf(file, "  \"%s\": %s,\n", key, value ? "true" : "false");
 }
 
-static void put_token(FILE *file, const char *key, int64_t token) {
+static void put_token(const Json *source, FILE *file, const char *key, int64_t token) {
+    if (json_get(source, key) != NULL) return; // perhaps a list
     if (token < 0) fprintf(file, "  \"%s\": null,\n", key);
     else put_integer(file, 2, key, token);
 }
@@ -175,7 +184,7 @@ static void put_rope(FILE *file, const ModelConfig *c) {
     fprintf(file, "    \"rope_type\": \"%s\"\n  },\n", names[s->type]);
 }
 
-static void put_gpt2(FILE *file, const ModelConfig *c) {
+static void put_gpt2(FILE *file, const ModelConfig *c, const Json *source) {
     fprintf(file, "  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n");
     put_integer(file, 2, "vocab_size", c->vocab_size);
     put_integer(file, 2, "n_positions", c->max_positions);
@@ -183,14 +192,14 @@ static void put_gpt2(FILE *file, const ModelConfig *c) {
     put_integer(file, 2, "n_layer", c->layers);
     put_integer(file, 2, "n_head", c->heads);
     put_integer(file, 2, "n_inner", c->ffn_dim);
-    fprintf(file, "  \"activation_function\": \"gelu_new\",\n");
-    put_real(file, 2, "resid_pdrop", 0);
-    put_real(file, 2, "embd_pdrop", 0);
-    put_real(file, 2, "attn_pdrop", 0);
+    put_unless(source, file, "activation_function", "\"gelu_new\"");
+    put_unless(source, file, "resid_pdrop", "0.0");
+    put_unless(source, file, "embd_pdrop", "0.0");
+    put_unless(source, file, "attn_pdrop", "0.0");
     put_real(file, 2, "layer_norm_epsilon", c->norm_epsilon);
 }
 
-static void put_llama(FILE *file, const ModelConfig *c) {
+static void put_llama(FILE *file, const ModelConfig *c, const Json *source) {
     bool qwen2 = c->architecture == ARCH_QWEN2;
     fprintf(file, "  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
             qwen2 ? "Qwen2ForCausalLM" : "LlamaForCausalLM", qwen2 ? "qwen2" : "llama");
@@ -202,11 +211,11 @@ static void put_llama(FILE *file, const ModelConfig *c) {
     put_integer(file, 2, "num_attention_heads", c->heads);
     put_integer(file, 2, "num_key_value_heads", c->kv_heads);
     if (!qwen2 || c->head_dim * c->heads != c->dim) put_integer(file, 2, "head_dim", c->head_dim);
-    fprintf(file, "  \"hidden_act\": \"silu\",\n");
-    put_real(file, 2, "attention_dropout", 0);
+    put_unless(source, file, "hidden_act", "\"silu\"");
+    put_unless(source, file, "attention_dropout", "0.0");
     put_real(file, 2, "rms_norm_eps", c->norm_epsilon);
     if (qwen2) {
-        put_bool(file, "use_sliding_window", false);
+        put_unless(source, file, "use_sliding_window", "false");
     } else {
         put_bool(file, "attention_bias", c->qkv_bias);
         put_bool(file, "mlp_bias", c->mlp_bias);
@@ -214,19 +223,33 @@ static void put_llama(FILE *file, const ModelConfig *c) {
     put_rope(file, c);
 }
 
-bool config_write(const ModelConfig *c, const char *path, Error *err) {
+static void put_kept(FILE *file, Architecture architecture, const Json *source) {
+    for (int i = 0; source != NULL && i < source->count; i++) {
+        const ConfigKey *key = config_key(architecture, source->key[i]);
+        if (key != NULL && config_key_is_ours(key)) continue;
+        fputs("  ", file);
+        json_print_string(file, source->key[i]);
+        fputs(": ", file);
+        json_print(file, &source->item[i]);
+        fputs(",\n", file);
+    }
+}
+
+bool config_write(const ModelConfig *c, const Json *source, const char *path, Error *err) {
     char name[CONFIG_PATH_MAX];
     if (!config_check(c, err) || !config_path(path, name, err)) return false;
     FILE *file = fopen(name, "w");
     if (file == NULL) return error_set(err, "%s: cannot write: %s", name, strerror(errno));
     fprintf(file, "{\n");
-    if (c->architecture == ARCH_GPT2) put_gpt2(file, c);
-    else put_llama(file, c);
+    if (c->architecture == ARCH_GPT2) put_gpt2(file, c, source);
+    else put_llama(file, c, source);
     put_real(file, 2, "initializer_range", c->init_std);
     put_bool(file, "tie_word_embeddings", c->tied_embeddings);
-    put_token(file, "bos_token_id", c->bos_token);
-    put_token(file, "eos_token_id", c->eos_token);
-    fprintf(file, "  \"use_cache\": true,\n  \"torch_dtype\": \"float32\"\n}\n");
+    put_token(source, file, "bos_token_id", c->bos_token);
+    put_token(source, file, "eos_token_id", c->eos_token);
+    put_unless(source, file, "use_cache", "true");
+    put_kept(file, c->architecture, source);
+    fprintf(file, "  \"torch_dtype\": \"float32\"\n}\n");
     bool ok = ferror(file) == 0;
     ok = fclose(file) == 0 && ok;
     return ok || error_set(err, "%s: cannot write: %s", name, strerror(errno));

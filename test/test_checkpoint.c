@@ -102,7 +102,7 @@ static const char *in_out(const char *name) {
 static bool save(const ModelConfig *config, const ParameterTable *table, int64_t step, int keep, Error *err) {
     float *flat = malloc((size_t)table->total * sizeof *flat);
     assert_non_null(flat);
-    CheckpointWriter *writer = checkpoint_begin(out, step, config, table, err);
+    CheckpointWriter *writer = checkpoint_begin(out, step, config, table, NULL, err);
     bool ok = writer != NULL;
     for (int which = 0; ok && which < 3; which++) {
         for (int64_t i = 0; i < table->total; i++) flat[i] = value_of(step, which, i);
@@ -238,7 +238,7 @@ static void test_state_extremes(void **state) {
                              .steps = 0,
                              .data_fingerprint = (UINT64_C(1) << 53) + 1,
                              .validation_loss = NAN};
-    CheckpointWriter *writer = checkpoint_begin(out, 4, &llama, &llama_table, &err);
+    CheckpointWriter *writer = checkpoint_begin(out, 4, &llama, &llama_table, NULL, &err);
     assert_non_null(writer);
     float *flat = calloc((size_t)llama_table.total, sizeof *flat);
     for (int which = 0; which < 3; which++) assert_true(checkpoint_write(writer, (CheckpointVector)which, flat, &err));
@@ -405,12 +405,12 @@ static void test_abandoned(void **state) {
     (void)state;
     Error err;
     save_good(&llama, &llama_table, 1, 0);
-    CheckpointWriter *writer = checkpoint_begin(out, 2, &llama, &llama_table, &err);
+    CheckpointWriter *writer = checkpoint_begin(out, 2, &llama, &llama_table, NULL, &err);
     assert_true(writer != NULL && path_exists(in_out("step-00000002.partial")));
     checkpoint_abandon(writer);
     assert_false(path_exists(in_out("step-00000002.partial")));
     checkpoint_abandon(NULL);
-    writer = checkpoint_begin(out, 3, &llama, &llama_table, &err); // vectors are missing
+    writer = checkpoint_begin(out, 3, &llama, &llama_table, NULL, &err); // vectors are missing
     TrainingState training = state_of(3);
     assert_false(checkpoint_commit(writer, &training, 0, &err));
     assert_non_null(strstr(err.message, "model.safetensors was not written"));
@@ -797,7 +797,7 @@ static void test_not_finite(void **state) {
     for (int which = 0; which < 3; which++) {
         Error err;
         TrainingState training = state_of(1);
-        CheckpointWriter *writer = checkpoint_begin(out, 1, &llama, &llama_table, &err);
+        CheckpointWriter *writer = checkpoint_begin(out, 1, &llama, &llama_table, NULL, &err);
         assert_non_null(writer);
         for (int vector = 0; vector < 3; vector++) {
             for (int64_t i = 0; i < total; i++) flat[i] = 0.5f;

@@ -218,10 +218,11 @@ static void expect_round_trip(const ModelConfig *config) {
     ModelConfig back;
     Error err;
     memset(&back, 0x5A, sizeof back);
-    if (!config_write(config, file_path, &err) || !config_read(&back, file_path, &err)) fail_msg("%s", err.message);
+    if (!config_write(config, NULL, file_path, &err) || !config_read(&back, file_path, &err))
+        fail_msg("%s", err.message);
     expect_same(config, &back);
     memset(&back, 0x5A, sizeof back);
-    assert_true(config_write(config, folder, &err) && config_read(&back, folder, &err)); // by the folder's name
+    assert_true(config_write(config, NULL, folder, &err) && config_read(&back, folder, &err)); // by the folder's name
     expect_same(config, &back);
 }
 
@@ -276,7 +277,7 @@ static void test_written_keys(void **state) { // what from_pretrained must find
     for (int i = 0; i < 3; i++) {
         ModelConfig config = read_good(texts[i]);
         Error err;
-        assert_true(config_write(&config, file_path, &err));
+        assert_true(config_write(&config, NULL, file_path, &err));
         JsonDocument *document = json_read_file(file_path, &err);
         assert_non_null(document);
         char list[1000], *key = list;
@@ -294,15 +295,15 @@ static void test_write_errors(void **state) {
     ModelConfig config = read_good(gpt2_text);
     Error err;
     char absent[PROGRAM_PATH];
-    assert_false(config_write(&config, path_join(absent, folder, "absent/config.json"), &err));
+    assert_false(config_write(&config, NULL, path_join(absent, folder, "absent/config.json"), &err));
     assert_non_null(strstr(err.message, "absent/config.json: cannot write: No such file"));
-    assert_false(config_write(&config, "/dev/full", &err));
+    assert_false(config_write(&config, NULL, "/dev/full", &err));
     assert_string_equal(err.message, "/dev/full: cannot write: No space left on device");
     assert_false(config_read(&config, absent, &err));
     assert_non_null(strstr(err.message, "absent/config.json: cannot open: No such file"));
     config.heads = 7;
     config.head_dim = 0;
-    assert_false(config_write(&config, file_path, &err));
+    assert_false(config_write(&config, NULL, file_path, &err));
 }
 
 // ---- refusals ----
