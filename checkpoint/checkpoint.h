@@ -52,6 +52,8 @@ void checkpoint_abandon(CheckpointWriter *writer); // removes what was written a
 // The newest checkpoint in OUT whose name is final and whose sizes and sums hold, into path[size]. Damaged newer ones
 // are passed over, each with one line on standard error. Error if there is none.
 bool checkpoint_find(const char *out, char *path, size_t size, Error *err);
+// The path of the newest checkpoint in OUT, whole or damaged, into path[size]; false: none, or too long.
+bool checkpoint_newest(const char *out, char *path, size_t size);
 // Whether OUT holds any checkpoint, whole or damaged.
 bool checkpoint_any(const char *out);
 // Checks SHA256SUMS of one checkpoint folder.

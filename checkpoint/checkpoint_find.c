@@ -175,11 +175,18 @@ bool checkpoint_find(const char *out, char *path, size_t size, Error *err) {
     return ok;
 }
 
-bool checkpoint_any(const char *out) {
+bool checkpoint_newest(const char *out, char *path, size_t size) {
     int64_t *steps;
     int count;
-    Error unreadable; // then there is nothing to lose, or saving will say so
+    char found[DISK_PATH_MAX];
+    Error unreadable; // then nothing is known to be there
     if (!checkpoint_list(out, "", &steps, &count, &unreadable)) return false;
+    bool ok = count > 0 && checkpoint_path(found, out, steps[count - 1], "", &unreadable);
     free(steps);
-    return count > 0;
+    return ok && (size_t)snprintf(path, size, "%s", found) < size;
+}
+
+bool checkpoint_any(const char *out) {
+    char path[DISK_PATH_MAX];
+    return checkpoint_newest(out, path, sizeof path);
 }

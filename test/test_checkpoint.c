@@ -15,6 +15,21 @@
 static char folder[PROGRAM_PATH], out[PROGRAM_PATH];
 static ModelConfig gpt2, llama;
 static ParameterTable gpt2_table, llama_table;
+static KeptFiles *kept; // every checkpoint below takes one tokenizer.json along
+static char tokenizer[5000];
+
+// The folder that the model came from.
+static void read_kept(void) {
+    static const char config[] = "{\"model_type\": \"llama\", \"eos_token_id\": [100, 99], \"pad_token_id\": 7}";
+    char origin[PROGRAM_PATH], path[PROGRAM_PATH];
+    Error err;
+    make_temp_folder(origin);
+    for (size_t i = 0; i < sizeof tokenizer; i++) tokenizer[i] = (char)(i * i % 251); // with zeros
+    write_file(path_join(path, origin, "config.json"), config, strlen(config));
+    write_file(path_join(path, origin, "tokenizer.json"), tokenizer, sizeof tokenizer);
+    kept = kept_files_read(origin, &err);
+    remove_tree(origin); // as a checkpoint may be from which a run was resumed
+}
 
 static int set_up(void **state) {
     (void)state;
@@ -50,13 +65,16 @@ static int set_up(void **state) {
                           .rope_theta = 1e4,
                           .bos_token = -1,
                           .eos_token = 100};
-    return parameters_list(&gpt2_table, &gpt2, &err) && parameters_list(&llama_table, &llama, &err) ? 0 : -1;
+    read_kept();
+    bool ok = kept != NULL && parameters_list(&gpt2_table, &gpt2, &err) && parameters_list(&llama_table, &llama, &err);
+    return ok ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     parameters_free(&gpt2_table);
     parameters_free(&llama_table);
+    kept_files_free(kept);
     return 0;
 }
 
@@ -102,7 +120,7 @@ static const char *in_out(const char *name) {
 static bool save(const ModelConfig *config, const ParameterTable *table, int64_t step, int keep, Error *err) {
     float *flat = malloc((size_t)table->total * sizeof *flat);
     assert_non_null(flat);
-    CheckpointWriter *writer = checkpoint_begin(out, step, config, table, NULL, err);
+    CheckpointWriter *writer = checkpoint_begin(out, step, config, table, kept, err);
     bool ok = writer != NULL;
     for (int which = 0; ok && which < 3; which++) {
         for (int64_t i = 0; i < table->total; i++) flat[i] = value_of(step, which, i);
@@ -149,6 +167,11 @@ static void expect_checkpoint(const char *path, const ParameterTable *table, int
     assert_true(found.loader.cursor == expected.loader.cursor && found.context == 2048 && found.batch == 8);
     assert_true(found.steps == 1000 && found.data_fingerprint == expected.data_fingerprint);
     assert_true(found.validation_loss == expected.validation_loss);
+    char name[PROGRAM_PATH];
+    size_t bytes;
+    char *text = read_file(path_join(name, path, "tokenizer.json"), &bytes);
+    assert_true(bytes == sizeof tokenizer && memcmp(text, tokenizer, bytes) == 0);
+    free(text);
 }
 
 // checkpoint_find, with what it says on standard error into said[].
@@ -288,6 +311,96 @@ static void test_bad_states(void **state) {
     }
 }
 
+// ---- what is kept of the model's folder ----
+
+static void put(const char *name, const char *text) {
+    char path[PROGRAM_PATH];
+    write_file(path_join(path, out, name), text, strlen(text));
+}
+
+// Everything beside weights, and nothing else, byte for byte.
+static void test_kept_files(void **state) {
+    (void)state;
+    static const char *const taken[] = {"LICENSE",        "README.md",       "chat_template.jinja",
+                                        "empty",          "linked.json",     "merges.txt",
+                                        "tokenizer.json", "tokenizer.model", "\xC3\xA9 a'b.txt"};
+    static const char *const left[] = {"pytorch_model.bin",
+                                       "pytorch_model.bin.index.json",
+                                       "model.gguf",
+                                       "tf_model.h5",
+                                       "model-00001-of-00002.safetensors",
+                                       "model.safetensors.index.json",
+                                       "optimizer.pt",
+                                       "trainer_state.json",
+                                       "adapter_config.json",
+                                       ".hidden",
+                                       "SHA256SUMS",
+                                       "training_state.json",
+                                       "two\nlines",
+                                       "back\\slash"};
+    enum { TAKEN = sizeof taken / sizeof taken[0] };
+    char path[PROGRAM_PATH], target[PROGRAM_PATH];
+    Error err;
+    assert_int_equal(mkdir(out, 0777), 0);
+    put("config.json", "{\"model_type\": \"gpt2\"}");
+    for (int i = 0; i < TAKEN; i++)
+        if (strcmp(taken[i], "linked.json") != 0) put(taken[i], strcmp(taken[i], "empty") == 0 ? "" : taken[i]);
+    for (size_t i = 0; i < sizeof left / sizeof left[0]; i++) put(left[i], "x");
+    write_file(path_join(target, folder, "blob"), "linked.json", 11); // models from a cache are links
+    assert_int_equal(symlink(target, path_join(path, out, "linked.json")), 0);
+    assert_int_equal(symlink("/nothing/there", path_join(path, out, "dangling.json")), 0);
+    assert_int_equal(mkdir(path_join(path, out, "original"), 0777), 0);
+    assert_int_equal(mkfifo(path_join(path, out, "pipe.json"), 0666), 0);
+    KeptFiles *found = kept_files_read(out, &err);
+    if (found == NULL) fail_msg("%s", err.message);
+    assert_int_equal(found->count, TAKEN);
+    for (int i = 0; i < TAKEN; i++) {
+        assert_string_equal(found->file[i].name, taken[i]);
+        size_t bytes = strcmp(taken[i], "empty") == 0 ? 0 : strlen(taken[i]);
+        assert_true(found->file[i].size == bytes && memcmp(found->file[i].bytes, taken[i], bytes) == 0);
+    }
+    kept_files_free(found);
+}
+
+// Files far larger than any tokenizer are left out, with a line that says so.
+static void test_kept_files_have_a_limit(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH], said[8000];
+    Error err;
+    assert_int_equal(mkdir(out, 0777), 0);
+    put("config.json", "{}");
+    put("large.json", "");
+    put("small.json", "{}");
+    assert_int_equal(truncate(path_join(path, out, "large.json"), (64 << 20) + 1), 0);
+    FILE *caught = tmpfile();
+    fflush(stderr);
+    int before = dup(STDERR_FILENO);
+    assert_true(caught != NULL && before >= 0 && dup2(fileno(caught), STDERR_FILENO) >= 0);
+    KeptFiles *found = kept_files_read(out, &err);
+    fflush(stderr);
+    dup2(before, STDERR_FILENO);
+    close(before);
+    rewind(caught);
+    said[fread(said, 1, sizeof said - 1, caught)] = '\0';
+    fclose(caught);
+    assert_true(found != NULL && found->count == 1);
+    assert_string_equal(found->file[0].name, "small.json");
+    assert_non_null(strstr(said, "/out/large.json: 67108865 bytes; checkpoints will be without it"));
+    kept_files_free(found);
+}
+
+// A list of end tokens stays a list, and what stands in no other file is not lost.
+static void test_kept_keys(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    save_good(&llama, &llama_table, 1, 0);
+    char *text = read_file(path_join(path, in_out("step-00000001"), "config.json"), NULL);
+    assert_non_null(strstr(text, "\"eos_token_id\": [100, 99],\n"));
+    assert_non_null(strstr(text, "\"pad_token_id\": 7,\n"));
+    assert_non_null(strstr(text, "\"vocab_size\": 101,\n"));
+    free(text);
+}
+
 // ---- sums ----
 
 static void test_sha256(void **state) {
@@ -420,9 +533,9 @@ static void test_abandoned(void **state) {
 
 // ---- damage ----
 
-static const char *const files[] = {"config.json",         "model.safetensors",
-                                    "exp_avg.safetensors", "exp_avg_sq.safetensors",
-                                    "training_state.json", "SHA256SUMS"};
+static const char *const files[] = {
+    "config.json",         "model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors",
+    "training_state.json", "tokenizer.json",    "SHA256SUMS"};
 enum { FILES = sizeof files / sizeof files[0] };
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { FLIPS = 4, CUTS = 3 };
@@ -472,7 +585,7 @@ static void test_damage(void **state) {
         expect_newest(2);
         free(text);
     }
-    write_file(in_out("step-00000002/tokenizer.json"), "{}", 2); // a file put there by hand is no damage
+    write_file(in_out("step-00000002/notes.txt"), "{}", 2); // a file put there by hand is no damage
     expect_newest(2);
 }
 
@@ -829,6 +942,9 @@ int main(void) {
         TEST(test_transposition),
         TEST(test_state_extremes),
         TEST(test_bad_states),
+        TEST(test_kept_files),
+        TEST(test_kept_files_have_a_limit),
+        TEST(test_kept_keys),
         TEST(test_sha256),
         TEST(test_sha256sum_agrees),
         TEST(test_keep),

@@ -112,6 +112,12 @@ static const BadInput bad_inputs[] = {
     {"new_run_over_an_old_one", 2, "--out @/run",
      "--out @/run: it holds the checkpoints of a run; --resume continues it, another folder starts anew"},
     {"init_missing", 1, "--init @/none", "@/none/config.json: cannot open: No such file or directory"},
+    {"init_from_a_run", 2, "--init @/run",
+     "--init @/run: a run's folder, not a model's; give its newest checkpoint, @/run/step-00000002"},
+    {"init_from_a_file", 2, "--init @/run/step-00000002/model.safetensors",
+     "--init @/run/step-00000002/model.safetensors: not a folder; give the one that holds config.json and "
+     "model.safetensors"},
+    {"init_in_utf16", 1, "--init @/wide_letters", "@/wide_letters/config.json: is UTF-16, not UTF-8; convert it"},
     {"init_truncated", 1, "--init @/cut",
      "@/cut/model.safetensors: tensor \"model.layers.0.mlp.down_proj.weight\": its data lies outside the file (is the "
      "file cut "
@@ -490,6 +496,7 @@ static int make_files(void **state) {
     copy_checkpoint("cut", "model.safetensors", 100, NULL, NULL);
     copy_checkpoint("shape", "config.json", 0, "\"hidden_size\": 16", "\"hidden_size\": 32");
     copy_checkpoint("json", "config.json", 2, NULL, NULL);
+    copy_checkpoint("wide_letters", "config.json", 0, "{\n", "\xFF\xFE");
     scale_weights("nan", NAN);
     scale_weights("huge", 1e18f);
     make_pipe("pipe");

@@ -290,6 +290,55 @@ static void test_written_keys(void **state) { // what from_pretrained must find
     }
 }
 
+// What the source file has and this program does not set is written as it stands; what it sets, and names that would
+// contradict it, are not.
+static void test_kept_keys(void **state) {
+    (void)state;
+    static const char source_text[] =
+        "{\"architectures\": [\"LLaMAForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 300, \"hidden_size\": "
+        "64,"
+        "\"num_attention_heads\": 4, \"num_hidden_layers\": 2, \"intermediate_size\": 128, \"dtype\": \"bfloat16\","
+        "\"rope_parameters\": {\"rope_theta\": 25000.0, \"rope_type\": \"linear\", \"factor\": 2.0},"
+        "\"eos_token_id\": [7, 8, 9], \"bos_token_id\": null, \"pad_token_id\": -1, \"attention_dropout\": 0.10,"
+        "\"hidden_act\": \"swish\", \"use_cache\": false, \"num_beams\": 12345678901234567890123,"
+        "\"task_specific_params\": {\"a\\u00e9\\n\\\"\": [1e-05, true, null, {}]}, \"transformers_version\": \"4.1\"}";
+    static const char *const kept[] = {"\"eos_token_id\": [7, 8, 9]",
+                                       "\"bos_token_id\": null",
+                                       "\"pad_token_id\": -1",
+                                       "\"attention_dropout\": 0.10",
+                                       "\"hidden_act\": \"swish\"",
+                                       "\"use_cache\": false",
+                                       "\"num_beams\": 12345678901234567890123",
+                                       "\"task_specific_params\": {\"a\xC3\xA9\\u000a\\\"\": [1e-05, true, null, {}]}",
+                                       "\"transformers_version\": \"4.1\"",
+                                       "\"architectures\": [\"LlamaForCausalLM\"]",
+                                       "\"torch_dtype\": \"float32\"",
+                                       "\"rope_theta\": 25000.0"};
+    ModelConfig config = read_good(source_text), back;
+    Error err;
+    JsonDocument *source = json_parse(source_text, strlen(source_text), "source", &err);
+    assert_non_null(source);
+    assert_true(config_write(&config, json_root(source), file_path, &err));
+    char *text = read_file(file_path, NULL);
+    for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
+        if (strstr(text, kept[i]) == NULL) fail_msg("%s is not in %s", kept[i], text);
+    assert_null(strstr(text, "rope_parameters"));
+    assert_null(strstr(text, "\"dtype\""));
+    free(text);
+    json_free(source);
+    if (!config_read(&back, file_path, &err)) fail_msg("%s", err.message); // no key twice, among other things
+    expect_same(&config, &back);
+    source = json_read_file(file_path, &err); // written again from itself it is the same
+    assert_non_null(source);
+    text = read_file(file_path, NULL);
+    assert_true(config_write(&config, json_root(source), file_path, &err));
+    char *again = read_file(file_path, NULL);
+    assert_string_equal(again, text);
+    free(text);
+    free(again);
+    json_free(source);
+}
+
 static void test_write_errors(void **state) {
     (void)state;
     ModelConfig config = read_good(gpt2_text);
@@ -545,10 +594,10 @@ static void test_rope_goldens(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_llama),        cmocka_unit_test(test_qwen2),
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_harmless),     cmocka_unit_test(test_round_trips),
-        cmocka_unit_test(test_written_keys), cmocka_unit_test(test_write_errors), cmocka_unit_test(test_refused_keys),
-        cmocka_unit_test(test_check),        cmocka_unit_test(test_rope_goldens),
+        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_llama),     cmocka_unit_test(test_qwen2),
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_harmless),  cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_written_keys), cmocka_unit_test(test_kept_keys), cmocka_unit_test(test_write_errors),
+        cmocka_unit_test(test_refused_keys), cmocka_unit_test(test_check),     cmocka_unit_test(test_rope_goldens),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
