@@ -483,6 +483,30 @@ static void full_disk_keeps_the_last_checkpoint(void **state) {
     check_one_good_checkpoint("full");
 }
 
+static void expect_file(const char *name, const char *text) {
+    char path[PROGRAM_PATH];
+    size_t bytes;
+    char *found = read_file(in_folder(path, name), &bytes);
+    assert_string_equal(found, text);
+    free(found);
+}
+
+// A tokenizer and a list of end tokens, from the folder of --init to its checkpoint and by --resume to the next.
+static void foreign_files_are_kept(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    copy_checkpoint("chat", "config.json", 0, "\"eos_token_id\": null", "\"eos_token_id\":[1,2]");
+    make_file("chat/tokenizer.json", "{ }\n", 4);
+    free(check_run(0, "--init @/chat --out @/chat_run --sp 2", ""));
+    expect_file("chat_run/step-00000002/tokenizer.json", "{ }\n");
+    free(check_run(0, "--resume --out @/chat_run --steps 3 --keep 1 --sp 2", ""));
+    expect_file("chat_run/step-00000003/tokenizer.json", "{ }\n");
+    char *config = read_file(in_folder(path, "chat_run/step-00000003/config.json"), NULL);
+    assert_non_null(strstr(config, "\"eos_token_id\": [1, 2]"));
+    free(config);
+    check_one_good_checkpoint("chat_run");
+}
+
 static int make_files(void **state) {
     (void)state;
     make_temp_folder(folder);
@@ -520,6 +544,7 @@ int main(void) {
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),
+        cmocka_unit_test(foreign_files_are_kept),
     };
     enum { IN_TABLE = sizeof bad_inputs / sizeof *bad_inputs, BY_HAND = sizeof by_hand / sizeof *by_hand };
     struct CMUnitTest tests[IN_TABLE + BY_HAND];
