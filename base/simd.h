@@ -78,9 +78,9 @@ static inline float vmaximum(vfloat v) {
     return s[0];
 }
 
-// exp(x) within 2 units in the last place for x in [-87.3, 88.7]; 0 below, so that exp(-inf) is exactly 0; finite above;
-// what is not a number stays so.
-// x = n ln 2 + r with |r| <= ln 2 / 2; 2^n by adding n to the exponent, e^r by a polynomial (Cody and Waite's split).
+// exp(x) within 2 units in the last place for x in [-87.3, 88.7]; 0 below, so that exp(-inf) is exactly 0; finite
+// above; what is not a number stays so. x = n ln 2 + r with |r| <= ln 2 / 2; 2^n by adding n to the exponent, e^r by a
+// polynomial (Cody and Waite's split).
 static inline vfloat vexp(vfloat x) {
     const vfloat round_to_integer = vset(12582912.0f); // 1.5 * 2^23: adding it leaves the integer in the low bits
     vfloat clamped = vmin(vset(88.7f), vmax(vset(-87.3f), x)); // in this order what is not a number stays so

@@ -25,8 +25,8 @@ static bool drop_partial_line(FILE *log) {
     return (keep == end || ftruncate(fileno(log), keep) == 0) && fseeko(log, 0, SEEK_END) == 0;
 }
 
-// Any file, terminal or device; of pipes and sockets only a pipe that somebody reads: no other could be waited for. Only
-// a regular file is opened to be read too, for its last line.
+// Any file, terminal or device; of pipes and sockets only a pipe that somebody reads: no other could be waited for.
+// Only a regular file is opened to be read too, for its last line.
 static FILE *open_log(const char *path, bool append) {
     struct stat status;
     int descriptor = file_open_to_write(path, append ? O_APPEND : O_TRUNC);

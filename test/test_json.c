@@ -418,7 +418,8 @@ static void test_fuzz(void **state) {
             walk(json_root(document), 0);
             accepted++;
         } else {
-            bool placed = strncmp(err.message, "text: line ", 11) == 0 || strncmp(err.message, "text: is UTF-", 13) == 0;
+            bool placed =
+                strncmp(err.message, "text: line ", 11) == 0 || strncmp(err.message, "text: is UTF-", 13) == 0;
             assert_true(placed && strchr(err.message, '\n') == NULL);
         }
         json_free(document);
