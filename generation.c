@@ -1,4 +1,5 @@
 // Generation: rank 0 alone, all its process's processors, token after token with a key/value cache.
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,7 +99,13 @@ size_t bytes_of_generator(const Run *run, const Device *d) {
     return planned.arena.used;
 }
 
-static void generate(Rank *r, Generator *g, int32_t *tokens) {
+static bool all_finite(const float *x, int64_t count) {
+    int64_t strange = 0;
+    for (int64_t i = 0; i < count; i++) strange += !isfinite(x[i]);
+    return strange == 0;
+}
+
+static bool generate(Rank *r, Generator *g, int32_t *tokens, Error *err) {
     const Run *run = r->run;
     int64_t V = run->config.vocab_size, prompt = run->prompt_tokens, count = prompt;
     bool bytes = tokens_are_bytes(run->validation);
@@ -107,12 +114,18 @@ static void generate(Rank *r, Generator *g, int32_t *tokens) {
         extend(r, g, tokens + first, prompt - first < most ? prompt - first : most);
     for (; count < run->sample_end; count++) {
         if (count > prompt) extend(r, g, tokens + count - 1, 1);
+        if (!all_finite(g->logits, V))
+            return error_set(err,
+                             "the sample ends at its token %lld: the model's outputs are not numbers (NaN or "
+                             "infinity); its weights are too large",
+                             (long long)(count - prompt));
         double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
         tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
         if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
     }
     print_generated(stdout, bytes, tokens, prompt, count, run->options.sample_tokens, config_positions(&run->config));
     output_flush();
+    return true;
 }
 
 bool print_sample(Rank *r, Error *err) {
@@ -131,7 +144,7 @@ bool print_sample(Rank *r, Error *err) {
     }
     if (ok) {
         lay_out_generator(g, &run->config, d, run->sample_end);
-        generate(r, g, tokens);
+        ok = generate(r, g, tokens, err);
         d->release(d, g->arena.base, bytes);
     }
     if (g != NULL) free(g->logits);

@@ -585,10 +585,15 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
     report->seconds_left = (double)(run->steps - t->step) * usual;
 }
 
+// The validation loss, into *t. False, on all ranks, where it is no number or cannot be had.
 static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
     if (!evaluate(r, v, &t->validation_loss, err)) return false;
-    return isfinite(t->validation_loss) || error_set(err, "step %lld: the validation loss is %g", (long long)t->step,
-                                                     t->validation_loss);
+    if (isfinite(t->validation_loss)) return true;
+    if (t->step > r->run->resumed.step)
+        return error_set(err, "step %lld: the update has made the validation loss %g; give a smaller --lr or --grad-clip",
+                         (long long)t->step, t->validation_loss);
+    return error_set(err, "before any step the validation loss is %g: the weights are too large; give other ones",
+                     t->validation_loss);
 }
 
 // Where no step is left to do: the validation loss, unless only text is wanted; and a checkpoint of a new run.
@@ -680,6 +685,11 @@ static void fill_weights(Rank *r) {
     const Run *run = r->run;
     bool resumed = run->resume_from[0] != '\0';
     const char *from = resumed ? run->resume_from : run->options.init;
+    if (leader(r) && from != NULL && run->options.out != NULL) {
+        Error err;
+        r->kept = kept_files_read(from, &err);
+        require(r, r->kept != NULL, &err);
+    }
     fill_slice(r, from, CHECKPOINT_PARAMETERS, r->master);
     r->device.to_storage(&r->device, weight(r, r->slice_begin), r->master, r->slice_end - r->slice_begin);
     comm_doing(r->world, "gathering of the first weights");
@@ -779,6 +789,7 @@ static void rank_main(Comm *world, void *argument) {
     }
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
     r->device.close(&r->device);
+    kept_files_free(r->kept);
     free(r->slice_counts);
     free(r->staging);
     free(r);

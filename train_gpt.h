@@ -79,6 +79,7 @@ typedef struct Rank {
     StepSums *sums; // on the device
     Loader loader;
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
+    KeptFiles *kept;    // rank 0: what checkpoints take along from the model's folder; NULL: nothing
     float *host_vector; // host: (total) on its way to a file, NULL at other times
     float *dump_logits; // host: (n, V) of the pass at work, NULL: not wanted
     float *dump_room;   // (classifier_rows, V) for these, where the device's memory is not the host's

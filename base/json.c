@@ -10,6 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
 
 enum { MAX_DEPTH = 64, BLOCK_BYTES = 1 << 16 };
 static const size_t MAX_FILE_BYTES = 100 << 20;
@@ -253,6 +256,7 @@ static bool parse_number(Parser *p, Json *value) {
     memcpy(text, first, length);
     text[length] = '\0';
     value->type = JSON_NUMBER;
+    value->string = text;
     value->number = strtod(text, NULL);
     if (!isfinite(value->number)) return fail_at(p, first, "a number too large for double precision");
     if (integer) {
@@ -371,7 +375,20 @@ static bool parse_value(Parser *p, Json *value) {
 
 // ---- documents ----
 
+// Editors on some systems write UTF-16, or a mark of the encoding before UTF-8, and show neither. Every JSON text
+// begins with two ASCII characters, or is one alone, so zero bytes among the first four tell the other encodings.
+static const char *other_encoding(const char *text, size_t length) {
+    const unsigned char *b = (const unsigned char *)text;
+    bool marked16 = length >= 2 && ((b[0] == 0xFF && b[1] == 0xFE) || (b[0] == 0xFE && b[1] == 0xFF));
+    bool wide = length >= 4 && (b[0] == 0 && b[1] == 0) != (b[2] == 0 && b[3] == 0);
+    if (wide) return "UTF-32";
+    return marked16 || (length >= 2 && (b[0] == 0) != (b[1] == 0)) ? "UTF-16" : NULL;
+}
+
 static bool parse_document(Parser *p) {
+    const char *encoding = other_encoding(p->at, (size_t)(p->end - p->at));
+    if (encoding != NULL) return error_set(p->err, "%s: is %s, not UTF-8; convert it", p->name, encoding);
+    if (p->end - p->at >= 3 && memcmp(p->at, "\xEF\xBB\xBF", 3) == 0) p->start = p->at += 3;
     if (!parse_value(p, &p->document->root)) return false;
     skip_space(p);
     return p->at == p->end || fail(p, "something stands after the end of the value");
@@ -398,9 +415,12 @@ JsonDocument *json_parse(const char *text, size_t length, const char *name, Erro
 
 // The bytes of a file, at most MAX_FILE_BYTES + 1 of them; NULL with *err filled on failure.
 static char *read_bytes(const char *path, size_t *length, Error *err) {
-    FILE *file = fopen(path, "rb");
+    int descriptor = file_open(path, NULL, err);
+    if (descriptor < 0) return NULL;
+    FILE *file = fdopen(descriptor, "rb");
     if (file == NULL) {
         error_set(err, "%s: cannot open: %s", path, strerror(errno));
+        close(descriptor);
         return NULL;
     }
     char *text = NULL;
@@ -471,6 +491,37 @@ JsonShown json_shown(const char *string) {
     }
     strcpy(shown.text + length, string[length] == '\0' ? "" : "...");
     return shown;
+}
+
+void json_print_string(FILE *file, const char *string) {
+    fputc('"', file);
+    for (const char *c = string; *c != '\0'; c++) {
+        if (*c == '"' || *c == '\\') fprintf(file, "\\%c", *c);
+        else if ((unsigned char)*c < 0x20) fprintf(file, "\\u%04x", (unsigned)*c);
+        else fputc(*c, file);
+    }
+    fputc('"', file);
+}
+
+void json_print(FILE *file, const Json *value) { // as deep as the parser allows, at most
+    switch (value->type) {
+    case JSON_NULL: fputs("null", file); return;
+    case JSON_BOOL: fputs(value->boolean ? "true" : "false", file); return;
+    case JSON_NUMBER: fputs(value->string, file); return;
+    case JSON_STRING: json_print_string(file, value->string); return;
+    case JSON_ARRAY:
+    case JSON_OBJECT: break;
+    }
+    fputc(value->type == JSON_OBJECT ? '{' : '[', file);
+    for (int i = 0; i < value->count; i++) {
+        if (i > 0) fputs(", ", file);
+        if (value->type == JSON_OBJECT) {
+            json_print_string(file, value->key[i]);
+            fputs(": ", file);
+        }
+        json_print(file, &value->item[i]);
+    }
+    fputc(value->type == JSON_OBJECT ? '}' : ']', file);
 }
 
 void json_format_real(double value, char text[JSON_REAL_CHARS]) {

@@ -2,11 +2,13 @@
 //
 // The whole text is parsed into a tree owned by the document. Strict: no comments, no trailing commas, no duplicate
 // keys, no NaN, valid UTF-8 and escapes, nesting at most 64 deep, nothing after the value. Errors give line and column.
+// A byte order mark before UTF-8 is passed over; UTF-16 and UTF-32 are named. A file must be a regular one.
 #ifndef BASE_JSON_H
 #define BASE_JSON_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/error.h"
 
@@ -22,7 +24,7 @@ typedef struct Json {
     double number;
     bool is_integer; // written without fraction and exponent, and fits int64
     int64_t integer;
-    const char *string; // UTF-8, NUL-terminated (an escaped NUL is refused)
+    const char *string; // UTF-8, NUL-terminated (an escaped NUL is refused); of a number: as it was written
     int count;          // of an array's or object's members
     struct Json *item;  // members' values
     const char **key;   // members' keys (objects)
@@ -44,6 +46,11 @@ typedef struct JsonShown {
     char text[104];
 } JsonShown;
 JsonShown json_shown(const char *string);
+
+// For writers: a value on one line, numbers as they were written.
+void json_print(FILE *file, const Json *value);
+// A string with its quotes.
+void json_print_string(FILE *file, const char *string);
 
 // For writers: the shortest decimal that reads back as exactly `value` (finite), with a point or an exponent.
 enum { JSON_REAL_CHARS = 32 };

@@ -36,6 +36,7 @@ enum { SIMD_WIDTH = 4 };
 
 typedef float vfloat __attribute__((vector_size(4 * SIMD_WIDTH)));
 typedef int32_t vint __attribute__((vector_size(4 * SIMD_WIDTH)));
+typedef uint32_t vbits __attribute__((vector_size(4 * SIMD_WIDTH))); // bits of floats: their sums wrap, never overflow
 
 static inline vfloat vload(const float *p) { // no alignment needed
     vfloat v;
@@ -77,8 +78,9 @@ static inline float vmaximum(vfloat v) {
     return s[0];
 }
 
-// exp(x) within 2 units in the last place for x in [-87.3, 88.7]; 0 below, so that exp(-inf) is exactly 0.
-// x = n ln 2 + r with |r| <= ln 2 / 2; 2^n by adding n to the exponent, e^r by a polynomial (Cody and Waite's split).
+// exp(x) within 2 units in the last place for x in [-87.3, 88.7]; 0 below, so that exp(-inf) is exactly 0; finite
+// above; what is not a number stays so. x = n ln 2 + r with |r| <= ln 2 / 2; 2^n by adding n to the exponent, e^r by a
+// polynomial (Cody and Waite's split).
 static inline vfloat vexp(vfloat x) {
     const vfloat round_to_integer = vset(12582912.0f); // 1.5 * 2^23: adding it leaves the integer in the low bits
     vfloat clamped = vmin(vset(88.7f), vmax(vset(-87.3f), x)); // in this order what is not a number stays so
@@ -93,17 +95,19 @@ static inline vfloat vexp(vfloat x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    vint exponent = ((vint)shifted - (vint)round_to_integer) << 23;
-    vfloat result = (vfloat)((vint)p + exponent);
+    vbits exponent = ((vbits)shifted - (vbits)round_to_integer) << 23;
+    vfloat result = (vfloat)((vbits)p + exponent);
+    result = vselect(x == x, result, x); // the sum may have made a number of what is none
     return vselect(x < vset(-87.3f), vset(0.0f), result);
 }
 
 // exp(x) for x <= 0 (or a rounding error above) within 1.5e-7 + 7.5e-8 |x|, relative: the second term is the rounding
-// of x log2(e), so it is exp for softmax, whose small results matter little. exp(0) is exactly 1, exp(-inf) exactly 0.
+// of x log2(e), so it is exp for softmax, whose small results matter little. exp(0) is exactly 1, exp(-inf) exactly 0,
+// what is not a number stays so; for x further above 0 the result means nothing.
 // 2^t = 2^n 2^r with n the nearest integer; 2^r for |r| <= 1/2 is a polynomial fitted to the smallest relative error.
 static inline vfloat vexp_negative(vfloat x) {
-    const vfloat round_to_integer = vset(12582912.0f);
-    vfloat t = vmax(vset(-127.0f), x * 1.44269504f); // at -127 the exponent field reaches 0, and so the result
+    const vfloat round_to_integer = vset(12582912.0f + 127); // leaves n + 127, which is 2^n's exponent field
+    vfloat t = vmax(vset(-127.0f), x * 1.44269504f);         // at -127 that is 0, and so is the result
     vfloat shifted = t + round_to_integer;
     vfloat r = t - (shifted - round_to_integer);
     vfloat p = r * 1.535336196e-4f + 1.339887385e-3f;
@@ -112,7 +116,7 @@ static inline vfloat vexp_negative(vfloat x) {
     p = p * r + 2.402264774e-1f;
     p = p * r + 6.931471825e-1f;
     p = p * r + 1.0f;
-    return (vfloat)((vint)p + ((vint)shifted << 23));
+    return p * (vfloat)((vbits)shifted << 23);
 }
 
 #endif

@@ -22,6 +22,8 @@ struct CheckpointWriter {
     char out[DISK_PATH_MAX], partial[DISK_PATH_MAX], final[DISK_PATH_MAX];
     int64_t step;
     char hex[CHECKPOINT_FILES][SHA256_HEX_CHARS]; // empty: not written
+    const KeptFiles *kept;                        // NULL: none
+    char (*kept_hex)[SHA256_HEX_CHARS];
 };
 
 enum { CONFIG, VECTORS, STATE = VECTORS + 3 }; // places in checkpoint_file_names
@@ -46,8 +48,38 @@ static bool remove_partial(const char *out, Error *err) {
     return ok;
 }
 
+static bool write_config(CheckpointWriter *writer, const ModelConfig *config, Error *err) {
+    char path[DISK_PATH_MAX];
+    const Json *source = writer->kept == NULL ? NULL : json_root(writer->kept->config);
+    return disk_join(path, writer->partial, checkpoint_file_names[CONFIG], err) &&
+           config_write(config, source, path, err) && disk_sync(path, err) && disk_sum(path, writer->hex[CONFIG], err);
+}
+
+static bool write_kept_file(const CheckpointWriter *writer, int index, Error *err) {
+    const KeptFile *kept = &writer->kept->file[index];
+    char path[DISK_PATH_MAX];
+    DiskFile file;
+    if (!disk_join(path, writer->partial, kept->name, err) || !disk_create(&file, path, err)) return false;
+    if (!disk_write(&file, kept->bytes, kept->size, err)) {
+        disk_discard(&file);
+        return false;
+    }
+    bool ok = disk_close(&file, err);
+    memcpy(writer->kept_hex[index], file.hex, SHA256_HEX_CHARS);
+    return ok;
+}
+
+static bool write_kept(CheckpointWriter *writer, Error *err) {
+    int count = writer->kept == NULL ? 0 : writer->kept->count;
+    writer->kept_hex = calloc((size_t)count + 1, sizeof *writer->kept_hex);
+    if (writer->kept_hex == NULL) return error_set(err, "out of memory for saving a checkpoint");
+    for (int i = 0; i < count; i++)
+        if (!write_kept_file(writer, i, err)) return false;
+    return true;
+}
+
 CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config,
-                                   const ParameterTable *table, Error *err) {
+                                   const ParameterTable *table, const KeptFiles *kept, Error *err) {
     CheckpointWriter *writer = calloc(1, sizeof *writer);
     if (writer == NULL) {
         error_set(err, "out of memory for saving a checkpoint");
@@ -55,14 +87,13 @@ CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelCon
     }
     writer->table = table;
     writer->step = step;
-    char file[DISK_PATH_MAX];
+    writer->kept = kept;
     bool ok = snprintf(writer->out, sizeof writer->out, "%s", out) < DISK_PATH_MAX ||
               error_set(err, "--out %.100s...: the path is too long", out);
     ok = ok && disk_make_folder(out, err) && remove_partial(out, err) && checkpoint_restore_replaced(out, err) &&
          checkpoint_path(writer->partial, out, step, ".partial", err) &&
          checkpoint_path(writer->final, out, step, "", err) && disk_make_folder(writer->partial, err) &&
-         disk_join(file, writer->partial, checkpoint_file_names[CONFIG], err) && config_write(config, file, err) &&
-         disk_sync(file, err) && disk_sum(file, writer->hex[CONFIG], err);
+         write_config(writer, config, err) && write_kept(writer, err);
     if (ok) return writer;
     checkpoint_abandon(writer);
     return NULL;
@@ -72,6 +103,7 @@ void checkpoint_abandon(CheckpointWriter *writer) {
     if (writer == NULL) return;
     Error ignored; // what had to be said has been said
     if (writer->partial[0] != '\0') disk_remove_folder(writer->partial, &ignored);
+    free(writer->kept_hex);
     free(writer);
 }
 
@@ -95,6 +127,8 @@ static bool write_sums(const CheckpointWriter *writer, Error *err) {
     bool ok = true;
     for (int i = 0; ok && i < CHECKPOINT_FILES; i++)
         ok = disk_print(&file, err, "%s  %s\n", writer->hex[i], checkpoint_file_names[i]);
+    for (int i = 0; ok && writer->kept != NULL && i < writer->kept->count; i++)
+        ok = disk_print(&file, err, "%s  %s\n", writer->kept_hex[i], writer->kept->file[i].name);
     if (ok) return disk_close(&file, err);
     disk_discard(&file);
     return false;

@@ -3,6 +3,7 @@
 //   config.json, model.safetensors                 the model
 //   exp_avg.safetensors, exp_avg_sq.safetensors    AdamW's moments, under the parameters' names and shapes
 //   training_state.json                            step, seed, the loader's place, ...
+//   tokenizer.json, generation_config.json, ...    what the folder held that the model came from (kept_files.h)
 //   SHA256SUMS                                     of the files above; `sha256sum -c SHA256SUMS` checks it too
 //
 // Nothing depends on how many ranks wrote it. It is written beside (step-00000100.partial), every file and the folder
@@ -10,6 +11,7 @@
 #ifndef CHECKPOINT_CHECKPOINT_H
 #define CHECKPOINT_CHECKPOINT_H
 
+#include "checkpoint/kept_files.h"
 #include "dataloader/loader.h"
 #include "model/config.h"
 #include "model/parameters.h"
@@ -52,9 +54,10 @@ bool checkpoint_claim(const char *out, Error *err);
 typedef struct CheckpointWriter CheckpointWriter;
 typedef enum CheckpointVector { CHECKPOINT_PARAMETERS, CHECKPOINT_EXP_AVG, CHECKPOINT_EXP_AVG_SQ } CheckpointVector;
 
-// Makes OUT if need be, removes partial folders left by a killed run, opens the new partial one and writes config.json.
+// Makes OUT if need be, removes partial folders left by a killed run, opens the new partial one and writes config.json
+// and `kept` (NULL: a new model), which must outlive the writer.
 CheckpointWriter *checkpoint_begin(const char *out, int64_t step, const ModelConfig *config,
-                                   const ParameterTable *table, Error *err);
+                                   const ParameterTable *table, const KeptFiles *kept, Error *err);
 // Removes the partial folder if it fails.
 bool checkpoint_write(CheckpointWriter *writer, CheckpointVector which, const float *flat /* table->total */,
                       Error *err);
@@ -68,14 +71,17 @@ void checkpoint_abandon(CheckpointWriter *writer); // removes what was written a
 // The newest checkpoint in OUT whose name is final and whose sizes and sums hold, into path[size]. Damaged newer ones
 // are passed over, each with one line on standard error. Error if there is none.
 bool checkpoint_find(const char *out, char *path, size_t size, Error *err);
+// The path of the newest checkpoint in OUT, whole or damaged, into path[size]; false: none, or too long.
+bool checkpoint_newest(const char *out, char *path, size_t size);
 // Whether OUT holds any checkpoint, whole or damaged.
 bool checkpoint_any(const char *out);
 // Checks SHA256SUMS of one checkpoint folder.
 bool checkpoint_verify(const char *path, Error *err);
 bool checkpoint_read_state(const char *path, TrainingState *state, Error *err);
 // Elements [begin, end) of a flat vector. Checks every tensor's presence, dtype and shape against the table, and names
-// the first that differs. Also reads any Hugging Face folder of the same classes (CHECKPOINT_PARAMETERS), sharded ones
-// included; names with or without the "transformer." / "model." prefix; a tied classifier may be absent or equal.
+// the first that differs, or that holds NaN or infinity in this range. Also reads any Hugging Face folder of the same
+// classes (CHECKPOINT_PARAMETERS), sharded ones included; names with or without the "transformer." / "model." prefix; a
+// tied classifier may be absent or equal.
 bool checkpoint_read(const char *path, CheckpointVector which, const ParameterTable *table, int64_t begin, int64_t end,
                      float *out, Error *err);
 

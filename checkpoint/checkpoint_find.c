@@ -2,11 +2,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include "base/file.h"
 #include "checkpoint/checkpoint_folder.h"
 
 const char *const checkpoint_file_names[CHECKPOINT_FILES] = {"config.json", "model.safetensors", "exp_avg.safetensors",
@@ -77,17 +80,23 @@ bool checkpoint_list(const char *out, const char *suffix, int64_t **steps, int *
 
 // ---- verification ----
 
-// One line "SUM  NAME" of SHA256SUMS; its name's place in checkpoint_file_names, or -1.
-static int parse_line(char *line, const char **hex, const char *path, int number, Error *err) {
+bool checkpoint_is_plain_name(const char *name) {
+    if (name[0] == '\0' || name[0] == '.') return false;
+    for (const char *c = name; *c != '\0'; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f || *c == '/' || *c == '\\') return false;
+    return true;
+}
+
+// One line "SUM  NAME" of SHA256SUMS.
+static bool parse_line(char *line, const char **hex, const char **name, const char *path, int number, Error *err) {
     line[strcspn(line, "\n")] = '\0';
     if (strspn(line, "0123456789abcdef") == 64 && line[64] == ' ' && line[65] == ' ') {
         line[64] = '\0';
         *hex = line;
-        for (int i = 0; i < CHECKPOINT_FILES; i++)
-            if (strcmp(line + 66, checkpoint_file_names[i]) == 0) return i;
+        *name = line + 66;
+        if (checkpoint_is_plain_name(*name)) return true;
     }
-    error_set(err, "%s: line %d is not the sum of a checkpoint's file", path, number);
-    return -1;
+    return error_set(err, "%s: line %d is not the sum of a checkpoint's file", path, number);
 }
 
 static bool check_sum(const char *folder, const char *name, const char *expected, Error *err) {
@@ -99,12 +108,12 @@ static bool check_sum(const char *folder, const char *name, const char *expected
 
 static bool check_sums(FILE *sums, const char *folder, const char *path, Error *err) {
     bool listed[CHECKPOINT_FILES] = {false};
-    char line[256];
+    char line[64 + 2 + NAME_MAX + 2];
     for (int number = 1; fgets(line, sizeof line, sums) != NULL; number++) {
-        const char *hex;
-        int i = parse_line(line, &hex, path, number, err);
-        if (i < 0 || !check_sum(folder, checkpoint_file_names[i], hex, err)) return false;
-        listed[i] = true;
+        const char *hex, *name;
+        if (!parse_line(line, &hex, &name, path, number, err) || !check_sum(folder, name, hex, err)) return false;
+        for (int i = 0; i < CHECKPOINT_FILES; i++)
+            if (strcmp(name, checkpoint_file_names[i]) == 0) listed[i] = true;
     }
     if (ferror(sums)) return error_set(err, "%s: cannot read: %s", path, strerror(errno));
     for (int i = 0; i < CHECKPOINT_FILES; i++)
@@ -115,8 +124,13 @@ static bool check_sums(FILE *sums, const char *folder, const char *path, Error *
 bool checkpoint_verify(const char *path, Error *err) {
     char name[DISK_PATH_MAX];
     if (!disk_join(name, path, checkpoint_sums_name, err)) return false;
-    FILE *sums = fopen(name, "r");
-    if (sums == NULL) return error_set(err, "%s: cannot open: %s", name, strerror(errno));
+    int descriptor = file_open(name, NULL, err);
+    if (descriptor < 0) return false;
+    FILE *sums = fdopen(descriptor, "r");
+    if (sums == NULL) {
+        close(descriptor);
+        return error_set(err, "%s: cannot open: %s", name, strerror(errno));
+    }
     bool ok = check_sums(sums, path, name, err);
     fclose(sums);
     return ok;
@@ -161,11 +175,18 @@ bool checkpoint_find(const char *out, char *path, size_t size, Error *err) {
     return ok;
 }
 
-bool checkpoint_any(const char *out) {
+bool checkpoint_newest(const char *out, char *path, size_t size) {
     int64_t *steps;
     int count;
-    Error unreadable; // then there is nothing to lose, or saving will say so
+    char found[DISK_PATH_MAX];
+    Error unreadable; // then nothing is known to be there
     if (!checkpoint_list(out, "", &steps, &count, &unreadable)) return false;
+    bool ok = count > 0 && checkpoint_path(found, out, steps[count - 1], "", &unreadable);
     free(steps);
-    return count > 0;
+    return ok && (size_t)snprintf(path, size, "%s", found) < size;
+}
+
+bool checkpoint_any(const char *out) {
+    char path[DISK_PATH_MAX];
+    return checkpoint_newest(out, path, sizeof path);
 }

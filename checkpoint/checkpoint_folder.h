@@ -10,6 +10,9 @@ enum { CHECKPOINT_FILES = 5 };
 extern const char *const checkpoint_file_names[CHECKPOINT_FILES];
 extern const char *const checkpoint_sums_name;
 
+// A name that stands in the folder itself, is not hidden, and that sha256sum writes as it is.
+bool checkpoint_is_plain_name(const char *name);
+
 // OUT/step-00000100, with `suffix` after it, into path[DISK_PATH_MAX].
 bool checkpoint_path(char *path, const char *out, int64_t step, const char *suffix, Error *err);
 

@@ -7,6 +7,7 @@
 #include "checkpoint/checkpoint.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,6 +149,17 @@ static bool read_transposed(const Tensor *tensor, int64_t first, int64_t last, f
     return ok;
 }
 
+// Such a weight makes every loss and every sample meaningless, and such a moment every weight.
+static bool check_finite(const Tensor *tensor, const Parameter *p, const float *value, int64_t count, Error *err) {
+    int64_t strange = 0;
+    for (int64_t i = 0; i < count; i++) strange += !isfinite(value[i]);
+    return strange == 0 ||
+           error_set(err,
+                     "%s: tensor %s holds NaN or infinity: the file is damaged, or the run that wrote it had diverged; "
+                     "give another",
+                     tensor->file, p->name);
+}
+
 static bool read_range(const Source *s, int64_t begin, int64_t end, float *out) {
     for (int i = 0; i < s->table->count; i++) {
         const Parameter *p = &s->table->parameter[i];
@@ -158,7 +170,7 @@ static bool read_range(const Source *s, int64_t begin, int64_t end, float *out) 
         float *place = out + (p->offset + first - begin);
         bool ok = p->transposed ? read_transposed(tensor, first, last, place, s->err)
                                 : tensor_to_float(tensor, first, last - first, place, s->err);
-        if (!ok) return false;
+        if (!ok || !check_finite(tensor, p, place, last - first, s->err)) return false;
     }
     return true;
 }

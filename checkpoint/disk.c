@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
+
 enum { BUFFER_BYTES = 1 << 20 };
 
 bool disk_join(char *path, const char *folder, const char *name, Error *err) {
@@ -39,7 +41,7 @@ bool disk_create(DiskFile *file, const char *path, Error *err) {
     if (length >= DISK_PATH_MAX) return error_set(err, "%.100s...: the path is too long", path);
     file->buffer = malloc(BUFFER_BYTES);
     if (file->buffer == NULL) return error_set(err, "%s: out of memory for writing it", path);
-    file->descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    file->descriptor = file_open_to_write(path, O_TRUNC);
     if (file->descriptor >= 0) return true;
     error_set(err, "%s: cannot write: %s", path, strerror(errno));
     disk_discard(file);
@@ -90,8 +92,8 @@ void disk_discard(DiskFile *file) {
 bool disk_sum(const char *path, char hex[SHA256_HEX_CHARS], Error *err) {
     Sha256 sum;
     sha256_begin(&sum);
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
+    int descriptor = file_open(path, NULL, err);
+    if (descriptor < 0) return false;
     char *buffer = malloc(BUFFER_BYTES);
     bool ok = buffer != NULL || error_set(err, "%s: out of memory for reading it", path);
     while (ok) {

@@ -5,14 +5,13 @@
 #include "checkpoint/safetensors.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "checkpoint/safetensors_part.h"
 
@@ -22,15 +21,12 @@ enum { MAX_DIMENSIONS = 8 };
 // ---- mapping ----
 
 static bool map_file(SafetensorsPart *part, const char *path, Error *err) {
-    struct stat status;
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0) return error_set(err, "%s: cannot open: %s", path, strerror(errno));
-    bool ok = fstat(descriptor, &status) == 0 || error_set(err, "%s: cannot look at it: %s", path, strerror(errno));
-    if (ok && !S_ISREG(status.st_mode)) ok = error_set(err, "%s: not a regular file", path);
-    if (ok && status.st_size < 8)
-        ok = error_set(err, "%s: %" PRId64 " bytes are too few for a safetensors file", path, (int64_t)status.st_size);
+    int64_t bytes;
+    int descriptor = file_open(path, &bytes, err);
+    if (descriptor < 0) return false;
+    bool ok = bytes >= 8 || error_set(err, "%s: %" PRId64 " bytes are too few for a safetensors file", path, bytes);
     if (ok) {
-        part->bytes = (size_t)status.st_size;
+        part->bytes = (size_t)bytes;
         part->map = mmap(NULL, part->bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
         if (part->map == MAP_FAILED) {
             part->map = NULL;
@@ -44,6 +40,7 @@ static bool map_file(SafetensorsPart *part, const char *path, Error *err) {
 static void unmap_part(SafetensorsPart *part) {
     if (part->map != NULL) munmap(part->map, part->bytes);
     json_free(part->header);
+    free(part->path);
     *part = (SafetensorsPart){0};
 }
 
@@ -110,7 +107,7 @@ static bool read_tensor(Tensor *tensor, const char *name, const Json *entry, con
                         const char *path, Error *err) {
     const Json *type = json_get(entry, "dtype"), *shape = json_get(entry, "shape");
     const Json *offsets = json_get(entry, "data_offsets");
-    *tensor = (Tensor){.name = name};
+    *tensor = (Tensor){.name = name, .file = part->path};
     if (type == NULL || shape == NULL || offsets == NULL || entry->count != 3)
         return refuse(path, name, "its entry must have dtype, shape and data_offsets, and nothing else", err);
     const DataType *known = find_data_type(type);
@@ -185,7 +182,8 @@ bool safetensors_add_part(Safetensors *file, const char *path, Error *err) {
     if (larger == NULL) return error_set(err, "%s: out of memory", path);
     file->part = larger;
     SafetensorsPart *part = &file->part[file->parts++];
-    *part = (SafetensorsPart){0};
+    *part = (SafetensorsPart){.path = strdup(path)};
+    if (part->path == NULL) return error_set(err, "%s: out of memory", path);
     return map_file(part, path, err) && parse_header(part, path, err) && append_tensors(file, part, path, err);
 }
 

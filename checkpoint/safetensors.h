@@ -19,7 +19,7 @@ extern "C" {
 typedef enum TensorType { TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_F64, TENSOR_OTHER } TensorType;
 
 typedef struct Tensor {
-    const char *name;
+    const char *name, *file; // the file it lies in
     TensorType type;
     int dimensions; // at most 8
     int64_t shape[8];

@@ -6,6 +6,7 @@
 #include "checkpoint/safetensors.h"
 
 typedef struct SafetensorsPart {
+    char *path;
     void *map; // NULL: not mapped
     size_t bytes;
     size_t data; // where the header ends

@@ -1,16 +1,20 @@
 // What makes a configuration sound, and how it is written as config.json.
 //
 // The keys are those of transformers' GPT2Config, LlamaConfig and Qwen2Config. The rotary embedding is written in the
-// older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads.
+// older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads. What the
+// file had that the model came from and that is not this program's to say stays as it was: tokens, dropout, the keys of
+// other tasks.
 #include "model/config.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
+#include "model/config_keys.h"
 #include "model/config_path.h"
 
 // ---- checking ----
@@ -139,13 +143,39 @@ static void put_whole_or_real(FILE *file, int indent, const char *key, double va
     else put_real(file, indent, key, value);
 }
 
+// What the file had that the model came from.
+typedef struct Source {
+    const Json *root; // NULL: none
+    bool *written;    // (root->count) which members are
+} Source;
+
+static void put_member(FILE *file, Source *source, int i) {
+    fputs("  ", file);
+    json_print_string(file, source->root->key[i]);
+    fputs(": ", file);
+    json_print(file, &source->root->item[i]);
+    fputs(",\n", file);
+    source->written[i] = true;
+}
+
+// A key that is not this program's to set: as the source has it, else `usual`.
+static void put_theirs(FILE *file, Source *source, const char *key, const char *usual) {
+    for (int i = 0; source->root != NULL && i < source->root->count; i++)
+        if (strcmp(source->root->key[i], key) == 0) {
+            put_member(file, source, i);
+            return;
+        }
+    fprintf(file, "  \"%s\": %s,\n", key, usual);
+}
+
 static void put_bool(FILE *file, const char *key, bool value) {
     fprintf(file, "  \"%s\": %s,\n", key, value ? "true" : "false");
 }
 
-static void put_token(FILE *file, const char *key, int64_t token) {
-    if (token < 0) fprintf(file, "  \"%s\": null,\n", key);
-    else put_integer(file, 2, key, token);
+static void put_token(FILE *file, Source *source, const char *key, int64_t token) {
+    char usual[24] = "null";
+    if (token >= 0) snprintf(usual, sizeof usual, "%" PRId64, token);
+    put_theirs(file, source, key, usual); // perhaps a list
 }
 
 static void put_rope(FILE *file, const ModelConfig *c) {
@@ -175,7 +205,7 @@ static void put_rope(FILE *file, const ModelConfig *c) {
     fprintf(file, "    \"rope_type\": \"%s\"\n  },\n", names[s->type]);
 }
 
-static void put_gpt2(FILE *file, const ModelConfig *c) {
+static void put_gpt2(FILE *file, const ModelConfig *c, Source *source) {
     fprintf(file, "  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n");
     put_integer(file, 2, "vocab_size", c->vocab_size);
     put_integer(file, 2, "n_positions", c->max_positions);
@@ -183,14 +213,14 @@ static void put_gpt2(FILE *file, const ModelConfig *c) {
     put_integer(file, 2, "n_layer", c->layers);
     put_integer(file, 2, "n_head", c->heads);
     put_integer(file, 2, "n_inner", c->ffn_dim);
-    fprintf(file, "  \"activation_function\": \"gelu_new\",\n");
-    put_real(file, 2, "resid_pdrop", 0);
-    put_real(file, 2, "embd_pdrop", 0);
-    put_real(file, 2, "attn_pdrop", 0);
+    put_theirs(file, source, "activation_function", "\"gelu_new\"");
+    put_theirs(file, source, "resid_pdrop", "0.0");
+    put_theirs(file, source, "embd_pdrop", "0.0");
+    put_theirs(file, source, "attn_pdrop", "0.0");
     put_real(file, 2, "layer_norm_epsilon", c->norm_epsilon);
 }
 
-static void put_llama(FILE *file, const ModelConfig *c) {
+static void put_llama(FILE *file, const ModelConfig *c, Source *source) {
     bool qwen2 = c->architecture == ARCH_QWEN2;
     fprintf(file, "  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
             qwen2 ? "Qwen2ForCausalLM" : "LlamaForCausalLM", qwen2 ? "qwen2" : "llama");
@@ -202,11 +232,11 @@ static void put_llama(FILE *file, const ModelConfig *c) {
     put_integer(file, 2, "num_attention_heads", c->heads);
     put_integer(file, 2, "num_key_value_heads", c->kv_heads);
     if (!qwen2 || c->head_dim * c->heads != c->dim) put_integer(file, 2, "head_dim", c->head_dim);
-    fprintf(file, "  \"hidden_act\": \"silu\",\n");
-    put_real(file, 2, "attention_dropout", 0);
+    put_theirs(file, source, "hidden_act", "\"silu\"");
+    put_theirs(file, source, "attention_dropout", "0.0");
     put_real(file, 2, "rms_norm_eps", c->norm_epsilon);
     if (qwen2) {
-        put_bool(file, "use_sliding_window", false);
+        put_theirs(file, source, "use_sliding_window", "false");
     } else {
         put_bool(file, "attention_bias", c->qkv_bias);
         put_bool(file, "mlp_bias", c->mlp_bias);
@@ -214,20 +244,39 @@ static void put_llama(FILE *file, const ModelConfig *c) {
     put_rope(file, c);
 }
 
-bool config_write(const ModelConfig *c, const char *path, Error *err) {
-    char name[CONFIG_PATH_MAX];
-    if (!config_check(c, err) || !config_path(path, name, err)) return false;
-    FILE *file = fopen(name, "w");
-    if (file == NULL) return error_set(err, "%s: cannot write: %s", name, strerror(errno));
+static void put_kept(FILE *file, Architecture architecture, Source *source) {
+    for (int i = 0; source->root != NULL && i < source->root->count; i++) {
+        const ConfigKey *key = config_key(architecture, source->root->key[i]);
+        bool ours = key != NULL && config_key_is_ours(key);
+        if (!ours && !source->written[i]) put_member(file, source, i);
+    }
+}
+
+static void put_all(FILE *file, const ModelConfig *c, Source *source) {
     fprintf(file, "{\n");
-    if (c->architecture == ARCH_GPT2) put_gpt2(file, c);
-    else put_llama(file, c);
+    if (c->architecture == ARCH_GPT2) put_gpt2(file, c, source);
+    else put_llama(file, c, source);
     put_real(file, 2, "initializer_range", c->init_std);
     put_bool(file, "tie_word_embeddings", c->tied_embeddings);
-    put_token(file, "bos_token_id", c->bos_token);
-    put_token(file, "eos_token_id", c->eos_token);
-    fprintf(file, "  \"use_cache\": true,\n  \"torch_dtype\": \"float32\"\n}\n");
-    bool ok = ferror(file) == 0;
-    ok = fclose(file) == 0 && ok;
+    put_token(file, source, "bos_token_id", c->bos_token);
+    put_token(file, source, "eos_token_id", c->eos_token);
+    put_theirs(file, source, "use_cache", "true");
+    put_kept(file, c->architecture, source);
+    fprintf(file, "  \"torch_dtype\": \"float32\"\n}\n");
+}
+
+bool config_write(const ModelConfig *c, const Json *source, const char *path, Error *err) {
+    char name[CONFIG_PATH_MAX];
+    if (!config_check(c, err) || !config_path(path, name, err)) return false;
+    Source members = {source, calloc(source != NULL ? (size_t)source->count + 1 : 1, sizeof(bool))};
+    if (members.written == NULL) return error_set(err, "%s: out of memory for writing it", name);
+    FILE *file = fopen(name, "w");
+    bool ok = file != NULL;
+    if (ok) {
+        put_all(file, c, &members);
+        ok = ferror(file) == 0;
+        ok = fclose(file) == 0 && ok;
+    }
+    free(members.written);
     return ok || error_set(err, "%s: cannot write: %s", name, strerror(errno));
 }

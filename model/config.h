@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/json.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -53,8 +54,9 @@ enum { CONFIG_MAX_HEAD_DIM = 256 }; // what the attention kernels take
 // supported (another activation, sliding window, dropout in training is 0 here, attention scaling by layer, ...) is an
 // error that names the key.
 bool config_read(ModelConfig *config, const char *path, Error *err);
-// Writes config.json as the Hugging Face class expects it; `path` as above.
-bool config_write(const ModelConfig *config, const char *path, Error *err);
+// Writes config.json as the Hugging Face class expects it; `path` as above. `source`: the root of the file that the
+// model came from, of the same architecture, whose other keys are kept as they were (NULL: none).
+bool config_write(const ModelConfig *config, const Json *source, const char *path, Error *err);
 // Sizes are positive, H divides C or head_dim is given, KV divides H, D is even for rotary, ...; options are named.
 bool config_check(const ModelConfig *config, Error *err);
 

@@ -131,7 +131,7 @@ static bool write_checkpoint(Rank *r, Training *t, Error *err) {
     bool ok = true;
     comm_doing(r->world, "saving of a checkpoint");
     if (leader(r)) {
-        writer = checkpoint_begin(run->options.out, t->step, &run->config, &run->table, err);
+        writer = checkpoint_begin(run->options.out, t->step, &run->config, &run->table, r->kept, err);
         ok = writer != NULL;
     }
     for (int i = 0; i < 3; i++) {

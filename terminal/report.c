@@ -1,6 +1,7 @@
 #include "terminal/report.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "terminal/output.h"
 
 // Is this line of the log of a step after `step`?
@@ -16,8 +18,8 @@ static bool is_later(const char *line, int64_t step) {
     return sscanf(line, "{\"step\": %lld,", &its) == 1 && its > step;
 }
 
-// Leaves the log's whole lines up to the first of a later step, with the file's position at its end. What
-// is no file (a terminal, a device) is left as it is.
+// Leaves the log's whole lines up to the first of a later step, with the file's position at its end. What is no file (a
+// terminal, a device) is left as it is.
 static bool cut_back(FILE *log, int64_t step) {
     struct stat status;
     if (fstat(fileno(log), &status) != 0 || !S_ISREG(status.st_mode)) return true;
@@ -31,14 +33,27 @@ static bool cut_back(FILE *log, int64_t step) {
     return !ferror(log) && ftruncate(fileno(log), keep) == 0 && fseeko(log, 0, SEEK_END) == 0;
 }
 
+// Any file, terminal or device; of pipes and sockets only a pipe that somebody reads: no other could be waited for.
+// Only a regular file is opened to be read too, for what it has already.
+static FILE *open_log(const char *path, bool append) {
+    struct stat status;
+    int descriptor = file_open_to_write(path, append ? O_APPEND : O_TRUNC);
+    if (descriptor < 0) return NULL;
+    bool regular = fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode);
+    FILE *log = append && regular ? fopen(path, "a+e") : fdopen(descriptor, append ? "a" : "w");
+    if ((append && regular) || log == NULL) close(descriptor);
+    return log;
+}
+
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err) {
     const char *terminal = getenv("TERM");
     bool dumb = terminal != NULL && strcmp(terminal, "dumb") == 0;
     *reporter = (Reporter){.live = isatty(STDOUT_FILENO) && !dumb, .log_path = log_path};
     if (log_path == NULL) return true;
-    reporter->log = fopen(log_path, append ? "a+e" : "we");
+    reporter->log = open_log(log_path, append);
     if (reporter->log != NULL && (!append || cut_back(reporter->log, step))) return true;
-    error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path, strerror(errno));
+    error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path,
+              errno == ENXIO ? "nobody reads this pipe" : strerror(errno));
     if (reporter->log != NULL) fclose(reporter->log);
     reporter->log = NULL;
     return false;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
@@ -196,6 +197,20 @@ static bool check_bytes(const Run *run, const char *from, Error *err) {
                        tokens_name(run->train), bytes, from, has);
 }
 
+// What is often given for a model's folder: the folder of a run, or a file of the model's.
+static bool is_model_folder(const char *path, Error *err) {
+    char checkpoint[1100];
+    struct stat status;
+    if (stat(path, &status) != 0) return true; // whoever opens its files will say why
+    if (!S_ISDIR(status.st_mode))
+        return error_usage(err, "--init %s: not a folder; give the one that holds config.json and model.safetensors",
+                           path);
+    if ((size_t)snprintf(checkpoint, sizeof checkpoint, "%s/config.json", path) >= sizeof checkpoint) return true;
+    if (stat(checkpoint, &status) == 0 || !checkpoint_newest(path, checkpoint, sizeof checkpoint)) return true;
+    return error_usage(err, "--init %s: a run's folder, not a model's; give its newest checkpoint, %s", path,
+                       checkpoint);
+}
+
 static bool choose_model(Run *run, Error *err) {
     const Options *o = &run->options;
     ModelConfig *c = &run->config;
@@ -205,6 +220,7 @@ static bool choose_model(Run *run, Error *err) {
         if (!config_from_options(c, o, vocabulary, err)) return false;
     } else {
         char path[1100];
+        if (!is_model_folder(from, err)) return false;
         if ((size_t)snprintf(path, sizeof path, "%s/config.json", from) >= sizeof path)
             return error_usage(err, "%s: the path is too long", from);
         if (!config_read(c, path, err)) return false;

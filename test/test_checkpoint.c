@@ -15,6 +15,21 @@
 static char folder[PROGRAM_PATH], out[PROGRAM_PATH];
 static ModelConfig gpt2, llama;
 static ParameterTable gpt2_table, llama_table;
+static KeptFiles *kept; // every checkpoint below takes one tokenizer.json along
+static char tokenizer[5000];
+
+// The folder that the model came from.
+static void read_kept(void) {
+    static const char config[] = "{\"model_type\": \"llama\", \"eos_token_id\": [100, 99], \"pad_token_id\": 7}";
+    char origin[PROGRAM_PATH], path[PROGRAM_PATH];
+    Error err;
+    make_temp_folder(origin);
+    for (size_t i = 0; i < sizeof tokenizer; i++) tokenizer[i] = (char)(i * i % 251); // with zeros
+    write_file(path_join(path, origin, "config.json"), config, strlen(config));
+    write_file(path_join(path, origin, "tokenizer.json"), tokenizer, sizeof tokenizer);
+    kept = kept_files_read(origin, &err);
+    remove_tree(origin); // as a checkpoint may be from which a run was resumed
+}
 
 static int set_up(void **state) {
     (void)state;
@@ -50,13 +65,16 @@ static int set_up(void **state) {
                           .rope_theta = 1e4,
                           .bos_token = -1,
                           .eos_token = 100};
-    return parameters_list(&gpt2_table, &gpt2, &err) && parameters_list(&llama_table, &llama, &err) ? 0 : -1;
+    read_kept();
+    bool ok = kept != NULL && parameters_list(&gpt2_table, &gpt2, &err) && parameters_list(&llama_table, &llama, &err);
+    return ok ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     parameters_free(&gpt2_table);
     parameters_free(&llama_table);
+    kept_files_free(kept);
     return 0;
 }
 
@@ -105,7 +123,7 @@ static const char *in_out(const char *name) {
 static bool save(const ModelConfig *config, const ParameterTable *table, int64_t step, int keep, Error *err) {
     float *flat = malloc((size_t)table->total * sizeof *flat);
     assert_non_null(flat);
-    CheckpointWriter *writer = checkpoint_begin(out, step, config, table, err);
+    CheckpointWriter *writer = checkpoint_begin(out, step, config, table, kept, err);
     bool ok = writer != NULL;
     for (int which = 0; ok && which < 3; which++) {
         for (int64_t i = 0; i < table->total; i++) flat[i] = value_of(step, which, i);
@@ -154,6 +172,11 @@ static void expect_checkpoint(const char *path, const ParameterTable *table, int
     assert_true(found.validation_loss == expected.validation_loss);
     assert_true(found.data_content == UINT64_MAX - 1 && found.data_tokens == 12345);
     assert_string_equal(found.data_name, "a ?b? ? c? and 2 more");
+    char name[PROGRAM_PATH];
+    size_t bytes;
+    char *text = read_file(path_join(name, path, "tokenizer.json"), &bytes);
+    assert_true(bytes == sizeof tokenizer && memcmp(text, tokenizer, bytes) == 0);
+    free(text);
 }
 
 // checkpoint_find, with what it says on standard error into said[].
@@ -243,7 +266,7 @@ static void test_state_extremes(void **state) {
                              .steps = 0,
                              .data_fingerprint = (UINT64_C(1) << 53) + 1,
                              .validation_loss = NAN};
-    CheckpointWriter *writer = checkpoint_begin(out, 4, &llama, &llama_table, &err);
+    CheckpointWriter *writer = checkpoint_begin(out, 4, &llama, &llama_table, NULL, &err);
     assert_non_null(writer);
     float *flat = calloc((size_t)llama_table.total, sizeof *flat);
     for (int which = 0; which < 3; which++) assert_true(checkpoint_write(writer, (CheckpointVector)which, flat, &err));
@@ -295,6 +318,96 @@ static void test_bad_states(void **state) {
         assert_false(checkpoint_read_state(folder, &found, &err));
         if (!strstr(err.message, changes[i][2])) fail_msg("\"%s\" instead of \"%s\"", err.message, changes[i][2]);
     }
+}
+
+// ---- what is kept of the model's folder ----
+
+static void put(const char *name, const char *text) {
+    char path[PROGRAM_PATH];
+    write_file(path_join(path, out, name), text, strlen(text));
+}
+
+// Everything beside weights, and nothing else, byte for byte.
+static void test_kept_files(void **state) {
+    (void)state;
+    static const char *const taken[] = {"LICENSE",        "README.md",       "chat_template.jinja",
+                                        "empty",          "linked.json",     "merges.txt",
+                                        "tokenizer.json", "tokenizer.model", "\xC3\xA9 a'b.txt"};
+    static const char *const left[] = {"pytorch_model.bin",
+                                       "pytorch_model.bin.index.json",
+                                       "model.gguf",
+                                       "tf_model.h5",
+                                       "model-00001-of-00002.safetensors",
+                                       "model.safetensors.index.json",
+                                       "optimizer.pt",
+                                       "trainer_state.json",
+                                       "adapter_config.json",
+                                       ".hidden",
+                                       "SHA256SUMS",
+                                       "training_state.json",
+                                       "two\nlines",
+                                       "back\\slash"};
+    enum { TAKEN = sizeof taken / sizeof taken[0] };
+    char path[PROGRAM_PATH], target[PROGRAM_PATH];
+    Error err;
+    assert_int_equal(mkdir(out, 0777), 0);
+    put("config.json", "{\"model_type\": \"gpt2\"}");
+    for (int i = 0; i < TAKEN; i++)
+        if (strcmp(taken[i], "linked.json") != 0) put(taken[i], strcmp(taken[i], "empty") == 0 ? "" : taken[i]);
+    for (size_t i = 0; i < sizeof left / sizeof left[0]; i++) put(left[i], "x");
+    write_file(path_join(target, folder, "blob"), "linked.json", 11); // models from a cache are links
+    assert_int_equal(symlink(target, path_join(path, out, "linked.json")), 0);
+    assert_int_equal(symlink("/nothing/there", path_join(path, out, "dangling.json")), 0);
+    assert_int_equal(mkdir(path_join(path, out, "original"), 0777), 0);
+    assert_int_equal(mkfifo(path_join(path, out, "pipe.json"), 0666), 0);
+    KeptFiles *found = kept_files_read(out, &err);
+    if (found == NULL) fail_msg("%s", err.message);
+    assert_int_equal(found->count, TAKEN);
+    for (int i = 0; i < TAKEN; i++) {
+        assert_string_equal(found->file[i].name, taken[i]);
+        size_t bytes = strcmp(taken[i], "empty") == 0 ? 0 : strlen(taken[i]);
+        assert_true(found->file[i].size == bytes && memcmp(found->file[i].bytes, taken[i], bytes) == 0);
+    }
+    kept_files_free(found);
+}
+
+// Files far larger than any tokenizer are left out, with a line that says so.
+static void test_kept_files_have_a_limit(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH], said[8000];
+    Error err;
+    assert_int_equal(mkdir(out, 0777), 0);
+    put("config.json", "{}");
+    put("large.json", "");
+    put("small.json", "{}");
+    assert_int_equal(truncate(path_join(path, out, "large.json"), (64 << 20) + 1), 0);
+    FILE *caught = tmpfile();
+    fflush(stderr);
+    int before = dup(STDERR_FILENO);
+    assert_true(caught != NULL && before >= 0 && dup2(fileno(caught), STDERR_FILENO) >= 0);
+    KeptFiles *found = kept_files_read(out, &err);
+    fflush(stderr);
+    dup2(before, STDERR_FILENO);
+    close(before);
+    rewind(caught);
+    said[fread(said, 1, sizeof said - 1, caught)] = '\0';
+    fclose(caught);
+    assert_true(found != NULL && found->count == 1);
+    assert_string_equal(found->file[0].name, "small.json");
+    assert_non_null(strstr(said, "/out/large.json: 67108865 bytes; checkpoints will be without it"));
+    kept_files_free(found);
+}
+
+// A list of end tokens stays a list, and what stands in no other file is not lost.
+static void test_kept_keys(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    save_good(&llama, &llama_table, 1, 0);
+    char *text = read_file(path_join(path, in_out("step-00000001"), "config.json"), NULL);
+    assert_non_null(strstr(text, "\"eos_token_id\": [100, 99],\n"));
+    assert_non_null(strstr(text, "\"pad_token_id\": 7,\n"));
+    assert_non_null(strstr(text, "\"vocab_size\": 101,\n"));
+    free(text);
 }
 
 // ---- sums ----
@@ -414,12 +527,12 @@ static void test_abandoned(void **state) {
     (void)state;
     Error err;
     save_good(&llama, &llama_table, 1, 0);
-    CheckpointWriter *writer = checkpoint_begin(out, 2, &llama, &llama_table, &err);
+    CheckpointWriter *writer = checkpoint_begin(out, 2, &llama, &llama_table, NULL, &err);
     assert_true(writer != NULL && path_exists(in_out("step-00000002.partial")));
     checkpoint_abandon(writer);
     assert_false(path_exists(in_out("step-00000002.partial")));
     checkpoint_abandon(NULL);
-    writer = checkpoint_begin(out, 3, &llama, &llama_table, &err); // vectors are missing
+    writer = checkpoint_begin(out, 3, &llama, &llama_table, NULL, &err); // vectors are missing
     TrainingState training = state_of(3);
     assert_false(checkpoint_commit(writer, &training, 0, &err));
     assert_non_null(strstr(err.message, "model.safetensors was not written"));
@@ -429,9 +542,9 @@ static void test_abandoned(void **state) {
 
 // ---- damage ----
 
-static const char *const files[] = {"config.json",         "model.safetensors",
-                                    "exp_avg.safetensors", "exp_avg_sq.safetensors",
-                                    "training_state.json", "SHA256SUMS"};
+static const char *const files[] = {
+    "config.json",         "model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors",
+    "training_state.json", "tokenizer.json",    "SHA256SUMS"};
 enum { FILES = sizeof files / sizeof files[0] };
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { FLIPS = 4, CUTS = 3 };
@@ -481,7 +594,7 @@ static void test_damage(void **state) {
         expect_newest(2);
         free(text);
     }
-    write_file(in_out("step-00000002/tokenizer.json"), "{}", 2); // a file put there by hand is no damage
+    write_file(in_out("step-00000002/notes.txt"), "{}", 2); // a file put there by hand is no damage
     expect_newest(2);
 }
 
@@ -795,6 +908,41 @@ static void test_another_dtype(void **state) {
     expect_refused(&llama_table, "tensor model.layers.0.input_layernorm.weight is not of dtype F32, F16, BF16 or F64");
 }
 
+// A value that is not finite is found by the range that holds it, in any of the vectors, and by no other.
+static void test_not_finite(void **state) {
+    (void)state;
+    static const float strange[] = {NAN, INFINITY, -INFINITY};
+    static const char *const vectors[] = {"model", "exp_avg", "exp_avg_sq"};
+    int64_t place = llama_table.layer[1].down + 5, total = llama_table.total;
+    float *flat = malloc((size_t)total * sizeof *flat);
+    assert_non_null(flat);
+    for (int which = 0; which < 3; which++) {
+        Error err;
+        TrainingState training = state_of(1);
+        CheckpointWriter *writer = checkpoint_begin(out, 1, &llama, &llama_table, NULL, &err);
+        assert_non_null(writer);
+        for (int vector = 0; vector < 3; vector++) {
+            for (int64_t i = 0; i < total; i++) flat[i] = 0.5f;
+            if (vector == which) flat[place] = strange[which];
+            assert_true(checkpoint_write(writer, (CheckpointVector)vector, flat, &err));
+        }
+        assert_true(checkpoint_commit(writer, &training, 0, &err));
+        const char *path = in_out("step-00000001");
+        for (int vector = 0; vector < 3; vector++) {
+            CheckpointVector v = (CheckpointVector)vector;
+            assert_true(checkpoint_read(path, v, &llama_table, 0, place, flat, &err));
+            assert_true(checkpoint_read(path, v, &llama_table, place + 1, total, flat, &err));
+            assert_int_equal(checkpoint_read(path, v, &llama_table, 0, total, flat, &err), vector != which);
+        }
+        assert_false(checkpoint_read(path, (CheckpointVector)which, &llama_table, place, place + 1, flat, &err));
+        char expected[2 * PROGRAM_PATH];
+        snprintf(expected, sizeof expected, "%s/%s.safetensors: tensor %s holds NaN or infinity: ", path,
+                 vectors[which], "model.layers.1.mlp.down_proj.weight");
+        assert_int_equal(strncmp(err.message, expected, strlen(expected)), 0);
+    }
+    free(flat);
+}
+
 int main(void) {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, make_folder, remove_folder)
     const struct CMUnitTest tests[] = {
@@ -803,6 +951,9 @@ int main(void) {
         TEST(test_transposition),
         TEST(test_state_extremes),
         TEST(test_bad_states),
+        TEST(test_kept_files),
+        TEST(test_kept_files_have_a_limit),
+        TEST(test_kept_keys),
         TEST(test_sha256),
         TEST(test_sha256sum_agrees),
         TEST(test_keep),
@@ -819,6 +970,7 @@ int main(void) {
         TEST(test_foreign_folders),
         TEST(test_tied_classifier),
         TEST(test_another_dtype),
+        TEST(test_not_finite),
     };
 #undef TEST
     return cmocka_run_group_tests(tests, set_up, tear_down);

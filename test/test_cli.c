@@ -10,6 +10,7 @@
 #include "test/token_files.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <sys/resource.h>
 
 typedef struct BadInput {
@@ -151,6 +152,12 @@ static const BadInput bad_inputs[] = {
     {"new_run_over_an_old_one", 2, "--out @/run",
      "--out @/run: it holds the checkpoints of a run; --resume continues it, another folder starts anew"},
     {"init_missing", 1, "--init @/none", "@/none/config.json: cannot open: No such file or directory"},
+    {"init_from_a_run", 2, "--init @/run",
+     "--init @/run: a run's folder, not a model's; give its newest checkpoint, @/run/step-00000002"},
+    {"init_from_a_file", 2, "--init @/run/step-00000002/model.safetensors",
+     "--init @/run/step-00000002/model.safetensors: not a folder; give the one that holds config.json and "
+     "model.safetensors"},
+    {"init_in_utf16", 1, "--init @/wide_letters", "@/wide_letters/config.json: is UTF-16, not UTF-8; convert it"},
     {"init_truncated", 1, "--init @/cut",
      "@/cut/model.safetensors: tensor \"model.layers.0.mlp.down_proj.weight\": its data lies outside the file (is the "
      "file cut "
@@ -174,6 +181,28 @@ static const BadInput bad_inputs[] = {
      "its tokenizer"},
     {"model_and_init", 2, "--init @/run/step-00000002 --layers 2",
      "--layers and --init exclude each other: the checkpoint says what the model is"},
+    {"weights_that_are_no_numbers", 1, "--init @/nan --steps 0",
+     "@/nan/model.safetensors: tensor * holds NaN or infinity: the file is damaged, or the run that wrote it had "
+     "diverged; give another"},
+    {"weights_that_are_no_numbers_on_four_ranks", 1, "--init @/nan --sp 4",
+     "@/nan/model.safetensors: tensor * holds NaN or infinity: the file is damaged, or the run that wrote it had "
+     "diverged; give another"},
+    {"weights_beyond_measure", 1, "--init @/huge --steps 0 --sample-tokens 4",
+     "before any step the validation loss is *: the weights are too large; give other ones"},
+
+    // Pipes under the names of files would be waited for.
+    {"configuration_that_is_a_pipe", 1, "--init @/pipe_config",
+     "@/pipe_config/config.json: not a regular file but a pipe"},
+    {"weights_that_are_a_pipe", 1, "--init @/pipe_weights",
+     "@/pipe_weights/model.safetensors: not a regular file but a pipe"},
+    {"state_that_is_a_pipe", 1, "--resume --out @/pipe_state",
+     "passing over checkpoint @/pipe_state/step-00000002: @/pipe_state/step-00000002/training_state.json: not a "
+     "regular file but a pipe\ntrain_gpt: @/pipe_state: none of the 1 checkpoints here is whole"},
+    {"sums_that_are_a_pipe", 1, "--resume --out @/pipe_sums",
+     "passing over checkpoint @/pipe_sums/step-00000002: @/pipe_sums/step-00000002/SHA256SUMS: not a regular file but "
+     "a pipe\ntrain_gpt: @/pipe_sums: none of the 1 checkpoints here is whole"},
+    {"log_that_is_a_pipe", 1, "--log @/pipe",
+     "--log @/pipe: cannot open: nobody reads this pipe; give a file that can be written"},
 
     // Prompts.
     {"empty_prompt", 2, "--sample-tokens 4 --sample=", "--sample: the prompt is empty; give at least one token"},
@@ -310,6 +339,41 @@ static void copy_checkpoint(const char *name, const char *file, size_t left_out,
         write_file(path_join(path, target, files[i]), data, bytes);
         free(data);
     }
+}
+
+// A copy whose weights are all multiplied by this factor.
+static void scale_weights(const char *name, float factor) {
+    char path[PROGRAM_PATH], folder_name[PROGRAM_PATH];
+    size_t bytes;
+    uint64_t header;
+    copy_checkpoint(name, "", 0, NULL, NULL);
+    path_join(path, in_folder(folder_name, name), "model.safetensors");
+    char *data = read_file(path, &bytes);
+    memcpy(&header, data, sizeof header);
+    for (size_t at = sizeof header + header; at < bytes; at += sizeof(float)) {
+        float value;
+        memcpy(&value, data + at, sizeof value);
+        value *= factor;
+        memcpy(data + at, &value, sizeof value);
+    }
+    write_file(path, data, bytes);
+    free(data);
+}
+
+static void make_pipe(const char *name) {
+    char path[PROGRAM_PATH];
+    if (mkfifo(in_folder(path, name), 0644) != 0) fail_msg("cannot make a pipe %s: %s", path, strerror(errno));
+}
+
+// A copy, of a model folder or within a run's, in which a pipe has taken a file's place.
+static void put_pipe(const char *name, const char *step, const char *file) {
+    char inner[100], path[PROGRAM_PATH], file_name[200];
+    snprintf(inner, sizeof inner, "%s%s%s", name, step ? "/" : "", step ? step : "");
+    if (step != NULL && mkdir(in_folder(path, name), 0755) != 0) fail_msg("cannot make %s", path);
+    copy_checkpoint(inner, "", 0, NULL, NULL);
+    snprintf(file_name, sizeof file_name, "%s/%s", inner, file);
+    if (unlink(in_folder(path, file_name)) != 0) fail_msg("cannot remove %s: %s", path, strerror(errno));
+    make_pipe(file_name);
 }
 
 // ---- running a case -------------------------------------------------------------------------------------------------
@@ -782,10 +846,10 @@ static void full_output(void **state) {
 static void reader_that_has_gone(void **state) {
     (void)state;
     char path[PROGRAM_PATH];
-    if (mkfifo(in_folder(path, "pipe"), 0600) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
+    if (mkfifo(in_folder(path, "unread"), 0600) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
     static const char *const lines[] = {"--help", "--plan", "--steps 20 --log @/log"};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        ProgramResult result = run_redirected("3<>\"$0/pipe\" >\"$0/pipe\" 3<&-", lines[i]);
+        ProgramResult result = run_redirected("3<>\"$0/unread\" >\"$0/unread\" 3<&-", lines[i]);
         assert_false(result.timed_out);
         assert_string_equal(result.err, "");
         assert_int_equal(result.exit_code, 0);
@@ -923,6 +987,30 @@ static void openmp_binds_nothing(void **state) {
     }
 }
 
+static void expect_file(const char *name, const char *text) {
+    char path[PROGRAM_PATH];
+    size_t bytes;
+    char *found = read_file(in_folder(path, name), &bytes);
+    assert_string_equal(found, text);
+    free(found);
+}
+
+// A tokenizer and a list of end tokens, from the folder of --init to its checkpoint and by --resume to the next.
+static void foreign_files_are_kept(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    copy_checkpoint("chat", "config.json", 0, "\"eos_token_id\": null", "\"eos_token_id\":[1,2]");
+    make_file("chat/tokenizer.json", "{ }\n", 4);
+    free(check_run(0, "--init @/chat --out @/chat_run --sp 2", ""));
+    expect_file("chat_run/step-00000002/tokenizer.json", "{ }\n");
+    free(check_run(0, "--resume --out @/chat_run --steps 3 --keep 1 --sp 2", ""));
+    expect_file("chat_run/step-00000003/tokenizer.json", "{ }\n");
+    char *config = read_file(in_folder(path, "chat_run/step-00000003/config.json"), NULL);
+    assert_non_null(strstr(config, "\"eos_token_id\": [1, 2]"));
+    free(config);
+    check_one_good_checkpoint("chat_run");
+}
+
 static int make_files(void **state) {
     (void)state;
     make_temp_folder(folder);
@@ -937,6 +1025,14 @@ static int make_files(void **state) {
     copy_checkpoint("cut", "model.safetensors", 100, NULL, NULL);
     copy_checkpoint("shape", "config.json", 0, "\"hidden_size\": 16", "\"hidden_size\": 32");
     copy_checkpoint("json", "config.json", 2, NULL, NULL);
+    copy_checkpoint("wide_letters", "config.json", 0, "{\n", "\xFF\xFE");
+    scale_weights("nan", NAN);
+    scale_weights("huge", 1e18f);
+    make_pipe("pipe");
+    put_pipe("pipe_config", NULL, "config.json");
+    put_pipe("pipe_weights", NULL, "model.safetensors");
+    put_pipe("pipe_state", "step-00000002", "training_state.json");
+    put_pipe("pipe_sums", "step-00000002", "SHA256SUMS");
     return 0;
 }
 
@@ -971,6 +1067,7 @@ int main(void) {
         cmocka_unit_test(broken_blas),
         cmocka_unit_test(matmul_of_the_environment),
         cmocka_unit_test(openmp_binds_nothing),
+        cmocka_unit_test(foreign_files_are_kept),
     };
     enum { IN_TABLE = sizeof bad_inputs / sizeof *bad_inputs, BY_HAND = sizeof by_hand / sizeof *by_hand };
     struct CMUnitTest tests[IN_TABLE + BY_HAND];

@@ -163,6 +163,40 @@ static void test_defaults(void **state) {
     assert_true(c.qkv_bias && c.out_bias && c.rope_scaling.factor == 4 && c.rope_theta == 5000);
 }
 
+// Keys that files have and that change nothing, and the class under other names: each is read as the plain one is.
+static void test_harmless(void **state) {
+    (void)state;
+    static const struct {
+        Architecture architecture;
+        const char *text;
+    } cases[] = {
+        // GPT-2 medium as OpenAI's weights were published, and the older library's keys.
+        {ARCH_GPT2,
+         "{\"activation_function\": \"gelu_new\", \"architectures\": [\"GPT2LMHeadModel\"], \"n_special\": 0,"
+         "\"predict_special_tokens\": true, \"output_past\": true, \"finetuning_task\": null,"
+         "\"num_labels\": 1, \"torchscript\": false, \"use_bfloat16\": false, \"pruned_heads\": {},"
+         "\"xla_device\": true, \"is_decoder\": false, \"gradient_checkpointing\": true,"
+         "\"summary_activation\": null, \"summary_first_dropout\": 0.1, \"eos_token_ids\": 0}"},
+        {ARCH_GPT2, "{\"architectures\": [\"GPT2Model\"], \"activation_function\": \"gelu_fast\"}"},
+        {ARCH_GPT2, "{\"architectures\": [\"TFGPT2LMHeadModel\"], \"model_type\": \"gpt2\"}"},
+        {ARCH_GPT2, "{\"architectures\": null, \"model_type\": \"GPT2\", \"chunk_size_feed_forward\": 0}"},
+        // The first llama, and what was trained from it.
+        {ARCH_LLAMA, "{\"architectures\": [\"LLaMAForCausalLM\"], \"model_type\": \"llama\", \"pad_token_id\": -1,"
+                     "\"max_sequence_length\": 2048, \"bos_token_id\": 0, \"eos_token_id\": 1}"},
+        {ARCH_LLAMA, "{\"architectures\": [\"LLaMAForCausalLM\"], \"pretraining_tp\": 2, \"model_max_length\": 4096}"},
+        {ARCH_LLAMA, "{\"architectures\": [\"FlaxLlamaForCausalLM\"], \"resid_pdrop\": 0.0, \"embd_pdrop\": 0.0}"},
+        {ARCH_LLAMA, "{\"architectures\": \"LlamaForCausalLM\", \"_flash_attn_2_enabled\": true}"},
+        {ARCH_QWEN2, "{\"architectures\": [\"FSDPQwen2ForCausalLM\"], \"sliding_window\": 4096,"
+                     "\"use_sliding_window\": false, \"max_window_layers\": 21, \"use_mrope\": false,"
+                     "\"eos_token_id\": [3, 4], \"pad_token_id\": 5}"},
+        {ARCH_QWEN2, "{\"architectures\": [\"Qwen2Model\"], \"dual_chunk_attention_config\": null}"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        ModelConfig c = read_good(cases[i].text);
+        assert_int_equal(c.architecture, cases[i].architecture);
+    }
+}
+
 // ---- writing ----
 
 static void expect_same(const ModelConfig *a, const ModelConfig *b) {
@@ -184,10 +218,11 @@ static void expect_round_trip(const ModelConfig *config) {
     ModelConfig back;
     Error err;
     memset(&back, 0x5A, sizeof back);
-    if (!config_write(config, file_path, &err) || !config_read(&back, file_path, &err)) fail_msg("%s", err.message);
+    if (!config_write(config, NULL, file_path, &err) || !config_read(&back, file_path, &err))
+        fail_msg("%s", err.message);
     expect_same(config, &back);
     memset(&back, 0x5A, sizeof back);
-    assert_true(config_write(config, folder, &err) && config_read(&back, folder, &err)); // by the folder's name
+    assert_true(config_write(config, NULL, folder, &err) && config_read(&back, folder, &err)); // by the folder's name
     expect_same(config, &back);
 }
 
@@ -242,7 +277,7 @@ static void test_written_keys(void **state) { // what from_pretrained must find
     for (int i = 0; i < 3; i++) {
         ModelConfig config = read_good(texts[i]);
         Error err;
-        assert_true(config_write(&config, file_path, &err));
+        assert_true(config_write(&config, NULL, file_path, &err));
         JsonDocument *document = json_read_file(file_path, &err);
         assert_non_null(document);
         char list[1000], *key = list;
@@ -255,20 +290,69 @@ static void test_written_keys(void **state) { // what from_pretrained must find
     }
 }
 
+// What the source file has and this program does not set is written as it stands; what it sets, and names that would
+// contradict it, are not.
+static void test_kept_keys(void **state) {
+    (void)state;
+    static const char source_text[] =
+        "{\"architectures\": [\"LLaMAForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 300, \"hidden_size\": "
+        "64,"
+        "\"num_attention_heads\": 4, \"num_hidden_layers\": 2, \"intermediate_size\": 128, \"dtype\": \"bfloat16\","
+        "\"rope_parameters\": {\"rope_theta\": 25000.0, \"rope_type\": \"linear\", \"factor\": 2.0},"
+        "\"eos_token_id\": [7, 8, 9], \"bos_token_id\": null, \"pad_token_id\": -1, \"attention_dropout\": 0.10,"
+        "\"hidden_act\": \"swish\", \"use_cache\": false, \"num_beams\": 12345678901234567890123,"
+        "\"task_specific_params\": {\"a\\u00e9\\n\\\"\": [1e-05, true, null, {}]}, \"transformers_version\": \"4.1\"}";
+    static const char *const kept[] = {"\"eos_token_id\": [7, 8, 9]",
+                                       "\"bos_token_id\": null",
+                                       "\"pad_token_id\": -1",
+                                       "\"attention_dropout\": 0.10",
+                                       "\"hidden_act\": \"swish\"",
+                                       "\"use_cache\": false",
+                                       "\"num_beams\": 12345678901234567890123",
+                                       "\"task_specific_params\": {\"a\xC3\xA9\\u000a\\\"\": [1e-05, true, null, {}]}",
+                                       "\"transformers_version\": \"4.1\"",
+                                       "\"architectures\": [\"LlamaForCausalLM\"]",
+                                       "\"torch_dtype\": \"float32\"",
+                                       "\"rope_theta\": 25000.0"};
+    ModelConfig config = read_good(source_text), back;
+    Error err;
+    JsonDocument *source = json_parse(source_text, strlen(source_text), "source", &err);
+    assert_non_null(source);
+    assert_true(config_write(&config, json_root(source), file_path, &err));
+    char *text = read_file(file_path, NULL);
+    for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
+        if (strstr(text, kept[i]) == NULL) fail_msg("%s is not in %s", kept[i], text);
+    assert_null(strstr(text, "rope_parameters"));
+    assert_null(strstr(text, "\"dtype\""));
+    free(text);
+    json_free(source);
+    if (!config_read(&back, file_path, &err)) fail_msg("%s", err.message); // no key twice, among other things
+    expect_same(&config, &back);
+    source = json_read_file(file_path, &err); // written again from itself it is the same
+    assert_non_null(source);
+    text = read_file(file_path, NULL);
+    assert_true(config_write(&config, json_root(source), file_path, &err));
+    char *again = read_file(file_path, NULL);
+    assert_string_equal(again, text);
+    free(text);
+    free(again);
+    json_free(source);
+}
+
 static void test_write_errors(void **state) {
     (void)state;
     ModelConfig config = read_good(gpt2_text);
     Error err;
     char absent[PROGRAM_PATH];
-    assert_false(config_write(&config, path_join(absent, folder, "absent/config.json"), &err));
+    assert_false(config_write(&config, NULL, path_join(absent, folder, "absent/config.json"), &err));
     assert_non_null(strstr(err.message, "absent/config.json: cannot write: No such file"));
-    assert_false(config_write(&config, "/dev/full", &err));
+    assert_false(config_write(&config, NULL, "/dev/full", &err));
     assert_string_equal(err.message, "/dev/full: cannot write: No space left on device");
     assert_false(config_read(&config, absent, &err));
     assert_non_null(strstr(err.message, "absent/config.json: cannot open: No such file"));
     config.heads = 7;
     config.head_dim = 0;
-    assert_false(config_write(&config, file_path, &err));
+    assert_false(config_write(&config, NULL, file_path, &err));
 }
 
 // ---- refusals ----
@@ -286,8 +370,17 @@ static void test_refused_keys(void **state) {
         {"gpt2", "\"scale_attn_by_inverse_layer_idx\": true",
          "\"scale_attn_by_inverse_layer_idx\" is supported only as false"},
         {"gpt2", "\"add_cross_attention\": true", "\"add_cross_attention\" is supported only as false"},
+        {"gpt2", "\"n_special\": 3", "\"n_special\" is supported only as 0"},
+        {"gpt2", "\"eos_token_id\": [1, \"</s>\"]", "\"eos_token_id\" must be a token's number"},
+        {"gpt2", "\"eos_token_id\": []", "\"eos_token_id\" must be a token's number"},
+        {"qwen2", "\"dual_chunk_attention_config\": {\"chunk_size\": 262144}",
+         "\"dual_chunk_attention_config\" is unknown for this architecture: it might change the model; remove it if it "
+         "does not"},
+        {"llama", "\"use_sliding_window\": true", "\"use_sliding_window\" is supported only as false"},
+        {"gpt2", "\"architectures\": [\"GPT2LMHeadModelX\"]",
+         "\"model_type\" gpt2 with \"architectures\" GPT2LMHeadModelX is not supported; gpt2 (GPT2LMHeadModel), llama "
+         "(LlamaForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
         {"gpt2", "\"pruned_heads\": {\"1\": [0]}", "\"pruned_heads\" is not supported"},
-        {"gpt2", "\"chunk_size_feed_forward\": 8", "\"chunk_size_feed_forward\" is supported only as 0"},
         {"gpt2", "\"resid_pdrop\": 1", "\"resid_pdrop\" must be a number from 0 to below 1"},
         {"gpt2", "\"n_layer\": 0", "\"n_layer\" must be a whole number of at least 1"},
         {"gpt2", "\"n_layer\": -3", "\"n_layer\" must be a whole number of at least 1"},
@@ -297,21 +390,26 @@ static void test_refused_keys(void **state) {
         {"gpt2", "\"layer_norm_epsilon\": \"small\"", "\"layer_norm_epsilon\" must be a number"},
         {"gpt2", "\"tie_word_embeddings\": 1", "\"tie_word_embeddings\" must be true or false"},
         {"gpt2", "\"bos_token_id\": \"<s>\"", "\"bos_token_id\" must be a token's number"},
-        {"gpt2", "\"n_experts\": 8", "\"n_experts\" is unknown for this architecture: it might change the model"},
+        {"gpt2", "\"n_experts\": 8",
+         "\"n_experts\" is unknown for this architecture: it might change the model; remove it if it does not"},
         {"gpt2", "\"rope_theta\": 10000.0",
-         "\"rope_theta\" is unknown for this architecture: it might change the model"},
-        {"gpt2", "\"hidden_size\": 768", "\"hidden_size\" is unknown for this architecture: it might change the model"},
-        {"gpt2", "\"\": 1", "\"\" is unknown for this architecture: it might change the model"},
-        {"gpt2", "\"a\\nb\": 1", "\"a?b\" is unknown for this architecture: it might change the model"},
+         "\"rope_theta\" is unknown for this architecture: it might change the model; remove it if it does not"},
+        {"gpt2", "\"hidden_size\": 768",
+         "\"hidden_size\" is unknown for this architecture: it might change the model; remove it if it does not"},
+        {"gpt2", "\"\": 1",
+         "\"\" is unknown for this architecture: it might change the model; remove it if it does not"},
+        {"gpt2", "\"a\\nb\": 1",
+         "\"a?b\" is unknown for this architecture: it might change the model; remove it if it does not"},
         {"gpt2", "\"dtype use_cache\": 1",
-         "\"dtype use_cache\" is unknown for this architecture: it might change the model"},
+         "\"dtype use_cache\" is unknown for this architecture: it might change the model; remove it if it does not"},
         {"llama", "\"quantization_config\": {\"bits\": 4}",
-         "\"quantization_config\" is unknown for this architecture: it might change the model"},
+         "\"quantization_config\" is unknown for this architecture: it might change the model; remove it if it does "
+         "not"},
         {"llama", "\"sliding_window\": 4096",
-         "\"sliding_window\" is unknown for this architecture: it might change the model"},
-        {"llama", "\"auto_map\": {}", "\"auto_map\" is unknown for this architecture: it might change the model"},
+         "\"sliding_window\" is unknown for this architecture: it might change the model; remove it if it does not"},
+        {"llama", "\"auto_map\": {}",
+         "\"auto_map\" is unknown for this architecture: it might change the model; remove it if it does not"},
         {"llama", "\"hidden_act\": \"gelu\"", "\"hidden_act\" is supported only as \"silu\" or \"swish\""},
-        {"llama", "\"pretraining_tp\": 2", "\"pretraining_tp\" is supported only as 1"},
         {"llama", "\"partial_rotary_factor\": 0.5", "\"partial_rotary_factor\" is supported only as 1"},
         {"llama", "\"rope_interleaved\": true", "\"rope_interleaved\" is supported only as false"},
         {"llama", "\"layer_types\": [\"full_attention\", \"sliding_attention\"]",
@@ -338,9 +436,9 @@ static void test_refused_keys(void **state) {
         {"llama", "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 2, \"high_freq_factor\": 4}",
          "\"rope_scaling\": \"low_freq_factor\" is missing"},
         {"llama", "\"rope_scaling\": {\"rope_type\": \"default\", \"short_factor\": [1]}",
-         "\"rope_scaling\": \"short_factor\" is unknown: it might change the model"},
+         "\"rope_scaling\": \"short_factor\" is unknown: it might change the model; remove it if it does not"},
         {"llama", "\"rope_parameters\": {\"full_attention\": {\"rope_type\": \"default\"}}",
-         "\"rope_parameters\": \"full_attention\" is unknown: it might change the model"},
+         "\"rope_parameters\": \"full_attention\" is unknown: it might change the model; remove it if it does not"},
         {"llama", "\"rope_parameters\": {\"rope_type\": \"default\", \"partial_rotary_factor\": 0.25}",
          "\"rope_parameters\": \"partial_rotary_factor\" is supported only as 1"},
         {"llama", "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2.0, \"truncate\": 0}",
@@ -496,10 +594,10 @@ static void test_rope_goldens(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_llama),        cmocka_unit_test(test_qwen2),
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_round_trips),  cmocka_unit_test(test_written_keys),
-        cmocka_unit_test(test_write_errors), cmocka_unit_test(test_refused_keys), cmocka_unit_test(test_check),
-        cmocka_unit_test(test_rope_goldens),
+        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_llama),     cmocka_unit_test(test_qwen2),
+        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_harmless),  cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_written_keys), cmocka_unit_test(test_kept_keys), cmocka_unit_test(test_write_errors),
+        cmocka_unit_test(test_refused_keys), cmocka_unit_test(test_check),     cmocka_unit_test(test_rope_goldens),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

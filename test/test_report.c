@@ -355,6 +355,11 @@ static void test_log_that_cannot_be_written(void **state) {
     assert_error(&err, "--log", "no/such/folder", "No such file", NULL);
     assert_false(log_step(*state, true, &STEP, &err));
     assert_error(&err, "--log", "directory", NULL);
+    assert_int_equal(mkfifo(path_join(path, *state, "pipe"), 0600), 0);
+    for (int append = 0; append < 2; append++) {
+        assert_false(log_step(path, append, &STEP, &err));
+        assert_error(&err, "--log", "nobody reads this pipe", NULL);
+    }
     if (!path_exists("/dev/full")) skip();
     for (int append = 0; append < 2; append++) { // said on standard error, and the step is reported all the same
         err = (Error){0};
