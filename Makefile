@@ -12,6 +12,7 @@
 #   make clean       remove what was built
 #   make help        this list
 #
+#   scripts/test-bits                            only: the bits of short runs are those of test/bits.txt
 #   make test-release, test-asan, test-tsan      one build's tests;  TEST="options random": only these programs
 #   make CC=clang BUILD=build/clang              another compiler, in a folder of its own
 #   make corpus                                  gathers the bundled corpus anew (make does it in a fresh build)
@@ -229,7 +230,7 @@ bench: $(BENCHES)
 RANKS_TESTS   := attention cli comm comm_device comm_failure comm_sockets model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out cuda_on_cpu ladder,$(TEST)))
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
