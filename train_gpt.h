@@ -9,7 +9,7 @@
 #include "dataloader/loader.h"
 #include "layers/device.h"
 #include "model/parameters.h"
-#include "terminal/run.h"
+#include "run/run.h"
 
 // The results of the forward pass that the backward pass needs, and buffers for both. Each entry marked (L, ...) has
 // one part a layer when training and one part in all when only evaluating one token after the other (generation).

@@ -1,4 +1,4 @@
-#include "terminal/devices.h"
+#include "run/devices.h"
 
 #include <limits.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-#include "terminal/run.h"
+#include "run/run.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -10,7 +10,7 @@
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
 #include "run/kept_options.h"
-#include "terminal/preset.h"
+#include "run/preset.h"
 #include "terminal/report.h"
 #include "terminal/sample.h"
 

@@ -1,4 +1,4 @@
-#include "terminal/same_run.h"
+#include "run/same_run.h"
 
 #include <stdlib.h>
 #include <string.h>

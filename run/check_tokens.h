@@ -1,9 +1,9 @@
 // Before the first step: is every token number of the data below the model's vocabulary?
-#ifndef TERMINAL_CHECK_TOKENS_H
-#define TERMINAL_CHECK_TOKENS_H
+#ifndef RUN_CHECK_TOKENS_H
+#define RUN_CHECK_TOKENS_H
 
 #include "comm/comm.h"
-#include "terminal/run.h"
+#include "run/run.h"
 
 #ifdef __cplusplus
 extern "C" {

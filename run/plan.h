@@ -1,6 +1,6 @@
 // What a run will need, before it begins: bytes by buffer, bytes sent by exchange, floating-point operations.
-#ifndef TERMINAL_PLAN_H
-#define TERMINAL_PLAN_H
+#ifndef RUN_PLAN_H
+#define RUN_PLAN_H
 
 #include <stdio.h>
 

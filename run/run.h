@@ -1,14 +1,14 @@
 // What the command line comes to: the data, the model, and how attention is distributed. Everything that the ranks of a
 // process share, read-only once they run.
-#ifndef TERMINAL_RUN_H
-#define TERMINAL_RUN_H
+#ifndef RUN_RUN_H
+#define RUN_RUN_H
 
 #include "attention/attention.h"
 #include "checkpoint/checkpoint.h"
 #include "dataloader/tokens.h"
 #include "model/config.h"
 #include "model/parameters.h"
-#include "terminal/devices.h"
+#include "run/devices.h"
 #include "terminal/options.h"
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
 // Which device computes, and which GPU serves which rank: what --device and --devices come to on this machine.
-#ifndef TERMINAL_DEVICES_H
-#define TERMINAL_DEVICES_H
+#ifndef RUN_DEVICES_H
+#define RUN_DEVICES_H
 
 #include "attention/kernel.h"
 #include "layers/device.h"

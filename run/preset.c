@@ -1,4 +1,4 @@
-#include "terminal/preset.h"
+#include "run/preset.h"
 
 #include <stdio.h>
 #include <string.h>

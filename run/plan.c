@@ -1,4 +1,4 @@
-#include "terminal/plan.h"
+#include "run/plan.h"
 
 #include "terminal/report.h"
 

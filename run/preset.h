@@ -1,6 +1,6 @@
 // The model that the command line asks for: named sizes, and what is derived where nothing is said.
-#ifndef TERMINAL_PRESET_H
-#define TERMINAL_PRESET_H
+#ifndef RUN_PRESET_H
+#define RUN_PRESET_H
 
 #include "model/config.h"
 #include "terminal/options.h"

@@ -1,9 +1,9 @@
 // Ranks that are processes each have a command line of their own: do they all mean the same run?
-#ifndef TERMINAL_SAME_RUN_H
-#define TERMINAL_SAME_RUN_H
+#ifndef RUN_SAME_RUN_H
+#define RUN_SAME_RUN_H
 
 #include "comm/comm.h"
-#include "terminal/run.h"
+#include "run/run.h"
 
 #ifdef __cplusplus
 extern "C" {

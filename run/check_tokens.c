@@ -1,5 +1,5 @@
 // Ranks look for about a second at a time and tell each other in between, so that none waits long for the slowest.
-#include "terminal/check_tokens.h"
+#include "run/check_tokens.h"
 
 #include <stdlib.h>
 #include <unistd.h>
