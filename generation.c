@@ -13,7 +13,7 @@ enum { PREFILL_ROWS = 128 };
 
 typedef struct Generator {
     Arena arena;
-    Activations act;
+    Pass pass;
     KeyValueCache cache;
     float *device_logits;         // (V)
     float *logits, *sorted;       // host: (V)
@@ -23,7 +23,8 @@ typedef struct Generator {
 
 static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity) {
     size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
-    lay_out_activations(&g->act, c, d, &g->arena, 1, PREFILL_ROWS, false);
+    pass_lay_out(&g->pass, c, d->element_bytes, &g->arena, 1, PREFILL_ROWS, false, RECOMPUTE_NONE);
+    g->pass.cache = &g->cache;
     g->cache.capacity = capacity;
     g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
     g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
@@ -43,50 +44,25 @@ static bool allocate_on_host(Generator *g, const ModelConfig *c) {
     return true;
 }
 
-void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, void *attended, Heads new_rows) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    int64_t width = c->kv_heads * c->head_dim, q_width = c->heads * c->head_dim, n = act->rows;
-    void *k = at(d, cache->k, l * cache->capacity * width), *v = at(d, cache->v, l * cache->capacity * width);
-    size_t row_bytes = width * d->element_bytes, stride = qkv_width(c) * d->element_bytes;
-    d->copy_strided(d, at(d, k, cache->length * width), row_bytes, new_rows.k.data, stride, n, row_bytes);
-    d->copy_strided(d, at(d, v, cache->length * width), row_bytes, new_rows.v.data, stride, n, row_bytes);
-
-    const AttentionShape shape = {1, c->heads, c->kv_heads, c->head_dim, r->run->attention.shape.scale};
-    QueryForward query;
-    memset(&query, 0, sizeof query);
-    query.chunk.start = cache->length;
-    query.chunk.length = n;
-    query.q = new_rows.q;
-    query.max.data = cache->max;
-    query.sum.data = cache->sum;
-    query.max.head_stride = query.sum.head_stride = n;
-    KeyValue keys;
-    memset(&keys, 0, sizeof keys);
-    keys.chunk.length = cache->length + n;
-    keys.k = token_view(k, width, cache->capacity);
-    keys.v = token_view(v, width, cache->capacity);
-    d->attention->forward_whole(d, &shape, &query, &keys, token_view(attended, q_width, n), query.max);
-}
-
 // Runs `rows` (at most PREFILL_ROWS) new tokens through the model; g->logits are those after the last of them.
 static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     const ModelConfig *c = &r->run->config;
     Device *d = &r->device;
     for (int64_t i = 0; i < rows; i++) g->positions[i] = (int32_t)(g->cache.length + i);
-    g->act.rows = g->act.table_rows = rows;
-    d->upload(d, g->act.tokens, tokens, (size_t)rows * sizeof(int32_t));
-    d->upload(d, g->act.positions, g->positions, (size_t)rows * sizeof(int32_t));
+    g->pass.rows = g->pass.table_rows = rows;
+    d->upload(d, g->pass.tokens, tokens, (size_t)rows * sizeof(int32_t));
+    d->upload(d, g->pass.positions, g->positions, (size_t)rows * sizeof(int32_t));
     if (config_is_rotary(c)) {
         rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
         size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);
-        d->upload(d, g->act.cos_table, g->cos_table, bytes);
-        d->upload(d, g->act.sin_table, g->sin_table, bytes);
+        d->upload(d, g->pass.cos_table, g->cos_table, bytes);
+        d->upload(d, g->pass.sin_table, g->sin_table, bytes);
     }
-    forward(r, &g->act, &g->cache);
-    d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier),
+    forward(&r->model, &g->pass);
+    g->cache.length += rows;
+    d->matmul_forward(d, g->pass.logits, at(d, g->pass.normed, (rows - 1) * c->dim), weight(&r->model, r->run->table.classifier),
                       NULL, 1, c->dim, c->vocab_size);
-    d->to_float(d, g->device_logits, g->act.logits, c->vocab_size);
+    d->to_float(d, g->device_logits, g->pass.logits, c->vocab_size);
     // Waits for the device: the host chooses the next token.
     d->download(d, g->logits, g->device_logits, (size_t)c->vocab_size * sizeof(float));
 }
@@ -96,6 +72,7 @@ size_t bytes_of_generator(const Run *run, const Device *d) {
     memset(&planned, 0, sizeof planned);
     if (run->prompt == NULL) return 0;
     lay_out_generator(&planned, &run->config, d, run->sample_end);
+    pass_free(&planned.pass);
     return planned.arena.used;
 }
 
@@ -148,6 +125,7 @@ bool print_sample(Rank *r, Error *err) {
         d->release(d, g->arena.base, bytes);
     }
     if (g != NULL) free(g->logits);
+    if (g != NULL) pass_free(&g->pass);
     free(g);
     free(tokens);
     return ok;

@@ -44,64 +44,6 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // What a rank holds, laid out
 
-// The part of a (L, ...) buffer that belongs to a layer; `elements` is the size of one part.
-static void *layer_part(const Device *device, const Activations *act, void *buffer, int64_t layer, int64_t elements) {
-    return act->per_layer ? at(device, buffer, layer * elements) : buffer;
-}
-
-// The logits are the widest tensor of all: (n, V). They are made for some rows at a time. A CPU's products are at their
-// best with few: 32 MiB of fp32. A GPU needs thousands to be kept busy, and each time it also reads and writes the
-// gradient of the classifier's weights (154 MB in GPT-2), which only many rows repay: 256 MiB of bf16.
-static int64_t rows_of_logits(int64_t rows, int64_t vocab_size, size_t element_bytes) {
-    const int64_t most_elements = element_bytes == sizeof(float) ? 8 << 20 : 128 << 20;
-    int64_t fit = most_elements / vocab_size > 16 ? most_elements / vocab_size : 16;
-    return rows < fit ? rows : fit;
-}
-
-void lay_out_activations(Activations *a, const ModelConfig *c, const Device *device, Arena *arena, int64_t sequences,
-                         int64_t tokens_per_sequence, bool per_layer) {
-    int64_t n = sequences * tokens_per_sequence, layers = per_layer ? c->layers : 1;
-    size_t element = device->element_bytes;
-    a->rows = n;
-    a->sequences = sequences;
-    a->per_layer = per_layer;
-    a->table_rows = tokens_per_sequence;
-    a->tokens = (int32_t *)arena_take(arena, "tokens", n * sizeof(int32_t));
-    a->targets = (int32_t *)arena_take(arena, "tokens", n * sizeof(int32_t));
-    a->positions = (int32_t *)arena_take(arena, "tokens", n * sizeof(int32_t));
-    if (config_is_rotary(c)) {
-        size_t bytes = tokens_per_sequence * (c->head_dim / 2) * sizeof(float);
-        a->cos_table = (float *)arena_take(arena, "rotary tables", bytes);
-        a->sin_table = (float *)arena_take(arena, "rotary tables", bytes);
-    }
-    a->residual = arena_take(arena, "activations: residual", (per_layer ? layers + 1 : 1) * n * c->dim * element);
-    a->middle = arena_take(arena, "activations: residual", layers * n * c->dim * element);
-    a->qkv = arena_take(arena, "activations: queries, keys, values", layers * n * qkv_width(c) * element);
-    a->attended = arena_take(arena, "activations: attention", layers * n * c->heads * c->head_dim * element);
-    a->log_sum_exp = (float *)arena_take(arena, "activations: attention", layers * n * c->heads * sizeof(float));
-    a->up = arena_take(arena, "activations: MLP", layers * n * up_width(c) * element);
-    a->mean = (float *)arena_take(arena, "buffers of one layer", n * sizeof(float));
-    a->rstd = (float *)arena_take(arena, "buffers of one layer", n * sizeof(float));
-    a->normed = arena_take(arena, "buffers of one layer", n * c->dim * element);
-    a->branch = arena_take(arena, "buffers of one layer", n * c->dim * element);
-    a->activated = arena_take(arena, "buffers of one layer", n * c->ffn_dim * element);
-    a->classifier_rows = rows_of_logits(n, c->vocab_size, element);
-    a->logits = arena_take(arena, "logits", a->classifier_rows * c->vocab_size * element);
-    a->losses = (float *)arena_take(arena, "logits", n * sizeof(float));
-}
-
-static void lay_out_gradients(ActivationGradients *g, const ModelConfig *c, const Device *device, Arena *arena,
-                              int64_t n) {
-    size_t element = device->element_bytes;
-    g->residual = arena_take(arena, "activation gradients", n * c->dim * element);
-    g->normed = arena_take(arena, "activation gradients", n * c->dim * element);
-    g->qkv = arena_take(arena, "activation gradients", n * qkv_width(c) * element);
-    g->attended = arena_take(arena, "activation gradients", n * c->heads * c->head_dim * element);
-    g->up = arena_take(arena, "activation gradients", n * up_width(c) * element);
-    if (c->architecture != ARCH_GPT2)
-        g->activated = arena_take(arena, "activation gradients", n * c->ffn_dim * element);
-}
-
 // Where the slice of rank `rank` begins, in elements: at a multiple of 64, so that every slice can be read and written
 // in whole cache lines.
 static int64_t slice_start(int64_t total, int rank, int ranks) {
@@ -111,27 +53,32 @@ static int64_t slice_start(int64_t total, int rank, int ranks) {
 // All of a rank's memory. Runs first over no memory, to add up, then over the real block.
 static void lay_out_rank(Rank *r, int world_rank) {
     const Run *run = r->run;
-    const ModelConfig *c = &run->config;
-    int ranks = (int)(run->options.sp * run->options.dp);
+    const Options *o = &run->options;
+    int ranks = (int)(o->sp * o->dp), sequence_rank = world_rank % (int)o->sp;
     Arena *arena = &r->arena;
+    Model *model = &r->model;
     int64_t total = run->table.total;
-    r->replica = world_rank / (int)run->options.sp;
-    int sequence_rank = world_rank % (int)run->options.sp;
-    r->shard = shard_of(run->options.context, (int)run->options.sp, sequence_rank);
+    size_t element = r->device.element_bytes;
+    r->replica = world_rank / (int)o->sp;
     r->slice_begin = slice_start(total, world_rank, ranks);
     r->slice_end = slice_start(total, world_rank + 1, ranks);
     int64_t slice = r->slice_end - r->slice_begin;
+    *model = (Model){.config = &run->config,
+                     .table = &run->table,
+                     .device = &r->device,
+                     .attention = &r->attention,
+                     .shard = shard_of(o->context, (int)o->sp, sequence_rank),
+                     .recompute = run->recompute};
 
-    r->weights = arena_take(arena, "weights", total * r->device.element_bytes);
-    bool storage_is_fp32 = r->device.element_bytes == sizeof(float);
+    model->weights = arena_take(arena, "weights", total * element);
+    bool storage_is_fp32 = element == sizeof(float);
     if (!storage_is_fp32) r->master = (float *)arena_take(arena, "weights in fp32, my slice", slice * sizeof(float));
-    else r->master = r->weights == NULL ? NULL : (float *)r->weights + r->slice_begin;
-    r->gradients = (float *)arena_take(arena, "gradients", total * sizeof(float));
+    else r->master = model->weights == NULL ? NULL : (float *)model->weights + r->slice_begin;
+    model->gradients = (float *)arena_take(arena, "gradients", total * sizeof(float));
     r->exp_avg = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->exp_avg_sq = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->sums = (StepSums *)arena_take(arena, "sums of a step", sizeof(StepSums));
-    lay_out_activations(&r->act, c, &r->device, arena, run->micro_batch, r->shard.tokens, true);
-    lay_out_gradients(&r->grad, c, &r->device, arena, r->act.rows);
+    pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
 }
 
@@ -146,92 +93,27 @@ static size_t bytes_of_rank(Rank *r, int world_rank) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-static float *gradient(const Rank *r, int64_t offset) { return offset < 0 ? NULL : r->gradients + offset; }
-
-// act->normed = norm(x + delta), leaving x + delta in `sum`; or norm(x) where delta is NULL.
-static void norm_forward(Rank *r, Activations *act, void *sum, const void *x, const void *delta, int64_t scale,
-                         int64_t bias) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    float epsilon = (float)c->norm_epsilon;
-    if (c->architecture == ARCH_GPT2)
-        d->layernorm_forward(d, act->normed, sum, act->mean, act->rstd, x, delta, weight(r, scale), weight(r, bias),
-                             act->rows, c->dim, epsilon);
-    else d->rmsnorm_forward(d, act->normed, sum, act->rstd, x, delta, weight(r, scale), act->rows, c->dim, epsilon);
+// What leaves layer l enters the next one, or the final norm: the norm there takes the layer's last sum.
+static void leave_layer(Model *model, Pass *pass, int64_t l) {
+    bool last = l + 1 == model->config->layers;
+    void *next = last ? pass->last : pass->layer[l + 1].input;
+    const Norm *norm = last ? final_norm(model->config) : layer_kind(model->config, l + 1).norm;
+    norm->forward(model, pass, next, pass->layer[l].middle, pass->branch,
+                  last ? model->table->final_norm : model->table->layer[l + 1].norm1);
 }
 
-static void activation_forward(Rank *r, Activations *act, const void *up) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    if (c->architecture == ARCH_GPT2) d->gelu_forward(d, act->activated, up, act->rows * c->ffn_dim);
-    else d->swiglu_forward(d, act->activated, up, act->rows, c->ffn_dim);
-}
-
-// act->branch = down(activation(up(act->normed))), leaving up's output in `up`.
-static void mlp_forward(Rank *r, Activations *act, void *up, const LayerOffsets *w) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    int64_t n = act->rows, C = c->dim, F = c->ffn_dim;
-    if (c->architecture == ARCH_GPT2)
-        d->matmul_gelu_forward(d, act->activated, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, F);
-    else {
-        d->matmul_forward(d, up, act->normed, weight(r, w->up), weight(r, w->up_bias), n, C, 2 * F);
-        d->swiglu_forward(d, act->activated, up, n, F);
+// pass->tokens, pass->positions -> pass->normed, the output of the final norm, which the classifier reads.
+void forward(Model *model, Pass *pass) {
+    const ParameterTable *table = model->table;
+    Device *d = model->device;
+    void *first = pass->layer[0].input;
+    d->embedding_forward(d, first, pass->tokens, pass->positions, weight(model, table->token_table),
+                         weight(model, table->position_table), pass->rows, model->config->dim);
+    layer_kind(model->config, 0).norm->forward(model, pass, NULL, first, NULL, table->layer[0].norm1);
+    for (int64_t l = 0; l < model->config->layers; l++) {
+        block_forward(model, pass, l);
+        leave_layer(model, pass, l);
     }
-    d->matmul_forward(d, act->branch, act->activated, weight(r, w->down), weight(r, w->down_bias), n, F, C);
-}
-
-// Rotates queries and keys, which stand side by side at the start of each row, by their positions' angles; or back.
-static void rotate(Rank *r, const Activations *act, void *qkv, bool inverse) {
-    const ModelConfig *c = &r->run->config;
-    if (!config_is_rotary(c)) return;
-    r->device.rotary(&r->device, qkv, act->cos_table, act->sin_table, act->rows, act->table_rows, qkv_width(c),
-                     c->heads + c->kv_heads, c->head_dim, inverse);
-}
-
-// act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache:
-// generation.
-void forward(Rank *r, Activations *act, KeyValueCache *cache) {
-    const ModelConfig *c = &r->run->config;
-    const ParameterTable *table = &r->run->table;
-    Device *d = &r->device;
-    int64_t n = act->rows, C = c->dim, HD = c->heads * c->head_dim, U = up_width(c);
-
-    void *residual = act->residual;
-    d->embedding_forward(d, residual, act->tokens, act->positions, weight(r, table->token_table),
-                         weight(r, table->position_table), n, C);
-    for (int64_t l = 0; l < c->layers; l++) {
-        const LayerOffsets *w = &table->layer[l];
-        void *qkv = layer_part(d, act, act->qkv, l, n * qkv_width(c));
-        void *attended = layer_part(d, act, act->attended, l, n * HD);
-        void *middle = layer_part(d, act, act->middle, l, n * C);
-        void *up = layer_part(d, act, act->up, l, n * U);
-        float *log_sum_exp = act->per_layer ? act->log_sum_exp + l * n * c->heads : act->log_sum_exp;
-
-        if (l == 0) {
-            norm_forward(r, act, NULL, residual, NULL, w->norm1, w->norm1_bias);
-        } else { // the layer before left its sum to this norm: residual[l] = middle[l-1] + its MLP's output
-            void *middle_before = layer_part(d, act, act->middle, l - 1, n * C);
-            residual = layer_part(d, act, act->residual, l, n * C);
-            norm_forward(r, act, residual, middle_before, act->branch, w->norm1, w->norm1_bias);
-        }
-        d->matmul_forward(d, qkv, act->normed, weight(r, w->qkv), weight(r, w->qkv_bias), n, C, qkv_width(c));
-        rotate(r, act, qkv, false);
-        Heads heads = heads_of(r, qkv, n / act->sequences);
-        if (cache != NULL) attend_cached(r, act, cache, l, attended, heads);
-        else
-            attention_forward(&r->attention, d, token_view(attended, HD, n / act->sequences), log_sum_exp, heads.q,
-                              heads.k, heads.v);
-        d->matmul_forward(d, act->branch, attended, weight(r, w->attention_out), weight(r, w->attention_out_bias), n,
-                          HD, C);
-
-        norm_forward(r, act, middle, residual, act->branch, w->norm2, w->norm2_bias);
-        mlp_forward(r, act, up, w);
-    }
-    void *middle_last = layer_part(d, act, act->middle, c->layers - 1, n * C);
-    norm_forward(r, act, layer_part(d, act, act->residual, c->layers, n * C), middle_last, act->branch,
-                 table->final_norm, table->final_norm_bias);
-    if (cache != NULL) cache->length += n;
 }
 
 // --dump: the logits of the rows at work, on the host. Waits for the device.
@@ -239,106 +121,45 @@ static void keep_logits(Rank *r, int64_t first, int64_t rows) {
     Device *d = &r->device;
     int64_t V = r->run->config.vocab_size;
     float *host = r->dump_logits + first * V;
-    d->to_float(d, d->host_memory ? host : r->dump_room, r->act.logits, rows * V);
+    d->to_float(d, d->host_memory ? host : r->dump_room, r->pass.logits, rows * V);
     if (!d->host_memory) d->download(d, host, r->dump_room, (size_t)(rows * V) * sizeof(float));
 }
 
 // The classifier, a few rows at a time. Adds the losses (nats) of the first `counted` rows to r->sums. With d_loss !=
 // 0, the gradient of d_loss * (the sum of all losses) goes into the classifier's weights and, by the final norm's
-// output, into r->grad.normed.
+// output, into r->pass.d_normed.
 static void classify(Rank *r, float d_loss, int64_t counted) {
     const ModelConfig *c = &r->run->config;
     const ParameterTable *table = &r->run->table;
     Device *d = &r->device;
-    Activations *act = &r->act;
+    Pass *pass = &r->pass;
     int64_t C = c->dim, V = c->vocab_size;
-    for (int64_t first = 0; first < act->rows; first += act->classifier_rows) {
-        int64_t rows = act->rows - first < act->classifier_rows ? act->rows - first : act->classifier_rows;
-        void *normed = at(d, act->normed, first * C);
-        d->matmul_forward(d, act->logits, normed, weight(r, table->classifier), NULL, rows, C, V);
+    for (int64_t first = 0; first < pass->rows; first += pass->classifier_rows) {
+        int64_t rows = pass->rows - first < pass->classifier_rows ? pass->rows - first : pass->classifier_rows;
+        void *normed = at(d, pass->normed, first * C);
+        d->matmul_forward(d, pass->logits, normed, weight(&r->model, table->classifier), NULL, rows, C, V);
         if (r->dump_logits != NULL) keep_logits(r, first, rows);
-        d->classifier(d, act->logits, act->losses + first, act->targets + first, rows, V, d_loss);
+        d->classifier(d, pass->logits, pass->losses + first, pass->targets + first, rows, V, d_loss);
         if (d_loss == 0) continue;
-        d->matmul_backward(d, at(d, r->grad.normed, first * C), gradient(r, table->classifier), NULL, act->logits,
-                           normed, weight(r, table->classifier), rows, C, V, false);
+        d->matmul_backward(d, at(d, r->pass.d_normed, first * C), gradient(&r->model, table->classifier), NULL, pass->logits,
+                           normed, weight(&r->model, table->classifier), rows, C, V, false);
     }
-    d->sum(d, &r->sums->losses, act->losses, counted);
+    d->sum(d, &r->sums->losses, pass->losses, counted);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward: the forward pass read from the bottom up
 
-// r->grad.residual += the gradient that comes through norm(x) from r->grad.normed. Needs the statistics in act->mean,
-// act->rstd.
-static void norm_backward(Rank *r, const void *x, int64_t scale, int64_t bias) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    Activations *act = &r->act;
-    if (c->architecture == ARCH_GPT2)
-        d->layernorm_backward(d, r->grad.residual, gradient(r, scale), gradient(r, bias), r->grad.normed, x,
-                              weight(r, scale), act->mean, act->rstd, act->rows, c->dim);
-    else
-        d->rmsnorm_backward(d, r->grad.residual, gradient(r, scale), r->grad.normed, x, weight(r, scale), act->rstd,
-                            act->rows, c->dim);
-}
-
-// r->grad.up = the gradient that comes through down(activation(up)) from r->grad.residual. Needs act->activated.
-static void mlp_backward(Rank *r, const void *up, const LayerOffsets *w) {
-    const ModelConfig *c = &r->run->config;
-    Device *d = &r->device;
-    const ActivationGradients *g = &r->grad;
-    const void *down = weight(r, w->down), *activated = r->act.activated;
-    float *d_down = gradient(r, w->down), *d_bias = gradient(r, w->down_bias);
-    int64_t n = r->act.rows, C = c->dim, F = c->ffn_dim;
-    if (c->architecture == ARCH_GPT2) {
-        d->matmul_gelu_backward(d, g->up, d_down, d_bias, g->residual, activated, up, down, n, F, C);
-        return;
-    }
-    d->matmul_backward(d, g->activated, d_down, d_bias, g->residual, activated, down, n, F, C, false);
-    d->swiglu_backward(d, g->up, g->activated, up, n, F);
-}
-
-// From r->grad.normed (set by classify) to every parameter's gradient, added to r->gradients.
-static void backward(Rank *r) {
-    const ModelConfig *c = &r->run->config;
-    const ParameterTable *table = &r->run->table;
-    Device *d = &r->device;
-    Activations *act = &r->act;
-    ActivationGradients *g = &r->grad;
-    int64_t n = act->rows, C = c->dim, HD = c->heads * c->head_dim, U = up_width(c);
-    int64_t tokens = n / act->sequences;
-
-    d->zero(d, g->residual, n * C * d->element_bytes);
-    norm_backward(r, at(d, act->residual, c->layers * n * C), table->final_norm, table->final_norm_bias);
-    for (int64_t l = c->layers - 1; l >= 0; l--) {
-        const LayerOffsets *w = &table->layer[l];
-        void *residual = at(d, act->residual, l * n * C), *middle = at(d, act->middle, l * n * C);
-        void *qkv = at(d, act->qkv, l * n * qkv_width(c)), *attended = at(d, act->attended, l * n * HD);
-        void *up = at(d, act->up, l * n * U);
-
-        // residual[l+1] = middle + down(activation(up(norm2(middle))))
-        norm_forward(r, act, NULL, middle, NULL, w->norm2, w->norm2_bias);
-        activation_forward(r, act, up);
-        mlp_backward(r, up, w);
-        d->matmul_backward(d, g->normed, gradient(r, w->up), gradient(r, w->up_bias), g->up, act->normed,
-                           weight(r, w->up), n, C, U, false);
-        norm_backward(r, middle, w->norm2, w->norm2_bias);
-
-        // middle = residual[l] + projection(attention(rotary(qkv(norm1(residual[l])))))
-        d->matmul_backward(d, g->attended, gradient(r, w->attention_out), gradient(r, w->attention_out_bias),
-                           g->residual, attended, weight(r, w->attention_out), n, HD, C, false);
-        Heads heads = heads_of(r, qkv, tokens), d_heads = heads_of(r, g->qkv, tokens);
-        attention_backward(&r->attention, d, d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
-                           token_view(attended, HD, tokens), act->log_sum_exp + l * n * c->heads,
-                           token_view(g->attended, HD, tokens));
-        rotate(r, act, g->qkv, true);
-        norm_forward(r, act, NULL, residual, NULL, w->norm1, w->norm1_bias);
-        d->matmul_backward(d, g->normed, gradient(r, w->qkv), gradient(r, w->qkv_bias), g->qkv, act->normed,
-                           weight(r, w->qkv), n, C, qkv_width(c), false);
-        norm_backward(r, residual, w->norm1, w->norm1_bias);
-    }
-    d->embedding_backward(d, gradient(r, table->token_table), gradient(r, table->position_table), g->residual,
-                          act->tokens, act->positions, n, C, c->vocab_size);
+// From pass->d_normed (set by classify) to every parameter's gradient, added to model->gradients.
+static void backward(Model *model, Pass *pass) {
+    const ParameterTable *table = model->table;
+    Device *d = model->device;
+    int64_t n = pass->rows, C = model->config->dim;
+    d->zero(d, pass->d_residual, n * C * d->element_bytes);
+    final_norm(model->config)->backward(model, pass, pass->last, table->final_norm);
+    for (int64_t l = model->config->layers - 1; l >= 0; l--) block_backward(model, pass, l);
+    d->embedding_backward(d, gradient(model, table->token_table), gradient(model, table->position_table),
+                          pass->d_residual, pass->tokens, pass->positions, n, C, model->config->vocab_size);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -363,8 +184,8 @@ static double learning_rate(const Options *o, int64_t step, int64_t steps) { // 
 static void sum_gradients(Rank *r) {
     Device *d = &r->device;
     comm_doing(r->world, "sum of gradients");
-    float *mine = r->gradients + r->slice_begin;
-    comm_reduce_scatter_sum(r->world_tensors, mine, r->gradients, r->slice_counts);
+    float *mine = r->model.gradients + r->slice_begin;
+    comm_reduce_scatter_sum(r->world_tensors, mine, r->model.gradients, r->slice_counts);
     d->sum_of_squares(d, &r->sums->squares, mine, r->slice_end - r->slice_begin);
 }
 
@@ -415,11 +236,11 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
         if (begin >= end) continue;
         adamw.weight_decay = p->decay ? (float)o->weight_decay : 0.0f;
         int64_t mine = begin - r->slice_begin;
-        d->adamw(d, r->master + mine, weight(r, begin), r->exp_avg + mine, r->exp_avg_sq + mine, r->gradients + begin,
+        d->adamw(d, r->master + mine, weight(&r->model, begin), r->exp_avg + mine, r->exp_avg_sq + mine, r->model.gradients + begin,
                  end - begin, &adamw);
     }
     comm_doing(r->world, "gathering of weights");
-    gather_slices(r, r->weights, d->element_bytes);
+    gather_slices(r, r->model.weights, d->element_bytes);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -434,17 +255,17 @@ static double tokens_in_step(const Run *run) { return (double)run->options.batch
 
 // Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
 static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err) {
-    Activations *act = &r->act;
+    Pass *pass = &r->pass;
     Device *d = &r->device;
-    int64_t tokens = r->shard.tokens;
+    int64_t tokens = r->model.shard.tokens;
     int32_t *inputs = r->staging, *targets = inputs + tokens, *positions = targets + tokens;
-    for (int64_t b = 0; b < act->sequences; b++) {
-        if (!loader_read(loader, window[b < count ? b : 0], &r->shard, r->run->config.vocab_size, inputs, targets,
+    for (int64_t b = 0; b < pass->sequences; b++) {
+        if (!loader_read(loader, window[b < count ? b : 0], &r->model.shard, r->run->config.vocab_size, inputs, targets,
                          positions, err))
             return false;
-        d->upload(d, act->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
-        d->upload(d, act->targets + b * tokens, targets, tokens * sizeof(int32_t));
-        d->upload(d, act->positions + b * tokens, positions, tokens * sizeof(int32_t));
+        d->upload(d, pass->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
+        d->upload(d, pass->targets + b * tokens, targets, tokens * sizeof(int32_t));
+        d->upload(d, pass->positions + b * tokens, positions, tokens * sizeof(int32_t));
     }
     return true;
 }
@@ -455,16 +276,16 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     const Run *run = r->run;
     Device *d = &r->device;
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
-    d->zero(d, r->gradients, run->table.total * sizeof(float));
+    d->zero(d, r->model.gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
     for (int64_t done = 0; done < per_replica; done += micro) {
         bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
         if (!all_well(r, loaded, err)) return false;
         comm_doing(r->world, "forward pass");
-        forward(r, &r->act, NULL);
-        classify(r, (float)(1.0 / tokens_in_step(run)), r->act.rows);
+        forward(&r->model, &r->pass);
+        classify(r, (float)(1.0 / tokens_in_step(run)), r->pass.rows);
         comm_doing(r->world, "backward pass");
-        backward(r);
+        backward(&r->model, &r->pass);
     }
     return true;
 }
@@ -481,8 +302,8 @@ static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
         bool loaded = count <= 0 || load(r, &v->loader, v->window + first, count, err);
         if (!all_well(r, loaded, err)) return false;
         if (count <= 0) continue;
-        forward(r, &r->act, NULL);
-        classify(r, 0, count * r->shard.tokens);
+        forward(&r->model, &r->pass);
+        classify(r, 0, count * r->model.shard.tokens);
     }
     *loss = read_sums(r).losses / ((double)v->windows * (double)r->run->options.context);
     return true;
@@ -490,10 +311,10 @@ static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
 
 // The mean loss of the tokens that were loaded last, with the weights as they are now. Collective.
 double loss_of_last_tokens(Rank *r) {
-    double tokens = (double)r->act.sequences * (double)r->run->options.context * (double)r->run->options.dp;
+    double tokens = (double)r->pass.sequences * (double)r->run->options.context * (double)r->run->options.dp;
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
-    forward(r, &r->act, NULL);
-    classify(r, 0, r->act.rows);
+    forward(&r->model, &r->pass);
+    classify(r, 0, r->pass.rows);
     return read_sums(r).losses / tokens;
 }
 
@@ -576,7 +397,7 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
 // What follows from a step's time.
 static void report_speed(const Rank *r, Training *t, StepReport *report) {
     const Run *run = r->run;
-    double tokens = tokens_in_step(run), flops = flops_per_token(&run->config, &run->table, run->options.context);
+    double tokens = tokens_in_step(run), flops = model_flops(&run->config, &run->table, run->options.context);
     double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
     t->usual_seconds = usual;
     report->tokens_per_second = tokens / report->seconds;
@@ -691,9 +512,9 @@ static void fill_weights(Rank *r) {
         require(r, r->kept != NULL, &err);
     }
     fill_slice(r, from, CHECKPOINT_PARAMETERS, r->master);
-    r->device.to_storage(&r->device, weight(r, r->slice_begin), r->master, r->slice_end - r->slice_begin);
+    r->device.to_storage(&r->device, weight(&r->model, r->slice_begin), r->master, r->slice_end - r->slice_begin);
     comm_doing(r->world, "gathering of the first weights");
-    gather_slices(r, r->weights, r->device.element_bytes);
+    gather_slices(r, r->model.weights, r->device.element_bytes);
     if (!resumed) return;
     fill_slice(r, from, CHECKPOINT_EXP_AVG, r->exp_avg);
     fill_slice(r, from, CHECKPOINT_EXP_AVG_SQ, r->exp_avg_sq);
@@ -703,14 +524,14 @@ static void fill_weights(Rank *r) {
 static bool fill_rotary_tables(Rank *r, Error *err) {
     const ModelConfig *c = &r->run->config;
     if (!config_is_rotary(c)) return true;
-    int64_t tokens = r->shard.tokens, elements = tokens * (c->head_dim / 2), n = 0;
+    int64_t tokens = r->model.shard.tokens, elements = tokens * (c->head_dim / 2), n = 0;
     float *tables = (float *)malloc((size_t)(2 * elements) * sizeof(float));
     if (tables == NULL) return error_set(err, "out of memory for the rotary tables of %lld tokens", (long long)tokens);
-    for (int i = 0; i < r->shard.count; i++)
-        for (int64_t t = 0; t < r->shard.chunk[i].length; t++) r->staging[n++] = (int32_t)(r->shard.chunk[i].start + t);
+    for (int i = 0; i < r->model.shard.count; i++)
+        for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++) r->staging[n++] = (int32_t)(r->model.shard.chunk[i].start + t);
     rope_tables(c, r->staging, tokens, tables, tables + elements);
-    r->device.upload(&r->device, r->act.cos_table, tables, (size_t)elements * sizeof(float));
-    r->device.upload(&r->device, r->act.sin_table, tables + elements, (size_t)elements * sizeof(float));
+    r->device.upload(&r->device, r->pass.cos_table, tables, (size_t)elements * sizeof(float));
+    r->device.upload(&r->device, r->pass.sin_table, tables + elements, (size_t)elements * sizeof(float));
     free(tables);
     return true;
 }
@@ -736,7 +557,7 @@ static bool set_up_rank(Rank *r, Error *err) {
     else r->sequence_tensors = r->world_tensors; // the same ranks
     attention_connect(&r->attention, r->sequence_tensors);
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
-    r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
+    r->staging = (int32_t *)malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
     if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
@@ -790,6 +611,7 @@ static void rank_main(Comm *world, void *argument) {
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
     r->device.close(&r->device);
     kept_files_free(r->kept);
+    pass_free(&r->pass);
     free(r->slice_counts);
     free(r->staging);
     free(r);
@@ -814,7 +636,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
             bytes_of_rank(r, rank);
             // What is not laid out, but taken by those who use it.
             if (messages_on_device) arena_take(&r->arena, "sums over ranks", COMM_STAGING_BYTES);
-            arena_take(&r->arena, "device's own", device_own_bytes(run->devices.name, r->act.rows, run->config.dim));
+            arena_take(&r->arena, "device's own", device_own_bytes(run->devices.name, r->pass.rows, run->config.dim));
             bytes[rank] = r->arena.used;
             all += bytes[rank];
         }
@@ -831,6 +653,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     } else {
         error_set(err, "out of memory");
     }
+    if (r != NULL) pass_free(&r->pass);
     free(r);
     free(bytes);
     return ok;

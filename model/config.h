@@ -46,6 +46,7 @@ typedef struct ModelConfig {
     double rope_theta;
     RopeScaling rope_scaling;
     int64_t bos_token, eos_token; // -1: none
+    int mixers, mixer[8];         // the token mixers of the layers, a pattern that repeats, by number; 0: all the first
 } ModelConfig;
 
 enum { CONFIG_MAX_HEAD_DIM = 256 }; // what the attention kernels take

@@ -12,11 +12,6 @@
 extern "C" {
 #endif
 
-// Floating-point operations of one token's training step: 6 for each parameter in matrix products (2 forward, 4
-// backward) and 7 L T H D for causal attention (2 products forward and 5 backward, half of T x T each). No
-// recomputation is counted.
-double flops_per_token(const ModelConfig *config, const ParameterTable *table, int64_t context);
-
 // The whole plan. `rank_arena` is one rank's; `all_ranks` the bytes of all. `passes` micro-batches make a step.
 void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *table, const AttentionConfig *attention,
                 const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes);

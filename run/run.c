@@ -265,6 +265,9 @@ static bool configure_attention(Run *run, Error *err) {
     AttentionConfig *a = &run->attention;
     run->micro_batch = o->micro_batch > 0 ? o->micro_batch : usual_micro_batch(o);
     run->steps = o->steps;
+    run->recompute = strcmp(o->recompute, "block") == 0 ? RECOMPUTE_BLOCK
+                     : strcmp(o->recompute, "mlp") == 0 ? RECOMPUTE_MLP
+                                                         : RECOMPUTE_NONE;
     a->context = o->context;
     a->ranks = (int)o->sp;
     a->ulysses = (int)o->ulysses;

@@ -7,7 +7,7 @@
 #include "checkpoint/checkpoint.h"
 #include "dataloader/tokens.h"
 #include "model/config.h"
-#include "model/parameters.h"
+#include "model/model.h"
 #include "run/devices.h"
 #include "terminal/options.h"
 
@@ -25,6 +25,7 @@ typedef struct Run {
     int64_t validation_begin, validation_end;
     bool train_checked;                // its token numbers are known to be below the vocabulary
     int64_t micro_batch;               // sequences of one pass
+    Recompute recompute;
     int64_t steps;                     // of the whole run
     char resume_from[1024];            // checkpoint folder, "" for none
     TrainingState resumed;             // its state; zero for a new run

@@ -49,6 +49,8 @@ const Option options_table[] = {
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
      "sequences per replica and pass, gradients being accumulated; 0: up to 4,096 tokens per rank"},
+    {"recompute", CHOICE, TRAINING, "none|mlp|block", "none", AT(recompute), 0, 0,
+     "what backward works out again to save memory: the MLP's first product, or whole layers; the bits stay"},
     {"steps", INTEGER, TRAINING, "N", "450", AT(steps), 0, 1e12, "optimizer steps of the whole run"},
     {"lr", REAL, TRAINING, "X", "0", AT(lr), 0, 1e30, "highest learning rate; 0: from the width, 0.25 / C, at most 4e-3"},
     {"min-lr", REAL, TRAINING, "X", "0.1", AT(min_lr), 0, 1, "final learning rate, as a fraction of --lr"},

@@ -33,6 +33,7 @@ typedef struct Options {
     // training
     int64_t batch;          // sequences per step, all ranks together
     int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller above 4,096 tokens per rank
+    const char *recompute;  // none | mlp | block
     int64_t steps;
     double lr, min_lr;      // min_lr: final rate as a fraction of lr
     const char *schedule;   // cosine | constant | wsd

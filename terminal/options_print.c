@@ -77,6 +77,7 @@ static bool left_out(const Options *options, const Option *row) {
     const void *value = option_value(options, row);
     bool zero_is_unset = row->group == MODEL || (row->initial != NULL && strcmp(row->initial, "0") == 0);
     if (strcmp(row->name, "decay-fraction") == 0 && strcmp(options->schedule, "wsd") != 0) return true;
+    if (strcmp(row->name, "recompute") == 0 && strcmp(options->recompute, "none") == 0) return true;
     if (strcmp(row->name, "min-lr") == 0 && strcmp(options->schedule, "constant") == 0) return true;
     bool of_saving = strcmp(row->name, "keep") == 0 || strcmp(row->name, "save-minutes") == 0;
     bool own_data = options->data_count > 0 || options->val_data_count > 0;

@@ -881,7 +881,7 @@ static bool ended_well(const ProgramResult *r) {
 static void memory_limits(void **state) {
     (void)state;
     if (program_slowness() > 1) skip(); // sanitizers take terabytes of addresses
-    const int kilobytes[] = {30000, 50000, 100000, 200000, 300000, 400000, 500000, 800000};
+    const int kilobytes[] = {50000, 100000, 200000, 300000, 400000, 500000, 800000};
     const char *const runs[] = {"--help", "--plan", "--sp 2 --threads 4"};
     for (size_t i = 0; i < sizeof kilobytes / sizeof *kilobytes; i++) {
         for (int run = 0; run < 3; run++) {
