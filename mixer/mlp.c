@@ -5,7 +5,7 @@
 #include "model/model.h"
 
 enum { UP };                     // kept: (n, F); SwiGLU (n, 2F), gate before up
-enum { ACTIVATED, D_UP, D_ACTIVATED }; // room: (n, F), (n, F or 2F), (n, F)
+enum { ACTIVATED, D_UP, D_ACTIVATED }; // room: (n, F) each; D_UP of GELU only: SwiGLU's takes the place of UP
 
 // ---- parameters -----------------------------------------------------------------------------------------------------
 
@@ -50,9 +50,7 @@ static void gelu_lay_out_room(const MixerSize *s, bool backward, MixerMemory *ro
 
 static void swiglu_lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
     room->buffer[ACTIVATED] = take(s, "buffers of one layer", s->config->ffn_dim, arena);
-    if (!backward) return;
-    room->buffer[D_UP] = take(s, "activation gradients", 2 * s->config->ffn_dim, arena);
-    room->buffer[D_ACTIVATED] = take(s, "activation gradients", s->config->ffn_dim, arena);
+    if (backward) room->buffer[D_ACTIVATED] = take(s, "activation gradients", s->config->ffn_dim, arena);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -88,10 +86,10 @@ static void swiglu_output(const Mixing *m) {
 // ---- backward -------------------------------------------------------------------------------------------------------
 
 // From the gradient of the first product's output to that of normed.
-static void up_backward(const Mixing *m, int64_t width) {
+static void up_backward(const Mixing *m, const void *d_up, int64_t width) {
     const Model *model = m->model;
     model->device->matmul_backward(model->device, m->pass->d_normed, gradient(model, m->tensor[MLP_UP]),
-                                   gradient(model, m->tensor[MLP_UP_BIAS]), m->room.buffer[D_UP], m->pass->normed,
+                                   gradient(model, m->tensor[MLP_UP_BIAS]), d_up, m->pass->normed,
                                    weight(model, m->tensor[MLP_UP]), m->pass->rows, model->config->dim, width, false);
 }
 
@@ -104,7 +102,7 @@ static void gelu_backward(const Mixing *m) {
     d->matmul_gelu_backward(d, m->room.buffer[D_UP], gradient(model, m->tensor[MLP_DOWN]),
                             gradient(model, m->tensor[MLP_DOWN_BIAS]), m->pass->d_residual, activated, up,
                             weight(model, m->tensor[MLP_DOWN]), n, F, model->config->dim);
-    up_backward(m, F);
+    up_backward(m, m->room.buffer[D_UP], F);
 }
 
 static void swiglu_backward(const Mixing *m) {
@@ -116,8 +114,8 @@ static void swiglu_backward(const Mixing *m) {
     d->matmul_backward(d, m->room.buffer[D_ACTIVATED], gradient(model, m->tensor[MLP_DOWN]),
                        gradient(model, m->tensor[MLP_DOWN_BIAS]), m->pass->d_residual, activated,
                        weight(model, m->tensor[MLP_DOWN]), n, F, model->config->dim, false);
-    d->swiglu_backward(d, m->room.buffer[D_UP], m->room.buffer[D_ACTIVATED], up, n, F);
-    up_backward(m, 2 * F);
+    d->swiglu_backward(d, up, m->room.buffer[D_ACTIVATED], up, n, F);
+    up_backward(m, up, 2 * F);
 }
 
 const Mixer mlp_gelu = {.name = "mlp, GELU",

@@ -77,7 +77,7 @@ void pass_lay_out(Pass *p, const ModelConfig *c, size_t element_bytes, Arena *ar
     p->losses = arena_take(arena, "logits", n * sizeof(float));
     if (!training) return;
     p->d_residual = arena_take(arena, "activation gradients", stream);
-    p->d_normed = arena_take(arena, "activation gradients", stream);
+    p->d_normed = p->branch; // on the way back nothing is added to the stream, but while a block is replayed
 }
 
 void pass_free(Pass *pass) {
