@@ -180,6 +180,16 @@ $(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
 
+# The program with a token mixer that a test adds: its table takes the place of mixer/mixers.c.
+$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(LIBRARY) \
+                          | $(BUILD)/test/train_gpt_with_toy
+	$(call say,LINK)
+	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
+$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o \
+                                  $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
+	$(call say,LINK)
+	$(Q)$(LINK) $^ $(LIBS) -o $@
+
 # A test of the emulator itself is joined with it, and shows nothing but its main.
 $(BUILD)/emulated/test/%.whole.o: $(BUILD)/emulated/test/%.o $(EMULATOR_OBJECTS)
 	$(Q)ld -r --force-group-allocation $^ -o $@

@@ -556,6 +556,7 @@ static bool set_up_rank(Rank *r, Error *err) {
     else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
     else r->sequence_tensors = r->world_tensors; // the same ranks
     attention_connect(&r->attention, r->sequence_tensors);
+    r->model.sequence = r->sequence_tensors;
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
     if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");

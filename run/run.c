@@ -296,11 +296,30 @@ static void usual_learning_rate(Options *o, const ModelConfig *c) {
     if (o->lr == 0) o->lr = rate < most ? rate : most;
 }
 
+// What a model of other mixers than attention cannot do yet.
+static bool check_mixers(const Run *run, Error *err) {
+    const Options *o = &run->options;
+    bool hugging_face = true, generates = true;
+    for (int64_t l = 0; l < run->config.layers; l++) {
+        LayerKind kind = layer_kind(&run->config, l);
+        hugging_face = hugging_face && kind.number == 0;
+        generates = generates && kind.tokens->generates;
+    }
+    if (!hugging_face && o->out != NULL)
+        return error_usage(err, "--mixer %s: no Hugging Face class has it, so it cannot be saved: leave out --out",
+                           o->mixer);
+    if (!generates && o->sample != NULL)
+        return error_usage(err, "--mixer %s: a mixer in it cannot generate: leave out --sample", o->mixer);
+    return true;
+}
+
 // The prompt is read before anything is trained, so that a bad one is told at once.
 static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
-    if (o->sample_tokens == 0) return true;
+    bool generates = true;
+    for (int64_t l = 0; l < c->layers; l++) generates = generates && layer_kind(c, l).tokens->generates;
+    if (o->sample_tokens == 0 || !generates) return true;
     int64_t positions = config_positions(c), vocabulary = has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);
@@ -336,7 +355,7 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
-    if (!choose_model(run, err) || !check_widths(run, err) || !configure_attention(run, err)) return false;
+    if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) || !configure_attention(run, err)) return false;
     usual_learning_rate(&run->options, &run->config);
     return read_prompt(run, err);
 }

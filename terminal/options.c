@@ -33,6 +33,8 @@ const Option options_table[] = {
     {"vocab-size", INTEGER, MODEL, "N", "0", AT(vocab_size), 0, INT32_MAX,
      "tokens of a new model's vocabulary; 0: of bytes 257, of uint16 tokens 50257, of uint32 tokens 128256"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
+    {"mixer", TEXT, MODEL, "LIST", NULL, AT(mixer), 0, 0,
+     "what mixes tokens, layer by layer, a pattern that repeats: names with commas between; without it, attention"},
     {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
      "a classifier of its own instead of the token embedding (llama)"},
     {"qkv-bias", FLAG, MODEL, NULL, NULL, AT(qkv_bias), 0, 0,
@@ -356,7 +358,7 @@ static bool check_rates(const Options *options, Error *err) {
 
 static bool check_model(const Options *options, Error *err) {
     static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads",   "kv-heads",
-                                                    "dim",  "ffn",   "untied", "qkv-bias", "vocab-size"};
+                                                    "dim",  "ffn",   "untied", "qkv-bias", "vocab-size", "mixer"};
     static const char *const of_llama[] = {"kv-heads", "rope-theta", "untied", "qkv-bias"};
     if (options->init != NULL && options->resume)
         return error_usage(err, "--init and --resume both say where the weights come from: give one of them");

@@ -22,6 +22,7 @@ typedef struct Options {
     int64_t context;        // T
     int64_t vocab_size;     // of a new model
     double rope_theta;
+    const char *mixer;      // names of token mixers, a pattern over the layers; NULL: attention
     bool untied;            // separate classifier
     bool qkv_bias;
     // data
