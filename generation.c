@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
 #include "model/sampling.h"
 #include "terminal/sample.h"
@@ -82,6 +83,7 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
         d->upload(d, g->act.sin_table, g->sin_table, bytes);
     }
     forward(r, &g->act, &g->cache);
+    pulse_beat();
     d->matmul_forward(d, g->act.logits, at(d, g->act.normed, (rows - 1) * c->dim), weight(r, r->run->table.classifier),
                       NULL, 1, c->dim, c->vocab_size);
     d->to_float(d, g->device_logits, g->act.logits, c->vocab_size);

@@ -572,7 +572,7 @@ static int run_checks(char **argv) {
     while (strcmp(transport_names[checks.transport], argv[1]) != 0) checks.transport++;
     alarm(120);
     for (int ranks = atoi(argv[2]); ranks <= atoi(argv[3]); ranks++) {
-        CommLaunch launch = {COMM_AUTO, ranks, 60};
+        CommLaunch launch = {.engine = COMM_AUTO, .ranks = ranks, .timeout_seconds = 60};
         Error err = {0};
         if (!comm_run(&launch, rank_main, &checks, &err)) die(&err);
     }
@@ -639,7 +639,8 @@ static void play(Comm *world, void *argument) {
 // The program: play TROUBLE TRANSPORT ENGINE
 static int run_scene(char **argv) {
     Scene scene = {argv[1], strcmp(argv[2], "collectives") == 0};
-    CommLaunch launch = {strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL, 2, 1};
+    CommEngine engine = strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL;
+    CommLaunch launch = {.engine = engine, .ranks = 2, .timeout_seconds = 1};
     Error err = {0};
     alarm(60);
     if (!comm_run(&launch, play, &scene, &err)) die(&err);
@@ -713,7 +714,7 @@ static void test_threads(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= MOST_RANKS; ranks++) {
         Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER, .transport = PEERS, .at_once = true};
-        CommLaunch launch = {COMM_LOCAL, ranks, 60};
+        CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 60};
         Error err = {0};
         if (!comm_run(&launch, rank_main, &checks, &err)) fail_msg("%s", err.message);
         if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
@@ -811,7 +812,7 @@ static void sum_of_many(Comm *world, void *argument) {
 static void test_sums_of_many_ranks(void **state) {
     (void)state;
     Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER, .transport = PEERS, .at_once = true};
-    CommLaunch launch = {COMM_LOCAL, DEVICE_MOST_TERMS + 44, 60};
+    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = DEVICE_MOST_TERMS + 44, .timeout_seconds = 60};
     Error err = {0};
     if (!comm_run(&launch, sum_of_many, &checks, &err)) fail_msg("%s", err.message);
     if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
@@ -843,7 +844,7 @@ static void rank_on_cpu(Comm *world, void *argument) {
 static void test_cpu_device(void **state) {
     (void)state;
     int right = 0;
-    CommLaunch launch = {COMM_LOCAL, 3, 60};
+    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = 3, .timeout_seconds = 60};
     Error err = {0};
     assert_true(comm_run(&launch, rank_on_cpu, &right, &err));
     assert_int_equal(right, 3);
