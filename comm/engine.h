@@ -92,7 +92,7 @@ double comm_patience_spent(CommPatience *patience);
 
 // A rank that waits looks a few times per time-out how those it waits for stand. What it sees (any number that changes
 // when they move) starts its patience anew if it is not what it saw before.
-double comm_look_interval(double timeout); // seconds between two looks
+double comm_look_interval(double timeout);                                 // seconds between two looks
 bool comm_patience_look_due(const CommPatience *patience, double timeout); // always when it is at its end
 void comm_patience_saw(CommPatience *patience, uint64_t state);
 

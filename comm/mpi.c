@@ -26,7 +26,7 @@
 #include "comm/board.h"
 #include "comm/deadline.h"
 
-static const size_t LARGEST_MESSAGE = (size_t)1 << 30;         // bytes; MPI counts with an int
+static const size_t LARGEST_MESSAGE = (size_t)1 << 30;                                // bytes; MPI counts with an int
 static const double SHORTEST_PAUSE = 1e-7, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
 
 typedef struct World {
@@ -247,7 +247,7 @@ static const CommOperations mpi_operations = {
 
 static void gather_places(MpiComm *c) {
     typedef struct Place {
-        char name[sizeof ((BoardPeer *)NULL)->place];
+        char name[sizeof((BoardPeer *)NULL)->place];
     } Place;
     char host[MPI_MAX_PROCESSOR_NAME] = "";
     int length;
@@ -303,7 +303,8 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
     for (int i = 0; i < world.size; i++) world.all->member[i] = i;
     bool ok = board_open(&world.board, rank, world.size, tag_of(world.all, NOTICES), world.timeout);
     if (ok) run_rank(&world, rank_main, argument);
-    ok = (ok && board_close(&world.board)) || error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
+    ok = (ok && board_close(&world.board)) ||
+         error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
     free(world.all);
     return ok;
 }

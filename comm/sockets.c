@@ -59,8 +59,11 @@ static void end_all(Comm *comm, const Error *err) {
 static CommStanding standing(const void *pointer, int rank) {
     const Wire *wire = pointer;
     const Peer *peer = &wire->peer[rank];
-    CommStanding its = {.awaits = wire->awaits, .beats = wire->beats, .operation = wire->operation,
-                        .doing = wire->doing, .place = peer->place};
+    CommStanding its = {.awaits = wire->awaits,
+                        .beats = wire->beats,
+                        .operation = wire->operation,
+                        .doing = wire->doing,
+                        .place = peer->place};
     if (rank == wire->rank) return its;
     its.finished = peer->finished;
     its.awaits = peer->finished ? COMM_FINISHED : peer->awaits;

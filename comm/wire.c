@@ -265,8 +265,7 @@ static void tell_standing(Wire *wire, int rank) {
     size_t length = strlen(text) + 1;
     copy_text(text + length, sizeof text - length, wire->doing);
     length += strlen(text + length) + 1;
-    Frame frame = {
-        .kind = FRAME_STANDING, .value = wire->awaits, .bytes = length, .ticket = (uint64_t)wire->beats};
+    Frame frame = {.kind = FRAME_STANDING, .value = wire->awaits, .bytes = length, .ticket = (uint64_t)wire->beats};
     wire_tell(wire, rank, &frame, text);
 }
 

@@ -280,66 +280,64 @@ static void test_stopped_and_continued(void **state) {
 }
 
 // A rank at long work is waited for as long as it gives signs of life, and named when it gives none any more.
-static void wait_for_the_slow(Way way) {
-    static const char *const through[] = {"barrier", "all-gather"};
-    RunningProgram slow[2], stall = start_scene(way, 3, "stall", "all-reduce");
-    for (int i = 0; i < 2; i++) slow[i] = start_scene(way, 3, "slow", through[i]);
-    double begun = stall.started;
-    end_scene(&stall, way, 1, "rank 2", "waits for it in all-reduce (doing: step 12)", 3 * SHORT + soon(way));
-    if (program_clock() - begun < 3 * SHORT) fail_msg("was not waited for");
-    for (int i = 0; i < 2; i++) {
-        ProgramResult result = finish_program(&slow[i], 30);
-        if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
-        free_result(&result);
+typedef struct Patience {
+    Way way;
+    RunningProgram slow, stall;
+} Patience;
+
+static void start_patience(Patience *scene, Way way) {
+    scene->way = way;
+    scene->slow = start_scene(way, 3, "slow", "barrier");
+    scene->stall = start_scene(way, 3, "stall", "all-reduce");
+}
+
+static void end_patience(Patience *scene) {
+    end_scene(&scene->stall, scene->way, 1, "rank 2", "waits for it in all-reduce (doing: step 12)",
+              3 * SHORT + soon(scene->way));
+    if (program_clock() - scene->stall.started < 3 * SHORT) fail_msg("was not waited for");
+    ProgramResult result = finish_program(&scene->slow, 30);
+    if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
+    free_result(&result);
+}
+
+static void test_slow(void **state) {
+    Patience scenes[4];
+    int count = mpi_can_be_tested() ? 4 : 2;
+    start_patience(&scenes[0], local);
+    start_patience(&scenes[1], sockets);
+    if (count > 2) {
+        start_patience(&scenes[2], mpi(state));
+        start_patience(&scenes[3], mpi_apart(state));
     }
-}
-
-static void test_slow_local(void **state) {
-    (void)state;
-    wait_for_the_slow(local);
-}
-
-static void test_slow_sockets(void **state) {
-    (void)state;
-    wait_for_the_slow(sockets);
-}
-
-static void test_slow_mpi(void **state) {
-    if (!mpi_can_be_tested()) skip();
-    wait_for_the_slow(mpi(state));
-    wait_for_the_slow(mpi_apart(state));
+    for (int i = 0; i < count; i++) end_patience(&scenes[i]);
 }
 
 // A process that was stopped, wherever it was then, is the one that is named.
-static void stop_somewhere(Way way, int first, int times) {
-    enum { MOST = 8 };
-    RunningProgram programs[MOST];
-    char after[MOST][16];
-    for (int i = 0; i < times; i++) {
-        snprintf(after[i], sizeof after[i], "%g", 0.3 + 0.0137 * (first + i));
-        programs[i] = start_scene(way, 2 + i % 3, "stop", after[i]);
-    }
-    for (int i = 0; i < times; i++) {
-        char begin[32];
-        snprintf(begin, sizeof begin, "rank %d (process ", 1 + i % 3);
-        end_scene(&programs[i], way, 1, begin, ") has not answered for 1", SHORT + soon(way));
-    }
-}
-
 static void test_stopped_process(void **state) {
+    enum { ROUNDS = 2, AT_ONCE = 9 };
     if (!mpi_can_be_tested()) skip();
-    for (int i = 0; i < 3; i++) {
-        stop_somewhere(mpi(state), 4 * i, 4);
-        stop_somewhere(mpi_apart(state), 4 * i, 4);
+    for (int round = 0; round < ROUNDS; round++) {
+        RunningProgram programs[AT_ONCE];
+        for (int i = 0; i < AT_ONCE; i++) {
+            char after[16];
+            snprintf(after, sizeof after, "%g", 0.3 + 0.0137 * (round * AT_ONCE + i));
+            programs[i] = start_scene(i % 2 == 0 ? mpi(state) : mpi_apart(state), 2 + i % 3, "stop", after);
+        }
+        for (int i = 0; i < AT_ONCE; i++) {
+            char begin[32];
+            Way way = i % 2 == 0 ? mpi(state) : mpi_apart(state);
+            snprintf(begin, sizeof begin, "rank %d (process ", 1 + i % 3);
+            end_scene(&programs[i], way, 1, begin, ") has not answered for 1", SHORT + soon(way));
+        }
     }
-    stop_somewhere(sockets, 0, 6);
 }
 
 // Stopped before it has started, or when it has nothing more to do; and one that only comes late.
 static void test_start_and_end_mpi(void **state) {
     if (!mpi_can_be_tested()) skip();
     RunningProgram never = start_scene(mpi(state), 3, "never", "barrier"), end = start_scene(mpi(state), 3, "end", "-");
-    RunningProgram late = start_scene(mpi(state), 3, "late", "barrier"), exits = start_scene(mpi(state), 3, "exit", "barrier");
+    RunningProgram late = start_scene(mpi(state), 3, "late", "barrier"),
+                   exits = start_scene(mpi(state), 3, "exit", "barrier");
     end_scene(&never, mpi(state), 1, "the ranks have not all come to their start", "", SHORT + soon(mpi(state)));
     end_scene(&end, mpi(state), 1, "rank 2 (process ", "waits for it in end", SHORT + soon(mpi(state)));
     ProgramResult result = finish_program(&late, 30);
@@ -485,13 +483,11 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_hang_local),
         cmocka_unit_test(test_odd_local),
         cmocka_unit_test(test_stopped_and_continued),
-        cmocka_unit_test(test_slow_local),
         cmocka_unit_test(test_fail_sockets),
         cmocka_unit_test(test_fail_together_sockets),
         cmocka_unit_test(test_hang_sockets),
         cmocka_unit_test(test_odd_sockets),
         cmocka_unit_test(test_killed_sockets),
-        cmocka_unit_test(test_slow_sockets),
         cmocka_unit_test(test_late_start_sockets),
         cmocka_unit_test(test_wrong_number_of_processes),
         cmocka_unit_test(test_fail_mpi),
@@ -499,7 +495,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_hang_mpi),
         cmocka_unit_test(test_odd_mpi),
         cmocka_unit_test(test_killed_process),
-        cmocka_unit_test(test_slow_mpi),
+        cmocka_unit_test(test_slow),
         cmocka_unit_test(test_stopped_process),
         cmocka_unit_test(test_start_and_end_mpi),
     };

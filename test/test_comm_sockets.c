@@ -476,7 +476,7 @@ static void test_environment(void **state) {
     Error err = {0};
     set_place("0", "1", "127.0.0.1", "29500"); // torchrun's, of one process: that may well run all ranks as threads
     assert_false(comm_ranks_are_processes(COMM_AUTO));
-    assert_true(comm_run(&(CommLaunch){COMM_SOCKETS, 1, 1}, never, &ran, &err) && ran);
+    assert_true(comm_run(&(CommLaunch){.engine = COMM_SOCKETS, .ranks = 1}, never, &ran, &err) && ran);
     set_place(NULL, NULL, NULL, NULL);
 }
 
