@@ -22,7 +22,7 @@ static const double LONGEST_SLEEP = 0.25; // seconds
 
 // All ranks but the one that is missing come here at the same time; the lowest speaks, and the launcher ends the rest.
 static double patience_of_rank(double seconds) {
-    const double APART = 1, MOST = 10;
+    const double APART = 3, MOST = 15;
     double later = APART * comm_process_rank();
     return seconds + (later < MOST ? later : MOST);
 }

@@ -293,7 +293,7 @@ static void start_patience(Patience *scene, Way way) {
 
 static void end_patience(Patience *scene) {
     end_scene(&scene->stall, scene->way, 1, "rank 2", "waits for it in all-reduce (doing: step 12)",
-              3 * SHORT + soon(scene->way));
+              3 * SHORT + 10);
     if (program_clock() - scene->stall.started < 3 * SHORT) fail_msg("was not waited for");
     ProgramResult result = finish_program(&scene->slow, 30);
     if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
