@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
 #include "model/sampling.h"
 #include "terminal/output.h"
@@ -59,8 +60,10 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
         d->upload(d, g->pass.sin_table, g->sin_table, bytes);
     }
     forward(&r->model, &g->pass);
+    pulse_beat();
     g->cache.length += rows;
-    d->matmul_forward(d, g->pass.logits, at(d, g->pass.normed, (rows - 1) * c->dim), weight(&r->model, r->run->table.classifier),
+    d->matmul_forward(d, g->pass.logits, at(d, g->pass.normed, (rows - 1) * c->dim),
+                      weight(&r->model, r->run->table.classifier),
                       NULL, 1, c->dim, c->vocab_size);
     d->to_float(d, g->device_logits, g->pass.logits, c->vocab_size);
     // Waits for the device: the host chooses the next token.

@@ -692,7 +692,10 @@ int main(int argc, char **argv) {
             return output_flush() ? 0 : EXIT_RUNTIME;
         }
         if (prepare(&run, speaks, &err) && !run.options.plan) {
-            CommLaunch launch = {COMM_AUTO, (int)(run.options.sp * run.options.dp), run.options.timeout};
+            CommLaunch launch;
+            launch.ranks = (int)(run.options.sp * run.options.dp);
+            launch.timeout_seconds = run.options.timeout;
+            launch.start_seconds = fmax(run.options.timeout, 60); // the first measures the machine before it comes
             comm_engine_from_name(run.options.engine, &launch.engine);
             comm_run(&launch, rank_main, &job, &err);
         }

@@ -220,6 +220,7 @@ static const CommOperations collective_operations = {
     .release = collective_release,
     .doing = device_group_doing,
     .said = device_group_said,
+    .moved = device_group_moved,
     .end_all = device_group_end_all,
     .barrier = device_group_barrier,
     .broadcast = collective_broadcast,

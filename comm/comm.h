@@ -6,8 +6,9 @@
 // the same ranks give the same bits.
 //
 // Nothing here returns an error: a rank that cannot go on calls comm_fail, which prints one line and ends all ranks; a
-// rank that does not answer within the time-out is named and ends all of them too. No call waits for ever, and waiting
-// ranks sleep rather than spin, since there may be more ranks than processors.
+// rank that does not answer within the time-out is named and ends all of them too. One that is at work of its own is
+// waited for as long as it gives signs of life (base/pulse.h). No call waits for ever, and waiting ranks sleep rather
+// than spin, since there may be more ranks than processors.
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
 
@@ -38,7 +39,8 @@ int comm_process_rank_here(void); // which of these this process is, from 0: for
 typedef struct CommLaunch {
     CommEngine engine;
     int ranks;              // wanted; with mpi and sockets it must equal the number of processes
-    double timeout_seconds; // a rank silent for longer is reported; <= 0: 600
+    double timeout_seconds; // a rank that gives no sign of life for longer is reported; <= 0: 600
+    double start_seconds;   // so long ranks that are processes wait for each other to start; <= 0: timeout_seconds
 } CommLaunch;
 
 // Runs rank_main(world, argument) on every rank and returns when all have. local: one thread per rank, all in this

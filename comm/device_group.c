@@ -46,6 +46,11 @@ const char *device_group_said(Comm *comm) {
     return host->operations->said != NULL ? host->operations->said(host) : NULL;
 }
 
+int64_t device_group_moved(Comm *comm) {
+    Comm *host = device_group(comm)->host;
+    return host->operations->moved(host);
+}
+
 void device_group_end_all(Comm *comm, const Error *err) { comm_fail(device_group(comm)->host, err); }
 
 void device_group_barrier(Comm *comm) {

@@ -13,11 +13,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/pulse.h"
 #include "comm/local.h"
 
 typedef struct Status { // of one rank of the world, for whoever has to report a time-out
     _Atomic(const char *) doing, operation;
     atomic_int awaited; // the rank it waits for, or COMM_WORKING, or COMM_FINISHED
+    atomic_llong beats; // signs of life
 } Status;
 
 typedef struct World { // one comm_run
@@ -81,8 +83,19 @@ static void fail_for_memory(Comm *comm) { comm_give_up(comm, "out of memory for 
 
 static CommStanding standing(const void *pointer, int rank) {
     Status *status = &((const World *)pointer)->status[rank];
-    return (CommStanding){atomic_load(&status->awaited), atomic_load(&status->operation), atomic_load(&status->doing),
-                          NULL};
+    int awaits = atomic_load(&status->awaited);
+    return (CommStanding){.awaits = awaits,
+                          .finished = awaits == COMM_FINISHED,
+                          .beats = atomic_load(&status->beats),
+                          .operation = atomic_load(&status->operation),
+                          .doing = atomic_load(&status->doing)};
+}
+
+static int64_t local_moved(Comm *comm) {
+    World *world = local(comm)->group->world;
+    int64_t sum = 0;
+    for (int rank = 0; rank < world->size; rank++) sum += atomic_load(&world->status[rank].beats);
+    return sum;
 }
 
 static void fail_for_silence(LocalComm *c, double seconds) {
@@ -100,13 +113,18 @@ static const double LONGEST_SLEEP = 0.25; // seconds between two looks at the cl
 // there, and calls stop_waiting when it is. The group's lock is held before and after.
 static void wait_a_while(LocalComm *c, pthread_cond_t *changed, CommPatience *patience, int awaited) {
     Status *status = status_of(c);
+    World *world = c->group->world;
+    int me = c->group->member[c->base.rank].world_rank, awaited_in_world = c->group->member[awaited].world_rank;
     atomic_store(&status->operation, c->base.operation);
-    int awaited_in_world = c->group->member[awaited].world_rank;
     atomic_store(&status->awaited, awaited_in_world);
-    double left = c->group->world->timeout - comm_patience_spent(patience);
-    bool in_vain = atomic_load(&c->group->world->status[awaited_in_world].awaited) == COMM_FINISHED;
+    comm_patience_spent(patience);
+    if (comm_patience_look_due(patience, world->timeout))
+        comm_patience_saw(patience, comm_chain_state(standing, world, world->size, me));
+    bool in_vain = atomic_load(&world->status[awaited_in_world].awaited) == COMM_FINISHED;
+    double left = world->timeout - patience->waited, sleep = comm_look_interval(world->timeout);
     if (left <= 0 || in_vain) fail_for_silence(c, patience->waited);
-    double until = comm_seconds() + (left < LONGEST_SLEEP ? left : LONGEST_SLEEP);
+    if (sleep > LONGEST_SLEEP) sleep = LONGEST_SLEEP;
+    double until = comm_seconds() + (left < sleep ? left : sleep);
     struct timespec deadline = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
     pthread_cond_timedwait(changed, &c->group->lock, &deadline);
 }
@@ -135,6 +153,7 @@ static void local_barrier(Comm *comm) {
         stop_waiting(c);
     }
     pthread_mutex_unlock(&group->lock);
+    pulse_beat();
 }
 
 // ---- collectives --------------------------------------------------------------------------------------------------
@@ -252,6 +271,7 @@ void local_wait_for_note(Comm *comm, Note *note) {
         stop_waiting(c);
     }
     pthread_mutex_unlock(&c->group->lock);
+    pulse_beat();
 }
 
 // Posts one side of a message: NULL and *mine, or the other side's note if that was first.
@@ -386,6 +406,7 @@ static const CommOperations local_operations = {
     .release = local_release,
     .doing = local_doing,
     .said = local_said,
+    .moved = local_moved,
     .end_all = end_all,
     .barrier = local_barrier,
     .broadcast = local_broadcast,
@@ -416,8 +437,12 @@ typedef struct Thread {
     void *argument;
 } Thread;
 
+static void beat(void *status) { atomic_fetch_add(&((Status *)status)->beats, 1); }
+
 static void run_rank(Thread *thread) {
+    pulse_connect(beat, status_of(thread->comm));
     thread->rank_main(&thread->comm->base, thread->argument);
+    pulse_connect(NULL, NULL);
     atomic_store(&status_of(thread->comm)->awaited, COMM_FINISHED);
 }
 

@@ -196,6 +196,7 @@ static const CommOperations peer_operations = {
     .release = peer_release,
     .doing = device_group_doing,
     .said = device_group_said,
+    .moved = device_group_moved,
     .end_all = device_group_end_all,
     .barrier = device_group_barrier,
     .broadcast = peer_broadcast,

@@ -5,7 +5,8 @@
 // a rank hangs that should take part. For this last, every operation under way has a mark before it and one behind:
 // what counts as silence is that the device is between the two for all the time of the time-out. The mark behind alone
 // would not do: the host may be a step ahead of the device, and a step over a long context takes longer than any
-// time-out.
+// time-out. Nor is it silence while any rank gives signs of life: the one that should take part may be writing a
+// checkpoint.
 #include "comm/watchdog.h"
 
 #include <pthread.h>
@@ -32,6 +33,7 @@ struct Watchdog {
     Operation *call;         // which the rank is handing over, or NULL
     Operation *spare;        // to use again
     CommPatience patience_with_call, patience_with_first;
+    int64_t moved; // signs of life of all ranks at the last look
 };
 
 static void fail_for_silence(Watchdog *dog, const char *operation, double seconds) {
@@ -75,6 +77,9 @@ static void look(Watchdog *dog) {
         pthread_mutex_unlock(&dog->lock);
         fail_for_error(dog, name, &err);
     }
+    int64_t moved = dog->comm->operations->moved(dog->comm);
+    if (moved != dog->moved) dog->patience_with_first = dog->patience_with_call = comm_patience(2 * LONGEST_STEP);
+    dog->moved = moved;
     bool silent_first = dog->first != NULL && comm_patience_spent(&dog->patience_with_first) > dog->comm->timeout;
     bool silent_call = dog->call != NULL && comm_patience_spent(&dog->patience_with_call) > dog->comm->timeout;
     if (silent_call || silent_first) {

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
 #include "model/mixer.h"
 
@@ -122,6 +123,7 @@ void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t b
         int64_t last = end < p->offset + p->size ? end : p->offset + p->size;
         uint64_t stream = RANDOM_STREAM_PARAMETERS + (uint64_t)t;
         for (int64_t i = first; i < last; i++) {
+            if (i % 4096 == 0) pulse_beat();
             double normal = p->init_std > 0 ? random_normal(seed, stream, (uint64_t)(i - p->offset)) : 0;
             out[i - begin] = (float)(p->init_mean + p->init_std * normal);
         }

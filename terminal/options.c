@@ -85,7 +85,7 @@ const Option options_table[] = {
     {"devices", TEXT, RANKS, "LIST", NULL, AT(devices), 0, 0,
      "the GPU of each rank of this machine, such as 0,1,2,3; ranks may share one: 0,0,0,0; without it, one GPU a rank"},
     {"threads", INTEGER, RANKS, "N", "0", AT(threads), 0, 4096, "processors for all ranks of this process; 0: all"},
-    {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank silent for longer ends the run"},
+    {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank without a sign of life for longer ends the run"},
 
     {"eval-every", INTEGER, EVALUATION, "N", "0", AT(eval_every), 0, 1e12,
      "steps between validations; 0: only at the end"},

@@ -128,7 +128,7 @@ static void toy_is_its_definition(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= 4; ranks++) {
         Error err;
-        CommLaunch launch = {COMM_LOCAL, ranks, 30};
+        CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 30};
         if (!comm_run(&launch, mix_on_rank, NULL, &err)) fail_msg("%s", err.message);
     }
 }
