@@ -158,7 +158,7 @@ struct Device {
 };
 
 // Opens the device that --device and --devices name: "cpu" (index not used), "cuda" (index: of the GPU, from 0) or
-// "emulated" (CUDA's kernels run by this CPU: dev/cuda_on_cpu/). Call it on the thread of the rank that will use it.
+// "emulated" (CUDA's kernels run by this CPU: emulated/). Call it on the thread of the rank that will use it.
 // Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).
 bool device_open(Device *device, const char *name, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
