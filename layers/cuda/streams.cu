@@ -1,4 +1,4 @@
-// What ranks need of each other's GPUs: points in an order to wait for, copies from one to another, sums of what came.
+// What ranks need of each other's GPUs: events to wait for, copies from one to another, sums of what came.
 //
 // These functions may be given the Device of another rank, by another thread whose current GPU is another one. Events
 // and kernels belong to the GPU that is current when they are made, so each function makes its Device's GPU current
@@ -9,8 +9,8 @@
 #include "layers/cuda/elementwise.h"
 #include "layers/cuda/layers.h"
 
-struct Mark {
-    cudaEvent_t event;
+struct Event {
+    cudaEvent_t cuda;
 };
 
 // Makes the GPU of `device` current; returns the one that was.
@@ -25,38 +25,38 @@ static void leave(Device *device, int before) {
     if (before != context_of(device)->gpu) CUDA_CHECK(cudaSetDevice(before));
 }
 
-Mark *cuda_mark_create(Device *device) {
-    Mark *mark = (Mark *)malloc(sizeof *mark);
-    if (mark == NULL) cuda_give_up(__FILE__, __LINE__, "out of memory");
+Event *cuda_event_create(Device *device) {
+    Event *event = (Event *)malloc(sizeof *event);
+    if (event == NULL) cuda_give_up(__FILE__, __LINE__, "out of memory");
     const int before = enter(device);
-    CUDA_CHECK(cudaEventCreateWithFlags(&mark->event, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&event->cuda, cudaEventDisableTiming));
     leave(device, before);
-    return mark;
+    return event;
 }
 
-void cuda_mark_release(Device *device, Mark *mark) {
-    if (mark == NULL) return;
+void cuda_event_release(Device *device, Event *event) {
+    if (event == NULL) return;
     const int before = enter(device);
-    CUDA_CHECK(cudaEventDestroy(mark->event));
+    CUDA_CHECK(cudaEventDestroy(event->cuda));
     leave(device, before);
-    free(mark);
+    free(event);
 }
 
-void cuda_record(Device *device, Order order, Mark *mark) {
+void cuda_event_record(Device *device, Stream stream, Event *event) {
     const int before = enter(device);
-    CUDA_CHECK(cudaEventRecord(mark->event, context_of(device)->stream[order]));
-    leave(device, before);
-}
-
-void cuda_wait_for(Device *device, Order order, Mark *mark) {
-    const int before = enter(device);
-    CUDA_CHECK(cudaStreamWaitEvent(context_of(device)->stream[order], mark->event, 0));
+    CUDA_CHECK(cudaEventRecord(event->cuda, context_of(device)->stream[stream]));
     leave(device, before);
 }
 
-bool cuda_passed(Device *device, Mark *mark) {
+void cuda_stream_wait(Device *device, Stream stream, Event *event) {
     const int before = enter(device);
-    const cudaError_t status = cudaEventQuery(mark->event);
+    CUDA_CHECK(cudaStreamWaitEvent(context_of(device)->stream[stream], event->cuda, 0));
+    leave(device, before);
+}
+
+bool cuda_event_done(Device *device, Event *event) {
+    const int before = enter(device);
+    const cudaError_t status = cudaEventQuery(event->cuda);
     leave(device, before);
     if (status == cudaErrorNotReady) {
         (void)cudaGetLastError(); // "not yet" is not an error
@@ -65,8 +65,6 @@ bool cuda_passed(Device *device, Mark *mark) {
     CUDA_CHECK(status);
     return true;
 }
-
-void *cuda_stream(Device *device, Order order) { return context_of(device)->stream[order]; }
 
 // ---- copies --------------------------------------------------------------------------------------------------------
 
@@ -89,12 +87,12 @@ static void reach(Device *device, const void *memory) {
     if (cudaDeviceEnablePeerAccess(where.device, 0) != cudaSuccess) (void)cudaGetLastError();
 }
 
-void cuda_copy_on(Device *device, Order order, void *to, const void *from, size_t bytes) {
+void cuda_copy_on(Device *device, Stream stream, void *to, const void *from, size_t bytes) {
     if (bytes == 0 || to == from) return;
     const int before = enter(device);
     reach(device, to);
     reach(device, from);
-    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, context_of(device)->stream[order]));
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, context_of(device)->stream[stream]));
     leave(device, before);
 }
 
@@ -123,7 +121,8 @@ template <int N> __global__ void sum_terms_kernel(Terms terms, int term_count, f
         for (int64_t j = i; j < count; j++) sum_values<1>(terms, term_count, out, j);
 }
 
-void cuda_sum_terms(Device *device, Order order, float *out, const float *const *terms, int term_count, int64_t count) {
+void cuda_sum_terms(Device *device, Stream stream, float *out, const float *const *terms, int term_count,
+                    int64_t count) {
     if (count == 0) return;
     if (term_count > DEVICE_MOST_TERMS)
         cuda_give_up(__FILE__, __LINE__, "a sum over %d ranks; at most %d at a time", term_count, DEVICE_MOST_TERMS);
@@ -134,10 +133,9 @@ void cuda_sum_terms(Device *device, Order order, float *out, const float *const 
         wide = wide && aligned(terms[t]);
     }
     const int before = enter(device);
-    cudaStream_t stream = context_of(device)->stream[order];
+    const cudaStream_t on = context_of(device)->stream[stream];
     if (wide)
-        launch(sum_terms_kernel<4>, grid_for(count, 4 * MAP_THREADS), MAP_THREADS, 0, stream, all, term_count, out,
-               count);
-    else launch(sum_terms_kernel<1>, grid_for(count, MAP_THREADS), MAP_THREADS, 0, stream, all, term_count, out, count);
+        launch(sum_terms_kernel<4>, grid_for(count, 4 * MAP_THREADS), MAP_THREADS, 0, on, all, term_count, out, count);
+    else launch(sum_terms_kernel<1>, grid_for(count, MAP_THREADS), MAP_THREADS, 0, on, all, term_count, out, count);
     leave(device, before);
 }
