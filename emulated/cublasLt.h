@@ -1,4 +1,4 @@
-// Takes the place of cuBLASLt's header: the part of the library that layers/cuda/matmul.cu uses, on the CPU. Names and
+// Takes the place of cuBLASLt's header: the part of the library that layers/cuda/cublaslt.cu uses, on the CPU. Names and
 // meaning are the library's (cuBLAS reference, "Using the cuBLASLt API"); the values of the enums are not.
 //
 // What the library refuses is refused here: layouts that do not fit, an algorithm used for another product than it was

@@ -7,7 +7,7 @@
 #include "layers/cuda/cuda.h"
 #include "layers/device.h"
 
-struct MatmulPlans; // layers/cuda/matmul.cu: cuBLASLt's algorithms, by shape
+struct MatmulPlans; // layers/cuda/cublaslt.h: cuBLASLt's algorithms, by shape
 struct UploadRing;  // layers/cuda/upload.cu: pinned memory on the way to the GPU
 
 struct CudaContext {

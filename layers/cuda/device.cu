@@ -4,6 +4,7 @@
 
 #include "comm/collectives.h"
 #include "layers/cuda/context.h"
+#include "layers/cuda/cublaslt.h"
 #include "layers/cuda/layers.h"
 #include "layers/cuda/open.h"
 

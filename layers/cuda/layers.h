@@ -59,8 +59,6 @@ void cuda_rmsnorm_backward(Device *, void *d_x, float *d_weight, const void *d_o
                            const float *rstd, int64_t rows, int64_t C);
 
 // ---- matmul.cu -----------------------------------------------------------------------------------------------------
-struct MatmulPlans *matmul_plans_new(void);
-void matmul_plans_free(struct MatmulPlans *); // may be NULL
 double cuda_matrix_rate(Device *);
 void cuda_matmul_forward(Device *, void *out, const void *x, const void *weight, const void *bias, int64_t rows,
                          int64_t K, int64_t N);
