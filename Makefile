@@ -40,11 +40,11 @@ ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> 
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
 
-# CUDA's kernels, for two devices: `cuda` by nvcc, and `emulated` by a C++ compiler over dev/cuda_on_cpu, whose own
+# CUDA's kernels, for two devices: `cuda` by nvcc, and `emulated` by a C++ compiler over emulated/, whose own
 # objects are joined with the kernels' into one that shows nothing but how to open the device: so both live in one
 # program. CUDA and EMULATED come from config.mk. libraries.cu opens the real libraries: the emulated device has its own.
 KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu comm/cuda/*.cu)
-EMULATOR         := $(wildcard dev/cuda_on_cpu/*.cpp)
+EMULATOR         := $(wildcard emulated/*.cpp)
 ALL_ARCHS        := 80 89 90a 100 120
 ARCHS            ?= $(FOUND_ARCHS)
 NVCC             = $(CUDA)/bin/nvcc
@@ -55,9 +55,9 @@ CUDA_COMPILE     = $(NVCC) -std=c++17 -I. -O3 -lineinfo --Werror all-warnings \
                    -Xptxas --warn-on-spills -DCUDA_LIBRARIES='"$(CUDA)/lib64"' \
                    $(foreach arch,$(ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
                    -gencode arch=compute_$(lastword $(ARCHS)),code=compute_$(lastword $(ARCHS))
-EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Idev/cuda_on_cpu -g $(WARNINGS) -Wno-unknown-pragmas -pthread -MMD \
+EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Iemulated -g $(WARNINGS) -Wno-unknown-pragmas -pthread -MMD \
                    -MP -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-gnu-unique
-# -fsanitize=thread makes the compiler name every memory access, which dev/cuda_on_cpu checks; no sanitizer is linked.
+# -fsanitize=thread makes the compiler name every memory access, which the emulator checks; no sanitizer is linked.
 EMULATED_KERNEL  = $(CXX) $(EMULATED_FLAGS) -O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 \
                    -Dcuda_device=emulated_device -x c++
 EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)

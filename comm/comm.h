@@ -76,7 +76,7 @@ void comm_doing(Comm *comm, const char *what);
 struct Device; // layers/device.h
 
 // A new group of the same ranks whose buffers (of broadcast, reduce_scatter_sum, all_gather and exchange; not the few
-// values of all_reduce_sum) lie in the memory of `device`, and in its order: what the device was told before is done
+// values of all_reduce_sum) lie in the memory of `device`, and in its stream: what the device was told before is done
 // before, what it is told afterwards sees the result. The host does not wait for the device. Groups split from it are
 // of the same kind. Where the device's memory is the host's, it is a group like any other. Collective.
 // `collectives`: by the device's own (NCCL), each rank with a GPU to itself. Else by copies between the devices of this

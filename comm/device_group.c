@@ -101,17 +101,17 @@ float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank) {
 
 // Of more terms than the device adds at once, what is summed so far stands in a piece that has been added, not in
 // `out`: that may be a term still to come.
-void sum_piece_terms(Comm *comm, Order order, const SumPieces *pieces, float *out, int64_t length) {
+void sum_piece_terms(Comm *comm, Stream stream, const SumPieces *pieces, float *out, int64_t length) {
     Device *device = comm->device;
     float *sum = sum_piece_of(comm, pieces, comm->rank == 0 ? 1 : 0);
     const float **term = pieces->term;
     int left = comm->size;
     if (length == 0) return;
     while (left > DEVICE_MOST_TERMS) {
-        device->sum_terms(device, order, sum, term, DEVICE_MOST_TERMS, length);
+        device->sum_terms(device, stream, sum, term, DEVICE_MOST_TERMS, length);
         term += DEVICE_MOST_TERMS - 1;
         left -= DEVICE_MOST_TERMS - 1;
         *term = sum; // in the place of the last of those added
     }
-    device->sum_terms(device, order, out, term, left, length);
+    device->sum_terms(device, stream, out, term, left, length);
 }

@@ -52,7 +52,7 @@ SumPieces sum_pieces(Comm *comm, const int64_t *counts);
 void sum_pieces_free(SumPieces *pieces);
 // out = the sum of the present piece's terms, `length` floats. `out` may be one of them; those of other ranks may be
 // written over.
-void sum_piece_terms(Comm *comm, Order order, const SumPieces *pieces, float *out, int64_t length);
+void sum_piece_terms(Comm *comm, Stream stream, const SumPieces *pieces, float *out, int64_t length);
 float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank); // where the term of another rank is put
 // Floats of a segment of `count` in the piece that starts at `begin`.
 static inline int64_t sum_piece_length(const SumPieces *pieces, int64_t count, int64_t begin) {

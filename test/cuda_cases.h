@@ -1,6 +1,6 @@
 // What the tests of CUDA's layers share: the device, tensors on it with guards around them, and comparisons.
 //
-// The device is "emulated", CUDA's own kernels run by the CPU with its checks on (dev/cuda_on_cpu/), or a GPU where
+// The device is "emulated", CUDA's own kernels run by the CPU with its checks on (emulated/), or a GPU where
 // TEST_DEVICE=cuda stands in the environment. Where the program was built without it, its tests skip.
 //
 // Storage is bf16: inputs are rounded to it on the host, so that the reference sees what the device sees. A result in

@@ -79,38 +79,38 @@ static void open_device(Device *device, Comm *world, bool shared) {
 
 // ---- a device that does all at once ---------------------------------------------------------------------------------
 
-// The CPU device with marks: what it is told is done when the call returns, so there is nothing to wait for. It shows
+// The CPU device with events: what it is told is done when the call returns, so there is nothing to wait for. It shows
 // what the ranks' threads do to each other, to ThreadSanitizer above all.
-struct Mark {
+struct Event {
     int recorded;
 };
-static Mark *mark_create_at_once(Device *device) {
+static Event *event_create_at_once(Device *device) {
     (void)device;
-    return calloc(1, sizeof(Mark));
+    return calloc(1, sizeof(Event));
 }
-static void mark_release_at_once(Device *device, Mark *mark) {
+static void event_release_at_once(Device *device, Event *event) {
     (void)device;
-    free(mark);
+    free(event);
 }
-static void record_at_once(Device *device, Order order, Mark *mark) {
-    (void)device, (void)order;
-    mark->recorded++;
+static void record_at_once(Device *device, Stream stream, Event *event) {
+    (void)device, (void)stream;
+    event->recorded++;
 }
-static void wait_at_once(Device *device, Order order, Mark *mark) {
-    (void)device, (void)order;
-    if (mark->recorded == 0) abort();
+static void wait_at_once(Device *device, Stream stream, Event *event) {
+    (void)device, (void)stream;
+    if (event->recorded == 0) abort();
 }
-static bool passed_at_once(Device *device, Mark *mark) {
+static bool done_at_once(Device *device, Event *event) {
     (void)device;
-    return mark->recorded > 0;
+    return event->recorded > 0;
 }
-static void copy_at_once(Device *device, Order order, void *to, const void *from, size_t bytes) {
-    (void)device, (void)order;
+static void copy_at_once(Device *device, Stream stream, void *to, const void *from, size_t bytes) {
+    (void)device, (void)stream;
     memcpy(to, from, bytes);
 }
-static void sum_at_once(Device *device, Order order, float *out, const float *const *terms, int term_count,
+static void sum_at_once(Device *device, Stream stream, float *out, const float *const *terms, int term_count,
                         int64_t count) {
-    (void)device, (void)order;
+    (void)device, (void)stream;
     if (term_count > DEVICE_MOST_TERMS) abort();
     for (int64_t i = 0; i < count; i++) {
         float sum = terms[0][i];
@@ -121,11 +121,11 @@ static void sum_at_once(Device *device, Order order, float *out, const float *co
 static void open_at_once(Device *device) {
     cpu_device(device, 1);
     device->host_memory = false;
-    device->mark_create = mark_create_at_once;
-    device->mark_release = mark_release_at_once;
-    device->record = record_at_once;
-    device->wait_for = wait_at_once;
-    device->passed = passed_at_once;
+    device->event_create = event_create_at_once;
+    device->event_release = event_release_at_once;
+    device->event_record = record_at_once;
+    device->stream_wait = wait_at_once;
+    device->event_done = done_at_once;
     device->copy_on = copy_at_once;
     device->sum_terms = sum_at_once;
 }
@@ -529,16 +529,16 @@ static void check_groups(Rank *me) {
 
 // ---- one run ------------------------------------------------------------------------------------------------------
 
-static void (*true_wait)(Device *, Order, Mark *);
+static void (*true_wait)(Device *, Stream, Event *);
 static void true_wait_of(const Device *device, Comm *world) {
-    if (comm_rank(world) == 0) true_wait = device->wait_for;
+    if (comm_rank(world) == 0) true_wait = device->stream_wait;
     comm_barrier(world);
 }
-static void wait_in_exchange_only(Device *device, Order order, Mark *mark) {
-    if (order == ORDER_EXCHANGE) true_wait(device, order, mark);
+static void wait_in_exchange_only(Device *device, Stream stream, Event *event) {
+    if (stream == STREAM_EXCHANGE) true_wait(device, stream, event);
 }
-static void wait_in_work_only(Device *device, Order order, Mark *mark) {
-    if (order == ORDER_WORK) true_wait(device, order, mark);
+static void wait_in_work_only(Device *device, Stream stream, Event *event) {
+    if (stream == STREAM_WORK) true_wait(device, stream, event);
 }
 
 static void rank_main(Comm *world, void *argument) {
@@ -548,8 +548,8 @@ static void rank_main(Comm *world, void *argument) {
     if (checks->at_once) open_at_once(&device);
     else open_device(&device, world, checks->transport == SHARED);
     true_wait_of(&device, world);
-    if (checks->fault == WORK_DOES_NOT_WAIT) device.wait_for = wait_in_exchange_only;
-    if (checks->fault == EXCHANGE_DOES_NOT_WAIT) device.wait_for = wait_in_work_only;
+    if (checks->fault == WORK_DOES_NOT_WAIT) device.stream_wait = wait_in_exchange_only;
+    if (checks->fault == EXCHANGE_DOES_NOT_WAIT) device.stream_wait = wait_in_work_only;
     Rank me = {comm_split(world, 0, comm_rank(world)), comm_on_device(world, &device, checks->transport == COLLECTIVES),
                &device, checks};
     check_collectives(&me, 6);
@@ -563,7 +563,7 @@ static void rank_main(Comm *world, void *argument) {
         check_pieces(&me);
     }
     free_ranks(&me);
-    comm_barrier(world); // nobody uses a device's marks any more
+    comm_barrier(world); // nobody uses a device's events any more
     device.close(&device);
 }
 
@@ -589,24 +589,24 @@ typedef struct Scene {
     bool collectives;
 } Scene;
 
-// A device with long work queued before the exchanges: nothing behind it has been passed until `work_ends`.
-static bool (*true_passed)(Device *, Mark *);
+// A device with long work queued before the exchanges: nothing behind it is done until `work_ends`.
+static bool (*true_done)(Device *, Event *);
 static double work_ends;
 static double seconds_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
-static bool passed_after_long_work(Device *device, Mark *mark) {
-    return seconds_now() >= work_ends && true_passed(device, mark);
+static bool done_after_long_work(Device *device, Event *event) {
+    return seconds_now() >= work_ends && true_done(device, event);
 }
 static void work_long(Comm *world, Device *device, double seconds) {
     if (comm_rank(world) == 0) {
-        true_passed = device->passed;
+        true_done = device->event_done;
         work_ends = seconds_now() + seconds;
     }
     comm_barrier(world);
-    device->passed = passed_after_long_work;
+    device->event_done = done_after_long_work;
 }
 
 static void play(Comm *world, void *argument) {

@@ -10,7 +10,7 @@
 
 struct Member {
     ncclComm_t comm;
-    cudaStream_t stream; // of ORDER_EXCHANGE
+    cudaStream_t stream; // of STREAM_EXCHANGE
     int rank;
 };
 
@@ -49,7 +49,7 @@ static void *join(Device *device, const CommInvitation *invitation, int rank, in
     ncclUniqueId id;
     memcpy(&id, invitation->bytes, sizeof id);
     CUDA_CHECK(cudaSetDevice(context_of(device)->gpu));
-    member->stream = context_of(device)->stream[ORDER_EXCHANGE];
+    member->stream = context_of(device)->stream[STREAM_EXCHANGE];
     member->rank = rank;
     if (done(NULL, ncclCommInitRank(&member->comm, size, id, rank), err)) return member;
     free(member);

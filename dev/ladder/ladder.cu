@@ -14,6 +14,7 @@
 #include "attention/kernel.h"
 #include "base/random.h"
 #include "dev/ladder/ladder.h"
+#include "layers/cuda/context.h"
 #include "layers/cuda/open.h"
 #include "layers/device.h"
 
@@ -140,7 +141,7 @@ int main(int argc, char **argv) {
     Error err = {};
     if (!cuda_device(&device, 0, &err)) die(&err);
     x.scale = 1 / sqrtf((float)x.D);
-    x.stream = static_cast<cudaStream_t>(device.stream(&device, ORDER_WORK));
+    x.stream = stream_of(&device);
     Host host = {};
     host.count = (int64_t)x.heads * x.T * x.D;
     host.q = random_values(host.count, 1), host.k = random_values(host.count, 2), host.v = random_values(host.count, 3);

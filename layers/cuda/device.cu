@@ -4,6 +4,7 @@
 
 #include "comm/collectives.h"
 #include "layers/cuda/context.h"
+#include "layers/cuda/cublaslt.h"
 #include "layers/cuda/layers.h"
 #include "layers/cuda/open.h"
 
@@ -67,7 +68,7 @@ static bool fill_context(CudaContext *c, int index, Error *err) {
     int least, greatest;
     if (!worked(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities", index, err)) return false;
     for (int i = 0; i < 2; i++) {
-        const int priority = i == ORDER_EXCHANGE ? greatest : least;
+        const int priority = i == STREAM_EXCHANGE ? greatest : least;
         if (!worked(cudaStreamCreateWithPriority(&c->stream[i], cudaStreamNonBlocking, priority), "making a stream",
                     index, err))
             return false;
@@ -161,12 +162,11 @@ static void fill_table(Device *device) {
     device->sum = cuda_sum;
     device->sum_of_squares = cuda_sum_of_squares;
 
-    device->mark_create = cuda_mark_create;
-    device->mark_release = cuda_mark_release;
-    device->record = cuda_record;
-    device->wait_for = cuda_wait_for;
-    device->passed = cuda_passed;
+    device->event_create = cuda_event_create;
+    device->event_release = cuda_event_release;
+    device->event_record = cuda_event_record;
+    device->stream_wait = cuda_stream_wait;
+    device->event_done = cuda_event_done;
     device->copy_on = cuda_copy_on;
     device->sum_terms = cuda_sum_terms;
-    device->stream = cuda_stream;
 }

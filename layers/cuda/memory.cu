@@ -21,7 +21,7 @@ void *cuda_allocate(Device *device, size_t bytes, Error *err) {
         return NULL;
     }
     cuda_zero(device, memory, at_least_one);
-    CUDA_CHECK(cudaStreamSynchronize(stream_of(device))); // ORDER_EXCHANGE may be the first to write to it
+    CUDA_CHECK(cudaStreamSynchronize(stream_of(device))); // STREAM_EXCHANGE may be the first to write to it
     return memory;
 }
 
@@ -45,8 +45,8 @@ void cuda_copy(Device *device, void *to, const void *from, size_t bytes) {
 }
 
 void cuda_synchronize(Device *device) {
-    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[ORDER_WORK]));
-    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[ORDER_EXCHANGE]));
+    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[STREAM_WORK]));
+    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[STREAM_EXCHANGE]));
 }
 
 int64_t cuda_memory_available(Device *device) {
