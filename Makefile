@@ -34,8 +34,8 @@ LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm -ldl
 
 # Compiled once per instruction set (base/simd.h); the processor's best is chosen at run time.
 SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c)
-SOURCES      := $(filter-out $(SIMD_SOURCES) terminal/version.c,$(foreach folder,base comm attention attention/cpu layers \
-                layers/cpu model mixer dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
+SOURCES      := $(filter-out $(SIMD_SOURCES) terminal/version.c,$(foreach folder,base sequence comm attention attention/cpu \
+                layers layers/cpu model mixer dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
 ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> /dev/null)),avx2 avx512)
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512

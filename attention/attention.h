@@ -1,6 +1,6 @@
 // Distributed multi-head attention: the sequence sharded over the ranks of a group, forward and backward.
 //
-// Three things meet here: ownership (attention/sharding.h), the local kernel (attention/kernel.h) and an exchange that
+// Three things meet here: ownership (sequence/sharding.h), the local kernel (attention/kernel.h) and an exchange that
 // brings every query chunk together with every key/value chunk:
 //   ring      key/value chunks travel from rank to rank, the next one while this one is worked on (Liu et al. 2023)
 //   gather    all keys and values to everyone at once: fewest steps, most memory; best for few key/value heads
@@ -12,7 +12,7 @@
 #define ATTENTION_ATTENTION_H
 
 #include "attention/kernel.h"
-#include "attention/sharding.h"
+#include "sequence/sharding.h"
 #include "base/arena.h"
 #include "comm/comm.h"
 

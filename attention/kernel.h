@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "layers/device.h"
+#include "sequence/chunk.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -29,9 +30,6 @@ typedef struct AttentionShape {
     int64_t head_dim; // D, 1 to 256; kernels are tuned for multiples of 8 up to 128
     float scale;      // of the scores, 1/sqrt(D) as a rule
 } AttentionShape;
-
-// Consecutive tokens by global position.
-typedef struct Chunk { int64_t start, length; } Chunk;
 
 // Where the tokens of a chunk lie. Element (b, t, h, d) stands at data[b*batch_stride + t*token_stride + h*D + d], counted in
 // elements of storage (TokenView) or of fp32 (FloatView). So a fused (B, T, 3C) buffer serves q, k and v.

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "attention/sharding.h"
+#include "sequence/sharding.h"
 #include "checkpoint/parameter_file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/sha256.h"

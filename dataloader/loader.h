@@ -7,7 +7,7 @@
 #ifndef DATALOADER_LOADER_H
 #define DATALOADER_LOADER_H
 
-#include "attention/sharding.h"
+#include "sequence/sharding.h"
 #include "dataloader/tokens.h"
 
 #ifdef __cplusplus

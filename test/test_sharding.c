@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "attention/sharding.h"
+#include "sequence/sharding.h"
 
 enum { MOST_RANKS = 17, LONGEST = 130 };
 

@@ -1,4 +1,4 @@
-#include "attention/sharding.h"
+#include "sequence/sharding.h"
 
 // T * (2P) stays far below 2^63 for any T that fits in memory.
 static int64_t boundary(int64_t T, int ranks, int64_t chunk) { return chunk * T / (2 * (int64_t)ranks); }

@@ -4,10 +4,10 @@
 // late, so that causal work (a query sees all earlier keys) is even. Any T >= 2P works; nothing is padded. In memory a
 // rank's tokens stand in this order: its early chunk, then its late one. Where the two are adjacent (P = 1, or the last
 // rank) they are one chunk, so one rank's walk is exactly the unsharded one.
-#ifndef ATTENTION_SHARDING_H
-#define ATTENTION_SHARDING_H
+#ifndef SEQUENCE_SHARDING_H
+#define SEQUENCE_SHARDING_H
 
-#include "attention/kernel.h"
+#include "sequence/chunk.h"
 
 #ifdef __cplusplus
 extern "C" {
