@@ -168,9 +168,9 @@ static void backward(Model *model, Pass *pass) {
 
 static double learning_rate(const Options *o, int64_t step, int64_t steps) { // step counts from 1
     if (step <= o->warmup) return o->lr * (double)step / (double)o->warmup;
-    if (strcmp(o->schedule, "constant") == 0) return o->lr;
+    if (o->schedule == SCHEDULE_CONSTANT) return o->lr;
     double floor_rate = o->lr * o->min_lr, decay_steps, done;
-    if (strcmp(o->schedule, "wsd") == 0) { // warmup-stable-decay: straight down over the last part (Hu et al. 2024)
+    if (o->schedule == SCHEDULE_WSD) { // warmup-stable-decay: straight down over the last part (Hu et al. 2024)
         decay_steps = ceil(o->decay_fraction * (double)steps);
         done = (double)(step - steps) + decay_steps;
         return done <= 0 ? o->lr : o->lr + (floor_rate - o->lr) * done / decay_steps;
@@ -632,7 +632,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         r->run = run;
         r->device.element_bytes = run->devices.element_bytes;
         generator = bytes_of_generator(run, &r->device);
-        bool messages_on_device = strcmp(run->devices.name, "cpu") != 0 && o->sp * o->dp > 1;
+        bool messages_on_device = run->devices.kind != DEVICE_CPU && o->sp * o->dp > 1;
         for (int rank = run->ranks_here - 1; rank >= 0; rank--) {
             bytes_of_rank(r, rank);
             // What is not laid out, but taken by those who use it.
@@ -692,11 +692,10 @@ int main(int argc, char **argv) {
             return output_flush() ? 0 : EXIT_RUNTIME;
         }
         if (prepare(&run, speaks, &err) && !run.options.plan) {
-            CommLaunch launch;
-            launch.ranks = (int)(run.options.sp * run.options.dp);
-            launch.timeout_seconds = run.options.timeout;
-            launch.start_seconds = fmax(run.options.timeout, 60); // the first measures the machine before it comes
-            comm_engine_from_name(run.options.engine, &launch.engine);
+            CommLaunch launch = {.engine = run.options.engine,
+                                 .ranks = (int)(run.options.sp * run.options.dp),
+                                 .timeout_seconds = run.options.timeout,
+                                 .start_seconds = fmax(run.options.timeout, 60)}; // the first measures the machine
             comm_run(&launch, rank_main, &job, &err);
         }
     }

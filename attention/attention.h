@@ -30,7 +30,6 @@ typedef enum Exchange {
 } Exchange;
 
 const char *exchange_name(Exchange exchange);
-bool exchange_from_name(const char *name, Exchange *exchange); // false: no such name
 
 typedef struct AttentionConfig {
     int64_t context; // T, tokens of one sequence over all ranks

@@ -12,16 +12,6 @@ static const char *const names[] = {[EXCHANGE_AUTO] = "auto",
 
 const char *exchange_name(Exchange exchange) { return names[exchange]; }
 
-bool exchange_from_name(const char *name, Exchange *exchange) {
-    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *exchange = (Exchange)i;
-            return true;
-        }
-    }
-    return false;
-}
-
 // ---- bytes --------------------------------------------------------------------------------------
 // T tokens, P ranks in groups of U (Ulysses; 1 for ring and gather), R = P/U; e bytes per element of storage. A rank
 // has H' = H/U query heads and KV' = max(KV/U, 1) key/value heads, and the ranks of its ring have n_0 ... n_{R-1}

@@ -13,9 +13,7 @@ static Shown value_of(const Options *options, const Option *row) {
     const void *value = option_value(options, row);
     if (row->kind == INTEGER) return shown_integer(*(const int64_t *)value);
     if (row->kind == REAL) return shown_real(*(const double *)value);
-    Shown s;
-    snprintf(s.text, sizeof s.text, "%s", *(const char *const *)value);
-    return s;
+    return shown_choice(row, *(const int *)value); // of the kept ones, none is a text
 }
 
 void kept_options_of(const Options *options, KeptOptions *kept) {

@@ -64,7 +64,7 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     if (!preset_named(options->model, &preset, err)) return false;
     bool named_gpt2 =
         options->model != NULL && strncmp(options->model, "gpt2", 4) == 0 && !options_given(options, "arch");
-    bool gpt2 = named_gpt2 || strcmp(options->arch, "gpt2") == 0;
+    bool gpt2 = named_gpt2 || options->arch == ARCH_GPT2;
     memset(config, 0, sizeof *config);
     config->architecture = gpt2 ? ARCH_GPT2 : options->qkv_bias ? ARCH_QWEN2 : ARCH_LLAMA;
     config->vocab_size = vocab_size;

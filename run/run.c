@@ -35,17 +35,15 @@ static bool has_data(const Options *o) { return o->data_count > 0 || !o->plan; }
 
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
-    TokenFormat format = TOKENS_AUTO;
     size_t size;
-    tokens_format_from_name(o->data_format, &format);
-    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, format, err);
+    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, o->data_format, err);
     else {
         const unsigned char *corpus = bundled_corpus(&size);
         run->train = tokens_open_memory(corpus, size, err);
     }
     if (run->train == NULL) return false;
     if (o->val_data_count > 0) {
-        run->validation = tokens_open(o->val_data, o->val_data_count, format, err);
+        run->validation = tokens_open(o->val_data, o->val_data_count, o->data_format, err);
         if (run->validation == NULL) return false;
         run->train_end = tokens_count(run->train);
         run->validation_end = tokens_count(run->validation);
@@ -161,8 +159,9 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
         if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
             return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
                                from, (long long)sizes[i].has);
-    if (options_given(o, "arch") && (strcmp(o->arch, "gpt2") == 0) == config_is_rotary(c))
-        return error_usage(err, "--arch %s: %s has the other architecture; leave it out", o->arch, from);
+    if (options_given(o, "arch") && (o->arch == ARCH_GPT2) == config_is_rotary(c))
+        return error_usage(err, "--arch %s: %s has the other architecture; leave it out",
+                           o->arch == ARCH_GPT2 ? "gpt2" : "llama", from);
     if ((o->untied && c->tied_embeddings) || (o->qkv_bias && !c->qkv_bias))
         return error_usage(err, "--%s: %s is without it; leave it out",
                            o->untied && c->tied_embeddings ? "untied" : "qkv-bias", from);
@@ -265,9 +264,7 @@ static bool configure_attention(Run *run, Error *err) {
     AttentionConfig *a = &run->attention;
     run->micro_batch = o->micro_batch > 0 ? o->micro_batch : usual_micro_batch(o);
     run->steps = o->steps;
-    run->recompute = strcmp(o->recompute, "block") == 0 ? RECOMPUTE_BLOCK
-                     : strcmp(o->recompute, "mlp") == 0 ? RECOMPUTE_MLP
-                                                         : RECOMPUTE_NONE;
+    run->recompute = o->recompute;
     a->context = o->context;
     a->ranks = (int)o->sp;
     a->ulysses = (int)o->ulysses;
@@ -285,8 +282,7 @@ static bool configure_attention(Run *run, Error *err) {
                          "out of memory: about %.1e activations are more than any machine holds; lower --context, "
                          "--micro-batch or the model's sizes",
                          elements);
-    if (!exchange_from_name(o->attention, &a->exchange))
-        return error_usage(err, "--attention %s: no such exchange", o->attention);
+    a->exchange = o->attention;
     return attention_resolve(a, err);
 }
 
@@ -332,9 +328,7 @@ static bool read_prompt(Run *run, Error *err) {
 bool run_open(Run *run, bool writes, Error *err) {
     Options *o = &run->options;
     int processes = comm_processes_here();
-    CommEngine engine = COMM_AUTO;
-    comm_engine_from_name(o->engine, &engine);
-    run->processes = comm_ranks_are_processes(engine);
+    run->processes = comm_ranks_are_processes(o->engine);
     if (!options_given(o, "sp") && !run->processes) o->sp = devices_usual_ranks(o);
     run->ranks_here = run->processes ? 1 : (int)(o->sp * o->dp);
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
@@ -370,21 +364,21 @@ void run_close(Run *run) {
 
 static const char *ranks_are(const Run *run) {
     if (!run->processes) return "threads of this process";
-    bool mpi = comm_has_mpi() && comm_launched_by_mpi() && strcmp(run->options.engine, "sockets") != 0;
-    return mpi || strcmp(run->options.engine, "mpi") == 0 ? "MPI processes" : "processes over TCP";
+    bool mpi = comm_has_mpi() && comm_launched_by_mpi() && run->options.engine != COMM_SOCKETS;
+    return mpi || run->options.engine == COMM_MPI ? "MPI processes" : "processes over TCP";
 }
 
 static void print_machine(const Run *run, FILE *out) {
     const Devices *d = &run->devices;
     char rate[64] = "matrix products not measured (out of memory)";
-    bool cpu = strcmp(d->name, "cpu") == 0;
+    bool cpu = d->kind == DEVICE_CPU;
     if (d->matrix_rate > 0)
         snprintf(rate, sizeof rate, "%.0f %s in matrix products, measured now", (cpu ? 1e-9 : 1e-12) * d->matrix_rate,
                  cpu ? "GFLOP/s" : "TFLOP/s");
     if (cpu)
         fprintf(out, "machine    %d threads, %s, %s vectors: %s\n", run->threads, cpu_matrix_library(),
                 simd_level_name(simd_level()), rate);
-    else if (strcmp(d->name, "emulated") == 0)
+    else if (d->kind == DEVICE_EMULATED)
         fprintf(out, "machine    %s: CUDA's kernels run by this processor, to check results; its speed means nothing\n",
                 d->description);
     else

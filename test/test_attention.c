@@ -257,20 +257,6 @@ static void table_of_bytes(void **state) {
     }
 }
 
-static void names_go_both_ways(void **state) {
-    (void)state;
-    static const char *const names[] = {"auto", "ring", "gather", "ulysses", "ulysses-ring", "vanilla"};
-    for (int i = 0; i < 6; i++) {
-        Exchange exchange;
-        assert_true(exchange_from_name(names[i], &exchange));
-        assert_int_equal(exchange, i);
-        assert_string_equal(exchange_name(exchange), names[i]);
-    }
-    Exchange untouched = EXCHANGE_GATHER;
-    assert_false(exchange_from_name("rings", &untouched));
-    assert_int_equal(untouched, EXCHANGE_GATHER);
-}
-
 static void chosen_exchange_can_serve(void **state) {
     (void)state;
     assert_int_equal(resolved(1, 1, EXCHANGE_AUTO, 1, 4, 4, 64).exchange, EXCHANGE_RING);
@@ -334,7 +320,6 @@ int main(void) {
         cmocka_unit_test(storage_may_have_another_size),
         cmocka_unit_test(bytes_in_closed_form),
         cmocka_unit_test(table_of_bytes),
-        cmocka_unit_test(names_go_both_ways),
         cmocka_unit_test(chosen_exchange_can_serve),
         cmocka_unit_test(what_cannot_be_served_is_refused),
     };
