@@ -99,7 +99,7 @@ endif
 train_gpt: $(BUILD)/train_gpt
 	@cp $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
 
@@ -185,7 +185,7 @@ $(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $
                           | $(BUILD)/test/train_gpt_with_toy
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
-$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o \
+$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                   $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@

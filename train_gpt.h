@@ -1,5 +1,5 @@
-// What a rank holds: the memory that the story in train_gpt.cu is about, and the few functions of it that generation
-// (generation.c) shares. The letters of the dimensions are explained there.
+// What a rank holds: the memory that the story in train_gpt.cu is about, and what it shares with run/. The letters of the
+// dimensions are explained there.
 #ifndef TRAIN_GPT_H
 #define TRAIN_GPT_H
 
@@ -47,7 +47,16 @@ double loss_of_last_tokens(Rank *r);
 // Every rank's slice of a flat vector (total, of elements of that size) to every rank. Collective.
 void gather_slices(Rank *r, void *flat, size_t element_bytes);
 
-// ---- generation.c ---------------------------------------------------------------------------------------------------
+// ---- run/rank.c: its beginning and end ---------------------------------------------------------------------------------
+
+// The device, memory, groups and weights of this rank; ends all ranks where one of them cannot have them. Collective.
+Rank *rank_open(const Run *run, Comm *world);
+void rank_leave_groups(Rank *r); // the last that ranks do together
+void rank_close(Rank *r);
+// Bytes of memory that rank `world_rank` of r->run would take; leaves in r->arena the list of its buffers.
+size_t rank_bytes(Rank *r, int world_rank);
+
+// ---- run/generation.c: text from the model -----------------------------------------------------------------------------
 
 // Bytes of the device that generation takes beside the ranks' memory.
 size_t bytes_of_generator(const Run *run, const Device *device);
