@@ -176,12 +176,19 @@ $(BUILD)/%.$(1).o: %.c $(BUILD)/config.mk
 endef
 $(foreach isa,$(ISAS),$(eval $(call simd_rule,$(isa))))
 
-$(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
+# What tests share: declared in test/*.h.
+SUPPORT := $(BUILD)/test/libsupport.a
+$(SUPPORT): $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/support/*.c))
+	$(call say,LIB )
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+
+$(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
 
 # The program with a token mixer that a test adds: its table takes the place of mixer/mixers.c.
-$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(LIBRARY) \
+$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(SUPPORT) $(LIBRARY) \
                           | $(BUILD)/test/train_gpt_with_toy
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
