@@ -9,6 +9,7 @@
 #   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
 #   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle.tgz, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
+#   make lines       lines of code by folder
 #   make clean       remove what was built
 #   make help        this list
 #
@@ -68,7 +69,7 @@ OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=$
 LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
-.PHONY: all run setup bench corpus clean help test test-release test-asan test-tsan \
+.PHONY: all run setup bench corpus lines clean help test test-release test-asan test-tsan \
         build-release build-asan build-tsan build-archs cuda-objects test-programs FORCE \
         test-gpu gpu-check gpu-bundle gpu-bundle-programs ladder
 .DELETE_ON_ERROR:
@@ -78,7 +79,7 @@ all: train_gpt
 # ---- what this machine has ------------------------------------------------------------------------------------------
 
 # config.mk is made anew when a compiler, flag or library that it depends on is another than last time.
-ifneq ($(filter-out run setup corpus clean help test test-release test-asan test-tsan,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out run setup corpus lines clean help test test-release test-asan test-tsan,$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
 endif
 $(BUILD)/config.mk: scripts/detect $(BUILD)/config.key
@@ -302,6 +303,9 @@ gpu-bundle: setup
 	@tar -czf build/gpu-bundle.tgz -C build gpu-bundle && du -h build/gpu-bundle.tgz
 	@echo "there: tar -xzf gpu-bundle.tgz && gpu-bundle/dev/gpu_check/run gpu-bundle/bin report"
 gpu-bundle-programs: $(BUILD)/train_gpt $(GPU_TESTS:%=$(BUILD)/test/test_%) $(BENCHES)
+
+lines:
+	@scripts/lines
 
 clean:
 	rm -rf build train_gpt

@@ -1,3 +1,4 @@
+// The grid of windows of an epoch, its order, and a shard's part of a window.
 #include "dataloader/loader.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+// Chooses, opens and measures the devices of this process, and adds up their memory.
 #include "run/devices.h"
 
 #include <limits.h>

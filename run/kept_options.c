@@ -1,3 +1,4 @@
+// To and from the texts that a training state keeps.
 #include "run/kept_options.h"
 
 #include <string.h>

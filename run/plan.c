@@ -1,3 +1,4 @@
+// The plan as text; what it adds up is stated by those who use it.
 #include "run/plan.h"
 
 #include "model/model.h"

@@ -1,3 +1,4 @@
+// Opens the run, plans its memory, measures the machine, and says what will be done.
 #include "run/prepare.h"
 
 #include <stdlib.h>

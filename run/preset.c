@@ -1,3 +1,4 @@
+// Sizes by name or by options, and what follows from them.
 #include "run/preset.h"
 
 #include <stdio.h>

@@ -1,3 +1,4 @@
+// Resolves the options: data, what is resumed, the model, attention, the prompt; and prints the header.
 #include "run/run.h"
 
 #include <math.h>

@@ -1,3 +1,4 @@
+// Describes the run in lines, and compares rank 0's with this rank's.
 #include "run/same_run.h"
 
 #include <stdlib.h>

@@ -42,15 +42,6 @@ Direct direct_random(Problem p, uint64_t seed);
 float scale_of(Problem p);
 
 // What an operation gives in double or, if `single`, in fp32: rounding its double result once more is the same.
-double rounded(double x, bool single);
-
-double dot(const double *x, const double *y, int64_t D, bool single);
-void add_multiple(double *to, double factor, const double *x, int64_t D, bool single);
-
-// Row i of the softmax, over keys 0 to i, and everything that depends on it. As in attention/kernel.h the backward pass
-// starts from the log-sum-exp and delta.
-void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *score, double *weight, bool single);
-
 void direct_attention(Direct *x, bool single);
 
 // The same inputs, and the answer in fp32.

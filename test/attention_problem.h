@@ -21,6 +21,7 @@
 
 #include "attention/attention.h"
 #include "base/random.h"
+#include "test/bf16.h"
 #include "test/memory.h"
 
 // ---- a problem, and its answer ------------------------------------------------------------------
@@ -37,31 +38,13 @@ typedef struct Problem { // all tensors whole: (B, T, H, D), (B, T, KV, D), rows
     double *plain[RESULTS], *vanilla[RESULTS]; // NULL but in a bf16 problem
 } Problem;
 
-
 // Memory full of a value that is not a number, so that nothing is right by chance.
 void *unset_memory(size_t bytes);
 
-int64_t result_heads(const Problem *p, int result);
 int64_t result_count(const Problem *p, int result);
-
-float *random_tensor(int64_t count, uint64_t stream);
-
-double dot(const float *a, const float *b, int64_t D);
-
-// To nearest, ties to even: an integer that takes the upper 16 bits of an fp32 as they are.
-float round_to_bf16(float x);
 
 typedef enum Rounding { EXACT, PLAIN, VANILLA } Rounding;
 double kept(double x, Rounding rounding, Rounding from); // rounded from this kind on
-
-// One query row: its probabilities over keys 0..i, then everything that follows from them.
-void answer_row(Problem *p, double *const answer[RESULTS], int64_t b, int64_t h, int64_t i,
-                              double *probability, Rounding rounding);
-
-void answer_problem(Problem *p, double *answer[RESULTS], Rounding rounding);
-
-// outlier: every tenth key is longer by this factor, so that scores differ by that much more.
-Problem random_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier);
 
 Problem make_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier);
 
@@ -89,42 +72,20 @@ typedef struct Run {
     bool planned_right[MOST_RANKS];
 } Run;
 
-// Copies the tokens of a shard from a whole tensor (B, T, width) to columns of (B, n, stride), or back.
-void copy_tokens(const Problem *problem, const Shard *shard, float *whole, int64_t width, float *mine,
-                               int64_t stride, bool to_mine);
-
-void copy_rows(const Problem *problem, const Shard *shard, float *whole, const float *mine);
-
 // A buffer of the device, full of values that are no numbers.
 typedef struct Buffer {
     void *data;
     size_t bytes;
 } Buffer;
 
-void unset_buffer(Device *device, const Buffer *buffer);
-Buffer device_buffer(Device *device, size_t bytes);
-void release_buffer(Device *device, Buffer *buffer);
-
-// Between floats of the host and storage of the device. Both free what they are given or have made for the way.
-Buffer to_device(Device *device, float *values, int64_t count);
-float *from_device(Device *device, const Buffer *storage);
-
 typedef struct Local { // one rank's tensors; q, k, v and their gradients stand in fused buffers, as in a model
     Buffer fused, d_fused, out, d_out, log_sum_exp;
     TokenView q, k, v, d_q, d_k, d_v, out_view, d_out_view;
 } Local;
 
-Local make_local(Device *device, const Problem *p, const Shard *shard);
-
-void keep_results(const Run *run, Device *device, const Shard *shard, const Local *x);
-
-void free_local(Device *device, Local *x);
-
-void attention_rank(Comm *world, void *argument);
-
 // ulysses: 0 for what attention_resolve chooses.
-Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exchange exchange,
-                               int ulysses, int repeats, bool collectives);
+Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exchange exchange, int ulysses,
+                 int repeats, bool collectives);
 
 Run run_on(const Problem *problem, MakeDevice *make_device, int ranks, Exchange exchange, int ulysses);
 

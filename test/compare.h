@@ -19,8 +19,6 @@ typedef struct Log {
     double validation_loss; // the last; NaN: none
 } Log;
 
-double log_number(const Json *line, const char *key);
-
 // Reads the file that --log wrote: a JSON object a line.
 Log read_log(const char *path);
 
@@ -32,21 +30,22 @@ float *tensor_values(const Tensor *tensor); // to be freed
 
 // How far `got` is from `expected`: ||got - expected|| / ||expected||, and the same of the largest elements. The norm
 // is not a number where either holds one, and infinite where only `expected` is zero.
-typedef struct Distance { double norm, largest; } Distance;
+typedef struct Distance {
+    double norm, largest;
+} Distance;
 
 Distance distance_of(const float *got, const float *expected, int64_t count);
 
-void assert_same_shape(const Tensor *got, const Tensor *expected);
-
 // A distance's limits.
-typedef struct Tolerance { double norm, largest; } Tolerance;
+typedef struct Tolerance {
+    double norm, largest;
+} Tolerance;
 
 void assert_near(const char *what, Distance distance, Tolerance tolerance);
 
 // Holds every tensor NAME of `got` against PREFIX + NAME of `expected`; both must have the same ones. Returns the
 // largest distances.
-Distance compare_tensors(const Safetensors *got, const Safetensors *expected, const char *prefix,
-                                       Tolerance tolerance);
+Distance compare_tensors(const Safetensors *got, const Safetensors *expected, const char *prefix, Tolerance tolerance);
 
 Distance compare_files(const char *got_path, const char *expected_path, Tolerance tolerance);
 

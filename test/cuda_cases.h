@@ -10,6 +10,7 @@
 #define TEST_CUDA_CASES_H
 
 #include "test/layer_cases.h"
+#include "test/bf16.h"
 
 #include <stdio.h>
 #include <sys/mman.h>
@@ -19,8 +20,6 @@
 // ---- the device ----------------------------------------------------------------------------------------------------
 
 const char *cuda_device_name(void);
-
-bool cuda_device_is_open(bool now);
 
 // The one device of this process, opened at the first call, with the race checker on where there is one. Skips the test
 // if there is none.
@@ -39,17 +38,12 @@ typedef struct Run {
     void *results;
 } Run;
 
-void run_with_seed(void *argument);
-
 // Runs `work`, which fills `bytes` of results from what it computes on the device, in two processes with other orders
 // of the emulated threads, and compares the results bit for bit. To be called first of all tests (status_in_child).
 void expect_same_bits_twice(const char *what, void (*work)(Device *, void *results), size_t bytes);
 
 // ---- bf16 ----------------------------------------------------------------------------------------------------------
 
-uint16_t to_bf16_bits(float x); // to nearest, ties to even
-float from_bf16_bits(uint16_t half);
-float round_to_bf16(float x);
 // Rounds all of x, and returns it: `float *x = rounded(random_floats(n, 1, 0, 1), n);`
 float *rounded(float *x, int64_t count);
 

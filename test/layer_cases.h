@@ -48,8 +48,8 @@ typedef void ReferenceBackward(const Shape *, const double *in, const double *d_
 
 // Compares a reference gradient with (f(in + h) - f(in - h)) / 2h, f = sum of d_out * out. With h = 1e-5 the cut-off
 // error, f''' h^2 / 6, and the rounding error, 1e-16 f / h, are both near 1e-10 for f of size 1 to 10.
-void check_gradient(const Shape *s, Reference *forward, ReferenceBackward *backward, double *in,
-                                  int64_t in_count, int64_t out_count);
+void check_gradient(const Shape *s, Reference *forward, ReferenceBackward *backward, double *in, int64_t in_count,
+                    int64_t out_count);
 
 double *random_doubles(int64_t count, double deviation);
 

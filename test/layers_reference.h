@@ -42,7 +42,6 @@ void reference_matmul(const Shape *s, const double *in, double *out);
 void reference_matmul_backward(const Shape *s, const double *in, const double *d_out, double *d_in);
 
 // ---- rotary: in = x (rows, heads * D) ----------------------------------------------------------------------------
-void reference_turn(const Shape *s, const double *in, double *out, double direction);
 void reference_rotary(const Shape *s, const double *in, double *out);
 void reference_rotary_backward(const Shape *s, const double *in, const double *d_out, double *d_in);
 

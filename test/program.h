@@ -42,7 +42,6 @@ char *path_join(char out[PROGRAM_PATH], const char *folder, const char *name);
 
 char *make_temp_folder(char out[PROGRAM_PATH]);
 
-int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk);
 void remove_tree(const char *path);
 
 bool path_exists(const char *path);

@@ -11,9 +11,6 @@
 
 const char *own_path(void);
 
-// Why not, or NULL: a program that has nothing to do with MPI must come to its end under mpirun.
-const char *why_no_mpirun(void);
-
 bool mpi_can_be_tested(void);
 
 // Programs under mpirun that start at the same moment trip over each other in its temporary folder: each gets its own
@@ -41,8 +38,6 @@ bool is_launcher(int argc, char **argv);
 
 int make_folder_for_ranks(void **state);
 int remove_folder_of_ranks(void **state);
-
-void add_option(const char *variable, const char *option);
 
 // Of the programs this test starts, sanitizers shall not report what the MPI library never frees, nor that a program
 // that ends at once, as a failing one must, leaves threads unjoined.

@@ -1,3 +1,4 @@
+// Products over blocks of scores, cut off where nothing is seen, and the scratch memory of workers.
 #include "attention/cpu/blocks.h"
 
 #include <stdlib.h>

@@ -42,19 +42,21 @@ Direct direct_random(Problem p, uint64_t seed) {
 
 float scale_of(Problem p) { return (float)(1 / sqrt((double)p.D)); }
 
-double rounded(double x, bool single) { return single ? (double)(float)x : x; }
+static double rounded(double x, bool single) { return single ? (double)(float)x : x; }
 
-double dot(const double *x, const double *y, int64_t D, bool single) {
+static double dot(const double *x, const double *y, int64_t D, bool single) {
     double sum = 0;
     for (int64_t d = 0; d < D; d++) sum = rounded(sum + rounded(x[d] * y[d], single), single);
     return sum;
 }
 
-void add_multiple(double *to, double factor, const double *x, int64_t D, bool single) {
+static void add_multiple(double *to, double factor, const double *x, int64_t D, bool single) {
     for (int64_t d = 0; d < D; d++) to[d] = rounded(to[d] + rounded(factor * x[d], single), single);
 }
 
-void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *score, double *weight, bool single) {
+// Row i of the softmax, over keys 0 to i, and everything that depends on it. As in attention/kernel.h the backward pass
+// starts from the log-sum-exp and delta.
+static void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *score, double *weight, bool single) {
     Problem p = x->problem;
     int64_t row = ((b * p.T + i) * p.H + h) * p.D;
     int64_t key = (b * p.T * p.KV + h / (p.H / p.KV)) * p.D, next = p.KV * p.D;

@@ -1,11 +1,9 @@
 // Bodies of test/attention_problem.h.
 #include "test/attention_problem.h"
 
-void *unset_memory(size_t bytes) {
-    return memset(checked(aligned_alloc(256, (bytes + 255) / 256 * 256)), 0xff, bytes);
-}
+void *unset_memory(size_t bytes) { return memset(checked(aligned_alloc(256, (bytes + 255) / 256 * 256)), 0xff, bytes); }
 
-int64_t result_heads(const Problem *p, int result) {
+static int64_t result_heads(const Problem *p, int result) {
     return result == D_K || result == D_V ? p->shape.kv_heads : p->shape.heads;
 }
 
@@ -13,32 +11,25 @@ int64_t result_count(const Problem *p, int result) {
     return p->shape.batch * p->T * result_heads(p, result) * (result == LOG_SUM_EXP ? 1 : p->shape.head_dim);
 }
 
-float *random_tensor(int64_t count, uint64_t stream) {
+static float *random_tensor(int64_t count, uint64_t stream) {
     float *x = checked(malloc((size_t)count * sizeof *x));
     for (int64_t i = 0; i < count; i++) x[i] = (float)random_normal(1, stream, (uint64_t)i);
     return x;
 }
 
-double dot(const float *a, const float *b, int64_t D) {
+static double dot(const float *a, const float *b, int64_t D) {
     double sum = 0;
     for (int64_t d = 0; d < D; d++) sum += (double)a[d] * b[d];
     return sum;
-}
-
-float round_to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-    memcpy(&x, &bits, sizeof x);
-    return x;
 }
 
 double kept(double x, Rounding rounding, Rounding from) { // rounded from this kind on
     return rounding >= from ? round_to_bf16((float)x) : x;
 }
 
-void answer_row(Problem *p, double *const answer[RESULTS], int64_t b, int64_t h, int64_t i,
-                              double *probability, Rounding rounding) {
+// One query row: its probabilities over keys 0..i, then everything that follows from them.
+static void answer_row(Problem *p, double *const answer[RESULTS], int64_t b, int64_t h, int64_t i, double *probability,
+                       Rounding rounding) {
     const AttentionShape *s = &p->shape;
     int64_t D = s->head_dim, stride = s->kv_heads * D, kv_first = b * p->T * stride + h / (s->heads / s->kv_heads) * D;
     int64_t row = ((b * p->T + i) * s->heads + h) * D;
@@ -73,7 +64,7 @@ void answer_row(Problem *p, double *const answer[RESULTS], int64_t b, int64_t h,
     }
 }
 
-void answer_problem(Problem *p, double *answer[RESULTS], Rounding rounding) {
+static void answer_problem(Problem *p, double *answer[RESULTS], Rounding rounding) {
     for (int r = 0; r < RESULTS; r++) answer[r] = checked(calloc((size_t)result_count(p, r), sizeof *answer[r]));
     double *probability = checked(malloc((size_t)p->T * sizeof *probability));
     for (int64_t b = 0; b < p->shape.batch; b++)
@@ -84,7 +75,8 @@ void answer_problem(Problem *p, double *answer[RESULTS], Rounding rounding) {
         for (int64_t i = 0; i < result_count(p, r); i++) answer[r][i] = kept(answer[r][i], rounding, PLAIN);
 }
 
-Problem random_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier) {
+// outlier: every tenth key is longer by this factor, so that scores differ by that much more.
+static Problem random_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier) {
     Problem p = {.shape = {B, H, KV, D, (float)(1 / sqrt((double)D))}, .T = T};
     p.q = random_tensor(B * T * H * D, 1);
     p.k = random_tensor(B * T * KV * D, 2);
@@ -123,8 +115,9 @@ void reference_device(Device *device, int rank) {
     device->attention = &attention_kernels_reference;
 }
 
-void copy_tokens(const Problem *problem, const Shard *shard, float *whole, int64_t width, float *mine,
-                               int64_t stride, bool to_mine) {
+// Copies the tokens of a shard from a whole tensor (B, T, width) to columns of (B, n, stride), or back.
+static void copy_tokens(const Problem *problem, const Shard *shard, float *whole, int64_t width, float *mine,
+                        int64_t stride, bool to_mine) {
     for (int64_t b = 0; b < problem->shape.batch; b++) {
         for (int i = 0; i < shard->count; i++) {
             Chunk chunk = shard->chunk[i];
@@ -137,7 +130,7 @@ void copy_tokens(const Problem *problem, const Shard *shard, float *whole, int64
     }
 }
 
-void copy_rows(const Problem *problem, const Shard *shard, float *whole, const float *mine) {
+static void copy_rows(const Problem *problem, const Shard *shard, float *whole, const float *mine) {
     for (int64_t row = 0; row < problem->shape.batch * problem->shape.heads; row++) {
         for (int i = 0; i < shard->count; i++) {
             Chunk chunk = shard->chunk[i];
@@ -147,24 +140,23 @@ void copy_rows(const Problem *problem, const Shard *shard, float *whole, const f
     }
 }
 
-void unset_buffer(Device *device, const Buffer *buffer) {
+static void unset_buffer(Device *device, const Buffer *buffer) {
     void *unset = unset_memory(buffer->bytes);
     device->upload(device, buffer->data, unset, buffer->bytes);
     free(unset);
 }
 
-Buffer device_buffer(Device *device, size_t bytes) {
+static Buffer device_buffer(Device *device, size_t bytes) {
     Error err = {0};
     Buffer buffer = {checked(device->allocate(device, bytes, &err)), bytes};
     unset_buffer(device, &buffer);
     return buffer;
 }
 
-void release_buffer(Device *device, Buffer *buffer) {
-    device->release(device, buffer->data, buffer->bytes);
-}
+static void release_buffer(Device *device, Buffer *buffer) { device->release(device, buffer->data, buffer->bytes); }
 
-Buffer to_device(Device *device, float *values, int64_t count) {
+// Between floats of the host and storage of the device. Both free what they are given or have made for the way.
+static Buffer to_device(Device *device, float *values, int64_t count) {
     Buffer buffer = device_buffer(device, (size_t)count * device->element_bytes);
     Buffer floats = device_buffer(device, (size_t)count * sizeof *values);
     device->upload(device, floats.data, values, floats.bytes);
@@ -175,7 +167,7 @@ Buffer to_device(Device *device, float *values, int64_t count) {
     return buffer;
 }
 
-float *from_device(Device *device, const Buffer *storage) {
+static float *from_device(Device *device, const Buffer *storage) {
     int64_t count = (int64_t)(storage->bytes / device->element_bytes);
     Buffer floats = device_buffer(device, (size_t)count * sizeof(float));
     float *values = checked(malloc(floats.bytes));
@@ -185,7 +177,7 @@ float *from_device(Device *device, const Buffer *storage) {
     return values;
 }
 
-Local make_local(Device *device, const Problem *p, const Shard *shard) {
+static Local make_local(Device *device, const Problem *p, const Shard *shard) {
     const AttentionShape *s = &p->shape;
     int64_t n = shard->tokens, query = s->heads * s->head_dim, key = s->kv_heads * s->head_dim, fused = query + 2 * key;
     int64_t tokens = s->batch * n;
@@ -211,7 +203,7 @@ Local make_local(Device *device, const Problem *p, const Shard *shard) {
     return x;
 }
 
-void keep_results(const Run *run, Device *device, const Shard *shard, const Local *x) {
+static void keep_results(const Run *run, Device *device, const Shard *shard, const Local *x) {
     const Problem *p = run->problem;
     int64_t query = p->shape.heads * p->shape.head_dim, key = p->shape.kv_heads * p->shape.head_dim;
     float *d_fused = from_device(device, &x->d_fused), *out = from_device(device, &x->out);
@@ -225,12 +217,12 @@ void keep_results(const Run *run, Device *device, const Shard *shard, const Loca
     free(d_fused), free(out), free(rows);
 }
 
-void free_local(Device *device, Local *x) {
+static void free_local(Device *device, Local *x) {
     Buffer *all[] = {&x->fused, &x->d_fused, &x->out, &x->d_out, &x->log_sum_exp};
     for (int i = 0; i < 5; i++) release_buffer(device, all[i]);
 }
 
-void attention_rank(Comm *world, void *argument) {
+static void attention_rank(Comm *world, void *argument) {
     Run *run = argument;
     int rank = comm_rank(world);
     Device device;
@@ -264,8 +256,8 @@ void attention_rank(Comm *world, void *argument) {
     device.close(&device);
 }
 
-Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exchange exchange,
-                               int ulysses, int repeats, bool collectives) {
+Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exchange exchange, int ulysses,
+                 int repeats, bool collectives) {
     static MakeDevice *known; // of its device, these two
     static size_t element_bytes;
     static const AttentionKernels *kernels;

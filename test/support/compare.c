@@ -1,7 +1,7 @@
 // Bodies of test/compare.h.
 #include "test/compare.h"
 
-double log_number(const Json *line, const char *key) {
+static double log_number(const Json *line, const char *key) {
     const Json *value = json_get(line, key);
     if (!value || value->type != JSON_NUMBER) fail_msg("a line of the log has no number \"%s\"", key);
     return value->number;
@@ -59,7 +59,7 @@ Distance distance_of(const float *got, const float *expected, int64_t count) {
     return (Distance){sqrt(difference / squares), largest_difference / largest};
 }
 
-void assert_same_shape(const Tensor *got, const Tensor *expected) {
+static void assert_same_shape(const Tensor *got, const Tensor *expected) {
     bool same = got->dimensions == expected->dimensions;
     for (int i = 0; same && i < got->dimensions; i++) same = got->shape[i] == expected->shape[i];
     if (!same) fail_msg("%s has another shape than expected", got->name);
@@ -71,8 +71,7 @@ void assert_near(const char *what, Distance distance, Tolerance tolerance) {
                  distance.norm, tolerance.norm, distance.largest, tolerance.largest);
 }
 
-Distance compare_tensors(const Safetensors *got, const Safetensors *expected, const char *prefix,
-                                       Tolerance tolerance) {
+Distance compare_tensors(const Safetensors *got, const Safetensors *expected, const char *prefix, Tolerance tolerance) {
     Distance worst = {0, 0};
     int wanted = 0;
     for (int i = 0; i < safetensors_count(expected); i++) {

@@ -6,7 +6,7 @@ const char *cuda_device_name(void) {
     return name != NULL && name[0] != '\0' ? name : "emulated";
 }
 
-bool cuda_device_is_open(bool now) {
+static bool cuda_device_is_open(bool now) {
     static bool open;
     return open = open || now;
 }
@@ -52,7 +52,7 @@ int status_in_child(void (*work)(void *argument), void *argument) {
     return WEXITSTATUS(status);
 }
 
-void run_with_seed(void *argument) {
+static void run_with_seed(void *argument) {
     const Run *run = argument;
     setenv("EMULATED_SEED", run->seed, 1);
     run->work(cuda_device_of_test(), run->results);
@@ -69,22 +69,6 @@ void expect_same_bits_twice(const char *what, void (*work)(Device *, void *resul
     if (memcmp(results, results + bytes, bytes) != 0) fail_msg("%s: other bits in another order of threads", what);
     munmap(results, 2 * bytes);
 }
-
-uint16_t to_bf16_bits(float x) { // to nearest, ties to even
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x) return 0x7fff;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float from_bf16_bits(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-float round_to_bf16(float x) { return from_bf16_bits(to_bf16_bits(x)); }
 
 float *rounded(float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) x[i] = round_to_bf16(x[i]);
@@ -128,17 +112,11 @@ CudaTensor cuda_tensor_at(Kind kind, const void *values, int64_t count, int64_t 
     return t;
 }
 
-CudaTensor cuda_storage(const float *values, int64_t count) {
-    return cuda_tensor_at(KIND_STORAGE, values, count, 0);
-}
+CudaTensor cuda_storage(const float *values, int64_t count) { return cuda_tensor_at(KIND_STORAGE, values, count, 0); }
 
-CudaTensor cuda_floats(const float *values, int64_t count) {
-    return cuda_tensor_at(KIND_FLOAT, values, count, 0);
-}
+CudaTensor cuda_floats(const float *values, int64_t count) { return cuda_tensor_at(KIND_FLOAT, values, count, 0); }
 
-CudaTensor cuda_tokens(const int32_t *values, int64_t count) {
-    return cuda_tensor_at(KIND_INT32, values, count, 0);
-}
+CudaTensor cuda_tokens(const int32_t *values, int64_t count) { return cuda_tensor_at(KIND_INT32, values, count, 0); }
 
 void cuda_fetch_raw(const CudaTensor *t, void *to) {
     Device *device = cuda_device_of_test();

@@ -21,9 +21,7 @@ int32_t *random_tokens(int64_t count, uint64_t stream, int64_t V) {
     return tokens;
 }
 
-float *copy_of(const float *x, int64_t count) {
-    return memcpy(floats(count), x, (size_t)count * sizeof *x);
-}
+float *copy_of(const float *x, int64_t count) { return memcpy(floats(count), x, (size_t)count * sizeof *x); }
 
 double *append(double *to, const float *x, int64_t count) { // returns where the next goes
     for (int64_t i = 0; i < count; i++) to[i] = x[i];
@@ -54,8 +52,8 @@ void for_each_device(void (*run)(Device *, void *), void *argument) {
     unsetenv("SIMD");
 }
 
-void check_gradient(const Shape *s, Reference *forward, ReferenceBackward *backward, double *in,
-                                  int64_t in_count, int64_t out_count) {
+void check_gradient(const Shape *s, Reference *forward, ReferenceBackward *backward, double *in, int64_t in_count,
+                    int64_t out_count) {
     double *out = doubles(out_count), *d_out = doubles(out_count), *d_in = doubles(in_count), h = 1e-5;
     for (int64_t i = 0; i < out_count; i++) d_out[i] = random_normal(7, 99, (uint64_t)i);
     backward(s, in, d_out, d_in);

@@ -110,7 +110,7 @@ void reference_matmul_backward(const Shape *s, const double *in, const double *d
     }
 }
 
-void reference_turn(const Shape *s, const double *in, double *out, double direction) {
+static void reference_turn(const Shape *s, const double *in, double *out, double direction) {
     int64_t D = s->C / s->heads, half = D / 2;
     for (int64_t row = 0; row < s->rows; row++) {
         for (int64_t h = 0; h < s->heads; h++) {

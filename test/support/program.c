@@ -35,7 +35,7 @@ char *make_temp_folder(char out[PROGRAM_PATH]) {
     return out;
 }
 
-int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk) {
+static int remove_one(const char *path, const struct stat *status, int kind, struct FTW *walk) {
     (void)status, (void)kind, (void)walk;
     return remove(path);
 }

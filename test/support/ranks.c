@@ -9,7 +9,8 @@ const char *own_path(void) {
     return path;
 }
 
-const char *why_no_mpirun(void) {
+// Why not, or NULL: a program that has nothing to do with MPI must come to its end under mpirun.
+static const char *why_no_mpirun(void) {
     static char reason[300];
     static bool asked = false;
     Command probe = {0};
@@ -125,7 +126,7 @@ int remove_folder_of_ranks(void **state) {
     return 0;
 }
 
-void add_option(const char *variable, const char *option) {
+static void add_option(const char *variable, const char *option) {
     char options[1000];
     const char *given = getenv(variable);
     snprintf(options, sizeof options, "%s%s%s", given ? given : "", given && *given ? ":" : "", option);

@@ -1,23 +1,24 @@
 // Bodies of test/wide_device.h.
 #include "test/wide_device.h"
 
-void wide_to_storage(Device *device, void *out, const float *in, int64_t count) {
+static void wide_to_storage(Device *device, void *out, const float *in, int64_t count) {
     (void)device;
     for (int64_t i = 0; i < count; i++) ((double *)out)[i] = in[i];
 }
 
-void wide_to_float(Device *device, float *out, const void *in, int64_t count) {
+static void wide_to_float(Device *device, float *out, const void *in, int64_t count) {
     (void)device;
     for (int64_t i = 0; i < count; i++) out[i] = (float)((const double *)in)[i];
 }
 
-void wide_to_storage_strided(Device *device, void *out, int64_t out_stride, const float *in,
-                                           int64_t in_stride, int64_t rows, int64_t columns) {
+static void wide_to_storage_strided(Device *device, void *out, int64_t out_stride, const float *in, int64_t in_stride,
+                                    int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i++)
         wide_to_storage(device, (double *)out + i * out_stride, in + i * in_stride, columns);
 }
 
-TokenView narrow(const AttentionShape *s, TokenView view, int64_t tokens, int64_t heads) {
+// An fp32 copy (B, tokens, heads, D) of a view; to be freed.
+static TokenView narrow(const AttentionShape *s, TokenView view, int64_t tokens, int64_t heads) {
     int64_t width = heads * s->head_dim;
     float *copy = checked(malloc((size_t)(s->batch * tokens * width) * sizeof *copy));
     for (int64_t b = 0; b < s->batch; b++)
@@ -27,8 +28,7 @@ TokenView narrow(const AttentionShape *s, TokenView view, int64_t tokens, int64_
     return (TokenView){copy, tokens * width, width};
 }
 
-void wide_forward_pair(Device *device, const AttentionShape *s, const QueryForward *query,
-                                     const KeyValue *kv) {
+static void wide_forward_pair(Device *device, const AttentionShape *s, const QueryForward *query, const KeyValue *kv) {
     QueryForward q = *query;
     KeyValue k = *kv;
     q.q = narrow(s, query->q, query->chunk.length, s->heads);
@@ -38,8 +38,8 @@ void wide_forward_pair(Device *device, const AttentionShape *s, const QueryForwa
     free(q.q.data), free(k.k.data), free(k.v.data);
 }
 
-void wide_finish(Device *device, const AttentionShape *s, const QueryForward *query, TokenView out,
-                               RowView log_sum_exp) {
+static void wide_finish(Device *device, const AttentionShape *s, const QueryForward *query, TokenView out,
+                        RowView log_sum_exp) {
     int64_t tokens = query->chunk.length, width = s->heads * s->head_dim;
     float *rows = checked(malloc((size_t)(s->batch * tokens * width) * sizeof *rows));
     attention_kernels_reference.finish(device, s, query, (TokenView){rows, tokens * width, width}, log_sum_exp);
@@ -50,15 +50,15 @@ void wide_finish(Device *device, const AttentionShape *s, const QueryForward *qu
     free(rows);
 }
 
-void wide_row_delta(Device *device, const AttentionShape *s, Chunk chunk, TokenView out, TokenView d_out,
-                                  RowView delta) {
+static void wide_row_delta(Device *device, const AttentionShape *s, Chunk chunk, TokenView out, TokenView d_out,
+                           RowView delta) {
     TokenView o = narrow(s, out, chunk.length, s->heads), d = narrow(s, d_out, chunk.length, s->heads);
     attention_kernels_reference.row_delta(device, s, chunk, o, d, delta);
     free(o.data), free(d.data);
 }
 
-void wide_backward_pair(Device *device, const AttentionShape *s, const QueryBackward *query,
-                                      const KeyValue *kv) {
+static void wide_backward_pair(Device *device, const AttentionShape *s, const QueryBackward *query,
+                               const KeyValue *kv) {
     QueryBackward q = *query;
     KeyValue k = *kv;
     q.q = narrow(s, query->q, query->chunk.length, s->heads);
@@ -69,16 +69,17 @@ void wide_backward_pair(Device *device, const AttentionShape *s, const QueryBack
     free(q.q.data), free(q.d_out.data), free(k.k.data), free(k.v.data);
 }
 
-void wide_begin(Device *device, const AttentionShape *s, const QueryForward *query) {
+static void wide_begin(Device *device, const AttentionShape *s, const QueryForward *query) {
     attention_kernels_reference.begin(device, s, query);
 }
 
-FloatView wide_sums(const AttentionShape *s, int64_t tokens, int64_t heads) {
+// fp32 room (B, tokens, heads, D) for what a kernel sums up; and its way to storage, which frees it.
+static FloatView wide_sums(const AttentionShape *s, int64_t tokens, int64_t heads) {
     int64_t width = heads * s->head_dim;
     return (FloatView){checked(calloc((size_t)(s->batch * tokens * width), sizeof(float))), tokens * width, width};
 }
 
-void wide_keep(const AttentionShape *s, TokenView out, FloatView sums, int64_t tokens) {
+static void wide_keep(const AttentionShape *s, TokenView out, FloatView sums, int64_t tokens) {
     for (int64_t b = 0; b < s->batch; b++) {
         wide_to_storage_strided(NULL, (double *)out.data + b * out.batch_stride, out.token_stride,
                                 sums.data + b * sums.batch_stride, sums.token_stride, tokens, sums.token_stride);
@@ -86,8 +87,8 @@ void wide_keep(const AttentionShape *s, TokenView out, FloatView sums, int64_t t
     free(sums.data);
 }
 
-void wide_forward_whole(Device *device, const AttentionShape *s, const QueryForward *query,
-                                      const KeyValue *kv, TokenView out, RowView log_sum_exp) {
+static void wide_forward_whole(Device *device, const AttentionShape *s, const QueryForward *query, const KeyValue *kv,
+                               TokenView out, RowView log_sum_exp) {
     QueryForward state = *query;
     state.accumulator = wide_sums(s, query->chunk.length, s->heads);
     wide_begin(device, s, &state);
@@ -96,8 +97,8 @@ void wide_forward_whole(Device *device, const AttentionShape *s, const QueryForw
     free(state.accumulator.data);
 }
 
-void wide_backward_whole(Device *device, const AttentionShape *s, const QueryBackward *query,
-                                       const KeyValue *kv, TokenView d_q, TokenView d_k, TokenView d_v) {
+static void wide_backward_whole(Device *device, const AttentionShape *s, const QueryBackward *query, const KeyValue *kv,
+                                TokenView d_q, TokenView d_k, TokenView d_v) {
     QueryBackward q = *query;
     KeyValue k = *kv;
     q.d_q = wide_sums(s, query->chunk.length, s->heads);
@@ -109,9 +110,7 @@ void wide_backward_whole(Device *device, const AttentionShape *s, const QueryBac
     wide_keep(s, d_v, k.d_v, kv->chunk.length);
 }
 
-const char *wide_unsupported(const AttentionShape *s) {
-    return attention_kernels_reference.unsupported(s);
-}
+static const char *wide_unsupported(const AttentionShape *s) { return attention_kernels_reference.unsupported(s); }
 
 void wide_device(Device *device, int rank) {
     (void)rank;
