@@ -10,6 +10,8 @@
 #include "layers/cuda/sort.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 enum {
     DIGIT_BITS = 8,
     DIGITS = 1 << DIGIT_BITS,
@@ -21,7 +23,7 @@ enum {
     SCAN_AT_ONCE = 4, // tiles of a lane
 };
 
-static __device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
+__device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
 
 // counts (DIGITS, tiles)
 __global__ void __launch_bounds__(TILE_THREADS)
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 // The sum of the lanes before this one.
-__device__ static inline uint32_t sum_before(uint32_t x, int lane) {
+__device__ inline uint32_t sum_before(uint32_t x, int lane) {
     uint32_t sum = x;
 #pragma unroll
     for (int distance = 1; distance < WARP; distance *= 2) {
@@ -118,9 +120,11 @@ __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 // Scratch memory: two of (keys, rows), counts, totals; each from a multiple of 256 bytes on.
-static size_t padded(size_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
-static size_t pairs_bytes(int64_t count) { return padded((size_t)count * 4); }
-static size_t counts_bytes(int64_t count) { return padded((size_t)ceil_div<int64_t>(count, TILE) * DIGITS * 4); }
+size_t padded(size_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
+size_t pairs_bytes(int64_t count) { return padded((size_t)count * 4); }
+size_t counts_bytes(int64_t count) { return padded((size_t)ceil_div<int64_t>(count, TILE) * DIGITS * 4); }
+
+} // namespace
 
 size_t sort_scratch_bytes(int64_t count) { return 4 * pairs_bytes(count) + counts_bytes(count) + padded(DIGITS * 4); }
 
