@@ -50,6 +50,35 @@ static int64_t slice_start(int64_t total, int rank, int ranks) {
     return rank == ranks ? total : total * rank / ranks / 64 * 64;
 }
 
+int threads_per_rank(const Run *run) {
+    int threads = run->threads / run->ranks_here;
+    return threads > 1 ? threads : 1;
+}
+
+void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena) {
+    const ModelConfig *c = &run->config;
+    const AttentionKernels *kernels = run->attention.kernels;
+    const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
+    int64_t widest = 0;
+    for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
+    size_t layers = device_scratch_bytes(run->devices.name, rows, c->dim, widest), attention = 0;
+    if (kernels != NULL && kernels->scratch_bytes != NULL)
+        attention = kernels->scratch_bytes(&run->attention.shape, threads);
+    device->scratch_bytes = layers > attention ? layers : attention;
+    device->scratch = arena_take(arena, "scratch of the layer at work", device->scratch_bytes);
+}
+
+// What sums over ranks need of a device's memory: nothing where that is the host's.
+static size_t terms_bytes(const Run *run, int ranks) {
+    int64_t longest = 0;
+    if (strcmp(run->devices.name, "cpu") == 0) return 0;
+    for (int i = 0; i < ranks; i++) {
+        int64_t slice = slice_start(run->table.total, i + 1, ranks) - slice_start(run->table.total, i, ranks);
+        longest = slice > longest ? slice : longest;
+    }
+    return comm_staging_bytes(ranks, longest);
+}
+
 // All of a rank's memory. Runs first over no memory, to add up, then over the real block.
 static void lay_out_rank(Rank *r, int world_rank) {
     const Run *run = r->run;
@@ -80,6 +109,9 @@ static void lay_out_rank(Rank *r, int world_rank) {
     r->sums = (StepSums *)arena_take(arena, "sums of a step", sizeof(StepSums));
     pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
+    lend_scratch(&r->device, run, r->pass.rows, threads_per_rank(run), arena);
+    r->terms_bytes = terms_bytes(run, ranks);
+    r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
 }
 
 // What lay_out_rank would take, leaving the rank's arena empty but for its list of buffers.
@@ -201,19 +233,9 @@ static StepSums read_sums(Rank *r) {
     return sums;
 }
 
-static size_t *slice_bytes(const Rank *r, size_t element_bytes) {
-    size_t *bytes = (size_t *)malloc(comm_size(r->world) * sizeof(size_t));
-    if (bytes != NULL)
-        for (int i = 0; i < comm_size(r->world); i++) bytes[i] = (size_t)r->slice_counts[i] * element_bytes;
-    return bytes;
-}
-
 void gather_slices(Rank *r, void *flat, size_t element_bytes) {
-    size_t *bytes = slice_bytes(r, element_bytes);
-    Error err;
-    if (bytes == NULL) require(r, error_set(&err, "out of memory"), &err);
-    comm_all_gather(r->world_tensors, flat, bytes);
-    free(bytes);
+    for (int i = 0; i < comm_size(r->world); i++) r->slice_bytes[i] = (size_t)r->slice_counts[i] * element_bytes;
+    comm_all_gather(r->world_tensors, flat, r->slice_bytes);
 }
 
 // Each tensor decays or does not; my slice is updated run by run of tensors that agree on it.
@@ -555,11 +577,13 @@ static bool set_up_rank(Rank *r, Error *err) {
     if (collectives && !processes) r->sequence_tensors = comm_on_device(r->sequence, &r->device, false);
     else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
     else r->sequence_tensors = r->world_tensors; // the same ranks
+    comm_lend_staging(r->world_tensors, r->terms, r->terms_bytes);
     attention_connect(&r->attention, r->sequence_tensors);
     r->model.sequence = r->sequence_tensors;
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
+    r->slice_bytes = (size_t *)malloc((size_t)ranks * sizeof(size_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
+    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL) return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
             slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
@@ -572,11 +596,6 @@ static void leave_groups(Rank *r) {
     if (r->sequence_tensors != r->world_tensors) comm_free(r->sequence_tensors);
     comm_free(r->world_tensors);
     comm_free(r->sequence);
-}
-
-static int threads_per_rank(const Run *run) {
-    int threads = run->threads / run->ranks_here;
-    return threads > 1 ? threads : 1;
 }
 
 // What the ranks of a process are started with.
@@ -614,6 +633,7 @@ static void rank_main(Comm *world, void *argument) {
     kept_files_free(r->kept);
     pass_free(&r->pass);
     free(r->slice_counts);
+    free(r->slice_bytes);
     free(r->staging);
     free(r);
 }
@@ -632,12 +652,8 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         r->run = run;
         r->device.element_bytes = run->devices.element_bytes;
         generator = bytes_of_generator(run, &r->device);
-        bool messages_on_device = strcmp(run->devices.name, "cpu") != 0 && o->sp * o->dp > 1;
         for (int rank = run->ranks_here - 1; rank >= 0; rank--) {
             bytes_of_rank(r, rank);
-            // What is not laid out, but taken by those who use it.
-            if (messages_on_device) arena_take(&r->arena, "sums over ranks", COMM_STAGING_BYTES);
-            arena_take(&r->arena, "device's own", device_own_bytes(run->devices.name, r->pass.rows, run->config.dim));
             bytes[rank] = r->arena.used;
             all += bytes[rank];
         }

@@ -21,6 +21,7 @@
 
 #include "attention/attention.h"
 #include "base/random.h"
+#include "test/scratch.h"
 
 // ---- a problem, and its answer ------------------------------------------------------------------
 
@@ -308,6 +309,7 @@ static inline void attention_rank(Comm *world, void *argument) {
     int rank = comm_rank(world);
     Device device;
     run->make_device(&device, rank);
+    lend_stated_scratch(&device, 1, 1, 1, &run->config.shape);
     Comm *group = comm_on_device(world, &device, run->collectives);
 
     Arena plan = {0};
@@ -334,6 +336,7 @@ static inline void attention_rank(Comm *world, void *argument) {
     comm_free(group);
     free_local(&device, &x);
     release_buffer(&device, &scratch);
+    device_return_scratch(&device);
     device.close(&device);
 }
 

@@ -19,6 +19,7 @@
 #include "base/random.h"
 #include "layers/device.h"
 #include "test/layers_reference.h"
+#include "test/scratch.h"
 
 #define UNIT 0x1p-24
 
@@ -72,7 +73,9 @@ static inline void for_each_device(void (*run)(Device *, void *), void *argument
         for (int threads = 1; threads <= 3; threads++) {
             Device device;
             cpu_device(&device, threads);
+            lend_stated_scratch(&device, 8192, 8192, 0, NULL);
             run(&device, argument);
+            device_return_scratch(&device);
         }
     }
     unsetenv("SIMD");

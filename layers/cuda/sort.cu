@@ -11,9 +11,9 @@
 #include "layers/cuda/warp.h"
 
 enum {
-    DIGIT_BITS = 8,
-    DIGITS = 1 << DIGIT_BITS,
-    TILE = 512,     // pairs
+    DIGIT_BITS = SORT_DIGIT_BITS,
+    DIGITS = SORT_DIGITS,
+    TILE = SORT_TILE, // pairs
     TILE_WARPS = 4, // of a block, each with a tile
     TILE_THREADS = TILE_WARPS * WARP,
     SCAN_WARPS = 4,
@@ -117,24 +117,17 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
 }
 
-// Scratch memory: two of (keys, rows), counts, totals; each from a multiple of 256 bytes on.
-static size_t padded(size_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
-static size_t pairs_bytes(int64_t count) { return padded((size_t)count * 4); }
-static size_t counts_bytes(int64_t count) { return padded((size_t)ceil_div<int64_t>(count, TILE) * DIGITS * 4); }
-
-size_t sort_scratch_bytes(int64_t count) { return 4 * pairs_bytes(count) + counts_bytes(count) + padded(DIGITS * 4); }
-
 SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *keys, int64_t count, int key_bits) {
     char *at = static_cast<char *>(scratch);
     int32_t *keys_of[2];
     uint32_t *rows_of[2];
     for (int i = 0; i < 2; i++) {
         keys_of[i] = reinterpret_cast<int32_t *>(at);
-        rows_of[i] = reinterpret_cast<uint32_t *>(at + pairs_bytes(count));
-        at += 2 * pairs_bytes(count);
+        rows_of[i] = reinterpret_cast<uint32_t *>(at + sort_pairs_bytes(count));
+        at += 2 * sort_pairs_bytes(count);
     }
     uint32_t *counts = reinterpret_cast<uint32_t *>(at);
-    uint32_t *totals = reinterpret_cast<uint32_t *>(at + counts_bytes(count));
+    uint32_t *totals = reinterpret_cast<uint32_t *>(at + sort_counts_bytes(count));
 
     const int64_t tiles = ceil_div<int64_t>(count, TILE), blocks = ceil_div<int64_t>(tiles, TILE_WARPS);
     const uint32_t *rows = NULL;
