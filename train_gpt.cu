@@ -147,19 +147,9 @@ static StepSums read_sums(Rank *r) {
     return sums;
 }
 
-static size_t *slice_bytes(const Rank *r, size_t element_bytes) {
-    size_t *bytes = malloc(comm_size(r->world) * sizeof(size_t));
-    if (bytes != NULL)
-        for (int i = 0; i < comm_size(r->world); i++) bytes[i] = (size_t)r->slice_counts[i] * element_bytes;
-    return bytes;
-}
-
 void gather_slices(Rank *r, void *flat, size_t element_bytes) {
-    size_t *bytes = slice_bytes(r, element_bytes);
-    Error err;
-    if (bytes == NULL) require(r, error_set(&err, "out of memory"), &err);
-    comm_all_gather(r->world_tensors, flat, bytes);
-    free(bytes);
+    for (int i = 0; i < comm_size(r->world); i++) r->slice_bytes[i] = (size_t)r->slice_counts[i] * element_bytes;
+    comm_all_gather(r->world_tensors, flat, r->slice_bytes);
 }
 
 // Each tensor decays or does not; my slice is updated run by run of tensors that agree on it.

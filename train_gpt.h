@@ -29,9 +29,12 @@ typedef struct Rank {
     Pass pass;                      // activations, and their gradients
     int64_t slice_begin, slice_end; // the part of the flat parameters whose optimizer state is mine
     int64_t *slice_counts;          // (world) sizes of all ranks' slices
+    size_t *slice_bytes;            // (world) of the vector that is being gathered
     float *master;                  // (slice) fp32 weights; on the CPU part of the weights
     float *exp_avg, *exp_avg_sq;    // (slice) AdamW's moments
     StepSums *sums;                 // on the device
+    float *terms;                   // of sums over ranks, on their way; NULL: the ranks read each other's memory
+    size_t terms_bytes;
     Loader loader;
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
     float *host_vector; // host: (total) on its way to a file, NULL at other times
@@ -40,6 +43,11 @@ typedef struct Rank {
     KeptFiles *kept;    // rank 0: what checkpoints take along of the model that the run began with, NULL: nothing
 } Rank;
 
+// Threads of a rank.
+int threads_per_rank(const Run *run);
+// Lays out what the layers and attention work in, for passes of `rows` rows on so many threads, and lends it to the
+// device.
+void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena);
 // pass->tokens, pass->positions -> pass->normed, the output of the final norm, which the classifier reads.
 void forward(Model *model, Pass *pass);
 // The mean loss (nats per token) of the tokens that were loaded last, with the weights as they are now. Collective.

@@ -188,7 +188,6 @@ static void collective_reduce_scatter_sum(Comm *comm, float *out, float *in, con
         sum_piece_terms(comm, STREAM_EXCHANGE, &pieces, out + begin, length);
     }
     follow(comm, STREAM_WORK, STREAM_EXCHANGE);
-    sum_pieces_free(&pieces);
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------

@@ -83,9 +83,13 @@ struct Device; // layers/device.h
 // process, some of which may be one GPU (engine local only). The same on every rank.
 // Sums have the same bits as in host memory, and bytes are counted the same.
 // Such a group is freed by all its ranks together, after their exchanges and before their devices are closed.
-// A group of two ranks or more takes up to COMM_STAGING_BYTES of the device's memory at its first reduce_scatter_sum.
-enum { COMM_STAGING_BYTES = 32 << 20 };
 Comm *comm_on_device(Comm *comm, struct Device *device, bool collectives);
+// What reduce_scatter_sum of a group on a device needs of its memory beside the vectors, at most COMM_STAGING_BYTES, where
+// the longest segment has so many floats. It is lent, before the first sum and until the group is freed; a group to which
+// nothing is lent takes as much at its first sum.
+enum { COMM_STAGING_BYTES = 32 << 20 };
+size_t comm_staging_bytes(int ranks, int64_t longest_segment);
+void comm_lend_staging(Comm *comm, void *memory, size_t bytes); // a group in host memory needs none
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 

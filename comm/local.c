@@ -50,6 +50,7 @@ typedef struct Group { // shared by its ranks
     int users;        // ranks that have not released the group
     Member *member;   // (size)
     Channel *channel; // (size, size): from, to
+    void **terms;     // (size, size): each rank's list of what it adds up
 } Group;
 
 typedef struct LocalComm { // one rank's view of a group
@@ -189,28 +190,33 @@ static void *allocate(Comm *comm, size_t count, size_t size) {
     return memory;
 }
 
+enum { FEW_VALUES = 16 }; // whose sum is made on the stack
+
+// This rank's list, of the group's: nothing is allocated from one step to the next.
+static void *terms_of(Comm *comm) {
+    return local(comm)->group->terms + (size_t)comm->rank * (size_t)comm->size;
+}
+
 static void local_all_reduce_sum(Comm *comm, double *values, int count) {
-    double *sum = allocate(comm, (size_t)count, sizeof *sum);
-    const double **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    double few[FEW_VALUES], *sum = count <= FEW_VALUES ? few : allocate(comm, (size_t)count, sizeof *sum);
+    const double **terms = terms_of(comm);
     local_publish(comm, values);
     for (int rank = 0; rank < comm->size; rank++) terms[rank] = local_published(comm, rank);
     comm_sum_doubles(sum, terms, comm->size, count);
     local_barrier(comm); // everyone has read: now the values may change
     memcpy(values, sum, (size_t)count * sizeof *sum);
-    free(terms);
-    free(sum);
+    if (sum != few) free(sum);
 }
 
 // Rank r only writes its own segment, which nobody else reads.
 static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    const float **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    const float **terms = terms_of(comm);
     int64_t offset = 0;
     for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
     local_publish(comm, in);
     for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)local_published(comm, rank) + offset;
     comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
     local_barrier(comm);
-    free(terms);
 }
 
 // ---- point to point -----------------------------------------------------------------------------------------------
@@ -318,6 +324,7 @@ static void free_group(Group *group) {
     pthread_mutex_destroy(&group->lock);
     free(group->member);
     free(group->channel);
+    free(group->terms);
     free(group);
 }
 
@@ -340,8 +347,9 @@ static Group *new_group(World *world, int size) {
     condition_init(&group->barrier_opened);
     group->member = calloc((size_t)size, sizeof *group->member);
     group->channel = calloc((size_t)size * (size_t)size, sizeof *group->channel);
+    group->terms = calloc((size_t)size * (size_t)size, sizeof *group->terms);
     for (int rank = 0; group->member != NULL && rank < size; rank++) condition_init(&group->member[rank].noted);
-    if (group->member == NULL || group->channel == NULL) {
+    if (group->member == NULL || group->channel == NULL || group->terms == NULL) {
         free_group(group);
         return NULL;
     }

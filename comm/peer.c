@@ -32,9 +32,22 @@ typedef struct PeerGroup { // one rank's view
     Event *ready, *finished;
 } PeerGroup;
 
+// Events for messages are made with the group, so that none is in the middle of training: as many as an all-to-all of
+// attention has under way, 4 exchanges with every rank of 3 events each, and 2 each of the all-to-all before, whose other
+// side may not have waited yet.
+enum { EVENTS_PER_RANK = 4 * (3 + 2) };
+
 static PeerGroup *peer_group(Comm *comm) { return (PeerGroup *)comm; }
 
 // ---- point to point -----------------------------------------------------------------------------------------------
+
+static SharedEvent *new_event(Comm *comm) {
+    PeerGroup *c = peer_group(comm);
+    SharedEvent *event = device_group_allocate(comm, 1, sizeof *event);
+    *event = (SharedEvent){.next = c->events, .event = comm->device->event_create(comm->device)};
+    c->events = event;
+    return event;
+}
 
 // An event at this point of my stream, for so many waits.
 static SharedEvent *record_event(Comm *comm, Stream stream, int waits) {
@@ -42,11 +55,7 @@ static SharedEvent *record_event(Comm *comm, Stream stream, int waits) {
     Device *device = comm->device;
     SharedEvent *event = c->events;
     while (event != NULL && atomic_load(&event->awaited) > 0) event = event->next;
-    if (event == NULL) {
-        event = device_group_allocate(comm, 1, sizeof *event);
-        *event = (SharedEvent){.next = c->events, .event = device->event_create(device)};
-        c->events = event;
-    }
+    if (event == NULL) event = new_event(comm);
     atomic_store(&event->awaited, waits);
     device->event_record(device, stream, event->event);
     return event;
@@ -166,7 +175,6 @@ static void peer_reduce_scatter_sum(Comm *comm, float *out, float *in, const int
         sum_piece_terms(comm, STREAM_WORK, &pieces, out + begin, length);
     }
     close_data(comm);
-    sum_pieces_free(&pieces);
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
@@ -218,6 +226,7 @@ Comm *comm_peers(Comm *host, Device *device) {
         for (int rank = 0; rank < host->size; rank++)
             c->peer[rank] = (PeerGroup *)(uintptr_t)local_published(host, rank);
         comm_barrier(host);
+        for (int i = 0; i < EVENTS_PER_RANK * host->size; i++) new_event(&c->group.base);
     }
     return &c->group.base;
 }

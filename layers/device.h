@@ -44,6 +44,8 @@ struct Device {
     size_t element_bytes; // of storage: 4 on the CPU, 2 on CUDA
     bool host_memory;     // its memory is the host's, and every call is complete on return
     int threads;          // how many processors the CPU's layers may use
+    void *scratch;        // device memory to work in during a call, lent by whoever opened the device (device_scratch)
+    size_t scratch_bytes;
     void *context;        // the implementation's own
     const struct AttentionKernels *attention;
     const struct CommCollectives *collectives; // NCCL; NULL: none
@@ -164,9 +166,22 @@ struct Device {
 bool device_open(Device *device, const char *name, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(const char *name, const char **why);
-// About how much memory of its own the device of this kind takes beside what is allocated, once it has trained on `rows`
-// rows of width C: matrix products' workspace and room for sums. Without what libraries and drivers take for themselves.
-size_t device_own_bytes(const char *name, int64_t rows, int64_t C);
+
+// ---- memory that layers work in -----------------------------------------------------------------------------------
+// Nothing is allocated during a step. What layers and attention kernels need beside their arguments is stated before,
+// for the largest sizes that calls will have; whoever opened the device lends it that much (Device.scratch), and every
+// call has all of it for itself.
+
+// Bytes that the layers of this kind of device (by its name) need for up to `rows` rows of width C in norms and
+// embeddings, and biases of up to `columns`. What attention's kernels need they state themselves (scratch_bytes in
+// attention/kernel.h).
+size_t device_scratch_bytes(const char *name, int64_t rows, int64_t C, int64_t columns);
+// The first `bytes` of what was lent, 256-byte aligned, for the call at work; `who` calls. More than was lent is a
+// programming error: somebody stated too little. It ends the program with both numbers.
+void *device_scratch(const Device *device, const char *who, size_t bytes);
+// Takes that memory from the device itself, and gives it back: for programs that lay nothing out.
+bool device_lend_scratch(Device *device, size_t bytes, Error *err);
+void device_return_scratch(Device *device);
 
 // Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
 void cpu_device(Device *device, int threads);

@@ -22,7 +22,9 @@ typedef struct Generator {
     int32_t positions[PREFILL_ROWS];
 } Generator;
 
-static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity) {
+static void lay_out_generator(Generator *g, const Run *run, Device *d) {
+    const ModelConfig *c = &run->config;
+    int64_t capacity = run->sample_end;
     size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
     pass_lay_out(&g->pass, c, d->element_bytes, &g->arena, 1, PREFILL_ROWS, false, RECOMPUTE_NONE);
     g->pass.cache = &g->cache;
@@ -33,6 +35,7 @@ static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *
     g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->device_logits = (float *)arena_take(&g->arena, "logits", (size_t)c->vocab_size * sizeof(float));
+    lend_scratch(d, run, PREFILL_ROWS, run->threads, &g->arena); // the other ranks have finished
 }
 
 static bool allocate_on_host(Generator *g, const ModelConfig *c) {
@@ -72,9 +75,10 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
 
 size_t bytes_of_generator(const Run *run, const Device *d) {
     Generator planned;
+    Device device = *d;
     memset(&planned, 0, sizeof planned);
     if (run->prompt == NULL) return 0;
-    lay_out_generator(&planned, &run->config, d, run->sample_end);
+    lay_out_generator(&planned, run, &device);
     pass_free(&planned.pass);
     return planned.arena.used;
 }
@@ -117,13 +121,13 @@ bool print_sample(Rank *r, Error *err) {
     bool ok = g != NULL && tokens != NULL && allocate_on_host(g, &run->config);
     if (!ok) error_set(err, "out of memory for a sample of %lld tokens", (long long)run->options.sample_tokens);
     if (ok) {
-        d->threads = run->threads; // the other ranks have finished
+        d->threads = run->threads;
         g->arena.base = (char *)d->allocate(d, bytes, err);
         g->arena.capacity = bytes;
         ok = g->arena.base != NULL;
     }
     if (ok) {
-        lay_out_generator(g, &run->config, d, run->sample_end);
+        lay_out_generator(g, run, d);
         ok = generate(r, g, tokens, err);
         d->release(d, g->arena.base, bytes);
     }

@@ -19,12 +19,8 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         r->run = run;
         r->device.element_bytes = run->devices.element_bytes;
         generator = bytes_of_generator(run, &r->device);
-        bool messages_on_device = run->devices.kind != DEVICE_CPU && o->sp * o->dp > 1;
         for (int rank = run->ranks_here - 1; rank >= 0; rank--) {
             rank_bytes(r, rank);
-            // What is not laid out, but taken by those who use it.
-            if (messages_on_device) arena_take(&r->arena, "sums over ranks", COMM_STAGING_BYTES);
-            arena_take(&r->arena, "device's own", device_own_bytes(run->devices.name, r->pass.rows, run->config.dim));
             bytes[rank] = r->arena.used;
             all += bytes[rank];
         }

@@ -17,6 +17,35 @@ static int64_t slice_start(int64_t total, int rank, int ranks) {
     return rank == ranks ? total : total * rank / ranks / 64 * 64;
 }
 
+int threads_per_rank(const Run *run) {
+    int threads = run->threads / run->ranks_here;
+    return threads > 1 ? threads : 1;
+}
+
+void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena) {
+    const ModelConfig *c = &run->config;
+    const AttentionKernels *kernels = run->attention.kernels;
+    const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
+    int64_t widest = 0;
+    for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
+    size_t layers = device_scratch_bytes(run->devices.name, rows, c->dim, widest), attention = 0;
+    if (kernels != NULL && kernels->scratch_bytes != NULL)
+        attention = kernels->scratch_bytes(&run->attention.shape, threads);
+    device->scratch_bytes = layers > attention ? layers : attention;
+    device->scratch = arena_take(arena, "scratch of the layer at work", device->scratch_bytes);
+}
+
+// What sums over ranks need of a device's memory: nothing where that is the host's.
+static size_t terms_bytes(const Run *run, int ranks) {
+    int64_t longest = 0;
+    if (run->devices.kind == DEVICE_CPU) return 0;
+    for (int i = 0; i < ranks; i++) {
+        int64_t slice = slice_start(run->table.total, i + 1, ranks) - slice_start(run->table.total, i, ranks);
+        longest = slice > longest ? slice : longest;
+    }
+    return comm_staging_bytes(ranks, longest);
+}
+
 // All of a rank's memory. Runs first over no memory, to add up, then over the real block.
 static void lay_out(Rank *r, int world_rank) {
     const Run *run = r->run;
@@ -47,6 +76,9 @@ static void lay_out(Rank *r, int world_rank) {
     r->sums = arena_take(arena, "sums of a step", sizeof(StepSums));
     pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
+    lend_scratch(&r->device, run, r->pass.rows, threads_per_rank(run), arena);
+    r->terms_bytes = terms_bytes(run, ranks);
+    r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
 }
 
 size_t rank_bytes(Rank *r, int world_rank) {
@@ -140,11 +172,13 @@ static bool set_up(Rank *r, Error *err) {
     if (collectives && !processes) r->sequence_tensors = comm_on_device(r->sequence, &r->device, false);
     else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
     else r->sequence_tensors = r->world_tensors; // the same ranks
+    comm_lend_staging(r->world_tensors, r->terms, r->terms_bytes);
     attention_connect(&r->attention, r->sequence_tensors);
     r->model.sequence = r->sequence_tensors;
     r->slice_counts = malloc((size_t)ranks * sizeof(int64_t));
+    r->slice_bytes = malloc((size_t)ranks * sizeof(size_t));
     r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
+    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL) return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
             slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
@@ -157,11 +191,6 @@ void rank_leave_groups(Rank *r) {
     if (r->sequence_tensors != r->world_tensors) comm_free(r->sequence_tensors);
     comm_free(r->world_tensors);
     comm_free(r->sequence);
-}
-
-static int threads_per_rank(const Run *run) {
-    int threads = run->threads / run->ranks_here;
-    return threads > 1 ? threads : 1;
 }
 
 Rank *rank_open(const Run *run, Comm *world) {
@@ -188,6 +217,7 @@ void rank_close(Rank *r) {
     kept_files_free(r->kept);
     pass_free(&r->pass);
     free(r->slice_counts);
+    free(r->slice_bytes);
     free(r->staging);
     free(r);
 }

@@ -23,6 +23,7 @@
 #include "base/random.h"
 #include "test/bf16.h"
 #include "test/memory.h"
+#include "test/scratch.h"
 
 // ---- a problem, and its answer ------------------------------------------------------------------
 

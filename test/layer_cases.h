@@ -20,6 +20,7 @@
 #include "layers/device.h"
 #include "test/layers_reference.h"
 #include "test/memory.h"
+#include "test/scratch.h"
 
 #define UNIT 0x1p-24
 

@@ -152,4 +152,5 @@ const AttentionKernels attention_kernels_cuda = {
     cuda_vanilla_forward,
     cuda_vanilla_backward,
     unsupported,
+    NULL, // scratch memory
 };

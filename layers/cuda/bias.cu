@@ -7,12 +7,11 @@
 
 namespace {
 
+static_assert((int)WARP_COLUMNS == (int)BIAS_GROUP, "the columns of a block");
 enum {
     COLUMN_THREADS = WARP_COLUMNS,
     COLUMN_WARPS = COLUMN_THREADS / WARP, // of a block, each with rows of its own
     COLUMN_ROWS = 4,                      // that a warp has under way at once
-    COLUMN_BLOCKS = 1024,                 // about as many as a large GPU runs at once, over all columns
-    COLUMN_LEAST_ROWS = 64,               // of a block: fewer would not repay writing and reading its sums
 };
 
 // partial (gridDim.x / column_groups, N): block (i, g) sums rows [i * rows_per_block, ...) of 256 columns.
@@ -95,11 +94,8 @@ void launch_column_sums(cudaStream_t stream, float *partial, const bf16 *x, int6
 
 void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_t rows, int64_t N) {
     if (rows == 0 || N == 0) return;
-    const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS);
-    const int64_t wanted = larger_of<int64_t>(1, COLUMN_BLOCKS / column_groups);
-    const int64_t rows_per_block = larger_of<int64_t>(COLUMN_LEAST_ROWS, ceil_div(rows, wanted));
-    const int64_t blocks = ceil_div(rows, rows_per_block);
-    float *partial = static_cast<float *>(cuda_scratch(device, (size_t)(blocks * N) * sizeof(float)));
+    const int64_t rows_per_block = bias_rows_per_block(rows, N), blocks = ceil_div(rows, rows_per_block);
+    float *partial = static_cast<float *>(cuda_scratch(device, "a bias", bias_sums_bytes(rows, N)));
     const bf16 *x = static_cast<const bf16 *>(d_out);
     (fits_packets(N, x) ? launch_column_sums<true> : launch_column_sums<false>)(stream_of(device), partial, x, rows, N,
                                                                                 blocks, rows_per_block);

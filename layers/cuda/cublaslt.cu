@@ -109,7 +109,7 @@ void choose_algorithm(const CudaContext *context, Plan *plan) {
     uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     if (plan->key.float_out) reductions |= CUBLASLT_REDUCTION_SCHEME_INPLACE;
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
-    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)context->workspace_bytes);
+    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)CUDA_WORKSPACE_BYTES);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)plan->key.alignment_b);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)plan->key.alignment_a);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)plan->key.alignment_d);
@@ -162,8 +162,8 @@ bool cublaslt_multiply(Device *device, const Product *p) {
     if (plan->possible) {
         set_pointers(plan, p);
         status = cublasLtMatmul(context->cublas, plan->operation, &p->alpha, p->b, plan->b, p->a, plan->a, &p->beta,
-                                p->d, plan->d, p->d, plan->d, &plan->algorithm, context->workspace,
-                                context->workspace_bytes, stream_of(device));
+                                p->d, plan->d, p->d, plan->d, &plan->algorithm, cuda_workspace(device),
+                                CUDA_WORKSPACE_BYTES, stream_of(device));
         if (status == CUBLAS_STATUS_SUCCESS) return true;
         plan->possible = false;
     }

@@ -53,8 +53,6 @@ void free_context(CudaContext *c) {
     matmul_plans_free(c->plans);
     upload_ring_free(c->uploads);
     if (c->cublas != NULL) cublasLtDestroy(c->cublas);
-    if (c->workspace != NULL) CUDA_CHECK(cudaFree(c->workspace));
-    if (c->scratch != NULL) CUDA_CHECK(cudaFree(c->scratch));
     free(c);
 }
 
@@ -73,8 +71,6 @@ bool fill_context(CudaContext *c, int index, Error *err) {
                     index, err))
             return false;
     }
-    c->workspace_bytes = CUDA_WORKSPACE_BYTES;
-    if (!worked(cudaMalloc(&c->workspace, c->workspace_bytes), "taking 32 MiB of its memory", index, err)) return false;
     if (cublasLtCreate(&c->cublas) != CUBLAS_STATUS_SUCCESS)
         return error_set(err, "GPU %d: cuBLASLt does not start; nvidia-smi shows how much memory is free", index);
     c->plans = matmul_plans_new();

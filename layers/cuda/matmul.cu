@@ -166,10 +166,8 @@ double seconds_per_product(Device *device, int64_t size, int repeats) {
     return larger_of(1e-3 * (double)milliseconds, 1e-9) / repeats;
 }
 
-} // namespace
-
 // Doubles the size until a product takes some milliseconds, then repeats that one for 0.2 s.
-double cuda_matrix_rate(Device *device) {
+double matrix_rate(Device *device) {
     const int64_t largest = 8192;
     const double enough = 4e-3, total = 0.2;
     double rate = 0;
@@ -182,5 +180,16 @@ double cuda_matrix_rate(Device *device) {
         rate = 2.0 * (double)size * (double)size * (double)size / seconds;
         if (seconds > enough) break;
     }
+    return rate;
+}
+
+} // namespace
+
+double cuda_matrix_rate(Device *device) {
+    if (device->scratch != NULL) return matrix_rate(device);
+    Error unused = {};
+    if (!device_lend_scratch(device, CUDA_WORKSPACE_BYTES, &unused)) return 0;
+    const double rate = matrix_rate(device);
+    device_return_scratch(device);
     return rate;
 }

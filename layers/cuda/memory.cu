@@ -59,17 +59,3 @@ int64_t cuda_memory_available(Device *device) {
     CUDA_CHECK(cudaMemGetInfo(&available, &total));
     return (int64_t)available;
 }
-
-void *cuda_scratch(Device *device, size_t bytes) {
-    CudaContext *c = context_of(device);
-    if (bytes <= c->scratch_bytes) return c->scratch;
-    const size_t grain = (size_t)1 << 20;
-    CUDA_CHECK(cudaStreamSynchronize(stream_of(device)));
-    CUDA_CHECK(cudaFree(c->scratch));
-    c->scratch = NULL;
-    c->scratch_bytes = ceil_div(bytes, grain) * grain;
-    if (cudaMalloc(&c->scratch, c->scratch_bytes) != cudaSuccess)
-        cuda_give_up(__FILE__, __LINE__, "a layer needs %.1f MiB for sums, which GPU %d has not; %s",
-                     mebibytes(c->scratch_bytes), c->gpu, "take a shorter --context or a smaller model");
-    return c->scratch;
-}

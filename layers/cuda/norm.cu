@@ -348,7 +348,7 @@ struct Backward {
 };
 
 template <bool centred> float *partial_for(const Backward *b, int64_t blocks) {
-    return static_cast<float *>(cuda_scratch(b->device, (size_t)(blocks * (centred ? 2 : 1) * b->C) * sizeof(float)));
+    return static_cast<float *>(cuda_scratch(b->device, "a norm", norm_sums_bytes(blocks, b->C, centred ? 2 : 1)));
 }
 template <bool centred> void add_partials(const Backward *b, const float *partial, int64_t blocks) {
     const int64_t stride = (centred ? 2 : 1) * b->C;
@@ -358,7 +358,8 @@ template <bool centred> void add_partials(const Backward *b, const float *partia
 
 template <int LANES, int PACKETS, bool centred> void backward_in_registers(const Backward *b) {
     constexpr int threads = backward_threads<LANES>();
-    const int64_t resident = (int64_t)backward_blocks<LANES, PACKETS>() * multiprocessors(b->device);
+    const int64_t resident =
+        smaller_of<int64_t>(NORM_MOST_BLOCKS, backward_blocks<LANES, PACKETS>() * multiprocessors(b->device));
     const int64_t blocks = smaller_of(resident, ceil_div<int64_t>(b->rows, threads / LANES));
     float *partial = partial_for<centred>(b, blocks);
     launch((norm_backward_kernel<LANES, PACKETS, centred>), blocks, threads, 0, stream_of(b->device), b->d_x, partial,
@@ -370,7 +371,8 @@ template <bool centred> void norm_backward(const Backward *b) {
     const int64_t C = b->C;
     if (b->rows == 0 || C == 0) return;
     if (!fits_packets(C, b->d_x, b->d_out, b->x, b->weight) || C > LONGEST_ROW) {
-        const int64_t blocks = smaller_of<int64_t>(4 * multiprocessors(b->device), b->rows);
+        const int64_t most = smaller_of<int64_t>(NORM_MOST_BLOCKS, 4 * multiprocessors(b->device));
+        const int64_t blocks = smaller_of(most, b->rows);
         float *partial = partial_for<centred>(b, blocks);
         launch(norm_backward_any_kernel<centred>, blocks, BLOCK, 0, stream_of(b->device), b->d_x, partial, b->d_out,
                b->x, b->weight, b->mean, b->rstd, b->rows, C);

@@ -13,7 +13,6 @@ enum {
     SUM_WIDTH = 4,
     SUM_AT_ONCE = 4,
     SUM_CHUNK = SUM_THREADS * SUM_WIDTH * SUM_AT_ONCE, // what a block reads at once
-    SUM_BLOCKS = 4096,
     TOTAL_THREADS = 1024
 };
 
@@ -60,8 +59,8 @@ __global__ void __launch_bounds__(TOTAL_THREADS) total_kernel(double *total, con
 
 template <bool squares> void add_up(Device *device, double *sum, const float *x, int64_t count) {
     if (count == 0) return;
-    double *partial = static_cast<double *>(cuda_scratch(device, SUM_BLOCKS * sizeof *partial));
-    const int blocks = (int)smaller_of(ceil_div(count, (int64_t)SUM_CHUNK), (int64_t)SUM_BLOCKS);
+    double *partial = static_cast<double *>(cuda_scratch(device, "a sum", REDUCE_BLOCKS * sizeof *partial));
+    const int blocks = (int)smaller_of(ceil_div(count, (int64_t)SUM_CHUNK), (int64_t)REDUCE_BLOCKS);
     if (aligned(x))
         launch((partial_sums_kernel<true, squares>), blocks, SUM_THREADS, 0, stream_of(device), partial, x, count);
     else launch((partial_sums_kernel<false, squares>), blocks, SUM_THREADS, 0, stream_of(device), partial, x, count);

@@ -13,9 +13,9 @@
 namespace {
 
 enum {
-    DIGIT_BITS = 8,
-    DIGITS = 1 << DIGIT_BITS,
-    TILE = 512,     // pairs
+    DIGIT_BITS = SORT_DIGIT_BITS,
+    DIGITS = SORT_DIGITS,
+    TILE = SORT_TILE, // pairs
     TILE_WARPS = 4, // of a block, each with a tile
     TILE_THREADS = TILE_WARPS * WARP,
     SCAN_WARPS = 4,
@@ -119,14 +119,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
 }
 
-// Scratch memory: two of (keys, rows), counts, totals; each from a multiple of 256 bytes on.
-size_t padded(size_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
-size_t pairs_bytes(int64_t count) { return padded((size_t)count * 4); }
-size_t counts_bytes(int64_t count) { return padded((size_t)ceil_div<int64_t>(count, TILE) * DIGITS * 4); }
-
 } // namespace
-
-size_t sort_scratch_bytes(int64_t count) { return 4 * pairs_bytes(count) + counts_bytes(count) + padded(DIGITS * 4); }
 
 SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *keys, int64_t count, int key_bits) {
     char *at = static_cast<char *>(scratch);
@@ -134,11 +127,11 @@ SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *
     uint32_t *rows_of[2];
     for (int i = 0; i < 2; i++) {
         keys_of[i] = reinterpret_cast<int32_t *>(at);
-        rows_of[i] = reinterpret_cast<uint32_t *>(at + pairs_bytes(count));
-        at += 2 * pairs_bytes(count);
+        rows_of[i] = reinterpret_cast<uint32_t *>(at + sort_pairs_bytes(count));
+        at += 2 * sort_pairs_bytes(count);
     }
     uint32_t *counts = reinterpret_cast<uint32_t *>(at);
-    uint32_t *totals = reinterpret_cast<uint32_t *>(at + counts_bytes(count));
+    uint32_t *totals = reinterpret_cast<uint32_t *>(at + sort_counts_bytes(count));
 
     const int64_t tiles = ceil_div<int64_t>(count, TILE), blocks = ceil_div<int64_t>(tiles, TILE_WARPS);
     const uint32_t *rows = NULL;

@@ -227,6 +227,7 @@ static void attention_rank(Comm *world, void *argument) {
     int rank = comm_rank(world);
     Device device;
     run->make_device(&device, rank);
+    lend_stated_scratch(&device, 1, 1, 1, &run->config.shape);
     Comm *group = comm_on_device(world, &device, run->collectives);
 
     Arena plan = {0};
@@ -253,6 +254,7 @@ static void attention_rank(Comm *world, void *argument) {
     comm_free(group);
     free_local(&device, &x);
     release_buffer(&device, &scratch);
+    device_return_scratch(&device);
     device.close(&device);
 }
 

@@ -22,13 +22,16 @@ Device *cuda_device_of_test(void) {
     setenv("EMULATED_RACES", "1", 0);
     Error err = {0};
     if (!device_open(&device, cuda_device_name(), 0, 1, &err)) fail_msg("%s", err.message);
+    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, NULL); // never given back
     cuda_device_is_open(true);
     return &device;
 }
 
 Device *cpu_device_of_test(void) {
     static Device device;
-    if (device.name == NULL) cpu_device(&device, 2);
+    if (device.name != NULL) return &device;
+    cpu_device(&device, 2);
+    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, &(AttentionShape){1, 1, 1, ATTENTION_MAX_HEAD_DIM, 1});
     return &device;
 }
 

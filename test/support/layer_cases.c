@@ -46,7 +46,9 @@ void for_each_device(void (*run)(Device *, void *), void *argument) {
         for (int threads = 1; threads <= 3; threads++) {
             Device device;
             cpu_device(&device, threads);
+            lend_stated_scratch(&device, 8192, 8192, 0, NULL);
             run(&device, argument);
+            device_return_scratch(&device);
         }
     }
     unsetenv("SIMD");
