@@ -19,14 +19,16 @@ typedef struct Generator {
     float *logits, *sorted;       // host: (V)
     float *cos_table, *sin_table; // host: (PREFILL_ROWS, D/2)
     int32_t positions[PREFILL_ROWS];
+    int32_t first[PREFILL_ROWS], document; // --document-mask: the first token that each sees; where the document begins
 } Generator;
 
-static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity) {
+static void lay_out_generator(Generator *g, const ModelConfig *c, const Device *d, int64_t capacity, bool documents) {
     size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
     lay_out_activations(&g->act, c, d, &g->arena, 1, PREFILL_ROWS, false);
     g->cache.capacity = capacity;
     g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
     g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
+    if (documents) g->cache.first = (int32_t *)arena_take(&g->arena, "tokens", (size_t)capacity * sizeof(int32_t));
     int64_t rows = PREFILL_ROWS * c->heads;
     g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
@@ -61,6 +63,8 @@ void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, v
     query.max.data = cache->max;
     query.sum.data = cache->sum;
     query.max.head_stride = query.sum.head_stride = n;
+    query.visibility.window = config_window(c, l, cache->capacity);
+    query.visibility.first = cache->first;
     KeyValue keys;
     memset(&keys, 0, sizeof keys);
     keys.chunk.length = cache->length + n;
@@ -73,10 +77,16 @@ void attend_cached(Rank *r, Activations *act, KeyValueCache *cache, int64_t l, v
 static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     const ModelConfig *c = &r->run->config;
     Device *d = &r->device;
-    for (int64_t i = 0; i < rows; i++) g->positions[i] = (int32_t)(g->cache.length + i);
+    for (int64_t i = 0; i < rows; i++) {
+        g->positions[i] = (int32_t)(g->cache.length + i);
+        g->first[i] = g->document;
+        if (tokens[i] == r->run->document_end) g->document = g->positions[i] + 1;
+    }
     g->act.rows = g->act.table_rows = rows;
     d->upload(d, g->act.tokens, tokens, (size_t)rows * sizeof(int32_t));
     d->upload(d, g->act.positions, g->positions, (size_t)rows * sizeof(int32_t));
+    if (g->cache.first != NULL)
+        d->upload(d, g->cache.first + g->cache.length, g->first, (size_t)rows * sizeof(int32_t));
     if (config_is_rotary(c)) {
         rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
         size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);
@@ -95,7 +105,7 @@ size_t bytes_of_generator(const Run *run, const Device *d) {
     Generator planned;
     memset(&planned, 0, sizeof planned);
     if (run->prompt == NULL) return 0;
-    lay_out_generator(&planned, &run->config, d, run->sample_end);
+    lay_out_generator(&planned, &run->config, d, run->sample_end, run->options.document_mask);
     return planned.arena.used;
 }
 
@@ -143,7 +153,7 @@ bool print_sample(Rank *r, Error *err) {
         ok = g->arena.base != NULL;
     }
     if (ok) {
-        lay_out_generator(g, &run->config, d, run->sample_end);
+        lay_out_generator(g, &run->config, d, run->sample_end, run->options.document_mask);
         ok = generate(r, g, tokens, err);
         d->release(d, g->arena.base, bytes);
     }

@@ -132,6 +132,9 @@ static void lay_out_rank(Rank *r, int world_rank) {
     r->sums = (StepSums *)arena_take(arena, "sums of a step", sizeof(StepSums));
     lay_out_activations(&r->act, c, &r->device, arena, run->micro_batch, r->shard.tokens, true);
     lay_out_gradients(&r->grad, c, &r->device, arena, r->act.rows);
+    if (run->options.document_mask)
+        r->first_visible =
+            (int32_t *)arena_take(arena, "tokens", run->micro_batch * run->options.context * sizeof(int32_t));
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
 }
 
@@ -189,6 +192,13 @@ static void rotate(Rank *r, const Activations *act, void *qkv, bool inverse) {
                      c->heads + c->kv_heads, c->head_dim, inverse);
 }
 
+// What the queries of a layer see.
+static Visibility visibility_of(const Rank *r, int64_t layer) {
+    int64_t T = r->run->options.context;
+    Visibility visibility = {config_window(&r->run->config, layer, T), r->first_visible, T};
+    return visibility;
+}
+
 // act->tokens, act->positions -> act->normed, the output of the final norm, which the classifier reads. With a cache:
 // generation.
 void forward(Rank *r, Activations *act, KeyValueCache *cache) {
@@ -220,7 +230,7 @@ void forward(Rank *r, Activations *act, KeyValueCache *cache) {
         Heads heads = heads_of(r, qkv, n / act->sequences);
         if (cache != NULL) attend_cached(r, act, cache, l, attended, heads);
         else
-            attention_forward(&r->attention, d, token_view(attended, HD, n / act->sequences), log_sum_exp, heads.q,
+            attention_forward(&r->attention, d, visibility_of(r, l), token_view(attended, HD, n / act->sequences), log_sum_exp, heads.q,
                               heads.k, heads.v);
         d->matmul_forward(d, act->branch, attended, weight(r, w->attention_out), weight(r, w->attention_out_bias), n,
                           HD, C);
@@ -328,7 +338,7 @@ static void backward(Rank *r) {
         d->matmul_backward(d, g->attended, gradient(r, w->attention_out), gradient(r, w->attention_out_bias),
                            g->residual, attended, weight(r, w->attention_out), n, HD, C, false);
         Heads heads = heads_of(r, qkv, tokens), d_heads = heads_of(r, g->qkv, tokens);
-        attention_backward(&r->attention, d, d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
+        attention_backward(&r->attention, d, visibility_of(r, l), d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
                            token_view(attended, HD, tokens), act->log_sum_exp + l * n * c->heads,
                            token_view(g->attended, HD, tokens));
         rotate(r, act, g->qkv, true);
@@ -445,6 +455,12 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
         d->upload(d, act->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
         d->upload(d, act->targets + b * tokens, targets, tokens * sizeof(int32_t));
         d->upload(d, act->positions + b * tokens, positions, tokens * sizeof(int32_t));
+        if (r->first_visible == NULL) continue;
+        int64_t T = r->run->options.context;
+        if (!loader_read_documents(loader, window[b < count ? b : 0], r->run->config.vocab_size, r->run->document_end,
+                                   r->documents, err))
+            return false;
+        d->upload(d, r->first_visible + b * T, r->documents, T * sizeof(int32_t));
     }
     return true;
 }
@@ -737,7 +753,10 @@ static bool set_up_rank(Rank *r, Error *err) {
     attention_connect(&r->attention, r->sequence_tensors);
     r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
     r->staging = (int32_t *)malloc((size_t)(3 * r->shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->staging == NULL) return error_set(err, "out of memory");
+    if (r->run->options.document_mask)
+        r->documents = (int32_t *)malloc((size_t)r->run->options.context * sizeof(int32_t));
+    if (r->slice_counts == NULL || r->staging == NULL || (r->run->options.document_mask && r->documents == NULL))
+        return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
             slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
@@ -792,6 +811,7 @@ static void rank_main(Comm *world, void *argument) {
     kept_files_free(r->kept);
     free(r->slice_counts);
     free(r->staging);
+    free(r->documents);
     free(r);
 }
 

@@ -56,6 +56,7 @@ typedef struct StepSums {
 typedef struct KeyValueCache {
     void *k, *v; // (L, capacity, KV D)
     int64_t capacity, length;
+    int32_t *first; // (capacity) the first token that each one sees; NULL without --document-mask
     float *max, *sum; // of the softmax, for the rows at work
 } KeyValueCache;
 
@@ -78,6 +79,8 @@ typedef struct Rank {
     ActivationGradients grad;
     StepSums *sums; // on the device
     Loader loader;
+    int32_t *first_visible; // (B, T) the first token that each one of a sequence sees; NULL without --document-mask
+    int32_t *documents;     // host: (T) the same of one sequence, on its way there
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
     KeptFiles *kept;    // rank 0: what checkpoints take along from the model's folder; NULL: nothing
     float *host_vector; // host: (total) on its way to a file, NULL at other times

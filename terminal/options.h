@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64 };
+enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64, OPTIONS_MAX_WINDOWS = 32 };
 
 // A value of 0 (or NULL) in a size of the model means "not given": filled by --model, the checkpoint or the default.
 typedef struct Options {
@@ -22,6 +22,8 @@ typedef struct Options {
     int64_t context;        // T
     int64_t vocab_size;     // of a new model
     double rope_theta;
+    const char *window;     // "512,512,0": parsed into windows
+    int64_t windows[OPTIONS_MAX_WINDOWS], window_count; // by layer, repeated; none: as the checkpoint has it, or no limit
     bool untied;            // separate classifier
     bool qkv_bias;
     // data
@@ -30,6 +32,8 @@ typedef struct Options {
     const char **val_data;
     int val_data_count;
     const char *data_format; // auto | bytes | uint16 | uint32 | llmc
+    bool document_mask;      // attention stops at the ends of documents
+    int64_t document_end;    // the token there; -1: as the data or the model say
     // training
     int64_t batch;          // sequences per step, all ranks together
     int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller above 4,096 tokens per rank

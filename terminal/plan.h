@@ -13,8 +13,9 @@ extern "C" {
 #endif
 
 // Floating-point operations of one token's training step: 6 for each parameter in matrix products (2 forward, 4
-// backward) and 7 L T H D for causal attention (2 products forward and 5 backward, half of T x T each). No
-// recomputation is counted.
+// backward), and for attention 14 H D for each key that a query sees (2 products forward and 5 backward): T/2 of them in
+// a layer that sees all, fewer in one with a window. No recomputation is counted. Documents, which are the data's, are
+// not known here.
 double flops_per_token(const ModelConfig *config, const ParameterTable *table, int64_t context);
 
 // The whole plan. `rank_arena` is one rank's; `all_ranks` the bytes of all. `passes` micro-batches make a step.

@@ -37,6 +37,14 @@ static int64_t given_or(int64_t given, int64_t otherwise) { return given > 0 ? g
 // SwiGLU has three matrices where GELU has two: at 8/3 C they hold as many parameters as 4C (Shazeer 2020).
 static int64_t swiglu_width(int64_t dim) { return (8 * dim / 3 + FFN_MULTIPLE - 1) / FFN_MULTIPLE * FFN_MULTIPLE; }
 
+void config_set_windows(ModelConfig *config, const Options *options) {
+    _Static_assert((int)OPTIONS_MAX_WINDOWS <= (int)CONFIG_MAX_WINDOWS, "a model has room for all of them");
+    if (options->window_count == 0) return;
+    memcpy(config->windows, options->windows, sizeof options->windows);
+    config->window_period = options->window_count;
+    config->full_layers = 0;
+}
+
 bool config_from_options(ModelConfig *config, const Options *options, int64_t vocab_size, Error *err) {
     Preset preset;
     if (!preset_named(options->model, &preset, err)) return false;
@@ -60,6 +68,7 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->out_bias = config->mlp_bias = gpt2;
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
+    config_set_windows(config, options);
     if (config->dim % config->heads != 0)
         return error_usage(err, "--heads %lld does not divide --dim %lld; give a --dim that is a multiple of it",
                            (long long)config->heads, (long long)config->dim);

@@ -150,4 +150,5 @@ const AttentionKernels attention_kernels_cpu = {.begin = begin,
                                                 .vanilla_row_bytes = cpu_vanilla_row_bytes,
                                                 .vanilla_forward = cpu_vanilla_forward,
                                                 .vanilla_backward = cpu_vanilla_backward,
-                                                .unsupported = unsupported};
+                                                .unsupported = unsupported,
+                                                .limits_visibility = true};

@@ -159,4 +159,5 @@ const AttentionKernels attention_kernels_cuda = {
     cuda_vanilla_forward,
     cuda_vanilla_backward,
     unsupported,
+    false, // limits_visibility
 };
