@@ -202,6 +202,12 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
         d->upload(d, pass->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
         d->upload(d, pass->targets + b * tokens, targets, tokens * sizeof(int32_t));
         d->upload(d, pass->positions + b * tokens, positions, tokens * sizeof(int32_t));
+        if (pass->first_visible == NULL) continue;
+        int64_t T = r->run->options.context;
+        if (!loader_read_documents(loader, window[b < count ? b : 0], r->run->config.vocab_size, r->run->document_end,
+                                   r->documents, err))
+            return false;
+        d->upload(d, pass->first_visible + b * T, r->documents, T * sizeof(int32_t));
     }
     return true;
 }

@@ -61,6 +61,13 @@ bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, 
     return true;
 }
 
+bool loader_read_documents(const Loader *loader, int64_t first_token, int64_t vocabulary, int32_t separator,
+                           int32_t *first_visible, Error *err) {
+    if (!tokens_read(loader->source, first_token, loader->context, vocabulary, first_visible, err)) return false;
+    visibility_of_documents(first_visible, first_visible, loader->context, separator);
+    return true;
+}
+
 bool loader_split(const TokenSource *source, int64_t context, int64_t *train_end, Error *err) {
     int64_t count = tokens_count(source), held_out = count / 10;
     if (held_out <= context)

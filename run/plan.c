@@ -18,7 +18,7 @@ static bool bytes_per_step(const ModelConfig *model, const AttentionConfig *reso
         for (int64_t l = 0; l < model->layers; l++) {
             const Mixer *tokens = layer_kind(model, l).tokens;
             if (tokens->bytes_sent == NULL) continue;
-            AttentionBytes bytes = tokens->bytes_sent(&config, rank);
+            AttentionBytes bytes = tokens->bytes_sent(model, l, &config, rank);
             sent += (bytes.forward + bytes.backward) * passes;
         }
         if (sent > *most) *most = sent;

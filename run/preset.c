@@ -60,6 +60,14 @@ static bool read_mixers(ModelConfig *config, const char *list, Error *err) {
     return true;
 }
 
+void config_set_windows(ModelConfig *config, const Options *options) {
+    _Static_assert((int)OPTIONS_MAX_WINDOWS <= (int)CONFIG_MAX_WINDOWS, "a model has room for all of them");
+    if (options->window_count == 0) return;
+    memcpy(config->windows, options->windows, sizeof options->windows);
+    config->window_period = options->window_count;
+    config->full_layers = 0;
+}
+
 bool config_from_options(ModelConfig *config, const Options *options, int64_t vocab_size, Error *err) {
     Preset preset;
     if (!preset_named(options->model, &preset, err)) return false;
@@ -84,6 +92,7 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
     if (!read_mixers(config, options->mixer, err)) return false;
+    config_set_windows(config, options);
     if (config->dim % config->heads != 0)
         return error_usage(err, "--heads %lld does not divide --dim %lld; give a --dim that is a multiple of it",
                            (long long)config->heads, (long long)config->dim);

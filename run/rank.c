@@ -75,6 +75,8 @@ static void lay_out(Rank *r, int world_rank) {
     r->exp_avg_sq = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->sums = arena_take(arena, "sums of a step", sizeof(StepSums));
     pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
+    if (o->document_mask)
+        r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
     lend_scratch(&r->device, run, r->pass.rows, threads_per_rank(run), arena);
     r->terms_bytes = terms_bytes(run, ranks);
@@ -177,8 +179,11 @@ static bool set_up(Rank *r, Error *err) {
     r->model.sequence = r->sequence_tensors;
     r->slice_counts = malloc((size_t)ranks * sizeof(int64_t));
     r->slice_bytes = malloc((size_t)ranks * sizeof(size_t));
+    bool documents = r->run->options.document_mask;
+    if (documents) r->documents = malloc((size_t)r->run->options.context * sizeof(int32_t));
     r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL) return error_set(err, "out of memory");
+    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || (documents && r->documents == NULL))
+        return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
             slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
@@ -219,5 +224,6 @@ void rank_close(Rank *r) {
     free(r->slice_counts);
     free(r->slice_bytes);
     free(r->staging);
+    free(r->documents);
     free(r);
 }

@@ -166,6 +166,10 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
     if ((o->untied && c->tied_embeddings) || (o->qkv_bias && !c->qkv_bias))
         return error_usage(err, "--%s: %s is without it; leave it out",
                            o->untied && c->tied_embeddings ? "untied" : "qkv-bias", from);
+    for (int64_t l = 0; o->resume && o->window_count > 0 && l < c->layers; l++)
+        if (config_window(c, l, INT64_MAX) != o->windows[l % o->window_count])
+            return error_usage(err, "--window %s: layer %lld of %s has %lld; leave it out", o->window, (long long)l, from,
+                               (long long)config_window(c, l, INT64_MAX));
     ModelConfig named;
     if (!options_given(o, "model")) return true;
     if (!config_from_options(&named, o, c->vocab_size, err)) return false;
@@ -229,6 +233,8 @@ static bool choose_model(Run *run, Error *err) {
                                (long long)o->context, from, (long long)c->max_positions);
         if (!same_sizes(o, c, from, err)) return false;
         if (options_given(o, "rope-theta")) c->rope_theta = o->rope_theta;
+        config_set_windows(c, o);
+        if (!config_check(c, err)) return false;
         // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
         // from it.
         if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
@@ -259,6 +265,37 @@ static bool check_widths(const Run *run, Error *err) {
                        (long long)c->head_dim);
 }
 
+// The token after which attention starts anew.
+static bool choose_document_end(Run *run, Error *err) {
+    const Options *o = &run->options;
+    const int gpt2_vocabulary = 50257; // its last token ends a document
+    int64_t end = o->document_end;
+    if (!o->document_mask) return true;
+    if (end < 0 && tokens_are_bytes(run->train)) end = TOKEN_END_OF_DOCUMENT;
+    if (end < 0) end = run->config.eos_token;
+    if (end < 0 && tokens_vocabulary(run->train) == gpt2_vocabulary) end = gpt2_vocabulary - 1;
+    if (end < 0)
+        return error_usage(err, "--document-mask: nothing says which token ends a document; give --document-end N");
+    if (end >= run->config.vocab_size)
+        return error_usage(err, "--document-end %lld: the vocabulary has %lld tokens", (long long)end,
+                           (long long)run->config.vocab_size);
+    run->document_end = (int32_t)end;
+    return true;
+}
+
+// Counts the layers of each window.
+static void count_windows(AttentionConfig *a, const ModelConfig *c) {
+    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS, "and layers without");
+    a->window_count = 0;
+    for (int64_t l = 0; l < c->layers; l++) {
+        int64_t window = config_window(c, l, a->context);
+        int i = 0;
+        while (i < a->window_count && a->windows[i].window != window) i++;
+        if (i == a->window_count) a->windows[a->window_count++] = (struct LayersOfWindow){window, 0};
+        a->windows[i].layers++;
+    }
+}
+
 static bool configure_attention(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
@@ -276,6 +313,8 @@ static bool configure_attention(Run *run, Error *err) {
     a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
     a->element_bytes = run->devices.element_bytes;
     a->kernels = run->devices.kernels;
+    a->documents = o->document_mask;
+    count_windows(a, c);
     double elements = (double)run->micro_batch * (double)o->context * (double)c->layers *
                       (double)(2 * c->ffn_dim + (c->heads + 2 * c->kv_heads) * c->head_dim + c->dim);
     if (elements > 1e17)
@@ -323,6 +362,10 @@ static bool read_prompt(Run *run, Error *err) {
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
     if (run->sample_end > positions) run->sample_end = positions;
+    const AttentionKernels *kernels = run->devices.kernels;
+    if (kernels != NULL && !kernels->limits_visibility && config_has_windows(c, run->sample_end))
+        return error_usage(err, "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
+                           "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu", (long long)o->sample_tokens);
     return true;
 }
 
@@ -350,7 +393,9 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
-    if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) || !configure_attention(run, err)) return false;
+    if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) ||
+        !choose_document_end(run, err) || !configure_attention(run, err))
+        return false;
     usual_learning_rate(&run->options, &run->config);
     return read_prompt(run, err);
 }
@@ -401,6 +446,27 @@ static void print_data(const Run *run, FILE *out) {
     fprintf(out, "\n");
 }
 
+// What attention does not see, in the order of the layers, as far as that repeats itself.
+static void print_visibility(const Run *run, FILE *out) {
+    const ModelConfig *c = &run->config;
+    int64_t T = run->options.context, shown = c->layers;
+    if (c->full_layers == 0 && c->window_period > 0 && c->window_period < shown) shown = c->window_period;
+    if (!config_has_windows(c, T) && !run->options.document_mask) return;
+    fprintf(out, "attention  ");
+    if (config_has_windows(c, T)) {
+        fprintf(out, "over windows of");
+        for (int64_t l = 0; l < shown && l < CONFIG_MAX_WINDOWS; l++) {
+            int64_t window = config_window(c, l, T);
+            if (window > 0) fprintf(out, "%s %lld", l == 0 ? "" : ",", (long long)window);
+            else fprintf(out, "%s all", l == 0 ? "" : ",");
+        }
+        fprintf(out, shown < c->layers || shown > CONFIG_MAX_WINDOWS ? ", ... tokens by layer" : " tokens by layer");
+    }
+    if (run->options.document_mask)
+        fprintf(out, "%swithin documents, which token %d ends", config_has_windows(c, T) ? "; " : "", run->document_end);
+    fprintf(out, "\n");
+}
+
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     const ModelConfig *c = &run->config;
     const Options *o = &run->options;
@@ -415,6 +481,7 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
             architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads,
             (long long)c->kv_heads, (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size,
             parameters);
+    print_visibility(run, out);
     bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
     fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
             o->dp == 1 ? "replica" : "replicas", ranks_are(run),

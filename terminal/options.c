@@ -35,6 +35,9 @@ const Option options_table[] = {
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"mixer", TEXT, MODEL, "LIST", NULL, AT(mixer), 0, 0,
      "what mixes tokens, layer by layer, a pattern that repeats: names with commas between; without it, attention"},
+    {"window", TEXT, MODEL, "W[,W...]", NULL, AT(window), 0, 0,
+     "tokens that attention looks back on, its own included; 0: all. Several are for one layer after the other, and "
+     "are repeated: 512,512,0"},
     {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
      "a classifier of its own instead of the token embedding (llama)"},
     {"qkv-bias", FLAG, MODEL, NULL, NULL, AT(qkv_bias), 0, 0,
@@ -47,6 +50,11 @@ const Option options_table[] = {
     {"data-format", CHOICE, DATA, "auto|bytes|uint16|uint32|llmc", "auto", AT(data_format), 0, 0,
      "of these files: uint16 and uint32 are token numbers without a header (nanoGPT's train.bin), llmc is token shards; "
      "auto: shards, and anything else as bytes"},
+
+    {"document-mask", FLAG, DATA, NULL, NULL, AT(document_mask), 0, 0,
+     "attention stops at the beginning of its document: no token sees those of another one"},
+    {"document-end", INTEGER, DATA, "N", "-1", AT(document_end), -1, INT32_MAX,
+     "the token that ends a document; -1: that of bytes, of GPT-2's tokens, or what config.json calls eos_token_id"},
 
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
@@ -281,7 +289,7 @@ static bool set_value(Options *options, const Option *row, const char *value, Er
     case CHOICE: return parse_choice(row, value, (int *)out, err);
     case PATHS: return append_path(options, row, value, err);
     case TEXT: *(const char **)out = value; return true;
-    case FLAG: *(bool *)out = true; return true;
+    case FLAG: *(bool *)out = strcmp(value, "no") != 0; return true;
     }
     return false;
 }
@@ -356,6 +364,8 @@ static bool check_needs(const Options *options, Error *err) {
             return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
     if (options_given(options, "data-format") && options->data_count == 0 && options->val_data_count == 0)
         return error_usage(err, "--data-format needs --data FILE: the bundled corpus is bytes");
+    if (options_given(options, "document-end") && !options->document_mask && !options->resume)
+        return error_usage(err, "--document-end is for --document-mask, which is not given");
     if (options_given(options, "ulysses") && options->attention != EXCHANGE_ULYSSES_RING)
         return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s",
                            exchange_name(options->attention));
@@ -368,6 +378,25 @@ static bool check_rates(const Options *options, Error *err) {
     if (!options_given(options, "min-lr") || options->min_lr == 0 || options->min_lr >= least) return true;
     return error_usage(err, "--min-lr %s is a fraction of --lr, not a rate: give 0.1 to end at a tenth of --lr, or 0",
                        shown_real(options->min_lr).text);
+}
+
+// "512,512,0" into numbers.
+static bool parse_windows(Options *options, Error *err) {
+    const char *at = options->window;
+    for (options->window_count = 0; at != NULL; options->window_count++) {
+        char *end = NULL;
+        errno = 0;
+        long long window = isdigit((unsigned char)*at) ? strtoll(at, &end, 10) : -1;
+        if (window < 0 || errno != 0 || window > INT32_MAX || (*end != '\0' && *end != ','))
+            return error_usage(err, "--window: \"%s\" is not a list of whole numbers from 0 to %d, such as 512 or 512,512,0",
+                               shown_text(options->window).text, INT32_MAX);
+        if (options->window_count == OPTIONS_MAX_WINDOWS)
+            return error_usage(err, "--window: more than %d numbers; the list is repeated over the layers",
+                               OPTIONS_MAX_WINDOWS);
+        options->windows[options->window_count] = window;
+        at = *end == ',' ? end + 1 : NULL;
+    }
+    return true;
 }
 
 static bool check_model(const Options *options, Error *err) {
@@ -443,7 +472,7 @@ bool options_parse(Options *options, int argc, const char *const *argv, Error *e
         if (!parse_option(options, argc, argv, &next, &last, err)) goto failed;
     if (options->help || options->version) return true; // whatever else stands on the line
     settle_defaults(options);
-    if (check_needs(options, err) && check_rates(options, err) && check_model(options, err) &&
+    if (parse_windows(options, err) && check_needs(options, err) && check_rates(options, err) && check_model(options, err) &&
         (options->resume || options_check(options, err)))
         return true;
 failed:

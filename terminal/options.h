@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64 };
+enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64, OPTIONS_MAX_WINDOWS = 32 };
 
 // After the warm-up: half a cosine, nothing, or (warmup-stable-decay) nothing and then straight down.
 typedef enum Schedule { SCHEDULE_COSINE, SCHEDULE_CONSTANT, SCHEDULE_WSD } Schedule;
@@ -31,6 +31,8 @@ typedef struct Options {
     int64_t vocab_size;     // of a new model
     double rope_theta;
     const char *mixer;      // names of token mixers, a pattern over the layers; NULL: attention
+    const char *window;     // "512,512,0": parsed into windows
+    int64_t windows[OPTIONS_MAX_WINDOWS], window_count; // by layer, repeated; none: as the checkpoint has it, or no limit
     bool untied;            // separate classifier
     bool qkv_bias;
     // data
@@ -39,6 +41,8 @@ typedef struct Options {
     const char **val_data;
     int val_data_count;
     TokenFormat data_format;
+    bool document_mask;      // attention stops at the ends of documents
+    int64_t document_end;    // the token there; -1: as the data or the model say
     // training
     int64_t batch;          // sequences per step, all ranks together
     int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller above 4,096 tokens per rank

@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/random.h"
+#include "sequence/visibility.h"
 
 typedef struct Problem {
     int64_t B, T, H, KV, D;
@@ -26,6 +27,7 @@ void *allocate(int64_t count, size_t size);
 // Contiguous tensors: q, out, d_out, d_q (B, T, H, D); k, v, d_k, d_v (B, T, KV, D); log_sum_exp (B, H, T).
 typedef struct Direct {
     Problem problem;
+    Visibility visibility; // `first` belongs to the test
     double *q, *k, *v, *d_out, *out, *log_sum_exp, *d_q, *d_k, *d_v;
 } Direct;
 

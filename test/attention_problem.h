@@ -33,6 +33,7 @@ static const char *const result_names[RESULTS] = {"out", "log-sum-exp", "dQ", "d
 typedef struct Problem { // all tensors whole: (B, T, H, D), (B, T, KV, D), rows (B, H, T)
     AttentionShape shape;
     int64_t T;
+    Visibility visibility; // `first`, on the host, belongs to the test
     double largest_score, largest_gap; // between the scores of one row
     float *q, *k, *v, *d_out;
     double *answer[RESULTS];
@@ -47,6 +48,8 @@ int64_t result_count(const Problem *p, int result);
 typedef enum Rounding { EXACT, PLAIN, VANILLA } Rounding;
 double kept(double x, Rounding rounding, Rounding from); // rounded from this kind on
 
+Problem make_problem_seen(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier,
+                          Visibility visibility);
 Problem make_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier);
 
 Problem make_bf16_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier);

@@ -153,4 +153,5 @@ const AttentionKernels attention_kernels_cuda = {
     cuda_vanilla_backward,
     unsupported,
     NULL, // scratch memory
+    false, // limits_visibility
 };

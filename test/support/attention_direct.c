@@ -54,28 +54,37 @@ static void add_multiple(double *to, double factor, const double *x, int64_t D, 
     for (int64_t d = 0; d < D; d++) to[d] = rounded(to[d] + rounded(factor * x[d], single), single);
 }
 
-// Row i of the softmax, over keys 0 to i, and everything that depends on it. As in attention/kernel.h the backward pass
+// The first key that query i sees: by the definition, not by the code that is tested.
+static int64_t direct_first(const Direct *x, int64_t b, int64_t i) {
+    const Visibility *v = &x->visibility;
+    int64_t first = v->window > 0 && i >= v->window ? i + 1 - v->window : 0;
+    if (v->first == NULL || v->first[b * v->stride + i] < first) return first;
+    return v->first[b * v->stride + i];
+}
+
+// Row i of the softmax, over the keys that it sees up to i, and everything that depends on it. As in attention/kernel.h the backward pass
 // starts from the log-sum-exp and delta.
 static void direct_row(Direct *x, int64_t b, int64_t h, int64_t i, double *score, double *weight, bool single) {
     Problem p = x->problem;
     int64_t row = ((b * p.T + i) * p.H + h) * p.D;
     int64_t key = (b * p.T * p.KV + h / (p.H / p.KV)) * p.D, next = p.KV * p.D;
     double max = -INFINITY, sum = 0;
-    for (int64_t j = 0; j <= i; j++) {
+    int64_t first = direct_first(x, b, i);
+    for (int64_t j = first; j <= i; j++) {
         score[j] = rounded(scale_of(p) * dot(x->q + row, x->k + key + j * next, p.D, single), single);
         max = fmax(max, score[j]);
     }
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first; j <= i; j++) {
         weight[j] = rounded(exp(rounded(score[j] - max, single)), single);
         sum = rounded(sum + weight[j], single);
     }
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = first; j <= i; j++)
         add_multiple(x->out + row, rounded(weight[j] / sum, single), x->v + key + j * next, p.D, single);
     double log_sum_exp = rounded(max + rounded(log(sum), single), single);
     x->log_sum_exp[(b * p.H + h) * p.T + i] = log_sum_exp;
 
     double delta = dot(x->out + row, x->d_out + row, p.D, single);
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first; j <= i; j++) {
         double probability = rounded(exp(rounded(score[j] - log_sum_exp, single)), single);
         double d_weight = dot(x->d_out + row, x->v + key + j * next, p.D, single);
         double d_score = rounded(probability * rounded(d_weight - delta, single), single);
@@ -102,6 +111,7 @@ void direct_attention(Direct *x, bool single) {
 
 Direct direct_single(const Direct *exact) {
     Direct single = direct_allocate(exact->problem);
+    single.visibility = exact->visibility;
     memcpy(single.q, exact->q, (size_t)query_count(exact->problem) * sizeof(double));
     memcpy(single.d_out, exact->d_out, (size_t)query_count(exact->problem) * sizeof(double));
     memcpy(single.k, exact->k, (size_t)key_count(exact->problem) * sizeof(double));

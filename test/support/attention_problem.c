@@ -27,7 +27,7 @@ double kept(double x, Rounding rounding, Rounding from) { // rounded from this k
     return rounding >= from ? round_to_bf16((float)x) : x;
 }
 
-// One query row: its probabilities over keys 0..i, then everything that follows from them.
+// One query row: its probabilities over the keys that it sees, then everything that follows from them.
 static void answer_row(Problem *p, double *const answer[RESULTS], int64_t b, int64_t h, int64_t i, double *probability,
                        Rounding rounding) {
     const AttentionShape *s = &p->shape;
@@ -35,23 +35,27 @@ static void answer_row(Problem *p, double *const answer[RESULTS], int64_t b, int
     int64_t row = ((b * p->T + i) * s->heads + h) * D;
     const float *q = p->q + row, *d_out = p->d_out + row;
     double max = -INFINITY, min = INFINITY, sum = 0, delta = 0, *out = answer[OUT] + row;
-    for (int64_t j = 0; j <= i; j++) {
+    int64_t first = 0; // by the definition, not by the code that is tested
+    if (p->visibility.window > 0 && i >= p->visibility.window) first = i + 1 - p->visibility.window;
+    if (p->visibility.first != NULL && p->visibility.first[b * p->visibility.stride + i] > first)
+        first = p->visibility.first[b * p->visibility.stride + i];
+    for (int64_t j = first; j <= i; j++) {
         probability[j] = kept(s->scale * dot(q, p->k + kv_first + j * stride, D), rounding, VANILLA);
         max = fmax(max, probability[j]);
         min = fmin(min, probability[j]);
     }
     p->largest_score = fmax(p->largest_score, fmax(max, -min));
     p->largest_gap = fmax(p->largest_gap, max - min);
-    for (int64_t j = 0; j <= i; j++) sum += probability[j] = exp(probability[j] - max);
+    for (int64_t j = first; j <= i; j++) sum += probability[j] = exp(probability[j] - max);
     answer[LOG_SUM_EXP][(b * s->heads + h) * p->T + i] = max + log(sum);
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first; j <= i; j++) {
         probability[j] /= sum;
         for (int64_t d = 0; d < D; d++)
             out[d] += kept(probability[j], rounding, PLAIN) * p->v[kv_first + j * stride + d];
     }
     for (int64_t d = 0; d < D; d++) out[d] = kept(out[d], rounding, PLAIN);
     for (int64_t d = 0; d < D; d++) delta += out[d] * d_out[d];
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first; j <= i; j++) {
         int64_t key = kv_first + j * stride;
         double d_probability = kept(dot(d_out, p->v + key, D), rounding, VANILLA);
         double weight = kept(probability[j], rounding, VANILLA);
@@ -87,10 +91,16 @@ static Problem random_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64
     return p;
 }
 
-Problem make_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier) {
+Problem make_problem_seen(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier,
+                          Visibility visibility) {
     Problem p = random_problem(B, T, H, KV, D, outlier);
+    p.visibility = visibility;
     answer_problem(&p, p.answer, EXACT);
     return p;
+}
+
+Problem make_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier) {
+    return make_problem_seen(B, T, H, KV, D, outlier, (Visibility){0});
 }
 
 Problem make_bf16_problem(int64_t B, int64_t T, int64_t H, int64_t KV, int64_t D, float outlier) {
@@ -240,19 +250,27 @@ static void attention_rank(Comm *world, void *argument) {
     attention_connect(&attention, group);
 
     Local x = make_local(&device, run->problem, &attention.shard);
+    Visibility visibility = run->problem->visibility;
+    int64_t seen = visibility.first == NULL ? 0 : visibility.stride * run->problem->shape.batch;
+    Buffer first = device_buffer(&device, seen > 0 ? (size_t)seen * sizeof(int32_t) : 1);
+    if (visibility.first != NULL) {
+        device.upload(&device, first.data, visibility.first, first.bytes);
+        visibility.first = first.data;
+    }
     for (int i = 0; i < run->repeats; i++) {
         int64_t before = attention_bytes_sent(&attention);
-        attention_forward(&attention, &device, x.out_view, x.log_sum_exp.data, x.q, x.k, x.v);
+        attention_forward(&attention, &device, visibility, x.out_view, x.log_sum_exp.data, x.q, x.k, x.v);
         int64_t between = attention_bytes_sent(&attention);
         unset_buffer(&device, &scratch); // as other layers' attention leaves nothing of this one's
-        attention_backward(&attention, &device, x.d_q, x.d_k, x.d_v, x.q, x.k, x.v, x.out_view, x.log_sum_exp.data,
-                           x.d_out_view);
+        attention_backward(&attention, &device, visibility, x.d_q, x.d_k, x.d_v, x.q, x.k, x.v, x.out_view,
+                           x.log_sum_exp.data, x.d_out_view);
         run->sent[rank] = (AttentionBytes){between - before, attention_bytes_sent(&attention) - between};
     }
     keep_results(run, &device, &attention.shard, &x);
     attention_disconnect(&attention);
     comm_free(group);
     free_local(&device, &x);
+    release_buffer(&device, &first);
     release_buffer(&device, &scratch);
     device_return_scratch(&device);
     device.close(&device);
@@ -277,7 +295,10 @@ Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exc
                                    .ulysses = ulysses,
                                    .shape = problem->shape,
                                    .element_bytes = element_bytes,
-                                   .kernels = kernels};
+                                   .kernels = kernels,
+                                   .window_count = 1,
+                                   .windows = {{problem->visibility.window, 1}},
+                                   .documents = problem->visibility.first != NULL};
     if (!attention_resolve(&run.config, &err)) fail_msg("%s", err.message);
     for (int r = 0; r < RESULTS; r++) run.result[r] = unset_memory((size_t)result_count(problem, r) * sizeof(float));
     CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 60};
@@ -299,9 +320,10 @@ const char *run_title(const Run *run) {
     const char *kernel = run->make_device == fast_device        ? "fast"
                          : run->make_device == reference_device ? "reference"
                                                                 : "other";
-    snprintf(text, sizeof text, "%s, %d ranks, U = %d, B = %lld, T = %lld, H = %lld, KV = %lld, D = %lld, %s kernel",
+    snprintf(text, sizeof text, "%s, %d ranks, U = %d, B = %lld, T = %lld, H = %lld, KV = %lld, D = %lld, window %lld%s, %s kernel",
              exchange_name(c->exchange), c->ranks, c->ulysses, (long long)c->shape.batch, (long long)c->context,
-             (long long)c->shape.heads, (long long)c->shape.kv_heads, (long long)c->shape.head_dim, kernel);
+             (long long)c->shape.heads, (long long)c->shape.kv_heads, (long long)c->shape.head_dim,
+             (long long)run->problem->visibility.window, run->problem->visibility.first != NULL ? ", documents" : "", kernel);
     return text;
 }
 
@@ -333,7 +355,7 @@ Deviation deviation(const Run *run, int result) {
 
 void check_bytes(const Run *run) {
     for (int rank = 0; rank < run->config.ranks; rank++) {
-        AttentionBytes sent = run->sent[rank], formula = attention_bytes(&run->config, rank);
+        AttentionBytes sent = run->sent[rank], formula = attention_bytes(&run->config, run->problem->visibility.window, rank);
         if (sent.forward != formula.forward || sent.backward != formula.backward) {
             fail_msg("%s: rank %d sent %lld and %lld bytes, by formula %lld and %lld", run_title(run), rank,
                      (long long)sent.forward, (long long)sent.backward, (long long)formula.forward,
