@@ -197,11 +197,6 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
     const char *why = config->kernels == NULL ? NULL : config->kernels->unsupported(shape);
     if (why != NULL)
         return error_usage(err, "attention on this device: %s; change --dim or --heads, or use --device cpu", why);
-    bool limited = config->documents;
-    for (int i = 0; i < config->window_count; i++) limited = limited || config->windows[i].window > 0;
-    if (limited && config->kernels != NULL && !config->kernels->limits_visibility)
-        return error_usage(err, "--%s is not yet served by the CUDA kernels; leave it out, or use --device cpu",
-                           config->documents ? "document-mask" : "window");
     if (config->ranks < 1) return error_usage(err, "--sp %d: at least one rank is needed", config->ranks);
     if (config->ranks > 1 && config->context < 2 * (int64_t)config->ranks) {
         return error_usage(

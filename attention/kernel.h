@@ -103,8 +103,6 @@ typedef struct AttentionKernels {
     // Bytes of scratch memory (Device.scratch) that calls of this shape need at most, on a device of so many threads.
     // NULL: none.
     size_t (*scratch_bytes)(const AttentionShape *, int threads);
-    // Whether they obey a Visibility that hides earlier keys; where not, they must be given none.
-    bool limits_visibility;
 } AttentionKernels;
 
 // Blocked, vectorised (attention/cpu/): what cpu_device() installs.
