@@ -295,7 +295,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
 static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
-    comm_doing(r->world, "evaluation");
+    comm_doing_slowly(r->world, "evaluation");
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     for (int64_t first = begin; first < begin + most; first += micro) { // as many passes on every replica
         int64_t count = end - first < micro ? end - first : micro;
@@ -582,6 +582,7 @@ static int threads_per_rank(const Run *run) {
 // What the ranks of a process are started with.
 typedef struct Job {
     const Run *run;
+    Device *device;  // engine nccl: the GPU of this process, which carries the ranks' messages from the start; else NULL
     int exit_status; // left by rank 0
 } Job;
 
@@ -599,7 +600,8 @@ static void rank_main(Comm *world, void *argument) {
     r->world = world;
     if (run->processes) require(r, same_run(run, world, &err), &err);
     int rank_here = run->processes ? 0 : comm_rank(world);
-    require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
+    if (job->device != NULL) r->device = *job->device;
+    else require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
     require(r, check_tokens(run, world, threads_per_rank(run), &err), &err);
     require(r, set_up_rank(r, &err), &err);
     fill_weights(r);
@@ -610,7 +612,7 @@ static void rank_main(Comm *world, void *argument) {
         if (run->prompt != NULL && signals_stop() == 0) require(r, print_sample(r, &err), &err);
     }
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
-    r->device.close(&r->device);
+    if (job->device == NULL) r->device.close(&r->device);
     kept_files_free(r->kept);
     pass_free(&r->pass);
     free(r->slice_counts);
@@ -679,7 +681,7 @@ static bool prepare(Run *run, bool speaks, Error *err) {
 
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
-    Job job = {&run, 0};
+    Job job = {&run, NULL, 0};
     output_open();
     signals_install();
     bool speaks = comm_process_rank() == 0;
@@ -693,11 +695,20 @@ int main(int argc, char **argv) {
         }
         if (prepare(&run, speaks, &err) && !run.options.plan) {
             CommLaunch launch;
+            Device device;
             launch.ranks = (int)(run.options.sp * run.options.dp);
             launch.timeout_seconds = run.options.timeout;
             launch.start_seconds = fmax(run.options.timeout, 60); // the first measures the machine before it comes
             comm_engine_from_name(run.options.engine, &launch.engine);
-            comm_run(&launch, rank_main, &job, &err);
+            bool on_gpus = strcmp(run.devices.name, "cpu") != 0, by_nccl = comm_engine_here(launch.engine) == COMM_NCCL;
+            bool ok = true;
+            if (on_gpus && by_nccl) {
+                ok = devices_open(&run.devices, 0, threads_per_rank(&run), &device, &err);
+                job.device = ok ? &device : NULL;
+            }
+            launch.device = job.device;
+            if (ok) comm_run(&launch, rank_main, &job, &err);
+            if (job.device != NULL) device.close(&device);
         }
     }
     if (err.exit_code != 0) {

@@ -370,8 +370,9 @@ void run_close(Run *run) {
 
 static const char *ranks_are(const Run *run) {
     if (!run->processes) return "threads of this process";
-    bool mpi = comm_has_mpi() && comm_launched_by_mpi() && strcmp(run->options.engine, "sockets") != 0;
-    return mpi || strcmp(run->options.engine, "mpi") == 0 ? "MPI processes" : "processes over TCP";
+    CommEngine engine = COMM_AUTO;
+    comm_engine_from_name(run->options.engine, &engine);
+    return comm_engine_here(engine) == COMM_MPI ? "MPI processes" : "processes, over NCCL";
 }
 
 static void print_machine(const Run *run, FILE *out) {

@@ -46,7 +46,7 @@ typedef struct Options {
     int64_t sp, dp;
     const char *attention;  // ring | gather | ulysses | ulysses-ring | auto | vanilla
     int64_t ulysses;        // U of ulysses-ring, 0: chosen
-    const char *engine;     // auto | local | mpi | sockets
+    const char *engine;     // auto | local | mpi | nccl
     const char *device;     // auto | cpu | cuda | emulated
     const char *devices;    // "0,1,2,3": the GPU of each rank; NULL: one after the other
     int64_t threads;        // processors for all ranks of this process; 0: all

@@ -2,10 +2,6 @@
 #ifndef TEST_RANKS_H
 #define TEST_RANKS_H
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-
 #include "comm/comm.h"
 #include "test/program.h"
 
@@ -59,34 +55,6 @@ static inline void add_mpirun_in(Command *command, int ranks, const char *folder
     add_mpirun(command, ranks);
 }
 
-// ---- ranks that speak TCP: engine sockets ----
-
-static inline int listen_on(int port) { // -1: somebody else does
-    struct sockaddr_in here = {
-        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
-    int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-    if (listener < 0) fail_msg("cannot make a socket: %s", strerror(errno));
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(listener, (struct sockaddr *)&here, sizeof here) == 0 && listen(listener, 8) == 0) return listener;
-    close(listener);
-    return -1;
-}
-
-// A port that nobody listens on, nor on the one after it. Not from the range out of which the system gives ports to
-// whoever asks for any.
-static inline int free_port(void) {
-    static unsigned calls = 0;
-    for (int attempt = 0; attempt < 1000; attempt++) {
-        unsigned mixed = ((unsigned)getpid() * 2654435761u + calls++ * 40503u * 256u) >> 8;
-        int port = 12000 + 2 * (int)(mixed % 9000), first = listen_on(port), second = listen_on(port + 1);
-        if (first >= 0) close(first);
-        if (second >= 0) close(second);
-        if (first >= 0 && second >= 0) return port;
-    }
-    fail_msg("no port is free on this machine");
-    return -1;
-}
-
 // A rank's place, as torchrun gives it. Not every test wants every variable: NULL leaves one out.
 static inline void set_place(const char *rank, const char *size, const char *address, const char *port) {
     const char *const given[][2] = {
@@ -96,41 +64,6 @@ static inline void set_place(const char *rank, const char *size, const char *add
         else unsetenv(given[i][0]);
     }
 }
-
-// `PROGRAM WORDS...` as so many ranks on this machine: a launcher in small, which this very program is when it is
-// started as `TEST launch RANKS PORT PROGRAM WORDS...`.
-static inline void add_sockets_launcher(Command *command, int ranks) {
-    char *count = command->text[PROGRAM_MAX_ARGUMENTS - 2], *port = command->text[PROGRAM_MAX_ARGUMENTS - 1];
-    snprintf(count, sizeof command->text[0], "%d", ranks);
-    snprintf(port, sizeof command->text[0], "%d", free_port());
-    add_words(command, own_path(), "launch", count, port, NULL);
-}
-
-// Returns the exit code that all ranks ended with, but those ended by a signal; 99 where they differ.
-static inline int launch_ranks(char **words) {
-    enum { MOST = 64 };
-    int ranks = atoi(words[2]), code = -1;
-    pid_t pids[MOST];
-    for (int rank = 0; rank < ranks && rank < MOST; rank++) {
-        pids[rank] = fork();
-        if (pids[rank] < 0) return 98;
-        if (pids[rank] > 0) continue;
-        char number[16];
-        snprintf(number, sizeof number, "%d", rank);
-        set_place(number, words[2], "127.0.0.1", words[3]);
-        execv(words[4], words + 4);
-        _exit(127);
-    }
-    for (int rank = 0; rank < ranks; rank++) {
-        int status;
-        if (waitpid(pids[rank], &status, 0) != pids[rank]) return 97;
-        if (!WIFEXITED(status)) continue;
-        if (code >= 0 && code != WEXITSTATUS(status)) return 99;
-        code = WEXITSTATUS(status);
-    }
-    return code;
-}
-static inline bool is_launcher(int argc, char **argv) { return argc > 4 && strcmp(argv[1], "launch") == 0; }
 
 static inline int make_folder_for_ranks(void **state) {
     static char folder[PROGRAM_PATH];
