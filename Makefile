@@ -245,7 +245,7 @@ bench: $(BENCHES)
 
 # The programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
 # does without the sanitizer's knowledge it would take for races.
-RANKS_TESTS   := attention cli comm comm_device comm_failure comm_sockets model training
+RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
 ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder,$(TEST)))
