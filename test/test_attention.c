@@ -107,6 +107,7 @@ static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
     float *sum = unset_memory((size_t)(s->batch * rows) * sizeof *sum);
     Device device;
     make_device(&device, 0);
+    lend_stated_scratch(&device, 1, 1, 1, s);
     const AttentionKernels *kernels = device.attention;
     Chunk whole = {0, T};
     TokenView q = {problem->q, T * query, query}, d_out = {problem->d_out, T * query, query};
@@ -124,6 +125,7 @@ static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
     QueryBackward backward = {whole, q, d_out, log_sum_exp, spare, {run.result[D_Q], T * query, query}};
     kernels->row_delta(&device, s, whole, out, d_out, spare);
     kernels->backward_pair(&device, s, &backward, &kv);
+    device_return_scratch(&device);
     free(sum);
     return run;
 }
