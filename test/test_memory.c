@@ -172,7 +172,7 @@ static void cpu_takes_what_is_planned(void **state) {
         "--arch llama --layers 4 --heads 4 --kv-heads 2 --dim 256 --context 1024 --batch 1 --sp 4 --attention gather",
         "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 1024 --batch 1 --sp 4 --attention ulysses --recompute mlp",
         "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 512 --batch 2 --sp 2 --dp 2",
-        "--arch llama --layers 1 --heads 1 --dim 64 --context 16384 --batch 1 --sp 2",
+        "--arch llama --layers 2 --heads 1 --dim 128 --context 8192 --batch 1 --sp 2",
     };
     double without = (double)measured(&smallest).resident;
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
