@@ -201,7 +201,7 @@ $(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
 # The program that counts what it allocates: its calls pass through test/counted.c.
 COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
 $(BUILD)/test/test_memory: | $(BUILD)/test/train_gpt_counted
-$(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o \
+$(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                  $(BUILD)/terminal/version.o $(BUILD)/test/counted.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $(COUNTED:%=-Wl,--wrap=%) $^ $(LIBS) -o $@
