@@ -461,6 +461,7 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
                                    r->documents, err))
             return false;
         d->upload(d, r->first_visible + b * T, r->documents, T * sizeof(int32_t));
+        if (loader == &r->loader) r->visible_pairs += attention_pairs(&r->run->attention, r->documents);
     }
     return true;
 }
@@ -473,6 +474,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
     d->zero(d, r->gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
+    r->visible_pairs = 0;
     for (int64_t done = 0; done < per_replica; done += micro) {
         bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
         if (!all_well(r, loaded, err)) return false;
@@ -592,7 +594,10 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
 // What follows from a step's time.
 static void report_speed(const Rank *r, Training *t, StepReport *report) {
     const Run *run = r->run;
-    double tokens = tokens_in_step(run), flops = flops_per_token(&run->config, &run->table, run->options.context);
+    double tokens = tokens_in_step(run), keys = visible_keys(&run->config, run->options.context);
+    // With documents, those that the sequences of this replica had: others have theirs, and much the same.
+    if (r->first_visible != NULL) keys = r->visible_pairs / (tokens / (double)run->options.dp);
+    double flops = flops_per_token(&run->config, &run->table, keys);
     double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
     t->usual_seconds = usual;
     report->tokens_per_second = tokens / report->seconds;

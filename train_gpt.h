@@ -81,6 +81,7 @@ typedef struct Rank {
     Loader loader;
     int32_t *first_visible; // (B, T) the first token that each one of a sequence sees; NULL without --document-mask
     int32_t *documents;     // host: (T) the same of one sequence, on its way there
+    double visible_pairs;   // of a query and a key, in this step's sequences so far, all layers; 0 without documents
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
     KeptFiles *kept;    // rank 0: what checkpoints take along from the model's folder; NULL: nothing
     float *host_vector; // host: (total) on its way to a file, NULL at other times

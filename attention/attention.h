@@ -61,6 +61,10 @@ AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, in
 // Of all layers together.
 AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank);
 
+// Pairs of a query and a key that see each other in one sequence, all layers together. first: of documents, as in
+// Visibility, in host memory; NULL: none.
+double attention_pairs(const AttentionConfig *config, const int32_t *first);
+
 typedef struct Attention {
     AttentionConfig config; // resolved
     int rank;               // mine in the group

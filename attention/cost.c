@@ -1,4 +1,4 @@
-// What each exchange sends, by formula, and which one to use.
+// What each exchange sends, by formula, and which one to use; how many pairs are worked on.
 #include <string.h>
 
 #include "attention/exchange.h"
@@ -98,6 +98,18 @@ AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank
         all.backward += config->windows[i].layers * layer.backward;
     }
     return all;
+}
+
+double attention_pairs(const AttentionConfig *config, const int32_t *first) {
+    Visibility visibility = {0, first, config->context};
+    const Chunk all = {0, config->context};
+    double pairs = 0;
+    if (config->window_count == 0) return (double)visibility_pairs(&visibility, 0, all);
+    for (int i = 0; i < config->window_count; i++) {
+        visibility.window = config->windows[i].window;
+        pairs += (double)config->windows[i].layers * (double)visibility_pairs(&visibility, 0, all);
+    }
+    return pairs;
 }
 
 // ---- choosing -----------------------------------------------------------------------------------

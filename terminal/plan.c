@@ -2,8 +2,7 @@
 
 #include "terminal/report.h"
 
-// How many keys a query sees in the mean, all layers together.
-static double visible_keys(const ModelConfig *config, int64_t context) {
+double visible_keys(const ModelConfig *config, int64_t context) {
     double keys = 0;
     for (int64_t l = 0; l < config->layers; l++) {
         const Visibility visibility = {.window = config_window(config, l, context)};
@@ -13,9 +12,8 @@ static double visible_keys(const ModelConfig *config, int64_t context) {
     return keys;
 }
 
-double flops_per_token(const ModelConfig *config, const ParameterTable *table, int64_t context) {
-    double attention = 14.0 * visible_keys(config, context) * (double)(config->heads * config->head_dim);
-    return 6.0 * (double)table->in_matrices + attention;
+double flops_per_token(const ModelConfig *config, const ParameterTable *table, double keys) {
+    return 6.0 * (double)table->in_matrices + 14.0 * keys * (double)(config->heads * config->head_dim);
 }
 
 // Bytes that the busiest rank sends for attention in one step by one exchange; false where it cannot serve.
@@ -55,7 +53,7 @@ void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *tabl
     format_bytes(text, (double)all_ranks);
     fprintf(out, "all ranks of this process together: %s\n", text);
     if (attention->ranks > 1) print_exchanges(out, attention, passes);
-    double token = flops_per_token(config, table, attention->context);
+    double token = flops_per_token(config, table, visible_keys(config, attention->context));
     fprintf(out,
             "floating-point operations: %.4g per token (6 x %lld parameters in matrix products + %s), "
             "%.4g per step\n",

@@ -12,11 +12,13 @@
 extern "C" {
 #endif
 
+// Keys that a query sees in the mean, all layers together: T/2 in a layer that sees all, fewer in one with a window.
+// Documents, which are the data's, are not known here.
+double visible_keys(const ModelConfig *config, int64_t context);
 // Floating-point operations of one token's training step: 6 for each parameter in matrix products (2 forward, 4
-// backward), and for attention 14 H D for each key that a query sees (2 products forward and 5 backward): T/2 of them in
-// a layer that sees all, fewer in one with a window. No recomputation is counted. Documents, which are the data's, are
-// not known here.
-double flops_per_token(const ModelConfig *config, const ParameterTable *table, int64_t context);
+// backward), and for attention 14 H D for each key that a query sees (2 products forward and 5 backward). No
+// recomputation is counted.
+double flops_per_token(const ModelConfig *config, const ParameterTable *table, double visible_keys);
 
 // The whole plan. `rank_arena` is one rank's; `all_ranks` the bytes of all. `passes` micro-batches make a step.
 void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *table, const AttentionConfig *attention,
