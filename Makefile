@@ -9,6 +9,7 @@
 #   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
 #   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle.tgz, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
+#   make lines       lines of code by folder
 #   make clean       remove what was built
 #   make help        this list
 #
@@ -34,17 +35,17 @@ LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm -ldl
 
 # Compiled once per instruction set (base/simd.h); the processor's best is chosen at run time.
 SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c)
-SOURCES      := $(filter-out $(SIMD_SOURCES) terminal/version.c,$(foreach folder,base sequence comm attention attention/cpu layers \
-                layers/cpu model dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
+SOURCES      := $(filter-out $(SIMD_SOURCES) terminal/version.c,$(foreach folder,base sequence comm attention attention/cpu \
+                layers layers/cpu model mixer dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
 ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> /dev/null)),avx2 avx512)
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
 
-# CUDA's kernels, for two devices: `cuda` by nvcc, and `emulated` by a C++ compiler over dev/cuda_on_cpu, whose own
+# CUDA's kernels, for two devices: `cuda` by nvcc, and `emulated` by a C++ compiler over emulated/, whose own
 # objects are joined with the kernels' into one that shows nothing but how to open the device: so both live in one
 # program. CUDA and EMULATED come from config.mk. libraries.cu opens the real libraries: the emulated device has its own.
 KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu comm/cuda/*.cu)
-EMULATOR         := $(wildcard dev/cuda_on_cpu/*.cpp)
+EMULATOR         := $(wildcard emulated/*.cpp)
 ALL_ARCHS        := 80 89 90a 100 120
 ARCHS            ?= $(FOUND_ARCHS)
 NVCC             = $(CUDA)/bin/nvcc
@@ -55,9 +56,9 @@ CUDA_COMPILE     = $(NVCC) -std=c++17 -I. -O3 -lineinfo --Werror all-warnings \
                    -Xptxas --warn-on-spills -DCUDA_LIBRARIES='"$(CUDA)/lib64"' \
                    $(foreach arch,$(ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
                    -gencode arch=compute_$(lastword $(ARCHS)),code=compute_$(lastword $(ARCHS))
-EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Idev/cuda_on_cpu -g $(WARNINGS) -Wno-unknown-pragmas -pthread -MMD \
+EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Iemulated -g $(WARNINGS) -Wno-unknown-pragmas -pthread -MMD \
                    -MP -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-gnu-unique
-# -fsanitize=thread makes the compiler name every memory access, which dev/cuda_on_cpu checks; no sanitizer is linked.
+# -fsanitize=thread makes the compiler name every memory access, which the emulator checks; no sanitizer is linked.
 EMULATED_KERNEL  = $(CXX) $(EMULATED_FLAGS) -O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 \
                    -Dcuda_device=emulated_device -x c++
 EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)
@@ -68,7 +69,7 @@ OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=$
 LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
-.PHONY: all run setup bench corpus clean help test test-release test-asan test-tsan \
+.PHONY: all run setup bench corpus lines clean help test test-release test-asan test-tsan \
         build-release build-asan build-tsan build-archs cuda-objects test-programs FORCE \
         test-gpu gpu-check gpu-bundle gpu-bundle-programs ladder
 .DELETE_ON_ERROR:
@@ -78,7 +79,7 @@ all: train_gpt
 # ---- what this machine has ------------------------------------------------------------------------------------------
 
 # config.mk is made anew when a compiler, flag or library that it depends on is another than last time.
-ifneq ($(filter-out run setup corpus clean help test test-release test-asan test-tsan,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out run setup corpus lines clean help test test-release test-asan test-tsan,$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
 endif
 $(BUILD)/config.mk: scripts/detect $(BUILD)/config.key
@@ -99,7 +100,7 @@ endif
 train_gpt: $(BUILD)/train_gpt
 	@cp $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
 
@@ -176,9 +177,26 @@ $(BUILD)/%.$(1).o: %.c $(BUILD)/config.mk
 endef
 $(foreach isa,$(ISAS),$(eval $(call simd_rule,$(isa))))
 
-$(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
+# What tests share: declared in test/*.h.
+SUPPORT := $(BUILD)/test/libsupport.a
+$(SUPPORT): $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/support/*.c))
+	$(call say,LIB )
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+
+$(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
+
+# The program with a token mixer that a test adds: its table takes the place of mixer/mixers.c.
+$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(SUPPORT) $(LIBRARY) \
+                          | $(BUILD)/test/train_gpt_with_toy
+	$(call say,LINK)
+	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
+$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
+                                  $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
+	$(call say,LINK)
+	$(Q)$(LINK) $^ $(LIBS) -o $@
 
 # A test of the emulator itself is joined with it, and shows nothing but its main.
 $(BUILD)/emulated/test/%.whole.o: $(BUILD)/emulated/test/%.o $(EMULATOR_OBJECTS)
@@ -285,6 +303,9 @@ gpu-bundle: setup
 	@tar -czf build/gpu-bundle.tgz -C build gpu-bundle && du -h build/gpu-bundle.tgz
 	@echo "there: tar -xzf gpu-bundle.tgz && gpu-bundle/dev/gpu_check/run gpu-bundle/bin report"
 gpu-bundle-programs: $(BUILD)/train_gpt $(GPU_TESTS:%=$(BUILD)/test/test_%) $(BENCHES)
+
+lines:
+	@scripts/lines
 
 clean:
 	rm -rf build train_gpt

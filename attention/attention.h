@@ -30,7 +30,6 @@ typedef enum Exchange {
 } Exchange;
 
 const char *exchange_name(Exchange exchange);
-bool exchange_from_name(const char *name, Exchange *exchange); // false: no such name
 
 enum { ATTENTION_MAX_WINDOWS = 33 };
 
@@ -58,12 +57,10 @@ bool attention_resolve(AttentionConfig *config, Error *err);
 // Documents change nothing: only the ranks that hold the queries know where they end. config: resolved.
 typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
 AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank);
-// Of all layers together.
-AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank);
 
-// Pairs of a query and a key that see each other in one sequence, all layers together. first: of documents, as in
-// Visibility, in host memory; NULL: none.
-double attention_pairs(const AttentionConfig *config, const int32_t *first);
+// Operations of training that documents leave out in one sequence, all layers and ranks together: those of pairs that a
+// window alone would have let see each other. first: as in Visibility, (T) in host memory.
+double attention_flops_saved(const AttentionConfig *config, const int32_t *first);
 
 typedef struct Attention {
     AttentionConfig config; // resolved

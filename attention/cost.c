@@ -12,16 +12,6 @@ static const char *const names[] = {[EXCHANGE_AUTO] = "auto",
 
 const char *exchange_name(Exchange exchange) { return names[exchange]; }
 
-bool exchange_from_name(const char *name, Exchange *exchange) {
-    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *exchange = (Exchange)i;
-            return true;
-        }
-    }
-    return false;
-}
-
 // ---- bytes --------------------------------------------------------------------------------------
 // T tokens, P ranks in groups of U (Ulysses; 1 for ring and gather), R = P/U; e bytes per element of storage. A rank
 // has H' = H/U query heads and KV' = max(KV/U, 1) key/value heads, and the ranks of its ring have n_0 ... n_{R-1}
@@ -89,27 +79,23 @@ AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, in
     return (AttentionBytes){walk.forward + ulysses.forward, walk.backward + ulysses.backward};
 }
 
-AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank) {
-    if (config->window_count == 0) return attention_bytes(config, 0, rank);
-    AttentionBytes all = {0, 0};
-    for (int i = 0; i < config->window_count; i++) {
-        AttentionBytes layer = attention_bytes(config, config->windows[i].window, rank);
-        all.forward += config->windows[i].layers * layer.forward;
-        all.backward += config->windows[i].layers * layer.backward;
-    }
-    return all;
+// 2 products forward and 5 backward of 2 D operations per pair and head.
+static double flops_of_pair(const AttentionConfig *config) {
+    return 14.0 * (double)(config->shape.heads * config->shape.head_dim);
 }
 
-double attention_pairs(const AttentionConfig *config, const int32_t *first) {
-    Visibility visibility = {0, first, config->context};
+static double pairs_saved(const AttentionConfig *config, int64_t window, const int32_t *first) {
+    const Visibility without = {window, NULL, 0}, with = {window, first, config->context};
     const Chunk all = {0, config->context};
+    return (double)(visibility_pairs(&without, 0, all) - visibility_pairs(&with, 0, all));
+}
+
+double attention_flops_saved(const AttentionConfig *config, const int32_t *first) {
+    if (config->window_count == 0) return flops_of_pair(config) * pairs_saved(config, 0, first);
     double pairs = 0;
-    if (config->window_count == 0) return (double)visibility_pairs(&visibility, 0, all);
-    for (int i = 0; i < config->window_count; i++) {
-        visibility.window = config->windows[i].window;
-        pairs += (double)config->windows[i].layers * (double)visibility_pairs(&visibility, 0, all);
-    }
-    return pairs;
+    for (int i = 0; i < config->window_count; i++)
+        pairs += (double)config->windows[i].layers * pairs_saved(config, config->windows[i].window, first);
+    return flops_of_pair(config) * pairs;
 }
 
 // ---- choosing -----------------------------------------------------------------------------------

@@ -100,6 +100,9 @@ typedef struct AttentionKernels {
                              TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
     // NULL, or why these kernels cannot serve this shape, in words that go into an error line.
     const char *(*unsupported)(const AttentionShape *);
+    // Bytes of scratch memory (Device.scratch) that calls of this shape need at most, on a device of so many threads.
+    // NULL: none.
+    size_t (*scratch_bytes)(const AttentionShape *, int threads);
     // Whether they obey a Visibility that hides earlier keys; where not, they must be given none.
     bool limits_visibility;
 } AttentionKernels;

@@ -14,6 +14,7 @@
 
 #include "checkpoint/checkpoint_folder.h"
 #include "base/json.h"
+#include "base/pulse.h"
 #include "checkpoint/safetensors.h"
 
 typedef struct Source {
@@ -79,6 +80,7 @@ static bool same_values(const Tensor *a, const Tensor *b, bool *same, Error *err
         int64_t count = a->count - first < SOME ? a->count - first : SOME;
         if (!tensor_to_float(a, first, count, x, err) || !tensor_to_float(b, first, count, y, err)) return false;
         *same = memcmp(x, y, (size_t)count * sizeof *x) == 0;
+        pulse_beat();
     }
     return true;
 }
@@ -134,6 +136,7 @@ static bool read_transposed(const Tensor *tensor, int64_t first, int64_t last, f
     float *tile = malloc((size_t)(TILE * some_outputs) * sizeof *tile);
     bool ok = tile != NULL || error_set(err, "out of memory for reading tensor %s", json_shown(tensor->name).text);
     for (int64_t row = 0; ok && row < inputs; row += TILE) {
+        pulse_beat();
         int64_t rows = inputs - row < TILE ? inputs - row : TILE;
         for (int64_t r = 0; ok && r < rows; r++)
             ok =
@@ -160,6 +163,16 @@ static bool check_finite(const Tensor *tensor, const Parameter *p, const float *
                      tensor->file, p->name);
 }
 
+static bool read_as_it_is(const Tensor *tensor, int64_t first, int64_t last, float *out, Error *err) {
+    const int64_t most = 1 << 20;
+    bool ok = true;
+    for (int64_t begin = first; ok && begin < last; begin += most) {
+        ok = tensor_to_float(tensor, begin, last - begin < most ? last - begin : most, out + (begin - first), err);
+        pulse_beat();
+    }
+    return ok;
+}
+
 static bool read_range(const Source *s, int64_t begin, int64_t end, float *out) {
     for (int i = 0; i < s->table->count; i++) {
         const Parameter *p = &s->table->parameter[i];
@@ -169,7 +182,7 @@ static bool read_range(const Source *s, int64_t begin, int64_t end, float *out) 
         const Tensor *tensor = find_parameter(s->file, p);
         float *place = out + (p->offset + first - begin);
         bool ok = p->transposed ? read_transposed(tensor, first, last, place, s->err)
-                                : tensor_to_float(tensor, first, last - first, place, s->err);
+                                : read_as_it_is(tensor, first, last, place, s->err);
         if (!ok || !check_finite(tensor, p, place, last - first, s->err)) return false;
     }
     return true;

@@ -23,6 +23,7 @@ typedef struct DiskFile {
     char path[DISK_PATH_MAX];
     char *buffer;
     size_t buffered;
+    int64_t written, sent, arrived; // bytes: to the system; of these, to the disk; of these, known to be there
     Sha256 sum;
     char hex[SHA256_HEX_CHARS]; // the file's sum, once closed
 } DiskFile;

@@ -3,9 +3,9 @@
 // The host's group (threads, MPI or sockets) carries the start-up: rank 0 makes an invitation, everyone gets it and
 // joins. From then on, what goes between ranks goes from GPU to GPU.
 //
-// Every operation of every group of a rank is begun in its device's ORDER_EXCHANGE, and all ranks make the same calls
+// Every operation of every group of a rank is begun in its device's STREAM_EXCHANGE, and all ranks make the same calls
 // in the same order: so operations of two groups can never wait for each other crosswise, which they could on two
-// streams (NCCL's guide, "Using multiple NCCL communicators concurrently"). ORDER_EXCHANGE waits for the work done so
+// streams (NCCL's guide, "Using multiple NCCL communicators concurrently"). STREAM_EXCHANGE waits for the work done so
 // far before it touches a buffer; the work waits for it in comm_wait, or at the end of a collective.
 //
 // Sums are not NCCL's. Its order of adding depends on the machine, and its reduce-scatter wants segments of one length:
@@ -21,7 +21,7 @@
 
 typedef struct Ticket { // an exchange under way, or all those of a batch
     struct Ticket *next;
-    Mark *end;
+    Event *end;
     int waits; // that are still to come
 } Ticket;
 
@@ -29,7 +29,7 @@ typedef struct CollectiveGroup {
     DeviceGroup group;
     void *member; // of the device's collectives
     Watchdog *dog;
-    Mark *turn;    // from one order to the other, at once
+    Event *turn;   // from one stream to the other, at once
     Ticket *spare; // to use again
     Ticket *batch; // of the one being begun, or NULL
 } CollectiveGroup;
@@ -42,10 +42,10 @@ static void expect(Comm *comm, bool ok, const Error *err) {
 }
 
 // What `later` is told from here on comes after what `earlier` was told so far.
-static void follow(Comm *comm, Order later, Order earlier) {
-    Mark *turn = collective_group(comm)->turn;
-    comm->device->record(comm->device, earlier, turn);
-    comm->device->wait_for(comm->device, later, turn);
+static void follow(Comm *comm, Stream later, Stream earlier) {
+    Event *turn = collective_group(comm)->turn;
+    comm->device->event_record(comm->device, earlier, turn);
+    comm->device->stream_wait(comm->device, later, turn);
 }
 
 static void begin_together(Comm *comm) {
@@ -86,7 +86,7 @@ static Ticket *new_ticket(Comm *comm) {
         return ticket;
     }
     ticket = device_group_allocate(comm, 1, sizeof *ticket);
-    ticket->end = comm->device->mark_create(comm->device);
+    ticket->end = comm->device->event_create(comm->device);
     return ticket;
 }
 
@@ -99,14 +99,14 @@ static void collective_batch_begin(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
     c->batch = new_ticket(comm);
     c->batch->waits = 0;
-    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
 }
 
 static void collective_batch_end(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
     end_together(comm);
-    comm->device->record(comm->device, ORDER_EXCHANGE, c->batch->end);
+    comm->device->event_record(comm->device, STREAM_EXCHANGE, c->batch->end);
     if (c->batch->waits == 0) drop_ticket(c, c->batch);
     c->batch = NULL;
 }
@@ -127,18 +127,18 @@ static CommRequest collective_exchange_begin(Comm *comm, const void *data, size_
 static void collective_wait(Comm *comm, const CommRequest *request) {
     CollectiveGroup *c = collective_group(comm);
     Ticket *ticket = request->receive;
-    comm->device->wait_for(comm->device, ORDER_WORK, ticket->end);
+    comm->device->stream_wait(comm->device, STREAM_WORK, ticket->end);
     if (--ticket->waits == 0) drop_ticket(c, ticket);
 }
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
 static void collective_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
     broadcast(comm, data, bytes, root);
     end_together(comm);
-    follow(comm, ORDER_WORK, ORDER_EXCHANGE);
+    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
 }
 
 static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
@@ -146,7 +146,7 @@ static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
     size_t offset = 0;
     for (int rank = 1; rank < comm->size; rank++) even = even && bytes[rank] == bytes[0];
     if (even && bytes[0] == 0) return;
-    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
     if (even) {
         Error err = {0};
@@ -157,7 +157,7 @@ static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
         offset += bytes[rank];
     }
     end_together(comm);
-    follow(comm, ORDER_WORK, ORDER_EXCHANGE);
+    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
 }
 
 // Sends to every other rank its piece of `in`, and receives from every other the terms of mine.
@@ -181,14 +181,13 @@ static void trade_pieces(Comm *comm, const SumPieces *pieces, const float *in, c
 
 static void collective_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
     SumPieces pieces = sum_pieces(comm, counts);
-    follow(comm, ORDER_EXCHANGE, ORDER_WORK);
+    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     for (int64_t begin = 0; begin < pieces.longest; begin += pieces.floats) {
         int64_t length = sum_piece_length(&pieces, pieces.mine, begin);
         trade_pieces(comm, &pieces, in, counts, begin);
-        sum_piece_terms(comm, ORDER_EXCHANGE, &pieces, out + begin, length);
+        sum_piece_terms(comm, STREAM_EXCHANGE, &pieces, out + begin, length);
     }
-    follow(comm, ORDER_WORK, ORDER_EXCHANGE);
-    sum_pieces_free(&pieces);
+    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
@@ -206,11 +205,11 @@ static void collective_release(Comm *comm) {
     calls(comm)->leave(c->member);
     for (Ticket *ticket = c->spare; ticket != NULL;) {
         Ticket *next = ticket->next;
-        device->mark_release(device, ticket->end);
+        device->event_release(device, ticket->end);
         free(ticket);
         ticket = next;
     }
-    device->mark_release(device, c->turn);
+    device->event_release(device, c->turn);
     device_group_close(&c->group);
     free(c);
 }
@@ -220,6 +219,7 @@ static const CommOperations collective_operations = {
     .release = collective_release,
     .doing = device_group_doing,
     .said = device_group_said,
+    .moved = device_group_moved,
     .end_all = device_group_end_all,
     .barrier = device_group_barrier,
     .broadcast = collective_broadcast,
@@ -237,7 +237,7 @@ Comm *comm_collectives(Comm *host, Device *device) {
     CollectiveGroup *c = device_group_allocate(host, 1, sizeof *c);
     Comm *comm = &c->group.base;
     device_group_init(&c->group, &collective_operations, host, device);
-    c->turn = device->mark_create(device);
+    c->turn = device->event_create(device);
     c->dog = watchdog_start(comm);
     CommInvitation invitation;
     Error err = {0};

@@ -1,8 +1,8 @@
 // What a device offers when it can carry collectives itself: NCCL, for GPUs (comm/cuda/nccl.cu).
 //
-// The table is thin. It starts, in ORDER_EXCHANGE of the device, what NCCL knows how to do; everything else (which
-// operations make up a collective of comm.h, orders and marks, start-up, giving up) is in comm/collectives.c, in plain
-// C.
+// The table is thin. It starts, in STREAM_EXCHANGE of the device, what NCCL knows how to do; everything else (which
+// operations make up a collective of comm.h, streams and events, start-up, giving up) is in comm/collectives.c, in
+// plain C.
 #ifndef COMM_COLLECTIVES_H
 #define COMM_COLLECTIVES_H
 
@@ -32,7 +32,7 @@ typedef struct CommCollectives {
     void *(*join)(struct Device *, const CommInvitation *, int rank, int size, Error *);
     void (*leave)(void *member); // collective; everything begun has ended
 
-    // ---- operations, each begun in ORDER_EXCHANGE; the host does not wait for their end ----
+    // ---- operations, each begun in STREAM_EXCHANGE; the host does not wait for their end ----
     // Between `begin` and `end` they go together: in any order, none waits for another. Messages between two ranks are
     // matched in the order begun, with equal byte counts.
     bool (*begin)(Error *);

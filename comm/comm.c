@@ -47,7 +47,7 @@ int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *me
 // To myself. `to` and `from` do not overlap, or are the same.
 static void copy_own(Comm *comm, void *to, const void *from, size_t bytes) {
     if (bytes == 0 || to == from) return;
-    if (comm->device != NULL) comm->device->copy_on(comm->device, ORDER_WORK, to, from, bytes);
+    if (comm->device != NULL) comm->device->copy_on(comm->device, STREAM_WORK, to, from, bytes);
     else memcpy(to, from, bytes);
 }
 

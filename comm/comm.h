@@ -6,8 +6,9 @@
 // the same ranks give the same bits.
 //
 // Nothing here returns an error: a rank that cannot go on calls comm_fail, which prints one line and ends all ranks; a
-// rank that does not answer within the time-out is named and ends all of them too. No call waits for ever, and waiting
-// ranks sleep rather than spin, since there may be more ranks than processors.
+// rank that does not answer within the time-out is named and ends all of them too. One that is at work of its own is
+// waited for as long as it gives signs of life (base/pulse.h). No call waits for ever, and waiting ranks sleep rather
+// than spin, since there may be more ranks than processors.
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
 
@@ -38,7 +39,8 @@ int comm_process_rank_here(void); // which of these this process is, from 0: for
 typedef struct CommLaunch {
     CommEngine engine;
     int ranks;              // wanted; with mpi and sockets it must equal the number of processes
-    double timeout_seconds; // a rank silent for longer is reported; <= 0: 600
+    double timeout_seconds; // a rank that gives no sign of life for longer is reported; <= 0: 600
+    double start_seconds;   // so long ranks that are processes wait for each other to start; <= 0: timeout_seconds
 } CommLaunch;
 
 // Runs rank_main(world, argument) on every rank and returns when all have. local: one thread per rank, all in this
@@ -74,16 +76,20 @@ void comm_doing(Comm *comm, const char *what);
 struct Device; // layers/device.h
 
 // A new group of the same ranks whose buffers (of broadcast, reduce_scatter_sum, all_gather and exchange; not the few
-// values of all_reduce_sum) lie in the memory of `device`, and in its order: what the device was told before is done
+// values of all_reduce_sum) lie in the memory of `device`, and in its stream: what the device was told before is done
 // before, what it is told afterwards sees the result. The host does not wait for the device. Groups split from it are
 // of the same kind. Where the device's memory is the host's, it is a group like any other. Collective.
 // `collectives`: by the device's own (NCCL), each rank with a GPU to itself. Else by copies between the devices of this
 // process, some of which may be one GPU (engine local only). The same on every rank.
 // Sums have the same bits as in host memory, and bytes are counted the same.
 // Such a group is freed by all its ranks together, after their exchanges and before their devices are closed.
-// A group of two ranks or more takes up to COMM_STAGING_BYTES of the device's memory at its first reduce_scatter_sum.
-enum { COMM_STAGING_BYTES = 32 << 20 };
 Comm *comm_on_device(Comm *comm, struct Device *device, bool collectives);
+// What reduce_scatter_sum of a group on a device needs of its memory beside the vectors, at most COMM_STAGING_BYTES, where
+// the longest segment has so many floats. It is lent, before the first sum and until the group is freed; a group to which
+// nothing is lent takes as much at its first sum.
+enum { COMM_STAGING_BYTES = 32 << 20 };
+size_t comm_staging_bytes(int ranks, int64_t longest_segment);
+void comm_lend_staging(Comm *comm, void *memory, size_t bytes); // a group in host memory needs none
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
                          .device = device,
                          .timeout = host->timeout,
                          .operation = "start"};
+    group->term = device_group_allocate(host, (size_t)host->size, sizeof *group->term);
 }
 
 void device_group_close(DeviceGroup *group) {
@@ -21,7 +22,8 @@ void device_group_close(DeviceGroup *group) {
         device->synchronize(device);
         device_group_barrier(&group->base);
     }
-    if (group->staging != NULL) device->release(device, group->staging, group->staging_bytes);
+    free(group->term);
+    if (group->staging != NULL && !group->staging_is_lent) device->release(device, group->staging, group->staging_bytes);
     comm_free(group->host);
 }
 
@@ -46,6 +48,11 @@ const char *device_group_said(Comm *comm) {
     return host->operations->said != NULL ? host->operations->said(host) : NULL;
 }
 
+int64_t device_group_moved(Comm *comm) {
+    Comm *host = device_group(comm)->host;
+    return host->operations->moved(host);
+}
+
 void device_group_end_all(Comm *comm, const Error *err) { comm_fail(device_group(comm)->host, err); }
 
 void device_group_barrier(Comm *comm) {
@@ -65,6 +72,8 @@ static void have_staging(Comm *comm, size_t bytes) {
     Device *device = comm->device;
     Error err = {0};
     if (bytes <= group->staging_bytes) return;
+    if (group->staging_is_lent)
+        comm_give_up(comm, "sums over ranks take %zu bytes, but %zu were lent", bytes, group->staging_bytes);
     if (group->staging != NULL) {
         device->synchronize(device);
         device->release(device, group->staging, group->staging_bytes);
@@ -74,21 +83,35 @@ static void have_staging(Comm *comm, size_t bytes) {
     group->staging_bytes = bytes;
 }
 
+// Floats in a piece, the same on every rank.
+static int64_t piece_floats(int ranks, int64_t longest) {
+    const int64_t ALIGNMENT = 64, others = ranks - 1; // in floats: 256 bytes
+    int64_t most = COMM_STAGING_BYTES / (int64_t)sizeof(float) / others / ALIGNMENT * ALIGNMENT;
+    return longest < most ? (longest + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : most;
+}
+
+size_t comm_staging_bytes(int ranks, int64_t longest) {
+    return ranks == 1 ? 0 : (size_t)(piece_floats(ranks, longest) * (ranks - 1)) * sizeof(float);
+}
+
+void comm_lend_staging(Comm *comm, void *memory, size_t bytes) {
+    if (comm->device == NULL || comm->size == 1) return;
+    device_group(comm)->staging = memory;
+    device_group(comm)->staging_bytes = bytes;
+    device_group(comm)->staging_is_lent = true;
+}
+
 SumPieces sum_pieces(Comm *comm, const int64_t *counts) {
-    const int64_t ALIGNMENT = 64, others = comm->size - 1; // in floats: 256 bytes
     SumPieces pieces = {.mine = counts[comm->rank]};
     for (int rank = 0; rank < comm->size; rank++) {
         if (rank < comm->rank) pieces.offset += counts[rank];
         if (counts[rank] > pieces.longest) pieces.longest = counts[rank];
     }
-    pieces.floats = COMM_STAGING_BYTES / (int64_t)sizeof(float) / others / ALIGNMENT * ALIGNMENT;
-    if (pieces.longest < pieces.floats) pieces.floats = (pieces.longest + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    have_staging(comm, (size_t)(pieces.floats * others) * sizeof(float));
-    pieces.term = device_group_allocate(comm, (size_t)comm->size, sizeof *pieces.term);
+    pieces.floats = piece_floats(comm->size, pieces.longest);
+    pieces.term = device_group(comm)->term;
+    have_staging(comm, comm_staging_bytes(comm->size, pieces.longest));
     return pieces;
 }
-
-void sum_pieces_free(SumPieces *pieces) { free(pieces->term); }
 
 float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank) {
     return device_group(comm)->staging + (rank < comm->rank ? rank : rank - 1) * pieces->floats;
@@ -96,17 +119,17 @@ float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank) {
 
 // Of more terms than the device adds at once, what is summed so far stands in a piece that has been added, not in
 // `out`: that may be a term still to come.
-void sum_piece_terms(Comm *comm, Order order, const SumPieces *pieces, float *out, int64_t length) {
+void sum_piece_terms(Comm *comm, Stream stream, const SumPieces *pieces, float *out, int64_t length) {
     Device *device = comm->device;
     float *sum = sum_piece_of(comm, pieces, comm->rank == 0 ? 1 : 0);
     const float **term = pieces->term;
     int left = comm->size;
     if (length == 0) return;
     while (left > DEVICE_MOST_TERMS) {
-        device->sum_terms(device, order, sum, term, DEVICE_MOST_TERMS, length);
+        device->sum_terms(device, stream, sum, term, DEVICE_MOST_TERMS, length);
         term += DEVICE_MOST_TERMS - 1;
         left -= DEVICE_MOST_TERMS - 1;
         *term = sum; // in the place of the last of those added
     }
-    device->sum_terms(device, order, out, term, left, length);
+    device->sum_terms(device, stream, out, term, left, length);
 }

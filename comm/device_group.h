@@ -13,6 +13,8 @@ typedef struct DeviceGroup { // both kinds begin with this
     Comm *host; // its own; nobody else uses it
     float *staging;
     size_t staging_bytes;
+    bool staging_is_lent;
+    const float **term; // (size): where each rank's term of a sum is, for Device.sum_terms
 } DeviceGroup;
 
 static inline DeviceGroup *device_group(Comm *comm) { return (DeviceGroup *)comm; }
@@ -31,6 +33,7 @@ void *device_group_allocate(Comm *comm, size_t count, size_t size);
 // Entries of the table that only pass on to the host's group.
 void device_group_doing(Comm *comm, const char *what);
 const char *device_group_said(Comm *comm);
+int64_t device_group_moved(Comm *comm);
 void device_group_end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 void device_group_barrier(Comm *comm);
 void device_group_all_reduce_sum(Comm *comm, double *values, int count);
@@ -38,20 +41,19 @@ void device_group_all_reduce_sum(Comm *comm, double *values, int count);
 // ---- sums of terms that come from other devices ---------------------------------------------------------------------
 
 // Terms arrive piece by piece in a buffer of this device and are summed there in the order of ranks, so that they have
-// the bits of every other engine. The buffer is made at the first call, and made larger when a later one needs more, up
-// to COMM_STAGING_BYTES for all terms together.
+// the bits of every other engine. The buffer is lent (comm_lend_staging); where it is not, it is made at the first call,
+// and made larger when a later one needs more, up to COMM_STAGING_BYTES for all terms together.
 typedef struct SumPieces {
     int64_t floats;     // in a piece, the same on every rank
     int64_t mine;       // in this rank's segment
     int64_t offset;     // of this rank's segment, in floats
     int64_t longest;    // segment of any rank
-    const float **term; // (size): where each rank's term of the present piece is, for Device.sum_terms
+    const float **term; // (size): the group's
 } SumPieces;
 SumPieces sum_pieces(Comm *comm, const int64_t *counts);
-void sum_pieces_free(SumPieces *pieces);
 // out = the sum of the present piece's terms, `length` floats. `out` may be one of them; those of other ranks may be
 // written over.
-void sum_piece_terms(Comm *comm, Order order, const SumPieces *pieces, float *out, int64_t length);
+void sum_piece_terms(Comm *comm, Stream stream, const SumPieces *pieces, float *out, int64_t length);
 float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank); // where the term of another rank is put
 // Floats of a segment of `count` in the piece that starts at `begin`.
 static inline int64_t sum_piece_length(const SumPieces *pieces, int64_t count, int64_t begin) {

@@ -17,6 +17,7 @@ typedef struct CommOperations {
     void (*release)(Comm *);
     void (*doing)(Comm *, const char *what);
     const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
+    int64_t (*moved)(Comm *);    // signs of life of all ranks so far, as many as are known here. From any thread
     void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
     void (*barrier)(Comm *);
     void (*broadcast)(Comm *, void *data, size_t bytes, int root);
@@ -79,24 +80,40 @@ void comm_sum_doubles(double *out, const double *const *terms, int term_count, i
 
 double comm_seconds(void); // of a clock that only runs forward
 
-// How long a wait has lasted. Time is added in steps of at most `longest_step`, so a program that was stopped and
-// continued does not take its own absence for the silence of others.
+// How long a wait has lasted since anything last moved. Time is added in steps of at most `longest_step`, so a program
+// that was stopped and continued does not take its own absence for the silence of others.
 typedef struct CommPatience {
     double waited, last, longest_step;
+    double looked; // `waited` at the last look
+    uint64_t seen; // then
 } CommPatience;
 CommPatience comm_patience(double longest_step);
 double comm_patience_spent(CommPatience *patience);
 
+// A rank that waits looks a few times per time-out how those it waits for stand. What it sees (any number that changes
+// when they move) starts its patience anew if it is not what it saw before.
+double comm_look_interval(double timeout);                                 // seconds between two looks
+bool comm_patience_look_due(const CommPatience *patience, double timeout); // always when it is at its end
+void comm_patience_saw(CommPatience *patience, uint64_t state);
+
 enum { COMM_WORKING = -1, COMM_FINISHED = -2 };
 
 typedef struct CommStanding { // where a rank of the world stands, as far as can be seen from here
-    int awaits;               // the rank it waits for, or COMM_WORKING, or COMM_FINISHED: returned from rank_main
+    int awaits;               // the rank it waits for, or COMM_WORKING, or COMM_FINISHED
+    bool finished;            // it has returned from rank_main; it may still wait for others to do so
+    bool asleep;              // it says that it waits, but does not look whether its wait is over: it has been stopped
+    int64_t beats;            // its signs of life so far
     const char *operation;    // in which it waits
     const char *doing;        // what it said it was doing, or NULL
     const char *place;        // where it runs, or NULL
 } CommStanding;
 
-// The line about rank `waiting`, which has waited `seconds`: who it is that does not answer.
+// Rank `waiting` waits for one that waits for one, and so on: where all of these stand, in one number, which changes
+// when any of them moves.
+uint64_t comm_chain_state(CommStanding (*standing)(const void *world, int rank), const void *world, int world_size,
+                          int waiting);
+
+// The line about rank `waiting`, for which nothing has moved for `seconds`: who it is that does not answer.
 void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, int rank), const void *world,
                         int world_size, int waiting, double seconds);
 

@@ -31,6 +31,7 @@ bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *arg
     if (settled.ranks < 1)
         return error_usage(err, "%d ranks asked for: --sp and --dp must be at least 1", settled.ranks);
     if (settled.timeout_seconds <= 0) settled.timeout_seconds = 600;
+    if (settled.start_seconds <= 0) settled.start_seconds = settled.timeout_seconds;
     settled.engine = settle(settled.engine);
     if (settled.engine == COMM_LOCAL) {
         if (processes > 1) {

@@ -13,11 +13,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/pulse.h"
 #include "comm/local.h"
 
 typedef struct Status { // of one rank of the world, for whoever has to report a time-out
     _Atomic(const char *) doing, operation;
     atomic_int awaited; // the rank it waits for, or COMM_WORKING, or COMM_FINISHED
+    atomic_llong beats; // signs of life
 } Status;
 
 typedef struct World { // one comm_run
@@ -48,6 +50,7 @@ typedef struct Group { // shared by its ranks
     int users;        // ranks that have not released the group
     Member *member;   // (size)
     Channel *channel; // (size, size): from, to
+    void **terms;     // (size, size): each rank's list of what it adds up
 } Group;
 
 typedef struct LocalComm { // one rank's view of a group
@@ -81,8 +84,19 @@ static void fail_for_memory(Comm *comm) { comm_give_up(comm, "out of memory for 
 
 static CommStanding standing(const void *pointer, int rank) {
     Status *status = &((const World *)pointer)->status[rank];
-    return (CommStanding){atomic_load(&status->awaited), atomic_load(&status->operation), atomic_load(&status->doing),
-                          NULL};
+    int awaits = atomic_load(&status->awaited);
+    return (CommStanding){.awaits = awaits,
+                          .finished = awaits == COMM_FINISHED,
+                          .beats = atomic_load(&status->beats),
+                          .operation = atomic_load(&status->operation),
+                          .doing = atomic_load(&status->doing)};
+}
+
+static int64_t local_moved(Comm *comm) {
+    World *world = local(comm)->group->world;
+    int64_t sum = 0;
+    for (int rank = 0; rank < world->size; rank++) sum += atomic_load(&world->status[rank].beats);
+    return sum;
 }
 
 static void fail_for_silence(LocalComm *c, double seconds) {
@@ -100,13 +114,18 @@ static const double LONGEST_SLEEP = 0.25; // seconds between two looks at the cl
 // there, and calls stop_waiting when it is. The group's lock is held before and after.
 static void wait_a_while(LocalComm *c, pthread_cond_t *changed, CommPatience *patience, int awaited) {
     Status *status = status_of(c);
+    World *world = c->group->world;
+    int me = c->group->member[c->base.rank].world_rank, awaited_in_world = c->group->member[awaited].world_rank;
     atomic_store(&status->operation, c->base.operation);
-    int awaited_in_world = c->group->member[awaited].world_rank;
     atomic_store(&status->awaited, awaited_in_world);
-    double left = c->group->world->timeout - comm_patience_spent(patience);
-    bool in_vain = atomic_load(&c->group->world->status[awaited_in_world].awaited) == COMM_FINISHED;
+    comm_patience_spent(patience);
+    if (comm_patience_look_due(patience, world->timeout))
+        comm_patience_saw(patience, comm_chain_state(standing, world, world->size, me));
+    bool in_vain = atomic_load(&world->status[awaited_in_world].awaited) == COMM_FINISHED;
+    double left = world->timeout - patience->waited, sleep = comm_look_interval(world->timeout);
     if (left <= 0 || in_vain) fail_for_silence(c, patience->waited);
-    double until = comm_seconds() + (left < LONGEST_SLEEP ? left : LONGEST_SLEEP);
+    if (sleep > LONGEST_SLEEP) sleep = LONGEST_SLEEP;
+    double until = comm_seconds() + (left < sleep ? left : sleep);
     struct timespec deadline = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
     pthread_cond_timedwait(changed, &c->group->lock, &deadline);
 }
@@ -135,6 +154,7 @@ static void local_barrier(Comm *comm) {
         stop_waiting(c);
     }
     pthread_mutex_unlock(&group->lock);
+    pulse_beat();
 }
 
 // ---- collectives --------------------------------------------------------------------------------------------------
@@ -170,28 +190,33 @@ static void *allocate(Comm *comm, size_t count, size_t size) {
     return memory;
 }
 
+enum { FEW_VALUES = 16 }; // whose sum is made on the stack
+
+// This rank's list, of the group's: nothing is allocated from one step to the next.
+static void *terms_of(Comm *comm) {
+    return local(comm)->group->terms + (size_t)comm->rank * (size_t)comm->size;
+}
+
 static void local_all_reduce_sum(Comm *comm, double *values, int count) {
-    double *sum = allocate(comm, (size_t)count, sizeof *sum);
-    const double **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    double few[FEW_VALUES], *sum = count <= FEW_VALUES ? few : allocate(comm, (size_t)count, sizeof *sum);
+    const double **terms = terms_of(comm);
     local_publish(comm, values);
     for (int rank = 0; rank < comm->size; rank++) terms[rank] = local_published(comm, rank);
     comm_sum_doubles(sum, terms, comm->size, count);
     local_barrier(comm); // everyone has read: now the values may change
     memcpy(values, sum, (size_t)count * sizeof *sum);
-    free(terms);
-    free(sum);
+    if (sum != few) free(sum);
 }
 
 // Rank r only writes its own segment, which nobody else reads.
 static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    const float **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    const float **terms = terms_of(comm);
     int64_t offset = 0;
     for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
     local_publish(comm, in);
     for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)local_published(comm, rank) + offset;
     comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
     local_barrier(comm);
-    free(terms);
 }
 
 // ---- point to point -----------------------------------------------------------------------------------------------
@@ -252,6 +277,7 @@ void local_wait_for_note(Comm *comm, Note *note) {
         stop_waiting(c);
     }
     pthread_mutex_unlock(&c->group->lock);
+    pulse_beat();
 }
 
 // Posts one side of a message: NULL and *mine, or the other side's note if that was first.
@@ -298,6 +324,7 @@ static void free_group(Group *group) {
     pthread_mutex_destroy(&group->lock);
     free(group->member);
     free(group->channel);
+    free(group->terms);
     free(group);
 }
 
@@ -320,8 +347,9 @@ static Group *new_group(World *world, int size) {
     condition_init(&group->barrier_opened);
     group->member = calloc((size_t)size, sizeof *group->member);
     group->channel = calloc((size_t)size * (size_t)size, sizeof *group->channel);
+    group->terms = calloc((size_t)size * (size_t)size, sizeof *group->terms);
     for (int rank = 0; group->member != NULL && rank < size; rank++) condition_init(&group->member[rank].noted);
-    if (group->member == NULL || group->channel == NULL) {
+    if (group->member == NULL || group->channel == NULL || group->terms == NULL) {
         free_group(group);
         return NULL;
     }
@@ -386,6 +414,7 @@ static const CommOperations local_operations = {
     .release = local_release,
     .doing = local_doing,
     .said = local_said,
+    .moved = local_moved,
     .end_all = end_all,
     .barrier = local_barrier,
     .broadcast = local_broadcast,
@@ -416,8 +445,12 @@ typedef struct Thread {
     void *argument;
 } Thread;
 
+static void beat(void *status) { atomic_fetch_add(&((Status *)status)->beats, 1); }
+
 static void run_rank(Thread *thread) {
+    pulse_connect(beat, status_of(thread->comm));
     thread->rank_main(&thread->comm->base, thread->argument);
+    pulse_connect(NULL, NULL);
     atomic_store(&status_of(thread->comm)->awaited, COMM_FINISHED);
 }
 

@@ -5,7 +5,7 @@
 
 #include "comm/engine.h"
 
-struct SharedMark; // comm/peer.c
+struct SharedEvent; // comm/peer.c
 
 bool local_engine(const Comm *comm); // is it one?
 
@@ -20,7 +20,7 @@ typedef struct Note { // one side of a message: left by the rank that comes firs
     size_t bytes;
     int peer;
     bool done;                         // the second has copied, or told its device to
-    struct SharedMark *ready, *copied; // on a device: where its buffer is ready, and, once done, the end of the copy
+    struct SharedEvent *ready, *copied; // on a device: where its buffer is ready, and, once done, the end of the copy
 } Note;
 
 Note *local_new_note(Comm *comm, bool sends, void *data, size_t bytes, int peer);

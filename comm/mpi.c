@@ -8,43 +8,34 @@
 // A group is a list of ranks of MPI_COMM_WORLD and a number, its context, from which the tags of its messages are
 // made. A split agrees on a context that no member has seen, so two groups that share two ranks never share a tag.
 //
-// Ranks on the same machine share a page on which each writes whom it waits for and what it is doing, for the
-// time-out's message, and on which the first to fail says so, so that one line is printed and not many.
+// Whom each rank waits for and what it is doing stands on a board (comm/board.h). MPI's own start and end wait for all
+// ranks without a time-out, so a thread stands by that has one (comm/deadline.h).
 #include "comm/pairwise.h"
 
 #ifdef HAVE_MPI
 
 #include <math.h>
 #include <mpi.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static const size_t LARGEST_MESSAGE = (size_t)1 << 30;         // bytes; MPI counts with an int
-static const double LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
+#include "base/pulse.h"
+#include "comm/board.h"
+#include "comm/deadline.h"
 
-typedef struct Status { // a rank's lines on its machine's page
-    atomic_int failed;  // only the first rank's counts
-    atomic_int awaits;
-    char operation[24], doing[96]; // read by others only when giving up; half a word would do no harm
-} Status;
-
-typedef struct Place { // "process 1234 on host"
-    char name[80];
-} Place;
+static const size_t LARGEST_MESSAGE = (size_t)1 << 30;                                // bytes; MPI counts with an int
+static const double SHORTEST_PAUSE = 1e-7, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
 
 typedef struct World {
     int size;
     double timeout;
     int next_context, largest_tag;
-    MPI_Win page;
-    Status **status; // (size): NULL for ranks on other machines
-    Status *mine;
-    atomic_int *failed; // of this machine
-    Place *place;       // (size)
+    Board board;
+    struct MpiComm *all; // the group of all ranks
+    Deadline *deadline;
 } World;
 
 typedef struct MpiComm {
@@ -54,7 +45,7 @@ typedef struct MpiComm {
     int member[]; // (size): ranks of the world
 } MpiComm;
 
-typedef enum Stream { EXCHANGES, COLLECTIVES, STREAMS } Stream; // messages of the two are matched apart
+typedef enum Stream { EXCHANGES, COLLECTIVES, NOTICES, STREAMS } Stream; // messages of each are matched apart
 
 typedef struct Transfer { // one side of a message, in as many pieces as its size demands
     bool receives;
@@ -68,18 +59,9 @@ static MpiComm *mpi(Comm *comm) { return (MpiComm *)comm; }
 
 // ---- failing ------------------------------------------------------------------------------------------------------
 
-static void write_text(char *to, size_t size, const char *text) {
-    size_t length = text != NULL ? strnlen(text, size - 1) : 0;
-    if (length > 0) memcpy(to, text, length);
-    to[length] = '\0';
-}
-
-static void mpi_doing(Comm *comm, const char *what) {
-    Status *mine = mpi(comm)->world->mine;
-    write_text(mine->doing, sizeof mine->doing, what);
-}
-
-static const char *mpi_said(Comm *comm) { return mpi(comm)->world->mine->doing; }
+static void mpi_doing(Comm *comm, const char *what) { board_say(&mpi(comm)->world->board, what); }
+static const char *mpi_said(Comm *comm) { return mpi(comm)->world->board.mine->doing; }
+static int64_t mpi_moved(Comm *comm) { return board_moved(&mpi(comm)->world->board); }
 
 static void sleep_for(double seconds) {
     struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
@@ -90,7 +72,7 @@ static void sleep_for(double seconds) {
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     int code = err->exit_code ? err->exit_code : EXIT_RUNTIME;
-    if (atomic_exchange(mpi(comm)->world->failed, 1) == 0) comm_print_failure(err);
+    if (atomic_exchange(mpi(comm)->world->board.failed, 1) == 0) comm_print_failure(err);
     else sleep_for(5);
     MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
@@ -111,22 +93,15 @@ static void *allocate(MpiComm *c, size_t bytes) {
     return memory;
 }
 
-static CommStanding standing(const void *pointer, int rank) {
-    const World *world = pointer;
-    CommStanding seen = {COMM_WORKING, "", NULL, world->place[rank].name};
-    const Status *status = world->status[rank];
-    if (status != NULL) {
-        seen.awaits = atomic_load(&status->awaits);
-        seen.operation = status->operation;
-        seen.doing = status->doing;
-    }
-    return seen;
-}
-
 static void fail_for_silence(MpiComm *c, double seconds) {
     Error err;
-    comm_silence_error(&err, standing, c->world, c->world->size, c->member[c->base.rank], seconds);
+    comm_silence_error(&err, board_standing, &c->world->board, c->world->size, c->member[c->base.rank], seconds);
     end_all(&c->base, &err);
+}
+
+static void beat(void *pointer) {
+    World *world = pointer;
+    check(world->all, board_beat(&world->board), world->all->base.rank);
 }
 
 // ---- transfers ----------------------------------------------------------------------------------------------------
@@ -159,17 +134,24 @@ static bool arrived(MpiComm *c, MPI_Request *request, int peer, MPI_Status *stat
 
 static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
     if (arrived(c, request, peer, status)) return;
-    Status *mine = c->world->mine;
-    bool finished = atomic_load(&mine->awaits) == COMM_FINISHED; // stays so at the last barrier
-    write_text(mine->operation, sizeof mine->operation, c->base.operation);
-    if (!finished) atomic_store(&mine->awaits, c->member[peer]);
+    double timeout = c->world->timeout, pause = 0;
+    Board *board = &c->world->board;
     CommPatience patience = comm_patience(LONGEST_STEP);
+    check(c, board_wait(board, c->member[peer], c->base.operation), peer);
     while (!arrived(c, request, peer, status)) {
-        double waited = comm_patience_spent(&patience);
-        if (waited >= c->world->timeout) fail_for_silence(c, waited);
-        sleep_for(waited / 8 < LONGEST_PAUSE ? waited / 8 : LONGEST_PAUSE);
+        comm_patience_spent(&patience);
+        if (comm_patience_look_due(&patience, timeout)) {
+            uint64_t state;
+            check(c, board_chain(board, &state), peer);
+            comm_patience_saw(&patience, state);
+        }
+        if (patience.waited >= timeout) fail_for_silence(c, patience.waited);
+        check(c, board_look(board), peer);
+        pause = pause == 0 ? SHORTEST_PAUSE : pause * 1.125;
+        if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
+        sleep_for(pause);
     }
-    if (!finished) atomic_store(&mine->awaits, COMM_WORKING);
+    check(c, board_beat(board), peer);
 }
 
 static void finish(MpiComm *c, Transfer *transfer) {
@@ -186,6 +168,7 @@ static void finish(MpiComm *c, Transfer *transfer) {
         comm_sizes_error(&c->base, c->member[transfer->peer], c->member[c->base.rank], bytes, transfer->bytes);
     }
     free(transfer);
+    pulse_beat();
 }
 
 static CommRequest mpi_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
@@ -247,6 +230,7 @@ static const CommOperations mpi_operations = {
     .release = mpi_release,
     .doing = mpi_doing,
     .said = mpi_said,
+    .moved = mpi_moved,
     .end_all = end_all,
     .barrier = pairwise_barrier,
     .broadcast = pairwise_broadcast,
@@ -261,76 +245,42 @@ static const CommOperations mpi_operations = {
 
 // ---- processes ----------------------------------------------------------------------------------------------------
 
-// Lays out the page that the ranks of this machine share. Blocking, but all ranks have just started.
-static bool open_page(World *world, int world_rank, Status *alone) {
-    MPI_Comm machine;
-    int size;
-    if (MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine) != MPI_SUCCESS)
-        return false;
-    MPI_Comm_set_errhandler(machine, MPI_ERRORS_RETURN);
-    MPI_Comm_size(machine, &size);
-    bool shared =
-        MPI_Win_allocate_shared(sizeof(Status), 1, MPI_INFO_NULL, machine, &world->mine, &world->page) == MPI_SUCCESS;
-    if (!shared) { // no room for shared memory: each keeps its lines to itself
-        world->page = MPI_WIN_NULL;
-        world->mine = alone;
-    }
-    memset(world->mine, 0, sizeof *world->mine);
-    atomic_store(&world->mine->awaits, COMM_WORKING);
-    world->failed = &world->mine->failed;
-    world->status[world_rank] = world->mine;
-    MPI_Group everyone, neighbours;
-    MPI_Comm_group(MPI_COMM_WORLD, &everyone);
-    MPI_Comm_group(machine, &neighbours);
-    for (int i = 0; shared && i < size; i++) {
-        MPI_Aint bytes;
-        int unit, its_rank;
-        Status *status;
-        MPI_Win_shared_query(world->page, i, &bytes, &unit, &status);
-        MPI_Group_translate_ranks(neighbours, 1, &i, everyone, &its_rank);
-        world->status[its_rank] = status;
-        if (i == 0) world->failed = &status->failed;
-    }
-    MPI_Group_free(&everyone);
-    MPI_Group_free(&neighbours);
-    return MPI_Barrier(machine) == MPI_SUCCESS && MPI_Comm_free(&machine) == MPI_SUCCESS;
-}
-
 static void gather_places(MpiComm *c) {
+    typedef struct Place {
+        char name[sizeof((BoardPeer *)NULL)->place];
+    } Place;
     char host[MPI_MAX_PROCESSOR_NAME] = "";
     int length;
     size_t size = (size_t)c->base.size, *bytes = allocate(c, size * sizeof *bytes);
+    Place *place = allocate(c, size * sizeof *place);
     MPI_Get_processor_name(host, &length);
-    snprintf(c->world->place[c->base.rank].name, sizeof(Place), "process %ld on %.48s", (long)getpid(), host);
-    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof(Place);
-    if (size > 1) pairwise_all_gather(&c->base, c->world->place, bytes);
+    snprintf(place[c->base.rank].name, sizeof *place, "process %ld on %.48s", (long)getpid(), host);
+    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *place;
+    if (size > 1) pairwise_all_gather(&c->base, place, bytes);
+    for (size_t rank = 0; rank < size; rank++)
+        memcpy(c->world->board.peer[rank].place, place[rank].name, sizeof *place);
+    free(place);
     free(bytes);
 }
 
-static bool run_rank(World *world, int rank, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
-    int *largest_tag, found;
-    if (MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found) != MPI_SUCCESS || !found) {
-        return error_set(err, "MPI does not say how many tags it has");
-    }
-    world->largest_tag = *largest_tag;
-    world->next_context = 1;
-    MpiComm *c = new_comm(world, rank, world->size, 0);
-    if (c == NULL) return error_set(err, "out of memory for %d ranks", world->size);
-    for (int i = 0; i < world->size; i++) c->member[i] = i;
+// The last barrier has the time-out too: a rank with a long last word gives signs of life.
+static void run_rank(World *world, void (*rank_main)(Comm *, void *), void *argument) {
+    MpiComm *c = world->all;
     gather_places(c);
+    deadline_set(world->deadline, HUGE_VAL, "");
+    pulse_connect(beat, world);
     rank_main(&c->base, argument);
-    atomic_store(&world->mine->awaits, COMM_FINISHED);
     c->base.operation = "end";
-    world->timeout = HUGE_VAL; // one rank may have a long last word; threads are joined without a time-out too
+    atomic_store(&world->board.mine->finished, 1);
     if (world->size > 1) pairwise_barrier(&c->base);
-    free(c);
-    return true;
+    pulse_connect(NULL, NULL);
+    deadline_set(world->deadline, world->timeout, "end");
 }
 
-static bool run_in_world(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
-    World world = {.timeout = launch->timeout_seconds, .page = MPI_WIN_NULL};
-    Status alone;
-    int rank;
+static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*rank_main)(Comm *, void *),
+                         void *argument, Error *err) {
+    World world = {.timeout = launch->timeout_seconds, .next_context = 1, .deadline = deadline};
+    int rank, *largest_tag, found;
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &world.size);
@@ -345,25 +295,33 @@ static bool run_in_world(const CommLaunch *launch, void (*rank_main)(Comm *, voi
                            "--sp x --dp = %d ranks, but %d process%s started: use mpirun -np %d, or change --sp, --dp",
                            launch->ranks, world.size, world.size == 1 ? " was" : "es were", launch->ranks);
     }
-    world.status = calloc((size_t)world.size, sizeof *world.status);
-    world.place = calloc((size_t)world.size, sizeof *world.place);
-    bool ok = world.status != NULL && world.place != NULL;
-    if (!ok) error_set(err, "out of memory for %d ranks", world.size);
-    if (ok && !open_page(&world, rank, &alone)) ok = error_set(err, "MPI failed to set up its ranks");
-    if (ok) ok = run_rank(&world, rank, rank_main, argument, err);
-    if (world.page != MPI_WIN_NULL) MPI_Win_free(&world.page);
-    free(world.place);
-    free(world.status);
+    if (MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found) != MPI_SUCCESS || !found)
+        return error_set(err, "MPI does not say how many tags it has");
+    world.largest_tag = *largest_tag;
+    world.all = new_comm(&world, rank, world.size, 0);
+    if (world.all == NULL) return error_set(err, "out of memory for %d ranks", world.size);
+    for (int i = 0; i < world.size; i++) world.all->member[i] = i;
+    bool ok = board_open(&world.board, rank, world.size, tag_of(world.all, NOTICES), world.timeout);
+    if (ok) run_rank(&world, rank_main, argument);
+    ok = (ok && board_close(&world.board)) ||
+         error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
+    free(world.all);
     return ok;
 }
 
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
     int level;
-    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS)
+    Deadline *deadline = deadline_start(err);
+    if (deadline == NULL) return false;
+    deadline_set(deadline, launch->start_seconds, "start");
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS) {
+        deadline_stop(deadline);
         return error_set(err, "MPI does not start");
-    bool ok = level >= MPI_THREAD_FUNNELED ? run_in_world(launch, rank_main, argument, err)
+    }
+    bool ok = level >= MPI_THREAD_FUNNELED ? run_in_world(launch, deadline, rank_main, argument, err)
                                            : error_set(err, "this MPI cannot serve programs with threads");
     if (MPI_Finalize() != MPI_SUCCESS && ok) ok = error_set(err, "MPI does not end");
+    deadline_stop(deadline);
     return ok;
 }
 

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/pulse.h"
 #include "comm/pairwise.h"
 #include "comm/verdict.h"
 #include "comm/wire.h"
@@ -58,14 +59,40 @@ static void end_all(Comm *comm, const Error *err) {
 static CommStanding standing(const void *pointer, int rank) {
     const Wire *wire = pointer;
     const Peer *peer = &wire->peer[rank];
-    if (rank == wire->rank) return (CommStanding){wire->awaits, wire->operation, wire->doing, peer->place};
-    int awaits = peer->finished ? COMM_FINISHED : peer->answered ? peer->awaits : COMM_WORKING;
-    return (CommStanding){awaits, peer->operation, peer->answered ? peer->doing : NULL, peer->place};
+    CommStanding its = {.awaits = wire->awaits,
+                        .beats = wire->beats,
+                        .operation = wire->operation,
+                        .doing = wire->doing,
+                        .place = peer->place};
+    if (rank == wire->rank) return its;
+    its.finished = peer->finished;
+    its.awaits = peer->finished ? COMM_FINISHED : peer->awaits;
+    its.asleep = its.awaits >= 0 && !peer->answered;
+    its.beats = peer->beats;
+    its.operation = peer->operation;
+    its.doing = peer->answered ? peer->doing : NULL;
+    return its;
+}
+
+static int64_t sockets_moved(Comm *comm) {
+    Wire *wire = wire_of(comm);
+    pthread_mutex_lock(&wire->lock);
+    int64_t sum = wire->beats;
+    for (int rank = 0; rank < wire->size; rank++) sum += wire->peer[rank].beats;
+    pthread_mutex_unlock(&wire->lock);
+    return sum;
+}
+
+static void beat(void *pointer) {
+    Wire *wire = pointer;
+    pthread_mutex_lock(&wire->lock);
+    wire->beats++;
+    pthread_mutex_unlock(&wire->lock);
 }
 
 // ---- waiting ------------------------------------------------------------------------------------------------------
 
-static const double LONGEST_SLEEP = 0.25, LONGEST_ASKING = 1; // seconds
+static const double LONGEST_SLEEP = 0.25; // seconds
 
 static void sleep_until_changed(Wire *wire, double seconds) {
     double until = comm_seconds() + (seconds < LONGEST_SLEEP ? seconds : LONGEST_SLEEP);
@@ -79,16 +106,20 @@ static bool all_have_answered(const Wire *wire) {
     return true;
 }
 
-// Asks every rank where it stands. The postmen answer, whatever their ranks are busy with.
-static void ask_all(Wire *wire) {
+// Asks every rank where it stands, and gives them until the next look to say so, or until `message` is done. The
+// postmen answer, whatever their ranks are busy with.
+static void ask_all(Wire *wire, const Message *message, CommPatience *patience) {
     const Frame query = {.kind = FRAME_QUERY};
     for (int rank = 0; rank < wire->size; rank++) {
         wire->peer[rank].answered = false;
         wire_tell(wire, rank, &query, NULL);
     }
-    CommPatience patience = comm_patience(LONGEST_SLEEP);
-    while (!all_have_answered(wire) && comm_patience_spent(&patience) < LONGEST_ASKING)
-        sleep_until_changed(wire, LONGEST_ASKING);
+    double longest = comm_look_interval(wire->timeout);
+    CommPatience asking = comm_patience(LONGEST_SLEEP);
+    while (!message->done && !all_have_answered(wire) && comm_patience_spent(&asking) < longest)
+        sleep_until_changed(wire, longest);
+    comm_patience_saw(patience, comm_chain_state(standing, wire, wire->size, wire->rank));
+    patience->waited += asking.waited;
 }
 
 static void wait_until_done(Comm *comm, const Message *message) {
@@ -97,16 +128,17 @@ static void wait_until_done(Comm *comm, const Message *message) {
     wire->awaits = message->peer;
     CommPatience patience = comm_patience(LONGEST_SLEEP);
     while (!message->done) {
-        double left = wire->timeout - comm_patience_spent(&patience);
+        comm_patience_spent(&patience);
         bool in_vain = wire->peer[message->peer].finished && !message->under_way;
-        if (left <= 0 && !in_vain) ask_all(wire);
+        if (!in_vain && comm_patience_look_due(&patience, wire->timeout)) ask_all(wire, message, &patience);
+        double left = wire->timeout - patience.waited, look = comm_look_interval(wire->timeout);
         if ((left <= 0 || in_vain) && !message->done) {
             Error err;
             comm_silence_error(&err, standing, wire, wire->size, wire->rank, patience.waited);
             pthread_mutex_unlock(&wire->lock);
             end_all(comm, &err);
         }
-        if (left > 0) sleep_until_changed(wire, left);
+        if (!message->done) sleep_until_changed(wire, left < look ? left : look);
     }
     wire->awaits = COMM_WORKING;
 }
@@ -132,6 +164,7 @@ static void message_end(Comm *comm, void *pointer) {
     if (message->sent != message->bytes) // of a receive
         comm_sizes_error(comm, message->peer, wire->rank, message->sent, message->bytes);
     free(message);
+    pulse_beat();
 }
 
 static CommRequest sockets_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
@@ -182,6 +215,7 @@ static const CommOperations sockets_operations = {
     .release = sockets_release,
     .doing = sockets_doing,
     .said = sockets_said,
+    .moved = sockets_moved,
     .end_all = end_all,
     .barrier = pairwise_barrier,
     .broadcast = pairwise_broadcast,
@@ -201,7 +235,9 @@ static bool run_rank(Wire *wire, void (*rank_main)(Comm *, void *), void *argume
     SocketsComm *world = new_comm(&process, wire->rank, wire->size, 0);
     if (world == NULL) return error_set(err, "out of memory for %d ranks", wire->size);
     for (int rank = 0; rank < wire->size; rank++) world->member[rank] = rank;
+    pulse_connect(beat, wire);
     rank_main(&world->base, argument);
+    pulse_connect(NULL, NULL);
     free(world);
     return true;
 }
@@ -212,7 +248,7 @@ bool comm_run_sockets(const CommLaunch *launch, void (*rank_main)(Comm *, void *
     Link *links = calloc((size_t)place.size, sizeof *links);
     if (links == NULL) return error_set(err, "out of memory for %d ranks", place.size);
     Wire *wire = NULL;
-    if (rendezvous(&place, launch->timeout_seconds, links, err))
+    if (rendezvous(&place, launch->start_seconds, links, err))
         wire = wire_start(place.rank, place.size, launch->timeout_seconds, links, &verdict_events, err);
     free(links);
     if (wire == NULL) return false;

@@ -2,10 +2,11 @@
 //
 // Three things are watched. A call that hands over operations may itself wait for the other ranks (NCCL connects when
 // it first needs to). An operation under way may fail: the network, another rank's end. And one may never end, because
-// a rank hangs that should take part. For this last, every operation under way has a mark before it and one behind:
-// what counts as silence is that the device is between the two for all the time of the time-out. The mark behind alone
+// a rank hangs that should take part. For this last, every operation under way has an event before it and one behind:
+// what counts as silence is that the device is between the two for all the time of the time-out. The event behind alone
 // would not do: the host may be a step ahead of the device, and a step over a long context takes longer than any
-// time-out.
+// time-out. Nor is it silence while any rank gives signs of life: the one that should take part may be writing a
+// checkpoint.
 #include "comm/watchdog.h"
 
 #include <pthread.h>
@@ -17,7 +18,7 @@ static const double LONGEST_STEP = 0.2; // seconds between two looks
 
 typedef struct Operation {
     struct Operation *next;
-    Mark *before, *behind;
+    Event *before, *behind;
     const char *name;
 } Operation;
 
@@ -32,6 +33,7 @@ struct Watchdog {
     Operation *call;         // which the rank is handing over, or NULL
     Operation *spare;        // to use again
     CommPatience patience_with_call, patience_with_first;
+    int64_t moved; // signs of life of all ranks at the last look
 };
 
 static void fail_for_silence(Watchdog *dog, const char *operation, double seconds) {
@@ -53,14 +55,14 @@ static void fail_for_error(Watchdog *dog, const char *operation, const Error *er
 // Forgets the operations that are over.
 static void forget_passed(Watchdog *dog) {
     Device *device = dog->comm->device;
-    while (dog->first != NULL && device->passed(device, dog->first->behind)) {
+    while (dog->first != NULL && device->event_done(device, dog->first->behind)) {
         Operation *over = dog->first;
         dog->first = over->next;
         over->next = dog->spare;
         dog->spare = over;
         dog->patience_with_first = comm_patience(2 * LONGEST_STEP);
     }
-    if (dog->first != NULL && !device->passed(device, dog->first->before))
+    if (dog->first != NULL && !device->event_done(device, dog->first->before))
         dog->patience_with_first = comm_patience(2 * LONGEST_STEP);
 }
 
@@ -75,6 +77,9 @@ static void look(Watchdog *dog) {
         pthread_mutex_unlock(&dog->lock);
         fail_for_error(dog, name, &err);
     }
+    int64_t moved = dog->comm->operations->moved(dog->comm);
+    if (moved != dog->moved) dog->patience_with_first = dog->patience_with_call = comm_patience(2 * LONGEST_STEP);
+    dog->moved = moved;
     bool silent_first = dog->first != NULL && comm_patience_spent(&dog->patience_with_first) > dog->comm->timeout;
     bool silent_call = dog->call != NULL && comm_patience_spent(&dog->patience_with_call) > dog->comm->timeout;
     if (silent_call || silent_first) {
@@ -127,8 +132,8 @@ static void release_operations(Watchdog *dog, Operation *operation) {
     Device *device = dog->comm->device;
     while (operation != NULL) {
         Operation *next = operation->next;
-        device->mark_release(device, operation->before);
-        device->mark_release(device, operation->behind);
+        device->event_release(device, operation->before);
+        device->event_release(device, operation->behind);
         free(operation);
         operation = next;
     }
@@ -156,8 +161,8 @@ static Operation *new_operation(Watchdog *dog) {
     }
     operation = calloc(1, sizeof *operation);
     if (operation == NULL) comm_give_up(dog->comm, "out of memory for a watch over GPUs");
-    operation->before = device->mark_create(device);
-    operation->behind = device->mark_create(device);
+    operation->before = device->event_create(device);
+    operation->behind = device->event_create(device);
     return operation;
 }
 
@@ -167,7 +172,7 @@ void watchdog_enter(Watchdog *dog, const char *name) {
     dog->call = new_operation(dog);
     dog->call->name = name;
     dog->call->next = NULL;
-    device->record(device, ORDER_EXCHANGE, dog->call->before);
+    device->event_record(device, STREAM_EXCHANGE, dog->call->before);
     dog->patience_with_call = comm_patience(2 * LONGEST_STEP);
     pthread_mutex_unlock(&dog->lock);
 }
@@ -175,7 +180,7 @@ void watchdog_enter(Watchdog *dog, const char *name) {
 void watchdog_leave(Watchdog *dog) {
     Device *device = dog->comm->device;
     pthread_mutex_lock(&dog->lock);
-    device->record(device, ORDER_EXCHANGE, dog->call->behind);
+    device->event_record(device, STREAM_EXCHANGE, dog->call->behind);
     if (dog->first == NULL) {
         dog->first = dog->call;
         dog->patience_with_first = comm_patience(2 * LONGEST_STEP);

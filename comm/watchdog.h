@@ -16,8 +16,8 @@ Watchdog *watchdog_start(Comm *comm);
 void watchdog_member(Watchdog *dog, void *member);
 void watchdog_stop(Watchdog *dog);
 
-// Around every call that hands operations to the device, once ORDER_EXCHANGE waits for the work they need: that time is
-// not theirs. `name`: a string literal.
+// Around every call that hands operations to the device, once STREAM_EXCHANGE waits for the work they need: that time
+// is not theirs. `name`: a string literal.
 void watchdog_enter(Watchdog *dog, const char *name);
 void watchdog_leave(Watchdog *dog);
 

@@ -265,7 +265,7 @@ static void tell_standing(Wire *wire, int rank) {
     size_t length = strlen(text) + 1;
     copy_text(text + length, sizeof text - length, wire->doing);
     length += strlen(text + length) + 1;
-    Frame frame = {.kind = FRAME_STANDING, .value = wire->awaits, .bytes = length};
+    Frame frame = {.kind = FRAME_STANDING, .value = wire->awaits, .bytes = length, .ticket = (uint64_t)wire->beats};
     wire_tell(wire, rank, &frame, text);
 }
 
@@ -276,6 +276,7 @@ static void hear_standing(Wire *wire, Peer *peer) {
     copy_text(peer->doing, sizeof peer->doing, more ? peer->text + length + 1 : "");
     peer->awaits =
         peer->frame.value >= COMM_FINISHED && peer->frame.value < wire->size ? peer->frame.value : COMM_WORKING;
+    peer->beats = (int64_t)peer->frame.ticket;
     peer->answered = true;
     pthread_cond_signal(&wire->changed);
 }
@@ -504,6 +505,7 @@ Wire *wire_start(int rank, int size, double timeout, const Link *links, const Wi
         Peer *peer = &wire->peer[i];
         peer->link = links[i];
         peer->mute = i == rank;
+        peer->awaits = COMM_WORKING;
         snprintf(peer->place, sizeof peer->place, "process %lu on %s", (unsigned long)links[i].process, links[i].host);
     }
     pthread_condattr_t attributes; // a clock that does not jump when somebody sets the time of day

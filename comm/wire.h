@@ -49,9 +49,9 @@ typedef enum FrameKind {
 
 typedef struct Frame {
     uint32_t kind, group, stream;
-    int32_t value;  // STANDING: whom it awaits; REPORT, VERDICT: exit code
-    uint64_t bytes; // of the body; ANNOUNCE: of the message
-    uint64_t ticket;
+    int32_t value;   // STANDING: whom it awaits; REPORT, VERDICT: exit code
+    uint64_t bytes;  // of the body; ANNOUNCE: of the message
+    uint64_t ticket; // of a long message; STANDING: its signs of life
 } Frame;
 
 typedef struct Parcel { // a frame to be sent
@@ -83,8 +83,9 @@ typedef struct Peer { // at the other end of a connection. Who may touch what: (
     char *body;        // (p) where its body goes
     Message *incoming; // (p) to which it belongs, or NULL
 
-    bool answered; // (l) to the last query, with what follows
+    bool answered; // (l) to the last query; what follows is its last answer
     int awaits;
+    int64_t beats;
     char operation[32], doing[256], text[TEXT_BYTES];
 } Peer;
 
@@ -111,6 +112,7 @@ struct Wire {
 
     int awaits; // (l) as in CommStanding
     const char *operation, *doing;
+    int64_t beats; // (l) signs of life of this rank
 
     enum { SOUND, REPORTED, DECIDED } failure; // (l) this and what follows: set by comm/verdict.c
     Error error;

@@ -1,7 +1,10 @@
+// Counts pairs of bytes, chooses the smoothing, and measures.
 #include "dataloader/bigram.h"
 
 #include <math.h>
 #include <stdlib.h>
+
+#include "base/pulse.h"
 
 enum { V = BYTE_VOCABULARY, BLOCK = 1 << 15, SMALLEST_EXPONENT = -6, LARGEST_EXPONENT = 20 };
 
@@ -23,6 +26,7 @@ static bool count_pairs(Pairs *pairs, const TokenSource *source, int64_t begin, 
         if (!tokens_read(source, begin, n + 1, V, block, err)) return false;
         for (int64_t i = 0; i < n; i++) pairs->pair[block[i] * V + block[i + 1]]++;
         begin += n;
+        pulse_beat();
     }
     return true;
 }

@@ -1,7 +1,9 @@
+// The grid of windows of an epoch, its order, and a shard's part of a window.
 #include "dataloader/loader.h"
 
 #include <string.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
 
 int64_t loader_windows(const Loader *loader) { return (loader->end - loader->begin - 1) / loader->context; }
@@ -54,6 +56,7 @@ bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, 
         inputs += length;
         targets += length;
         if (positions != NULL) positions += length;
+        pulse_beat();
     }
     return true;
 }

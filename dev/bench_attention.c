@@ -101,7 +101,10 @@ static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device
         lay_out(&p, device->element_bytes, false, rows);
     bool vanilla = p.probabilities != NULL;
     p.memory = device->allocate(device, p.bytes, &err);
-    if (p.memory == NULL) stop(&err);
+    size_t layers = device_scratch_bytes(device->name, 1, 1, 1), scratch = 0; // the former for vanilla's products
+    if (device->attention->scratch_bytes != NULL) scratch = device->attention->scratch_bytes(&p.shape, device->threads);
+    device_return_scratch(device);
+    if (p.memory == NULL || !device_lend_scratch(device, layers > scratch ? layers : scratch, &err)) stop(&err);
     lay_out(&p, device->element_bytes, vanilla, rows);
     fill(&p, device, p.qkv, batch * T * 3 * p.C, 0);
     fill(&p, device, p.d_out, batch * T * p.C, 1);
@@ -285,6 +288,7 @@ int main(int argc, char **argv) {
         if (csv) print_csv(T, D, window, &device);
         else print_line(T, D, window, &device);
     }
+    device_return_scratch(&device);
     device.close(&device);
     return 0;
 }

@@ -79,7 +79,8 @@ static void rank_main(Comm *world, void *argument) {
 }
 
 int main(int argc, char **argv) {
-    CommLaunch launch = {COMM_AUTO, argc > 1 ? atoi(argv[1]) : comm_process_count() > 1 ? comm_process_count() : 4, 60};
+    int processes = comm_process_count(), ranks = argc > 1 ? atoi(argv[1]) : processes > 1 ? processes : 4;
+    CommLaunch launch = {.engine = COMM_AUTO, .ranks = ranks, .timeout_seconds = 60};
     Error err = {0};
     if (!comm_run(&launch, rank_main, NULL, &err)) die(&err);
     return 0;

@@ -283,6 +283,10 @@ int main(int argc, char **argv) {
     t.F = 4 * C;
     t.V = host ? 257 : 50257;
     make_tensors(&t, larger(rows, 4096), larger(8 * C, 3072));
+    if (!device_lend_scratch(&t.device, device_scratch_bytes(name, rows, C, 8 * C), &err)) {
+        fprintf(stderr, "bench_layers: %s\n", err.message);
+        return err.exit_code;
+    }
 
     if (!t.csv)
         printf("%s: %s; large matrix products: %.0f GFLOP/s\n\n", t.device.name, t.device.description,
@@ -294,6 +298,7 @@ int main(int argc, char **argv) {
         {256, 256, 768}, {256, 768, 3072}, {256, 3072, 768}, {4096, 1024, 3072},
     };
     bench_products(&t, sizes, host ? (int)(sizeof sizes / sizeof *sizes) : 5);
+    device_return_scratch(&t.device);
     t.device.close(&t.device);
     return 0;
 }

@@ -1,6 +1,6 @@
 // Whole training steps, measured from outside: runs ./train_gpt with small models, reads its JSON log, and prints
 // tokens per second beside the fraction of the machine's own matrix rate, which each run measures itself
-// (terminal/plan.h states the operations counted). Machines are shared and noisy: the two sides of a comparison run in
+// (run/plan.h states the operations counted). Machines are shared and noisy: the two sides of a comparison run in
 // turn, several times, and the ratio shown is the median of the pairs.
 #include <fcntl.h>
 #include <math.h>

@@ -3,10 +3,14 @@
 #include "layers/device.h"
 
 #include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "layers/cpu/layers.h"
 #include "layers/cpu/sgemm.h"
 #include "layers/cuda/open.h"
+#include "layers/cuda/scratch.h"
 
 static bool open_cuda(Device *device, int index, Error *err) {
 #ifdef HAVE_CUDA
@@ -70,12 +74,27 @@ int device_count(const char *name, const char **why) {
     return 0;
 }
 
-// The most that any layer asks of cuda_scratch. embedding.cu: 18 bytes a row to sort, and two rows of partial sums for
-// each of about 2,048 pieces of the list, or of 64 tokens each where that makes fewer, 512 where it makes more.
-// norm.cu: as many partial sums from each block, of which there are some hundreds. bias.cu: 1 MiB.
-size_t device_own_bytes(const char *name, int64_t rows, int64_t C) {
-    if (strcmp(name, "cpu") == 0) return 0;
-    const int64_t blocks = rows < 1024 ? rows : 1024, fewest = rows / 64 + 1, most = 2048 + rows / 512;
-    const int64_t pieces = fewest < most ? fewest : most, sums = pieces > blocks ? pieces : blocks;
-    return CUDA_WORKSPACE_BYTES + (1 << 20) + (size_t)rows * 18 + (size_t)sums * 2 * (size_t)C * sizeof(float);
+// ---- memory that layers work in ------------------------------------------------------------------------------------
+
+size_t device_scratch_bytes(const char *name, int64_t rows, int64_t C, int64_t columns) {
+    return strcmp(name, "cpu") == 0 ? cpu_scratch_bytes(rows, C) : cuda_scratch_bytes(rows, C, columns);
+}
+
+void *device_scratch(const Device *device, const char *who, size_t bytes) {
+    if (bytes <= device->scratch_bytes) return device->scratch;
+    fprintf(stderr, "train_gpt: %s works in %zu bytes, but the device was lent %zu\n", who, bytes,
+            device->scratch_bytes);
+    abort();
+}
+
+bool device_lend_scratch(Device *device, size_t bytes, Error *err) {
+    device->scratch = device->allocate(device, bytes, err);
+    device->scratch_bytes = device->scratch != NULL ? bytes : 0;
+    return device->scratch != NULL;
+}
+
+void device_return_scratch(Device *device) {
+    if (device->scratch != NULL) device->release(device, device->scratch, device->scratch_bytes);
+    device->scratch = NULL;
+    device->scratch_bytes = 0;
 }

@@ -25,9 +25,10 @@ extern "C" {
 struct AttentionKernels; // attention/kernel.h
 struct CommCollectives;  // comm/collectives.h
 
-// The two orders in which a device works: its layers, and beside them what goes to and comes from other ranks.
-typedef enum Order { ORDER_WORK, ORDER_EXCHANGE } Order;
-typedef struct Mark Mark; // a point in an order (on CUDA: an event)
+// The two streams in which a device works: its layers, and beside them what goes to and comes from other ranks. Each
+// does its calls in the order made.
+typedef enum Stream { STREAM_WORK, STREAM_EXCHANGE } Stream;
+typedef struct Event Event;       // a point in a stream, for other streams to wait for
 enum { DEVICE_MOST_TERMS = 256 }; // of one sum: their addresses go to a kernel by value
 
 typedef struct AdamW { // Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2
@@ -43,12 +44,14 @@ struct Device {
     size_t element_bytes; // of storage: 4 on the CPU, 2 on CUDA
     bool host_memory;     // its memory is the host's, and every call is complete on return
     int threads;          // how many processors the CPU's layers may use
+    void *scratch;        // device memory to work in during a call, lent by whoever opened the device (device_scratch)
+    size_t scratch_bytes;
     void *context;        // the implementation's own
     const struct AttentionKernels *attention;
     const struct CommCollectives *collectives; // NCCL; NULL: none
 
     void (*close)(Device *);                 // waits for all work, frees what the device itself holds
-    void (*synchronize)(Device *);           // complete on return: all calls so far, of both orders
+    void (*synchronize)(Device *);           // complete on return: all calls so far, in both streams
     int64_t (*memory_available)(Device *);   // bytes that `allocate` could give now
     double (*matrix_rate)(Device *);         // FLOP/s that its products reach at best, measured now (0.2 s); 0: no memory
 
@@ -125,6 +128,7 @@ struct Device {
     void (*gelu_forward)(Device *, void *out, const void *x, int64_t count);
     void (*gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
     // SwiGLU (Shazeer 2020): gate_up (rows, 2F) = [gate | up]; out (rows, F) = silu(gate) * up.
+    // d_gate_up may be gate_up itself.
     void (*swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
     void (*swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
 
@@ -144,28 +148,40 @@ struct Device {
 
     // ---- between ranks: for comm/ alone; NULL where host_memory -------------------------------------------------------
     // These may be called with the Device of another rank of the same kind: by its thread's leave, never at once.
-    Mark *(*mark_create)(Device *);
-    void (*mark_release)(Device *, Mark *);
-    void (*record)(Device *, Order, Mark *);   // my mark := the point after all calls so far in this order
-    void (*wait_for)(Device *, Order, Mark *); // calls from here on in this order run after that point, of any device
-    bool (*passed)(Device *, Mark *);          // is that point behind us? Does not wait
-    // to <- from, in this order; either may be memory of another rank's device.
-    void (*copy_on)(Device *, Order, void *to, const void *from, size_t bytes);
-    // out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ..., in this order; out may be any of the terms, all here, at
-    // most DEVICE_MOST_TERMS of them.
-    void (*sum_terms)(Device *, Order, float *out, const float *const *terms, int term_count, int64_t count);
-    void *(*stream)(Device *, Order); // cudaStream_t
+    Event *(*event_create)(Device *);
+    void (*event_release)(Device *, Event *);
+    void (*event_record)(Device *, Stream, Event *); // my event := the point after all calls so far in this stream
+    void (*stream_wait)(Device *, Stream, Event *);  // calls from here on in this stream run after it, whosever it is
+    bool (*event_done)(Device *, Event *);           // is that point behind us? Does not wait
+    // to <- from, in this stream; either may be memory of another rank's device.
+    void (*copy_on)(Device *, Stream, void *to, const void *from, size_t bytes);
+    // out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ..., in this stream; out may be any of the terms, all here,
+    // at most DEVICE_MOST_TERMS of them.
+    void (*sum_terms)(Device *, Stream, float *out, const float *const *terms, int term_count, int64_t count);
 };
 
 // Opens the device that --device and --devices name: "cpu" (index not used), "cuda" (index: of the GPU, from 0) or
-// "emulated" (CUDA's kernels run by this CPU: dev/cuda_on_cpu/). Call it on the thread of the rank that will use it.
+// "emulated" (CUDA's kernels run by this CPU: emulated/). Call it on the thread of the rank that will use it.
 // Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).
 bool device_open(Device *device, const char *name, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(const char *name, const char **why);
-// About how much memory of its own the device of this kind takes beside what is allocated, once it has trained on `rows`
-// rows of width C: matrix products' workspace and room for sums. Without what libraries and drivers take for themselves.
-size_t device_own_bytes(const char *name, int64_t rows, int64_t C);
+
+// ---- memory that layers work in -----------------------------------------------------------------------------------
+// Nothing is allocated during a step. What layers and attention kernels need beside their arguments is stated before,
+// for the largest sizes that calls will have; whoever opened the device lends it that much (Device.scratch), and every
+// call has all of it for itself.
+
+// Bytes that the layers of this kind of device (by its name) need for up to `rows` rows of width C in norms and
+// embeddings, and biases of up to `columns`. What attention's kernels need they state themselves (scratch_bytes in
+// attention/kernel.h).
+size_t device_scratch_bytes(const char *name, int64_t rows, int64_t C, int64_t columns);
+// The first `bytes` of what was lent, 256-byte aligned, for the call at work; `who` calls. More than was lent is a
+// programming error: somebody stated too little. It ends the program with both numbers.
+void *device_scratch(const Device *device, const char *who, size_t bytes);
+// Takes that memory from the device itself, and gives it back: for programs that lay nothing out.
+bool device_lend_scratch(Device *device, size_t bytes, Error *err);
+void device_return_scratch(Device *device);
 
 // Fills in the CPU device, with fp32 storage. Its layers run on `threads` OpenMP threads (1: no parallel region at all).
 void cpu_device(Device *device, int threads);

@@ -48,6 +48,7 @@ typedef struct ModelConfig {
     double rope_theta;
     RopeScaling rope_scaling;
     int64_t bos_token, eos_token; // -1: none
+    int mixers, mixer[8];         // the token mixers of the layers, a pattern that repeats, by number; 0: all the first
     // How many tokens attention looks back on, by layer: windows[l % window_period]; 0: all of them. But the first
     // full_layers see all tokens whatever stands there. window_period 0: so do all layers.
     int64_t windows[CONFIG_MAX_WINDOWS], window_period, full_layers;

@@ -7,21 +7,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
-
-typedef enum Kind { NORM, BIAS, MATRIX, RESIDUAL_MATRIX /* writes into the residual stream */ } Kind;
-
-typedef struct Builder {
-    ParameterTable *table;
-    const ModelConfig *config;
-    bool overflow; // a size or the total does not fit 64 bits
-} Builder;
+#include "model/mixer.h"
 
 // ---- adding parameters ----
 
 // Adds a parameter, (rows, columns) in memory, and returns its offset. columns 0: a vector.
-static int64_t add(Builder *b, Kind kind, int64_t rows, int64_t columns, bool transposed, const char *name) {
+static int64_t add(ParameterList *b, ParameterKind kind, int64_t rows, int64_t columns, bool transposed, const char *name) {
     ParameterTable *table = b->table;
+    if (table->count == b->capacity) {
+        b->overflow = true;
+        return -1;
+    }
     Parameter *p = &table->parameter[table->count++];
     double std = b->config->init_std;
     *p = (Parameter){.dimensions = columns ? 2 : 1, .transposed = transposed, .offset = table->total};
@@ -37,86 +35,44 @@ static int64_t add(Builder *b, Kind kind, int64_t rows, int64_t columns, bool tr
     return p->offset;
 }
 
-static int64_t add_to_layer(Builder *b, int64_t layer, Kind kind, int64_t rows, int64_t columns, const char *name) {
+int64_t parameter_add(ParameterList *b, int64_t layer, ParameterKind kind, int64_t rows, int64_t columns,
+                      const char *name) {
     bool gpt2 = b->config->architecture == ARCH_GPT2;
     char full[80];
     snprintf(full, sizeof full, "%s.%" PRId64 ".%s", gpt2 ? "transformer.h" : "model.layers", layer, name);
     return add(b, kind, rows, columns, gpt2 && columns != 0, full);
 }
 
-static const LayerOffsets NOTHING = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-
-static void add_gpt2_layer(Builder *b, int64_t l) {
-    int64_t C = b->config->dim, F = b->config->ffn_dim;
-    LayerOffsets *at = &b->table->layer[l];
-    at->norm1 = add_to_layer(b, l, NORM, C, 0, "ln_1.weight");
-    at->norm1_bias = add_to_layer(b, l, BIAS, C, 0, "ln_1.bias");
-    at->qkv = add_to_layer(b, l, MATRIX, 3 * C, C, "attn.c_attn.weight");
-    at->qkv_bias = add_to_layer(b, l, BIAS, 3 * C, 0, "attn.c_attn.bias");
-    at->attention_out = add_to_layer(b, l, RESIDUAL_MATRIX, C, C, "attn.c_proj.weight");
-    at->attention_out_bias = add_to_layer(b, l, BIAS, C, 0, "attn.c_proj.bias");
-    at->norm2 = add_to_layer(b, l, NORM, C, 0, "ln_2.weight");
-    at->norm2_bias = add_to_layer(b, l, BIAS, C, 0, "ln_2.bias");
-    at->up = add_to_layer(b, l, MATRIX, F, C, "mlp.c_fc.weight");
-    at->up_bias = add_to_layer(b, l, BIAS, F, 0, "mlp.c_fc.bias");
-    at->down = add_to_layer(b, l, RESIDUAL_MATRIX, C, F, "mlp.c_proj.weight");
-    at->down_bias = add_to_layer(b, l, BIAS, C, 0, "mlp.c_proj.bias");
+static NormTensors add_norm(ParameterList *b, int64_t layer, bool biased, const char *scale, const char *bias) {
+    NormTensors norm = {parameter_add(b, layer, NORM, b->config->dim, 0, scale), -1};
+    if (biased) norm.bias = parameter_add(b, layer, BIAS, b->config->dim, 0, bias);
+    return norm;
 }
 
-static void add_llama_attention(Builder *b, int64_t l) {
-    const ModelConfig *c = b->config;
-    int64_t C = c->dim, queries = c->heads * c->head_dim, keys = c->kv_heads * c->head_dim;
+static void add_layer(ParameterList *b, int64_t l) {
+    bool gpt2 = b->config->architecture == ARCH_GPT2;
+    LayerKind kind = layer_kind(b->config, l);
     LayerOffsets *at = &b->table->layer[l];
-    at->qkv = add_to_layer(b, l, MATRIX, queries, C, "self_attn.q_proj.weight");
-    add_to_layer(b, l, MATRIX, keys, C, "self_attn.k_proj.weight");
-    add_to_layer(b, l, MATRIX, keys, C, "self_attn.v_proj.weight");
-    if (c->qkv_bias) {
-        at->qkv_bias = add_to_layer(b, l, BIAS, queries, 0, "self_attn.q_proj.bias");
-        add_to_layer(b, l, BIAS, keys, 0, "self_attn.k_proj.bias");
-        add_to_layer(b, l, BIAS, keys, 0, "self_attn.v_proj.bias");
-    }
-    at->attention_out = add_to_layer(b, l, RESIDUAL_MATRIX, C, queries, "self_attn.o_proj.weight");
-    if (c->out_bias) at->attention_out_bias = add_to_layer(b, l, BIAS, C, 0, "self_attn.o_proj.bias");
-}
-
-static void add_llama_mlp(Builder *b, int64_t l) {
-    const ModelConfig *c = b->config;
-    LayerOffsets *at = &b->table->layer[l];
-    at->up = add_to_layer(b, l, MATRIX, c->ffn_dim, c->dim, "mlp.gate_proj.weight");
-    add_to_layer(b, l, MATRIX, c->ffn_dim, c->dim, "mlp.up_proj.weight");
-    if (c->mlp_bias) {
-        at->up_bias = add_to_layer(b, l, BIAS, c->ffn_dim, 0, "mlp.gate_proj.bias");
-        add_to_layer(b, l, BIAS, c->ffn_dim, 0, "mlp.up_proj.bias");
-    }
-    at->down = add_to_layer(b, l, RESIDUAL_MATRIX, c->dim, c->ffn_dim, "mlp.down_proj.weight");
-    if (c->mlp_bias) at->down_bias = add_to_layer(b, l, BIAS, c->dim, 0, "mlp.down_proj.bias");
-}
-
-static void add_llama_layer(Builder *b, int64_t l) {
-    int64_t C = b->config->dim;
-    b->table->layer[l].norm1 = add_to_layer(b, l, NORM, C, 0, "input_layernorm.weight");
-    add_llama_attention(b, l);
-    b->table->layer[l].norm2 = add_to_layer(b, l, NORM, C, 0, "post_attention_layernorm.weight");
-    add_llama_mlp(b, l);
+    for (int i = 0; i < MIXER_TENSORS; i++) at->tokens[i] = at->channels[i] = -1;
+    at->norm1 = add_norm(b, l, kind.norm->biased, gpt2 ? "ln_1.weight" : "input_layernorm.weight", "ln_1.bias");
+    kind.tokens->parameters(b, l, at->tokens);
+    at->norm2 = add_norm(b, l, kind.norm->biased, gpt2 ? "ln_2.weight" : "post_attention_layernorm.weight", "ln_2.bias");
+    kind.channels->parameters(b, l, at->channels);
 }
 
 // ---- the whole list ----
 
-static void add_all(Builder *b) {
+static void add_all(ParameterList *b) {
     const ModelConfig *c = b->config;
     ParameterTable *table = b->table;
     bool gpt2 = c->architecture == ARCH_GPT2;
-    table->position_table = table->final_norm_bias = -1;
+    table->position_table = table->final_norm.bias = -1;
     table->token_table =
         add(b, MATRIX, c->vocab_size, c->dim, false, gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight");
     if (gpt2) table->position_table = add(b, MATRIX, c->max_positions, c->dim, false, "transformer.wpe.weight");
-    for (int64_t l = 0; l < c->layers; l++) {
-        table->layer[l] = NOTHING;
-        if (gpt2) add_gpt2_layer(b, l);
-        else add_llama_layer(b, l);
-    }
-    table->final_norm = add(b, NORM, c->dim, 0, false, gpt2 ? "transformer.ln_f.weight" : "model.norm.weight");
-    if (gpt2) table->final_norm_bias = add(b, BIAS, c->dim, 0, false, "transformer.ln_f.bias");
+    for (int64_t l = 0; l < c->layers; l++) add_layer(b, l);
+    table->final_norm.scale = add(b, NORM, c->dim, 0, false, gpt2 ? "transformer.ln_f.weight" : "model.norm.weight");
+    if (gpt2) table->final_norm.bias = add(b, BIAS, c->dim, 0, false, "transformer.ln_f.bias");
     table->classifier =
         c->tied_embeddings ? table->token_table : add(b, MATRIX, c->vocab_size, c->dim, false, "lm_head.weight");
 }
@@ -133,14 +89,14 @@ static int64_t count_in_matrices(const ParameterTable *table) {
 }
 
 bool parameters_list(ParameterTable *table, const ModelConfig *config, Error *err) {
-    enum { MOST_PER_LAYER = 16, OUTSIDE_LAYERS = 5 };
+    enum { MOST_PER_LAYER = 2 * MIXER_TENSORS + 8, OUTSIDE_LAYERS = 5 };
     *table = (ParameterTable){0};
     if (!config_check(config, err)) return false;
     if (config->layers > 100000) return error_usage(err, "%" PRId64 " layers (--layers) are too many", config->layers);
     size_t most = (size_t)config->layers * MOST_PER_LAYER + OUTSIDE_LAYERS;
     table->parameter = calloc(most, sizeof *table->parameter);
     table->layer = calloc((size_t)config->layers, sizeof *table->layer);
-    Builder builder = {.table = table, .config = config};
+    ParameterList builder = {.table = table, .config = config, .capacity = (int)most};
     if (table->parameter == NULL || table->layer == NULL) {
         parameters_free(table);
         return error_set(err, "out of memory for the list of the model's parameters");
@@ -167,6 +123,7 @@ void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t b
         int64_t last = end < p->offset + p->size ? end : p->offset + p->size;
         uint64_t stream = RANDOM_STREAM_PARAMETERS + (uint64_t)t;
         for (int64_t i = first; i < last; i++) {
+            if (i % 4096 == 0) pulse_beat();
             double normal = p->init_std > 0 ? random_normal(seed, stream, (uint64_t)(i - p->offset)) : 0;
             out[i - begin] = (float)(p->init_mean + p->init_std * normal);
         }

@@ -25,14 +25,16 @@ typedef struct Parameter {
     float init_mean, init_std; // of new models: normal(mean, std); std 0: the constant
 } Parameter;
 
-// Offsets of one layer's fused tensors in the flat vector; -1 where the architecture has none.
+// A norm's scale and bias (C); -1: it has none.
+typedef struct NormTensors {
+    int64_t scale, bias;
+} NormTensors;
+
+// Offsets of one layer's tensors in the flat vector; those of its mixers in an order of theirs, -1 where there is none.
+enum { MIXER_TENSORS = 8 };
 typedef struct LayerOffsets {
-    int64_t norm1, norm1_bias;        // (C)
-    int64_t qkv, qkv_bias;            // ((H + 2 KV) D, C), ((H + 2 KV) D)
-    int64_t attention_out, attention_out_bias; // (C, H D), (C)
-    int64_t norm2, norm2_bias;        // (C)
-    int64_t up, up_bias;              // gpt2 (F, C), (F); llama gate and up fused (2F, C), (2F)
-    int64_t down, down_bias;          // (C, F), (C)
+    NormTensors norm1, norm2; // before the token mixer and before the channel mixer
+    int64_t tokens[MIXER_TENSORS], channels[MIXER_TENSORS];
 } LayerOffsets;
 
 typedef struct ParameterTable {
@@ -43,9 +45,22 @@ typedef struct ParameterTable {
                              // but the classifier, tied or not
     int64_t token_table, position_table; // (V, C), (max_positions, C) or -1
     LayerOffsets *layer;     // L of them
-    int64_t final_norm, final_norm_bias; // (C)
+    NormTensors final_norm;
     int64_t classifier;      // (V, C): token_table where tied
 } ParameterTable;
+
+// The list while it is made, for mixers to add theirs.
+typedef enum ParameterKind { NORM, BIAS, MATRIX, RESIDUAL_MATRIX /* writes into the residual stream */ } ParameterKind;
+typedef struct ParameterList {
+    ParameterTable *table;
+    const ModelConfig *config;
+    int capacity;
+    bool overflow; // a size or the total does not fit 64 bits, or there are too many
+} ParameterList;
+// Adds a parameter of a layer, (rows, columns) in memory (columns 0: a vector), and returns its offset. `name`: within
+// the layer.
+int64_t parameter_add(ParameterList *list, int64_t layer, ParameterKind kind, int64_t rows, int64_t columns,
+                      const char *name);
 
 bool parameters_list(ParameterTable *table, const ModelConfig *config, Error *err);
 void parameters_free(ParameterTable *table);

@@ -1,3 +1,4 @@
+// To and from the texts that a training state keeps.
 #include "run/kept_options.h"
 
 #include <string.h>
@@ -15,9 +16,7 @@ static Shown value_of(const Options *options, const Option *row) {
     if (row->kind == INTEGER) return shown_integer(*(const int64_t *)value);
     if (row->kind == REAL) return shown_real(*(const double *)value);
     if (row->kind == FLAG) return shown_text(*(const bool *)value ? "yes" : "no");
-    Shown s;
-    snprintf(s.text, sizeof s.text, "%s", *(const char *const *)value);
-    return s;
+    return shown_choice(row, *(const int *)value); // of the kept ones, none is a text
 }
 
 void kept_options_of(const Options *options, KeptOptions *kept) {

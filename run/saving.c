@@ -84,10 +84,10 @@ const char *answer_to_signals(const Run *run) {
 // The flat vector in the room of the gradients, where the leader can read it; NULL, on the leader: out of memory.
 static const float *for_file(Rank *r) {
     Device *d = &r->device;
-    if (d->host_memory || !leader(r)) return r->gradients;
+    if (d->host_memory || !leader(r)) return r->model.gradients;
     size_t bytes = (size_t)r->run->table.total * sizeof(float);
     if (r->host_vector == NULL) r->host_vector = (float *)malloc(bytes);
-    if (r->host_vector != NULL) d->download(d, r->host_vector, r->gradients, bytes);
+    if (r->host_vector != NULL) d->download(d, r->host_vector, r->model.gradients, bytes);
     return r->host_vector;
 }
 
@@ -99,8 +99,8 @@ static void free_host_vector(Rank *r) {
 // The flat vector of the parameters in fp32 or of a moment, from everyone's slices, in the room of the gradients (which
 // are not needed between steps).
 static const float *gather_flat(Rank *r, const float *slice) {
-    r->device.copy(&r->device, r->gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
-    gather_slices(r, r->gradients, sizeof(float));
+    r->device.copy(&r->device, r->model.gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
+    gather_slices(r, r->model.gradients, sizeof(float));
     return for_file(r);
 }
 
@@ -139,7 +139,7 @@ static bool write_checkpoint(Rank *r, Training *t, Error *err) {
         const float *slice[] = {r->master, r->exp_avg, r->exp_avg_sq};
         // Never weights that have been rounded: a resume goes on from the very bits.
         bool whole = i == 0 && r->device.host_memory;
-        const float *flat = whole ? (const float *)r->weights : gather_flat(r, slice[i]);
+        const float *flat = whole ? (const float *)r->model.weights : gather_flat(r, slice[i]);
         if (leader(r) && ok) ok = write_vector(r, writer, which[i], flat, err);
     }
     if (leader(r) && ok) {
@@ -204,11 +204,11 @@ void end_saving(Rank *r, Training *t, const Error *cause) {
 // ---- --dump -------------------------------------------------------------------------------------------------------------
 
 static size_t room_of_logits(const Rank *r) {
-    return (size_t)(r->act.classifier_rows * r->run->config.vocab_size) * sizeof(float);
+    return (size_t)(r->pass.classifier_rows * r->run->config.vocab_size) * sizeof(float);
 }
 
 void want_dump(Rank *r) {
-    size_t bytes = (size_t)(r->act.rows * r->run->config.vocab_size) * sizeof(float);
+    size_t bytes = (size_t)(r->pass.rows * r->run->config.vocab_size) * sizeof(float);
     r->dump_logits = (float *)malloc(bytes);
     Error err;
     if (r->dump_logits == NULL)
@@ -221,10 +221,10 @@ void want_dump(Rank *r) {
 void dump(Rank *r) {
     const Run *run = r->run;
     Error err;
-    bool ok = r->replica != 0 || dump_logits(run->options.dump, r->sequence, r->dump_logits, r->act.sequences,
+    bool ok = r->replica != 0 || dump_logits(run->options.dump, r->sequence, r->dump_logits, r->pass.sequences,
                                              run->options.context, run->config.vocab_size, &err);
     require(r, ok, &err);
-    gather_slices(r, r->gradients, sizeof(float));
+    gather_slices(r, r->model.gradients, sizeof(float));
     if (leader(r)) {
         const float *flat = for_file(r);
         if (flat == NULL) require(r, error_set(&err, "--dump: out of memory for the gradients"), &err);

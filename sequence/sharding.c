@@ -1,4 +1,4 @@
-// The zigzag (sequence/sharding.h).
+// Zigzag ownership: chunk boundaries, shards, and what one rank sees of another.
 #include "sequence/sharding.h"
 
 // T * (2P) stays far below 2^63 for any T that fits in memory.

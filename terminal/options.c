@@ -33,6 +33,8 @@ const Option options_table[] = {
     {"vocab-size", INTEGER, MODEL, "N", "0", AT(vocab_size), 0, INT32_MAX,
      "tokens of a new model's vocabulary; 0: of bytes 257, of uint16 tokens 50257, of uint32 tokens 128256"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
+    {"mixer", TEXT, MODEL, "LIST", NULL, AT(mixer), 0, 0,
+     "what mixes tokens, layer by layer, a pattern that repeats: names with commas between; without it, attention"},
     {"window", TEXT, MODEL, "W[,W...]", NULL, AT(window), 0, 0,
      "tokens that attention looks back on, its own included; 0: all. Several are for one layer after the other, and "
      "are repeated: 512,512,0"},
@@ -57,6 +59,8 @@ const Option options_table[] = {
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
      "sequences per replica and pass, gradients being accumulated; 0: up to 4,096 tokens per rank"},
+    {"recompute", CHOICE, TRAINING, "none|mlp|block", "none", AT(recompute), 0, 0,
+     "what backward works out again to save memory: the MLP's first product, or whole layers; the bits stay"},
     {"steps", INTEGER, TRAINING, "N", "450", AT(steps), 0, 1e12, "optimizer steps of the whole run"},
     {"lr", REAL, TRAINING, "X", "0", AT(lr), 0, 1e30, "highest learning rate; 0: from the width, 0.25 / C, at most 4e-3"},
     {"min-lr", REAL, TRAINING, "X", "0.1", AT(min_lr), 0, 1, "final learning rate, as a fraction of --lr"},
@@ -76,7 +80,7 @@ const Option options_table[] = {
      "ranks over which each sequence is sharded; where nothing is said, no more than there are GPUs for"},
     {"dp", INTEGER, RANKS, "N", "1", AT(dp), 1, 4096,
      "replicas, each of --sp ranks, that share the sequences of a step"},
-    {"attention", CHOICE, RANKS, "ring|gather|ulysses|ulysses-ring|auto|vanilla", "auto", AT(attention), 0, 0,
+    {"attention", CHOICE, RANKS, "auto|ring|gather|ulysses|ulysses-ring|vanilla", "auto", AT(attention), 0, 0,
      "how the ranks of a sequence exchange; vanilla: one rank stores the T x T matrix"},
     {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, 4096,
      "ranks that share heads in ulysses-ring, a divisor of --sp; 0: chosen"},
@@ -89,7 +93,7 @@ const Option options_table[] = {
     {"devices", TEXT, RANKS, "LIST", NULL, AT(devices), 0, 0,
      "the GPU of each rank of this machine, such as 0,1,2,3; ranks may share one: 0,0,0,0; without it, one GPU a rank"},
     {"threads", INTEGER, RANKS, "N", "0", AT(threads), 0, 4096, "processors for all ranks of this process; 0: all"},
-    {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank silent for longer ends the run"},
+    {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank without a sign of life for longer ends the run"},
 
     {"eval-every", INTEGER, EVALUATION, "N", "0", AT(eval_every), 0, 1e12,
      "steps between validations; 0: only at the end"},
@@ -123,6 +127,9 @@ const Option options_table[] = {
 };
 // clang-format on
 #undef AT
+
+_Static_assert(sizeof(Architecture) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(Exchange) == sizeof(int),
+               "a choice is stored as its number");
 
 const int options_table_rows = sizeof options_table / sizeof *options_table;
 _Static_assert(sizeof options_table / sizeof *options_table <= OPTIONS_MAX, "Options.given has a place for each row");
@@ -239,16 +246,26 @@ static bool parse_real(const Option *row, const char *value, double *out, Error 
     return true;
 }
 
-static bool parse_choice(const Option *row, const char *value, const char **out, Error *err) {
+// The value is the word's place among the allowed ones.
+static bool parse_choice(const Option *row, const char *value, int *out, Error *err) {
     size_t length = strlen(value);
-    for (const char *word = row->argument; length > 0; word = strchr(word, '|') + 1) {
+    const char *word = row->argument;
+    for (int place = 0; length > 0; place++, word = strchr(word, '|') + 1) {
         if (strncmp(word, value, length) == 0 && (word[length] == '|' || word[length] == '\0')) {
-            *out = value;
+            *out = place;
             return true;
         }
         if (strchr(word, '|') == NULL) break;
     }
     return error_usage(err, "--%s: \"%s\" is not one of %s", row->name, shown_text(value).text, row->argument);
+}
+
+Shown shown_choice(const Option *row, int value) {
+    Shown s;
+    const char *word = row->argument;
+    for (int place = 0; place < value; place++) word = strchr(word, '|') + 1;
+    snprintf(s.text, sizeof s.text, "%.*s", (int)strcspn(word, "|"), word);
+    return s;
 }
 
 static bool append_path(Options *options, const Option *row, const char *value, Error *err) {
@@ -269,7 +286,7 @@ static bool set_value(Options *options, const Option *row, const char *value, Er
     switch (row->kind) {
     case INTEGER: return parse_integer(row, value, (int64_t *)out, err);
     case REAL: return parse_real(row, value, (double *)out, err);
-    case CHOICE: return parse_choice(row, value, (const char **)out, err);
+    case CHOICE: return parse_choice(row, value, (int *)out, err);
     case PATHS: return append_path(options, row, value, err);
     case TEXT: *(const char **)out = value; return true;
     case FLAG: *(bool *)out = strcmp(value, "no") != 0; return true;
@@ -349,8 +366,9 @@ static bool check_needs(const Options *options, Error *err) {
         return error_usage(err, "--data-format needs --data FILE: the bundled corpus is bytes");
     if (options_given(options, "document-end") && !options->document_mask && !options->resume)
         return error_usage(err, "--document-end is for --document-mask, which is not given");
-    if (options_given(options, "ulysses") && strcmp(options->attention, "ulysses-ring") != 0)
-        return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s", options->attention);
+    if (options_given(options, "ulysses") && options->attention != EXCHANGE_ULYSSES_RING)
+        return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s",
+                           exchange_name(options->attention));
     return true;
 }
 
@@ -383,7 +401,7 @@ static bool parse_windows(Options *options, Error *err) {
 
 static bool check_model(const Options *options, Error *err) {
     static const char *const of_the_checkpoint[] = {"arch", "model", "layers", "heads",   "kv-heads",
-                                                    "dim",  "ffn",   "untied", "qkv-bias", "vocab-size"};
+                                                    "dim",  "ffn",   "untied", "qkv-bias", "vocab-size", "mixer"};
     static const char *const of_llama[] = {"kv-heads", "rope-theta", "untied", "qkv-bias"};
     if (options->init != NULL && options->resume)
         return error_usage(err, "--init and --resume both say where the weights come from: give one of them");
@@ -391,7 +409,7 @@ static bool check_model(const Options *options, Error *err) {
         if (options_given(options, of_the_checkpoint[i]))
             return error_usage(err, "--%s and --init exclude each other: the checkpoint says what the model is",
                                of_the_checkpoint[i]);
-    bool gpt2 = options->init == NULL && !options->resume && strcmp(options->arch, "gpt2") == 0;
+    bool gpt2 = options->init == NULL && !options->resume && options->arch == ARCH_GPT2;
     for (size_t i = 0; gpt2 && i < sizeof of_llama / sizeof *of_llama; i++)
         if (options_given(options, of_llama[i]))
             return error_usage(err, "--%s is for --arch llama, not gpt2", of_llama[i]);
@@ -400,7 +418,7 @@ static bool check_model(const Options *options, Error *err) {
 
 static bool check_ranks(const Options *options, Error *err) {
     long long sp = options->sp, dp = options->dp, batch = options->batch, micro = options->micro_batch;
-    if (strcmp(options->attention, "vanilla") == 0 && sp != 1)
+    if (options->attention == EXCHANGE_VANILLA && sp != 1)
         return error_usage(err, "--attention vanilla runs on one rank: give --sp 1, not %lld", sp);
     if (options->ulysses > 0 && sp % options->ulysses != 0)
         return error_usage(err, "--ulysses %lld does not divide --sp %lld; give a divisor, or leave it out",
@@ -421,15 +439,16 @@ bool options_check(const Options *options, Error *err) {
     if (options->warmup > options->steps)
         return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)options->warmup,
                            (long long)options->steps);
-    if (options_given(options, "decay-fraction") && strcmp(options->schedule, "wsd") != 0)
-        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s", options->schedule);
+    if (options_given(options, "decay-fraction") && options->schedule != SCHEDULE_WSD)
+        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s",
+                           shown_choice(option_named("schedule"), options->schedule).text);
     return check_ranks(options, err);
 }
 
 // Defaults that follow from what the user gave.
 static void settle_defaults(Options *options) {
     bool named_gpt2 = options->model != NULL && strncmp(options->model, "gpt2", 4) == 0;
-    if (named_gpt2 && !options_given(options, "arch")) options->arch = "gpt2";
+    if (named_gpt2 && !options_given(options, "arch")) options->arch = ARCH_GPT2;
     bool sized_elsewhere = options->model != NULL || options->init != NULL || options->resume;
     if (sized_elsewhere && !options_given(options, "layers")) options->layers = 0;
     if (sized_elsewhere && !options_given(options, "heads")) options->heads = 0;

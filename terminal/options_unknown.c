@@ -58,8 +58,7 @@ const ForeignNames foreign_names[] = {
     {"dtype torch_dtype precision mixed_precision bf16 fp16 fp32 tf32", NULL,
      "there is nothing to choose: CPUs compute in fp32, GPUs store bf16 and keep fp32 master weights"},
     {"compile torch_compile", NULL, "the program is compiled already"},
-    {"-r recompute gradient_checkpointing activation_checkpointing", NULL,
-     "norms and activations are always recomputed, and nothing else"},
+    {"-r gradient_checkpointing activation_checkpointing", "recompute", NULL},
     {"do_train do_eval eval_only", NULL, "--steps 0 evaluates and does not train"},
     // Of the ranks.
     {"ranks cp context_parallel_size sequence_parallel_size sequence_parallel", "sp", NULL},

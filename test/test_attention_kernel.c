@@ -142,9 +142,20 @@ static Chunk chunk_of(int64_t T, int chunks, int i) {
     return (Chunk){start, T * (i + 1) / chunks - start};
 }
 
+// One at a time: all have the same memory to work in.
+static Device device_with(const AttentionKernels *kernels, int threads) {
+    static _Alignas(256) char room[8 << 20];
+    return (Device){.name = "cpu",
+                    .element_bytes = sizeof(float),
+                    .threads = threads,
+                    .attention = kernels,
+                    .scratch = room,
+                    .scratch_bytes = sizeof room};
+}
+
 static void run(const AttentionKernels *kernels, int threads, const Tensors *t, Walk walk) {
     Problem p = t->problem;
-    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = threads, .attention = kernels};
+    Device device = device_with(kernels, threads);
     AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
     uint64_t pairs = (uint64_t)walk.query_chunks * (uint64_t)walk.key_chunks;
     for (int i = 0; i < walk.query_chunks; i++) {
@@ -405,7 +416,7 @@ static void check_future_is_not_seen(const AttentionKernels *kernels) {
     Problem p = {1, 100, 2, 1, 24, 1};
     Direct x = direct_random(p, 18);
     Tensors t = tensors_of(&x), before = tensors_of(&x);
-    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 1, .attention = kernels};
+    Device device = device_with(kernels, 1);
     AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
     Tensors *both[] = {&t, &before};
     for (int i = 0; i < 2; i++) {
@@ -434,7 +445,7 @@ static void check_rows_without_keys(const AttentionKernels *kernels) {
     Problem p = {1, 40, 2, 1, 24, 1};
     Direct x = direct_random(p, 19);
     Tensors t = tensors_of(&x);
-    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 1, .attention = kernels};
+    Device device = device_with(kernels, 1);
     AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
     QueryForward query = query_forward(&t, (Chunk){0, 40});
     QueryBackward query_back = query_backward(&t, (Chunk){0, 40});
@@ -541,7 +552,7 @@ static void check_gradients_are_added(const AttentionKernels *kernels) {
     Problem p = {1, 100, 2, 1, 16, 1};
     Direct x = direct_random(p, 20);
     Tensors t = tensors_of(&x);
-    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 1, .attention = kernels};
+    Device device = device_with(kernels, 1);
     AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
     run(kernels, 1, &t, (Walk){1, 1, 0});
     float *once = filled(t.fused_batch, 0);
@@ -571,7 +582,7 @@ static void check_whole(const AttentionKernels *kernels) {
     each_of_fused(&t, t.d_qkv, x.d_q, x.d_k, x.d_v, spoil);
     run(kernels, 1, &expected, (Walk){1, 1, 0});
     for (int threads = 1; threads <= 2; threads++) {
-        Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = threads, .attention = kernels};
+        Device device = device_with(kernels, threads);
         AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
         QueryForward query = query_forward(&t, all);
         QueryBackward query_back = query_backward(&t, all);
@@ -601,7 +612,7 @@ static void check_whole_of_chunks(const AttentionKernels *kernels) {
     memcpy(t.delta, expected.delta, (size_t)(p.H * p.T) * sizeof(float));
     each_of_fused(&t, t.d_qkv, x.q, x.k, x.v, spoil);
     each_of_fused(&expected, expected.d_qkv, x.q, x.k, x.v, zero);
-    Device device = {.name = "cpu", .element_bytes = sizeof(float), .threads = 2, .attention = kernels};
+    Device device = device_with(kernels, 2);
     AttentionShape shape = {p.B, p.H, p.KV, p.D, scale_of(p)};
     QueryBackward query = query_backward(&t, queries), query_expected = query_backward(&expected, queries);
     KeyValue kv = key_value(&t, keys), kv_expected = key_value(&expected, keys);

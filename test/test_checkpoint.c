@@ -7,10 +7,13 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/disk.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/sha256.h"
+#include "mixer/mlp.h"
 
 static char folder[PROGRAM_PATH], out[PROGRAM_PATH];
 static ModelConfig gpt2, llama;
@@ -249,7 +252,7 @@ static void test_transposition(void **state) {
     for (int64_t in = 0; in < 32; in++) {
         float row[72];
         assert_true(tensor_to_float(up, in * 72, 72, row, &err));
-        for (int64_t o = 0; o < 72; o++) assert_true(row[o] == value_of(3, 0, gpt2_table.layer[1].up + o * 32 + in));
+        for (int64_t o = 0; o < 72; o++) assert_true(row[o] == value_of(3, 0, gpt2_table.layer[1].channels[MLP_UP] + o * 32 + in));
     }
     safetensors_close(file);
 }
@@ -705,6 +708,52 @@ static void test_file_size_limit(void **state) { // from the first file's first 
     expect_newest(2);
 }
 
+static void count_beat(void *count) { ++*(int *)count; }
+
+// Written in pieces, with signs of life between them, and still whole, or refused where the disk is full.
+static void test_large_file(void **state) {
+    (void)state;
+    enum { BYTES = 33 << 20, LIMIT = 20 << 20 };
+    char path[PROGRAM_PATH], hex[SHA256_HEX_CHARS];
+    uint32_t *data = malloc(BYTES);
+    assert_non_null(data);
+    for (uint32_t i = 0; i < BYTES / sizeof *data; i++) data[i] = i * 2654435761u;
+    DiskFile file;
+    Error err;
+    int beats = 0;
+    pulse_connect(count_beat, &beats);
+    path_join(path, folder, "large");
+    assert_true(disk_create(&file, path, &err));
+    assert_true(disk_write(&file, "head", 4, &err) && disk_write(&file, data, BYTES, &err) &&
+                disk_write(&file, "tail", 4, &err) && disk_close(&file, &err));
+    assert_true(beats >= 4);
+    beats = 0;
+    assert_true(disk_sum(path, hex, &err));
+    assert_true(beats >= 4);
+    pulse_connect(NULL, NULL);
+    assert_string_equal(hex, file.hex);
+    size_t bytes;
+    char *back = read_file(path, &bytes);
+    assert_int_equal(bytes, BYTES + 8);
+    assert_true(memcmp(back, "head", 4) == 0 && memcmp(back + 4, data, BYTES) == 0);
+    free(back);
+
+    struct rlimit before, limit;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    limit = before;
+    limit.rlim_cur = LIMIT;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    assert_true(disk_create(&file, path, &err));
+    bool ok = disk_write(&file, data, BYTES, &err);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_false(ok);
+    assert_non_null(strstr(err.message, "File too large"));
+    disk_discard(&file);
+    free(data);
+}
+
 enum { NOT_ALLOWED = 77 };
 
 // In a process and a mount namespace of its own; a small file system in memory stands at `out`. Its exit code is the
@@ -913,7 +962,7 @@ static void test_not_finite(void **state) {
     (void)state;
     static const float strange[] = {NAN, INFINITY, -INFINITY};
     static const char *const vectors[] = {"model", "exp_avg", "exp_avg_sq"};
-    int64_t place = llama_table.layer[1].down + 5, total = llama_table.total;
+    int64_t place = llama_table.layer[1].channels[MLP_DOWN] + 5, total = llama_table.total;
     float *flat = malloc((size_t)total * sizeof *flat);
     assert_non_null(flat);
     for (int which = 0; which < 3; which++) {
@@ -965,6 +1014,7 @@ int main(void) {
         TEST(test_verify_names_the_file),
         TEST(test_kill),
         TEST(test_file_size_limit),
+        TEST(test_large_file),
         TEST(test_full_disk),
         TEST(test_read_only_folder),
         TEST(test_foreign_folders),

@@ -329,7 +329,7 @@ static void rank_main(Comm *world, void *argument) {
 
 static uint64_t run_checks(CommEngine engine, int ranks) {
     Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    CommLaunch launch = {engine, ranks, 100};
+    CommLaunch launch = {.engine = engine, .ranks = ranks, .timeout_seconds = 100};
     Error err = {0};
     if (!comm_run(&launch, rank_main, &checks, &err)) fail_msg("%s", err.message);
     if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
@@ -339,7 +339,7 @@ static uint64_t run_checks(CommEngine engine, int ranks) {
 // The other side of test_mpi and test_sockets: this process is one rank.
 static int run_as_rank(int ranks) {
     Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    CommLaunch launch = {COMM_AUTO, ranks, 100};
+    CommLaunch launch = {.engine = COMM_AUTO, .ranks = ranks, .timeout_seconds = 100};
     Error err = {0};
     alarm(120);
     if (!comm_ranks_are_processes(COMM_AUTO)) return 3;

@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "base/pulse.h"
 #include "base/random.h"
 #include "layers/device.h"
 
@@ -78,38 +79,38 @@ static void open_device(Device *device, Comm *world, bool shared) {
 
 // ---- a device that does all at once ---------------------------------------------------------------------------------
 
-// The CPU device with marks: what it is told is done when the call returns, so there is nothing to wait for. It shows
+// The CPU device with events: what it is told is done when the call returns, so there is nothing to wait for. It shows
 // what the ranks' threads do to each other, to ThreadSanitizer above all.
-struct Mark {
+struct Event {
     int recorded;
 };
-static Mark *mark_create_at_once(Device *device) {
+static Event *event_create_at_once(Device *device) {
     (void)device;
-    return calloc(1, sizeof(Mark));
+    return calloc(1, sizeof(Event));
 }
-static void mark_release_at_once(Device *device, Mark *mark) {
+static void event_release_at_once(Device *device, Event *event) {
     (void)device;
-    free(mark);
+    free(event);
 }
-static void record_at_once(Device *device, Order order, Mark *mark) {
-    (void)device, (void)order;
-    mark->recorded++;
+static void record_at_once(Device *device, Stream stream, Event *event) {
+    (void)device, (void)stream;
+    event->recorded++;
 }
-static void wait_at_once(Device *device, Order order, Mark *mark) {
-    (void)device, (void)order;
-    if (mark->recorded == 0) abort();
+static void wait_at_once(Device *device, Stream stream, Event *event) {
+    (void)device, (void)stream;
+    if (event->recorded == 0) abort();
 }
-static bool passed_at_once(Device *device, Mark *mark) {
+static bool done_at_once(Device *device, Event *event) {
     (void)device;
-    return mark->recorded > 0;
+    return event->recorded > 0;
 }
-static void copy_at_once(Device *device, Order order, void *to, const void *from, size_t bytes) {
-    (void)device, (void)order;
+static void copy_at_once(Device *device, Stream stream, void *to, const void *from, size_t bytes) {
+    (void)device, (void)stream;
     memcpy(to, from, bytes);
 }
-static void sum_at_once(Device *device, Order order, float *out, const float *const *terms, int term_count,
+static void sum_at_once(Device *device, Stream stream, float *out, const float *const *terms, int term_count,
                         int64_t count) {
-    (void)device, (void)order;
+    (void)device, (void)stream;
     if (term_count > DEVICE_MOST_TERMS) abort();
     for (int64_t i = 0; i < count; i++) {
         float sum = terms[0][i];
@@ -120,11 +121,11 @@ static void sum_at_once(Device *device, Order order, float *out, const float *co
 static void open_at_once(Device *device) {
     cpu_device(device, 1);
     device->host_memory = false;
-    device->mark_create = mark_create_at_once;
-    device->mark_release = mark_release_at_once;
-    device->record = record_at_once;
-    device->wait_for = wait_at_once;
-    device->passed = passed_at_once;
+    device->event_create = event_create_at_once;
+    device->event_release = event_release_at_once;
+    device->event_record = record_at_once;
+    device->stream_wait = wait_at_once;
+    device->event_done = done_at_once;
     device->copy_on = copy_at_once;
     device->sum_terms = sum_at_once;
 }
@@ -528,16 +529,16 @@ static void check_groups(Rank *me) {
 
 // ---- one run ------------------------------------------------------------------------------------------------------
 
-static void (*true_wait)(Device *, Order, Mark *);
+static void (*true_wait)(Device *, Stream, Event *);
 static void true_wait_of(const Device *device, Comm *world) {
-    if (comm_rank(world) == 0) true_wait = device->wait_for;
+    if (comm_rank(world) == 0) true_wait = device->stream_wait;
     comm_barrier(world);
 }
-static void wait_in_exchange_only(Device *device, Order order, Mark *mark) {
-    if (order == ORDER_EXCHANGE) true_wait(device, order, mark);
+static void wait_in_exchange_only(Device *device, Stream stream, Event *event) {
+    if (stream == STREAM_EXCHANGE) true_wait(device, stream, event);
 }
-static void wait_in_work_only(Device *device, Order order, Mark *mark) {
-    if (order == ORDER_WORK) true_wait(device, order, mark);
+static void wait_in_work_only(Device *device, Stream stream, Event *event) {
+    if (stream == STREAM_WORK) true_wait(device, stream, event);
 }
 
 static void rank_main(Comm *world, void *argument) {
@@ -547,8 +548,8 @@ static void rank_main(Comm *world, void *argument) {
     if (checks->at_once) open_at_once(&device);
     else open_device(&device, world, checks->transport == SHARED);
     true_wait_of(&device, world);
-    if (checks->fault == WORK_DOES_NOT_WAIT) device.wait_for = wait_in_exchange_only;
-    if (checks->fault == EXCHANGE_DOES_NOT_WAIT) device.wait_for = wait_in_work_only;
+    if (checks->fault == WORK_DOES_NOT_WAIT) device.stream_wait = wait_in_exchange_only;
+    if (checks->fault == EXCHANGE_DOES_NOT_WAIT) device.stream_wait = wait_in_work_only;
     Rank me = {comm_split(world, 0, comm_rank(world)), comm_on_device(world, &device, checks->transport == COLLECTIVES),
                &device, checks};
     check_collectives(&me, 6);
@@ -562,7 +563,7 @@ static void rank_main(Comm *world, void *argument) {
         check_pieces(&me);
     }
     free_ranks(&me);
-    comm_barrier(world); // nobody uses a device's marks any more
+    comm_barrier(world); // nobody uses a device's events any more
     device.close(&device);
 }
 
@@ -572,7 +573,7 @@ static int run_checks(char **argv) {
     while (strcmp(transport_names[checks.transport], argv[1]) != 0) checks.transport++;
     alarm(120);
     for (int ranks = atoi(argv[2]); ranks <= atoi(argv[3]); ranks++) {
-        CommLaunch launch = {COMM_AUTO, ranks, 60};
+        CommLaunch launch = {.engine = COMM_AUTO, .ranks = ranks, .timeout_seconds = 60};
         Error err = {0};
         if (!comm_run(&launch, rank_main, &checks, &err)) die(&err);
     }
@@ -588,24 +589,24 @@ typedef struct Scene {
     bool collectives;
 } Scene;
 
-// A device with long work queued before the exchanges: nothing behind it has been passed until `work_ends`.
-static bool (*true_passed)(Device *, Mark *);
+// A device with long work queued before the exchanges: nothing behind it is done until `work_ends`.
+static bool (*true_done)(Device *, Event *);
 static double work_ends;
 static double seconds_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
-static bool passed_after_long_work(Device *device, Mark *mark) {
-    return seconds_now() >= work_ends && true_passed(device, mark);
+static bool done_after_long_work(Device *device, Event *event) {
+    return seconds_now() >= work_ends && true_done(device, event);
 }
 static void work_long(Comm *world, Device *device, double seconds) {
     if (comm_rank(world) == 0) {
-        true_passed = device->passed;
+        true_done = device->event_done;
         work_ends = seconds_now() + seconds;
     }
     comm_barrier(world);
-    device->passed = passed_after_long_work;
+    device->event_done = done_after_long_work;
 }
 
 static void play(Comm *world, void *argument) {
@@ -620,6 +621,8 @@ static void play(Comm *world, void *argument) {
     Comm *comm = comm_on_device(world, &device, scene->collectives);
     if (strcmp(scene->trouble, "hang") == 0 && comm_rank(world) == 1)
         for (;;) pause();
+    if (strcmp(scene->trouble, "slow") == 0 && comm_rank(world) == 1)
+        for (double end = seconds_now() + 2.5; seconds_now() < end; usleep(10000)) pulse_beat();
     int bytes = strcmp(scene->trouble, "sizes") == 0 && comm_rank(world) == 1 ? 64 : 128;
     void *buffer = device.allocate(&device, 256, &err);
     for (int i = 0; i < 5; i++) {
@@ -639,7 +642,8 @@ static void play(Comm *world, void *argument) {
 // The program: play TROUBLE TRANSPORT ENGINE
 static int run_scene(char **argv) {
     Scene scene = {argv[1], strcmp(argv[2], "collectives") == 0};
-    CommLaunch launch = {strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL, 2, 1};
+    CommEngine engine = strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL;
+    CommLaunch launch = {.engine = engine, .ranks = 2, .timeout_seconds = 1};
     Error err = {0};
     alarm(60);
     if (!comm_run(&launch, play, &scene, &err)) die(&err);
@@ -713,7 +717,7 @@ static void test_threads(void **state) {
     (void)state;
     for (int ranks = 1; ranks <= MOST_RANKS; ranks++) {
         Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER, .transport = PEERS, .at_once = true};
-        CommLaunch launch = {COMM_LOCAL, ranks, 60};
+        CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 60};
         Error err = {0};
         if (!comm_run(&launch, rank_main, &checks, &err)) fail_msg("%s", err.message);
         if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
@@ -783,15 +787,19 @@ static void test_failures(void **state) {
                    "start between GPUs failed: NCCL: ", "same CUDA device");
 }
 
-// The time-out is 1 s. Exchanges are begun at once, but come to their turn after 2.5 s of work: that is no silence.
+// The time-out is 1 s. It is no silence that exchanges are begun at once, but come to their turn after 2.5 s of work; nor
+// that one side begins them only then, having given signs of life.
 static void test_long_work(void **state) {
+    static const char *const trouble[] = {"long work", "slow"};
     (void)state;
     if (!emulated_can_be_tested()) skip();
-    Command command = {0};
-    add_words(&command, "env", "EMULATED_SEED=2", own_path(), "play", "long work", "collectives", "local", NULL);
-    ProgramResult result = run_program(command.argv, 60);
-    if (result.exit_code != 0 || *result.err) fail_msg("exit code %d, %s", result.exit_code, result.err);
-    free_result(&result);
+    for (int i = 0; i < 2; i++) {
+        Command command = {0};
+        add_words(&command, "env", "EMULATED_SEED=2", own_path(), "play", trouble[i], "collectives", "local", NULL);
+        ProgramResult result = run_program(command.argv, 60);
+        if (result.exit_code != 0 || *result.err) fail_msg("exit code %d, %s", result.exit_code, result.err);
+        free_result(&result);
+    }
 }
 
 // More ranks than a device adds in one go; each, in its place and out of it, has the bits of the host's sum.
@@ -811,7 +819,7 @@ static void sum_of_many(Comm *world, void *argument) {
 static void test_sums_of_many_ranks(void **state) {
     (void)state;
     Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER, .transport = PEERS, .at_once = true};
-    CommLaunch launch = {COMM_LOCAL, DEVICE_MOST_TERMS + 44, 60};
+    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = DEVICE_MOST_TERMS + 44, .timeout_seconds = 60};
     Error err = {0};
     if (!comm_run(&launch, sum_of_many, &checks, &err)) fail_msg("%s", err.message);
     if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
@@ -843,7 +851,7 @@ static void rank_on_cpu(Comm *world, void *argument) {
 static void test_cpu_device(void **state) {
     (void)state;
     int right = 0;
-    CommLaunch launch = {COMM_LOCAL, 3, 60};
+    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = 3, .timeout_seconds = 60};
     Error err = {0};
     assert_true(comm_run(&launch, rank_on_cpu, &right, &err));
     assert_int_equal(right, 3);

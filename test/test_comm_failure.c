@@ -2,6 +2,9 @@
 // ranks end soon, with the right exit code and with one line that names the right rank.
 //
 // The program starts itself as the one that fails: `test_comm_failure RANKS TROUBLE OPERATION`.
+#include <pthread.h>
+
+#include "base/pulse.h"
 #include "test/ranks.h"
 
 static const char *const operations[] = {"exchange",   "barrier",        "broadcast", "all-reduce",
@@ -22,6 +25,35 @@ static void receive_from(Comm *comm, int from) {
     int got;
     CommRequest request = comm_exchange_begin(comm, NULL, 0, from, &got, sizeof got, from);
     comm_wait(comm, &request);
+}
+
+// Long work of a rank's own, in which it gives signs of life.
+static void work(double seconds) {
+    for (double end = program_clock() + seconds; program_clock() < end;) {
+        program_sleep(0.01);
+        pulse_beat();
+    }
+}
+
+// Stops this process after a while, wherever it is then.
+static void *stop_later(void *seconds) {
+    program_sleep(*(const double *)seconds);
+    raise(SIGSTOP);
+    return NULL;
+}
+
+// What ranks do in training, and a little more: waits of every kind, between two moments of work.
+static void go_round(Comm *comm) {
+    int rank = comm_rank(comm), size = comm_size(comm), got;
+    double sum = 1;
+    for (int i = 0;; i++) {
+        CommRequest request = comm_exchange_begin(comm, &rank, sizeof rank, (rank + 1) % size, &got, sizeof got,
+                                                  (rank + size - 1) % size);
+        comm_wait(comm, &request);
+        comm_all_reduce_sum(comm, &sum, 1);
+        if (i % 3 == 0) comm_barrier(comm);
+        if (i % 50 == 0) program_sleep(0.002);
+    }
 }
 
 // The others wait for the last rank in this.
@@ -66,6 +98,23 @@ static void play(Comm *comm, void *argument) {
         if (is_last) program_sleep(0.5);
         operate(comm, scene->operation);
         if (is_last) printf(" and done");
+    } else if (strcmp(trouble, "slow") == 0) { // for several time-outs, of which the last after its last word
+        if (is_last) work(3 * SHORT);
+        operate(comm, scene->operation);
+        if (is_last) work(2 * SHORT);
+    } else if (strcmp(trouble, "stall") == 0) {
+        if (is_last) work(2 * SHORT);
+        if (is_last) hang();
+        operate(comm, scene->operation);
+    } else if (strcmp(trouble, "stop") == 0) { // at a moment that the operation's place tells
+        double after = atof(scene->operation);
+        pthread_t stopper;
+        if (is_last) pthread_create(&stopper, NULL, stop_later, &after);
+        go_round(comm);
+    } else if (strcmp(trouble, "end") == 0) {
+        if (is_last) raise(SIGSTOP);
+    } else if (strcmp(trouble, "late") == 0) {
+        operate(comm, scene->operation);
     } else if (strcmp(trouble, "group") ==
                0) { // the last rank of one group fails; another group waits for other reasons
         Comm *pair = comm_split(comm, rank / 2, 0);
@@ -78,6 +127,7 @@ static void play(Comm *comm, void *argument) {
             if (strcmp(trouble, "fail") == 0) comm_fail(comm, &err);
             if (strcmp(trouble, "hang") == 0) hang();
             if (strcmp(trouble, "kill") == 0) raise(SIGKILL);
+            if (strcmp(trouble, "exit") == 0) _exit(0);
             return; // "leave"
         }
         if (strcmp(trouble, "all") == 0) comm_fail(comm, &err);
@@ -88,9 +138,13 @@ static void play(Comm *comm, void *argument) {
 static int play_alone(const char *ranks, const char *trouble, const char *operation) {
     Scene scene = {trouble, operation};
     bool is_short = strcmp(trouble, "fail") != 0 && strcmp(trouble, "all") != 0 && strcmp(trouble, "kill") != 0;
-    CommLaunch launch = {COMM_AUTO, atoi(ranks), is_short ? SHORT : LONG};
+    CommLaunch launch = {.engine = COMM_AUTO, .ranks = atoi(ranks), .timeout_seconds = is_short ? SHORT : LONG};
     Error err = {0};
     alarm(60);
+    bool is_late = comm_process_rank() == launch.ranks - 1;
+    if (strcmp(trouble, "never") != 0) launch.start_seconds = LONG;
+    if (strcmp(trouble, "late") == 0 && is_late) program_sleep(2 * SHORT);
+    if (strcmp(trouble, "never") == 0 && is_late) raise(SIGSTOP);
     if (!comm_run(&launch, play, &scene, &err)) die(&err);
     return 0;
 }
@@ -100,14 +154,18 @@ static int play_alone(const char *ranks, const char *trouble, const char *operat
 typedef struct Way { // in which ranks are started
     CommEngine engine;
     const char *folder; // of mpirun
+    bool apart;         // processes that share no page
 } Way;
-static const Way local = {COMM_LOCAL, NULL}, sockets = {COMM_SOCKETS, NULL};
-static Way mpi(void **state) { return (Way){COMM_MPI, *state}; }
+static const Way local = {.engine = COMM_LOCAL}, sockets = {.engine = COMM_SOCKETS};
+static Way mpi(void **state) { return (Way){.engine = COMM_MPI, .folder = *state}; }
+// As if each rank were on a machine of its own: Open MPI then has no memory that ranks could share.
+static Way mpi_apart(void **state) { return (Way){.engine = COMM_MPI, .folder = *state, .apart = true}; }
 
 static RunningProgram start_scene(Way way, int ranks, const char *trouble, const char *operation) {
     char count[16];
     snprintf(count, sizeof count, "%d", ranks);
     Command command = {0};
+    if (way.apart) add_words(&command, "env", "OMPI_MCA_osc=pt2pt", NULL);
     if (way.engine == COMM_MPI) add_mpirun_in(&command, ranks, way.folder);
     if (way.engine == COMM_SOCKETS) add_sockets_launcher(&command, ranks);
     add_words(&command, own_path(), count, trouble, operation, NULL);
@@ -120,12 +178,14 @@ static int count_of(const char *text, const char *part) {
     return count;
 }
 
-// One line of ours, beginning with "train_gpt: " and `begin` and saying `part`. mpirun adds a few of its own.
+// One line of ours, beginning with "train_gpt: " and `begin` and saying `part`; one for each machine. mpirun adds a few
+// of its own.
 static void check_line(const ProgramResult *result, Way way, const char *begin, const char *part) {
     char start[200];
     snprintf(start, sizeof start, "train_gpt: %s", begin);
     const char *line = strstr(result->err, start);
-    if (count_of(result->err, "train_gpt: ") != 1 || line == NULL || strstr(line, part) == NULL ||
+    int lines = count_of(result->err, "train_gpt: "), same = count_of(result->err, start);
+    if (lines != (way.apart ? same : 1) || line == NULL || strstr(line, part) == NULL ||
         (way.engine != COMM_MPI && (line != result->err || count_of(line, "\n") != 1))) {
         fail_msg("expected one line \"%s...%s...\", got: %s", start, part, result->err);
     }
@@ -219,6 +279,83 @@ static void test_stopped_and_continued(void **state) {
     stop_and_continue(sockets);
 }
 
+// A rank at long work is waited for as long as it gives signs of life, and named when it gives none any more.
+typedef struct Patience {
+    Way way;
+    RunningProgram slow, stall;
+} Patience;
+
+static void start_patience(Patience *scene, Way way) {
+    scene->way = way;
+    scene->slow = start_scene(way, 3, "slow", "barrier");
+    scene->stall = start_scene(way, 3, "stall", "all-reduce");
+}
+
+static void end_patience(Patience *scene) {
+    end_scene(&scene->stall, scene->way, 1, "rank 2", "waits for it in all-reduce (doing: step 12)",
+              3 * SHORT + 10);
+    if (program_clock() - scene->stall.started < 3 * SHORT) fail_msg("was not waited for");
+    ProgramResult result = finish_program(&scene->slow, 30);
+    if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
+    free_result(&result);
+}
+
+static void test_slow(void **state) {
+    Patience scenes[4];
+    int count = mpi_can_be_tested() ? 4 : 2;
+    start_patience(&scenes[0], local);
+    start_patience(&scenes[1], sockets);
+    if (count > 2) {
+        start_patience(&scenes[2], mpi(state));
+        start_patience(&scenes[3], mpi_apart(state));
+    }
+    for (int i = 0; i < count; i++) end_patience(&scenes[i]);
+}
+
+// A process that was stopped, wherever it was then, is the one that is named.
+static void test_stopped_process(void **state) {
+    enum { ROUNDS = 2, AT_ONCE = 9 };
+    if (!mpi_can_be_tested()) skip();
+    for (int round = 0; round < ROUNDS; round++) {
+        RunningProgram programs[AT_ONCE];
+        for (int i = 0; i < AT_ONCE; i++) {
+            char after[16];
+            snprintf(after, sizeof after, "%g", 0.3 + 0.0137 * (round * AT_ONCE + i));
+            programs[i] = start_scene(i % 2 == 0 ? mpi(state) : mpi_apart(state), 2 + i % 3, "stop", after);
+        }
+        for (int i = 0; i < AT_ONCE; i++) {
+            char begin[32];
+            Way way = i % 2 == 0 ? mpi(state) : mpi_apart(state);
+            snprintf(begin, sizeof begin, "rank %d (process ", 1 + i % 3);
+            end_scene(&programs[i], way, 1, begin, ") has not answered for 1", SHORT + soon(way));
+        }
+    }
+}
+
+// Stopped before it has started, or when it has nothing more to do; and one that only comes late.
+static void test_start_and_end_mpi(void **state) {
+    if (!mpi_can_be_tested()) skip();
+    RunningProgram never = start_scene(mpi(state), 3, "never", "barrier"), end = start_scene(mpi(state), 3, "end", "-");
+    RunningProgram late = start_scene(mpi(state), 3, "late", "barrier"),
+                   exits = start_scene(mpi(state), 3, "exit", "barrier");
+    end_scene(&never, mpi(state), 1, "the ranks have not all come to their start", "", SHORT + soon(mpi(state)));
+    end_scene(&end, mpi(state), 1, "rank 2 (process ", "waits for it in end", SHORT + soon(mpi(state)));
+    ProgramResult result = finish_program(&late, 30);
+    if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
+    free_result(&result);
+    result = finish_program(&exits, 30);
+    if (result.exit_code == 0 || result.timed_out) fail_msg("exit code %d, %s", result.exit_code, result.err);
+    free_result(&result);
+}
+
+static void test_late_start_sockets(void **state) {
+    (void)state;
+    RunningProgram late = start_scene(sockets, 3, "late", "barrier");
+    ProgramResult result = finish_program(&late, 30);
+    if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
+    free_result(&result);
+}
+
 static void test_fail_sockets(void **state) {
     (void)state;
     fail_in_operations(sockets, 1);
@@ -292,7 +429,7 @@ static void never(Comm *comm, void *argument) {
 static void expect_usage(CommEngine engine, int ranks, const char *part) {
     bool ran = false;
     Error err = {0};
-    CommLaunch launch = {engine, ranks, 1};
+    CommLaunch launch = {.engine = engine, .ranks = ranks, .timeout_seconds = 1};
     assert_false(comm_run(&launch, never, &ran, &err));
     assert_false(ran);
     assert_int_equal(err.exit_code, EXIT_USAGE);
@@ -351,12 +488,16 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_hang_sockets),
         cmocka_unit_test(test_odd_sockets),
         cmocka_unit_test(test_killed_sockets),
+        cmocka_unit_test(test_late_start_sockets),
         cmocka_unit_test(test_wrong_number_of_processes),
         cmocka_unit_test(test_fail_mpi),
         cmocka_unit_test(test_fail_together_mpi),
         cmocka_unit_test(test_hang_mpi),
         cmocka_unit_test(test_odd_mpi),
         cmocka_unit_test(test_killed_process),
+        cmocka_unit_test(test_slow),
+        cmocka_unit_test(test_stopped_process),
+        cmocka_unit_test(test_start_and_end_mpi),
     };
     return cmocka_run_group_tests_name("comm failures", tests, make_folder_for_ranks, remove_folder_of_ranks);
 }

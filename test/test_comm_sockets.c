@@ -159,7 +159,7 @@ static void play(Comm *comm, void *argument) {
 }
 
 static int play_alone(char **words) {
-    CommLaunch launch = {COMM_AUTO, atoi(words[1]), atof(words[2])};
+    CommLaunch launch = {.engine = COMM_AUTO, .ranks = atoi(words[1]), .timeout_seconds = atof(words[2])};
     Error err = {0};
     alarm(100);
     if (!comm_run(&launch, play, words[3], &err)) die(&err);
@@ -457,7 +457,7 @@ static void never(Comm *comm, void *argument) {
 static void expect_usage(CommEngine engine, int ranks, const char *part) {
     bool ran = false;
     Error err = {0};
-    CommLaunch launch = {engine, ranks, 1};
+    CommLaunch launch = {.engine = engine, .ranks = ranks, .timeout_seconds = 1};
     assert_false(comm_run(&launch, never, &ran, &err));
     assert_false(ran);
     assert_int_equal(err.exit_code, EXIT_USAGE);
@@ -510,7 +510,7 @@ static void test_environment(void **state) {
     Error err = {0};
     set_place("0", "1", "127.0.0.1", "29500"); // torchrun's, of one process: that may well run all ranks as threads
     assert_false(comm_ranks_are_processes(COMM_AUTO));
-    assert_true(comm_run(&(CommLaunch){COMM_SOCKETS, 1, 1}, never, &ran, &err) && ran);
+    assert_true(comm_run(&(CommLaunch){.engine = COMM_SOCKETS, .ranks = 1}, never, &ran, &err) && ran);
     set_place(NULL, NULL, NULL, NULL);
 }
 

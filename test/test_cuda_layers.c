@@ -82,7 +82,7 @@ static void ask_too_much(void *argument) {
     CudaTensor t = cuda_floats(NULL, 8);
     for (int i = 0; i < TERMS; i++) terms[i] = t.data;
     if (freopen(path, "w", stderr) == NULL) _exit(3);
-    device->sum_terms(device, ORDER_WORK, t.data, terms, TERMS, 8);
+    device->sum_terms(device, STREAM_WORK, t.data, terms, TERMS, 8);
 }
 
 static void giving_up_is_one_line(void **state) {
@@ -100,7 +100,7 @@ static void giving_up_is_one_line(void **state) {
     unlink(path);
     assert_ptr_equal(strstr(line, "train_gpt: CUDA: "), line);
     assert_non_null(strstr(line, "300 ranks"));
-    assert_non_null(strstr(line, "marks.cu:"));
+    assert_non_null(strstr(line, "streams.cu:"));
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
@@ -738,14 +738,14 @@ static void the_same_bits_in_any_order_of_threads(void **state) {
 
 // ---- between ranks -------------------------------------------------------------------------------------------------
 // Two ranks, each a thread with its own Device, on two GPUs where there are two. What the first works out, the second
-// fetches after the first's mark, and the first overwrites it only after the second's. Without the marks the emulated
+// fetches after the first's event, and the first overwrites it only after the second's. Without the events the emulated
 // streams would run in another order. It is the second that records for the first, which waits meanwhile.
 enum { RANKS_COUNT = 3000, ROUNDS = 20 };
 
 typedef struct Ranks {
     Device *first;
     float *x; // the first's
-    Mark *made, *fetched;
+    Event *made, *fetched;
     pthread_barrier_t turn;
     const char *failure; // of the second's thread
     float *sum;
@@ -756,25 +756,25 @@ static const size_t ranks_bytes = RANKS_COUNT * sizeof(float);
 static void second_rounds(Ranks *r, Device *device) {
     Error err = {0};
     float *y = device->allocate(device, ranks_bytes, &err), *sum = device->allocate(device, ranks_bytes, &err);
-    r->fetched = device->mark_create(device);
+    r->fetched = device->event_create(device);
     for (int round = 1; round <= ROUNDS; round++) {
         pthread_barrier_wait(&r->turn); // the first has begun its part
-        r->first->record(r->first, ORDER_WORK, r->made);
-        device->wait_for(device, ORDER_EXCHANGE, r->made);
-        device->copy_on(device, ORDER_EXCHANGE, y, r->x, ranks_bytes);
+        r->first->event_record(r->first, STREAM_WORK, r->made);
+        device->stream_wait(device, STREAM_EXCHANGE, r->made);
+        device->copy_on(device, STREAM_EXCHANGE, y, r->x, ranks_bytes);
         const float *terms[] = {sum, y};
-        device->sum_terms(device, ORDER_EXCHANGE, sum, terms, 2, RANKS_COUNT);
-        device->record(device, ORDER_EXCHANGE, r->fetched);
+        device->sum_terms(device, STREAM_EXCHANGE, sum, terms, 2, RANKS_COUNT);
+        device->event_record(device, STREAM_EXCHANGE, r->fetched);
         pthread_barrier_wait(&r->turn);
     }
-    device->wait_for(device, ORDER_WORK, r->fetched);
+    device->stream_wait(device, STREAM_WORK, r->fetched);
     device->download(device, r->sum, sum, ranks_bytes);
-    if (!device->passed(device, r->fetched) || !r->first->passed(r->first, r->made)) r->failure = "a mark not passed";
-    if (device->stream(device, ORDER_WORK) == device->stream(device, ORDER_EXCHANGE)) r->failure = "one stream only";
+    if (!device->event_done(device, r->fetched) || !r->first->event_done(r->first, r->made))
+        r->failure = "an event not done";
     device->release(device, y, ranks_bytes);
     device->release(device, sum, ranks_bytes);
-    pthread_barrier_wait(&r->turn); // nobody needs its mark now
-    device->mark_release(device, r->fetched);
+    pthread_barrier_wait(&r->turn); // nobody needs its event now
+    device->event_release(device, r->fetched);
 }
 
 static void *second_rank(void *argument) {
@@ -791,7 +791,7 @@ static void *second_rank(void *argument) {
     return NULL;
 }
 
-static void marks(void **state) {
+static void events(void **state) {
     (void)state;
     Device *device = cuda_device_of_test();
     Error err = {0};
@@ -802,12 +802,12 @@ static void marks(void **state) {
     step = device->allocate(device, ranks_bytes, &err);
     assert_true(r.x != NULL && step != NULL);
     device->upload(device, step, values, ranks_bytes);
-    r.made = device->mark_create(device);
+    r.made = device->event_create(device);
     pthread_barrier_init(&r.turn, NULL, 2);
     pthread_t second;
     assert_int_equal(pthread_create(&second, NULL, second_rank, &r), 0);
     for (int round = 1; round <= ROUNDS; round++) {
-        if (round > 1) device->wait_for(device, ORDER_WORK, r.fetched);
+        if (round > 1) device->stream_wait(device, STREAM_WORK, r.fetched);
         device->add_float(device, r.x, step, RANKS_COUNT); // round * i
         pthread_barrier_wait(&r.turn);
         pthread_barrier_wait(&r.turn); // the second has begun its part
@@ -816,7 +816,7 @@ static void marks(void **state) {
     pthread_join(second, NULL);
     if (r.failure != NULL) fail_msg("%s", r.failure);
     for (int i = 0; i < RANKS_COUNT; i++) assert_true(r.sum[i] == (float)(i * (ROUNDS * (ROUNDS + 1) / 2)));
-    device->mark_release(device, r.made);
+    device->event_release(device, r.made);
     device->release(device, r.x, ranks_bytes);
     device->release(device, step, ranks_bytes);
     pthread_barrier_destroy(&r.turn);
@@ -843,8 +843,8 @@ static void sum_terms(void **state) {
                 for (int64_t i = 0; i < count; i++) expected[i] = t == 0 ? values[0][i] : expected[i] + values[t][i];
             }
             const CudaTensor *out = &terms[n - 1];
-            device->synchronize(device); // the terms came in the order of work
-            device->sum_terms(device, ORDER_EXCHANGE, out->data, pointers, n, count);
+            device->synchronize(device); // the terms came in the stream of work
+            device->sum_terms(device, STREAM_EXCHANGE, out->data, pointers, n, count);
             device->synchronize(device);
             float *got = cuda_fetch(out);
             expect_same_bits("sum_terms", got, expected, count);
@@ -876,7 +876,7 @@ int main(void) {
         cmocka_unit_test(a_loss_that_is_not_finite_shows),
         cmocka_unit_test(adamw),
         cmocka_unit_test(sums),
-        cmocka_unit_test(marks),
+        cmocka_unit_test(events),
         cmocka_unit_test(sum_terms),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

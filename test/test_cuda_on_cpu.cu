@@ -1,4 +1,4 @@
-// The emulated GPU itself (dev/cuda_on_cpu/): kernels that are right give the right results in any order of threads,
+// The emulated GPU itself (emulated/): kernels that are right give the right results in any order of threads,
 // and kernels with a planted fault are caught, each with the message that names it.
 //
 // Every case runs in a child process with its own environment (seed, race checker), since a report ends the process.

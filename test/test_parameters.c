@@ -5,6 +5,8 @@
 #include <inttypes.h>
 #include <math.h>
 
+#include "mixer/attention.h"
+#include "mixer/mlp.h"
 #include "model/config.h"
 #include "model/parameters.h"
 
@@ -154,27 +156,29 @@ static void test_llama_layout(void **state) {
     check_layout(&table);
     for (int64_t l = 0; l < c.layers; l++) {
         const LayerOffsets *at = &table.layer[l];
-        assert_int_equal(at->norm1, offset_of(&table, "input_layernorm.weight", l));
-        assert_int_equal(at->qkv, offset_of(&table, "self_attn.q_proj.weight", l));
-        assert_int_equal(at->qkv + 24 * 32, offset_of(&table, "self_attn.k_proj.weight", l)); // q has H D = 24 rows
-        assert_int_equal(at->qkv + 36 * 32, offset_of(&table, "self_attn.v_proj.weight", l)); // k has KV D = 12
-        assert_int_equal(at->qkv_bias, offset_of(&table, "self_attn.q_proj.bias", l));
-        assert_int_equal(at->qkv_bias + 24, offset_of(&table, "self_attn.k_proj.bias", l));
-        assert_int_equal(at->qkv_bias + 36, offset_of(&table, "self_attn.v_proj.bias", l));
-        assert_int_equal(at->attention_out, offset_of(&table, "self_attn.o_proj.weight", l));
-        assert_int_equal(at->attention_out_bias, offset_of(&table, "self_attn.o_proj.bias", l));
-        assert_int_equal(at->norm2, offset_of(&table, "post_attention_layernorm.weight", l));
-        assert_int_equal(at->up, offset_of(&table, "mlp.gate_proj.weight", l));
-        assert_int_equal(at->up + 48 * 32, offset_of(&table, "mlp.up_proj.weight", l));
-        assert_int_equal(at->up_bias, offset_of(&table, "mlp.gate_proj.bias", l));
-        assert_int_equal(at->up_bias + 48, offset_of(&table, "mlp.up_proj.bias", l));
-        assert_int_equal(at->down, offset_of(&table, "mlp.down_proj.weight", l));
-        assert_int_equal(at->down_bias, offset_of(&table, "mlp.down_proj.bias", l));
-        assert_true(at->norm1_bias == -1 && at->norm2_bias == -1);
+        assert_int_equal(at->norm1.scale, offset_of(&table, "input_layernorm.weight", l));
+        assert_int_equal(at->tokens[ATTENTION_QKV], offset_of(&table, "self_attn.q_proj.weight", l));
+        assert_int_equal(at->tokens[ATTENTION_QKV] + 24 * 32,
+                         offset_of(&table, "self_attn.k_proj.weight", l)); // q has H D = 24 rows
+        assert_int_equal(at->tokens[ATTENTION_QKV] + 36 * 32,
+                         offset_of(&table, "self_attn.v_proj.weight", l)); // k has KV D = 12
+        assert_int_equal(at->tokens[ATTENTION_QKV_BIAS], offset_of(&table, "self_attn.q_proj.bias", l));
+        assert_int_equal(at->tokens[ATTENTION_QKV_BIAS] + 24, offset_of(&table, "self_attn.k_proj.bias", l));
+        assert_int_equal(at->tokens[ATTENTION_QKV_BIAS] + 36, offset_of(&table, "self_attn.v_proj.bias", l));
+        assert_int_equal(at->tokens[ATTENTION_OUT], offset_of(&table, "self_attn.o_proj.weight", l));
+        assert_int_equal(at->tokens[ATTENTION_OUT_BIAS], offset_of(&table, "self_attn.o_proj.bias", l));
+        assert_int_equal(at->norm2.scale, offset_of(&table, "post_attention_layernorm.weight", l));
+        assert_int_equal(at->channels[MLP_UP], offset_of(&table, "mlp.gate_proj.weight", l));
+        assert_int_equal(at->channels[MLP_UP] + 48 * 32, offset_of(&table, "mlp.up_proj.weight", l));
+        assert_int_equal(at->channels[MLP_UP_BIAS], offset_of(&table, "mlp.gate_proj.bias", l));
+        assert_int_equal(at->channels[MLP_UP_BIAS] + 48, offset_of(&table, "mlp.up_proj.bias", l));
+        assert_int_equal(at->channels[MLP_DOWN], offset_of(&table, "mlp.down_proj.weight", l));
+        assert_int_equal(at->channels[MLP_DOWN_BIAS], offset_of(&table, "mlp.down_proj.bias", l));
+        assert_true(at->norm1.bias == -1 && at->norm2.bias == -1);
     }
-    assert_int_equal(table.final_norm, find(&table, "model.norm.weight")->offset);
+    assert_int_equal(table.final_norm.scale, find(&table, "model.norm.weight")->offset);
     assert_int_equal(table.classifier, find(&table, "lm_head.weight")->offset);
-    assert_true(table.final_norm_bias == -1 && table.position_table == -1);
+    assert_true(table.final_norm.bias == -1 && table.position_table == -1);
     for (int i = 0; i < table.count; i++) assert_false(table.parameter[i].transposed);
     parameters_free(&table);
 
@@ -183,7 +187,8 @@ static void test_llama_layout(void **state) {
     table = list(&c);
     check_layout(&table);
     const LayerOffsets *at = &table.layer[1];
-    assert_true(at->qkv_bias == -1 && at->attention_out_bias == -1 && at->up_bias == -1 && at->down_bias == -1);
+    assert_true(at->tokens[ATTENTION_QKV_BIAS] == -1 && at->tokens[ATTENTION_OUT_BIAS] == -1 &&
+                at->channels[MLP_UP_BIAS] == -1 && at->channels[MLP_DOWN_BIAS] == -1);
     assert_int_equal(table.classifier, table.token_table);
     parameters_free(&table);
 }
@@ -195,22 +200,22 @@ static void test_gpt2_layout(void **state) {
     check_layout(&table);
     for (int64_t l = 0; l < c.layers; l++) {
         const LayerOffsets *at = &table.layer[l];
-        assert_int_equal(at->norm1, offset_of(&table, "ln_1.weight", l));
-        assert_int_equal(at->norm1_bias, offset_of(&table, "ln_1.bias", l));
-        assert_int_equal(at->qkv, offset_of(&table, "attn.c_attn.weight", l));
-        assert_int_equal(at->qkv_bias, offset_of(&table, "attn.c_attn.bias", l));
-        assert_int_equal(at->attention_out, offset_of(&table, "attn.c_proj.weight", l));
-        assert_int_equal(at->attention_out_bias, offset_of(&table, "attn.c_proj.bias", l));
-        assert_int_equal(at->norm2, offset_of(&table, "ln_2.weight", l));
-        assert_int_equal(at->norm2_bias, offset_of(&table, "ln_2.bias", l));
-        assert_int_equal(at->up, offset_of(&table, "mlp.c_fc.weight", l));
-        assert_int_equal(at->up_bias, offset_of(&table, "mlp.c_fc.bias", l));
-        assert_int_equal(at->down, offset_of(&table, "mlp.c_proj.weight", l));
-        assert_int_equal(at->down_bias, offset_of(&table, "mlp.c_proj.bias", l));
+        assert_int_equal(at->norm1.scale, offset_of(&table, "ln_1.weight", l));
+        assert_int_equal(at->norm1.bias, offset_of(&table, "ln_1.bias", l));
+        assert_int_equal(at->tokens[ATTENTION_QKV], offset_of(&table, "attn.c_attn.weight", l));
+        assert_int_equal(at->tokens[ATTENTION_QKV_BIAS], offset_of(&table, "attn.c_attn.bias", l));
+        assert_int_equal(at->tokens[ATTENTION_OUT], offset_of(&table, "attn.c_proj.weight", l));
+        assert_int_equal(at->tokens[ATTENTION_OUT_BIAS], offset_of(&table, "attn.c_proj.bias", l));
+        assert_int_equal(at->norm2.scale, offset_of(&table, "ln_2.weight", l));
+        assert_int_equal(at->norm2.bias, offset_of(&table, "ln_2.bias", l));
+        assert_int_equal(at->channels[MLP_UP], offset_of(&table, "mlp.c_fc.weight", l));
+        assert_int_equal(at->channels[MLP_UP_BIAS], offset_of(&table, "mlp.c_fc.bias", l));
+        assert_int_equal(at->channels[MLP_DOWN], offset_of(&table, "mlp.c_proj.weight", l));
+        assert_int_equal(at->channels[MLP_DOWN_BIAS], offset_of(&table, "mlp.c_proj.bias", l));
     }
     assert_int_equal(table.position_table, find(&table, "transformer.wpe.weight")->offset);
-    assert_int_equal(table.final_norm, find(&table, "transformer.ln_f.weight")->offset);
-    assert_int_equal(table.final_norm_bias, find(&table, "transformer.ln_f.bias")->offset);
+    assert_int_equal(table.final_norm.scale, find(&table, "transformer.ln_f.weight")->offset);
+    assert_int_equal(table.final_norm.bias, find(&table, "transformer.ln_f.bias")->offset);
     assert_int_equal(table.classifier, table.token_table);
     for (int i = 0; i < table.count; i++) { // the layers' matrices, and not the embeddings
         const Parameter *p = &table.parameter[i];
@@ -302,7 +307,7 @@ static void test_ranges_agree(void **state) {
     }
     assert_true(same < drawn / 1000);
     // Two tensors of one shape are different draws.
-    assert_memory_not_equal(whole + table.layer[0].up, whole + table.layer[1].up, 32 * 128 * sizeof(float));
+    assert_memory_not_equal(whole + table.layer[0].channels[MLP_UP], whole + table.layer[1].channels[MLP_UP], 32 * 128 * sizeof(float));
     free(whole);
     free(parts);
     parameters_free(&table);

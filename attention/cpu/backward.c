@@ -162,14 +162,21 @@ static void cut_into_cells(BackwardPair *pair) {
     }
 }
 
+static int64_t floats_of_worker(int64_t D, int64_t cell) {
+    Layout layout = {NULL, 0};
+    lay_out(&layout, D, cell);
+    return layout.used;
+}
+
+size_t cpu_backward_scratch_bytes(const AttentionShape *shape, int threads) {
+    return scratch_bytes(threads, floats_of_worker(shape->head_dim, LARGEST_CELL));
+}
+
 void cpu_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
     if (!pair_is_seen(&query->visibility, shape->batch, query->chunk, kv->chunk)) return;
     BackwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
     cut_into_cells(&pair);
-    Layout layout = {NULL, 0};
-    lay_out(&layout, shape->head_dim, pair.cell);
-    pair.scratch = scratch_allocate(device->threads, layout.used);
+    pair.scratch = scratch_from(device, "attention's backward pass", floats_of_worker(shape->head_dim, pair.cell));
     for (pair.phase = 0; pair.phase < pair.phases; pair.phase++)
         parallel_for(device->threads, shape->batch * shape->kv_heads * pair.query_cells, backward_task, &pair);
-    scratch_release(&pair.scratch);
 }

@@ -1,7 +1,5 @@
-// Products over blocks of scores of which a part is hidden, and scratch memory (attention/cpu/blocks.h).
+// Products over blocks of scores of which a part is hidden, and the scratch memory of workers.
 #include "attention/cpu/blocks.h"
-
-#include <stdlib.h>
 
 bool pair_is_seen(const Visibility *visibility, int64_t batch, Chunk queries, Chunk keys) {
     for (int64_t b = 0; b < batch; b++)
@@ -78,20 +76,12 @@ void block_add_to_keys(const TileKernels *kernels, Block block, int64_t n, Rows 
     }
 }
 
-Scratch scratch_allocate(int workers, int64_t floats) {
-    int64_t padded = (floats + 63) / 64 * 64;
-    size_t bytes = (size_t)workers * (size_t)padded * sizeof(float);
-    Scratch scratch = {aligned_alloc(256, bytes), padded};
-    if (scratch.memory == NULL) {
-        Error err = {0};
-        error_set(&err, "attention needs %zu bytes of memory to work in, which are not there: use fewer threads",
-                  bytes);
-        die(&err);
-    }
-    return scratch;
+static int64_t whole_lines(int64_t floats) { return (floats + 63) / 64 * 64; }
+
+size_t scratch_bytes(int threads, int64_t floats) {
+    return (size_t)threads * (size_t)whole_lines(floats) * sizeof(float);
 }
 
-void scratch_release(Scratch *scratch) {
-    free(scratch->memory);
-    scratch->memory = NULL;
+Scratch scratch_from(const Device *device, const char *who, int64_t floats) {
+    return (Scratch){device_scratch(device, who, scratch_bytes(device->threads, floats)), whole_lines(floats)};
 }

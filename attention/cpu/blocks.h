@@ -79,15 +79,15 @@ static inline Rows take_rows(Layout *layout, int64_t rows, int64_t stride) {
     return taken;
 }
 
-// Scratch memory of a call: one piece of `floats` floats for each worker, apart by whole cache lines. Ends the program
-// if there is none to have.
+// Scratch memory of a call, out of what was lent to the device: one piece of `floats` floats for each of its threads,
+// apart by whole cache lines.
 typedef struct Scratch {
     float *memory;
     int64_t floats;
 } Scratch;
 
-Scratch scratch_allocate(int workers, int64_t floats);
-void scratch_release(Scratch *scratch);
+size_t scratch_bytes(int threads, int64_t floats);
+Scratch scratch_from(const Device *device, const char *who, int64_t floats);
 static inline Layout scratch_of(const Scratch *scratch, int worker) {
     return (Layout){scratch->memory + worker * scratch->floats, 0};
 }

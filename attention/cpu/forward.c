@@ -111,13 +111,20 @@ static void forward_task(void *context, int64_t task, int worker) {
     forward_queries(pair, row / heads, row % heads, block * pair->query_block, scratch_of(&pair->scratch, worker));
 }
 
+static int64_t floats_of_worker(int64_t D, int64_t query_block) {
+    Layout layout = {NULL, 0};
+    lay_out(&layout, D, query_block);
+    return layout.used;
+}
+
+size_t cpu_forward_scratch_bytes(const AttentionShape *shape, int threads) {
+    return scratch_bytes(threads, floats_of_worker(shape->head_dim, LARGEST_QUERY_BLOCK));
+}
+
 void cpu_forward_pair(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv) {
     if (!pair_is_seen(&query->visibility, shape->batch, query->chunk, kv->chunk)) return;
     ForwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
     choose_query_block(&pair, device->threads);
-    Layout layout = {NULL, 0};
-    lay_out(&layout, shape->head_dim, pair.query_block);
-    pair.scratch = scratch_allocate(device->threads, layout.used);
+    pair.scratch = scratch_from(device, "attention", floats_of_worker(shape->head_dim, pair.query_block));
     parallel_for(device->threads, shape->batch * shape->heads * query_blocks(&pair), forward_task, &pair);
-    scratch_release(&pair.scratch);
 }

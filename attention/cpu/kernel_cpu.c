@@ -135,6 +135,11 @@ static void backward_whole(Device *device, const AttentionShape *shape, const Qu
     cpu_backward_pair(device, shape, &query_sums, &key_sums);
 }
 
+static size_t scratch_bytes_of_pairs(const AttentionShape *shape, int threads) {
+    size_t forward = cpu_forward_scratch_bytes(shape, threads), backward = cpu_backward_scratch_bytes(shape, threads);
+    return forward > backward ? forward : backward;
+}
+
 static const char *unsupported(const AttentionShape *shape) {
     (void)shape;
     return NULL;
@@ -151,4 +156,5 @@ const AttentionKernels attention_kernels_cpu = {.begin = begin,
                                                 .vanilla_forward = cpu_vanilla_forward,
                                                 .vanilla_backward = cpu_vanilla_backward,
                                                 .unsupported = unsupported,
+                                                .scratch_bytes = scratch_bytes_of_pairs,
                                                 .limits_visibility = true};

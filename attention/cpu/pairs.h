@@ -7,6 +7,10 @@
 void cpu_forward_pair(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
 void cpu_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
 
+// Bytes of the device's scratch memory that the two work in, whatever the chunks.
+size_t cpu_forward_scratch_bytes(const AttentionShape *, int threads);
+size_t cpu_backward_scratch_bytes(const AttentionShape *, int threads);
+
 size_t cpu_vanilla_row_bytes(const AttentionShape *, int64_t T);
 void cpu_vanilla_forward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
                          TokenView out, float *log_sum_exp, TokenView q, TokenView k, TokenView v);

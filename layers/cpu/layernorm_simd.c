@@ -125,10 +125,9 @@ void SIMD_NAME(layernorm_backward)(Device *device, void *d_x, float *d_weight, f
                                    const void *x, const void *weight, const float *mean, const float *rstd,
                                    int64_t rows, int64_t C) {
     int64_t per_block = norm_rows_per_block(rows), blocks = tasks_of(rows, per_block);
-    float *partial = cpu_scratch(blocks * 2 * C);
+    float *partial = device_scratch(device, "LayerNorm", norm_scratch_bytes(rows, C, 2));
     LayerNormGradient n = {d_x, partial, d_out, x, weight, mean, rstd, rows, C, per_block};
     parallel_for(device->threads, blocks, backward_task, &n);
     add_blocks(d_weight, partial, blocks, 2 * C, C);
     add_blocks(d_bias, partial + C, blocks, 2 * C, C);
-    free(partial);
 }

@@ -16,6 +16,19 @@ static inline int64_t rows_per_task(int64_t C) { return C >= TASK_VALUES ? 1 : T
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// ---- memory to work in (Device.scratch) -------------------------------------------------------------------------
+// A norm's weight gradient is a sum over all rows. They are cut into at most NORM_BLOCKS blocks, by their number alone;
+// each block has a task, and leaves its sums in a row of scratch memory: (blocks, C), LayerNorm (blocks, 2, C).
+enum { NORM_BLOCKS = 64, NORM_LEAST_ROWS = 32 };
+static inline int64_t norm_rows_per_block(int64_t rows) { return larger(NORM_LEAST_ROWS, tasks_of(rows, NORM_BLOCKS)); }
+static inline size_t norm_scratch_bytes(int64_t rows, int64_t C, int vectors) {
+    return (size_t)(tasks_of(rows, norm_rows_per_block(rows)) * vectors * C) * sizeof(float);
+}
+// The most that a layer needs for up to `rows` rows of width C.
+static inline size_t cpu_scratch_bytes(int64_t rows, int64_t C) {
+    return norm_scratch_bytes(rows < NORM_BLOCKS * NORM_LEAST_ROWS ? rows : NORM_BLOCKS * NORM_LEAST_ROWS, C, 2);
+}
+
 // ---- memory.c -------------------------------------------------------------------------------------------------
 void *cpu_allocate(Device *, size_t bytes, Error *);
 void cpu_release(Device *, void *memory, size_t bytes);
@@ -27,8 +40,6 @@ void cpu_to_storage(Device *, void *out, const float *in, int64_t count);
 void cpu_to_float(Device *, float *out, const void *in, int64_t count);
 void cpu_to_storage_strided(Device *, void *out, int64_t out_stride, const float *in, int64_t in_stride, int64_t rows,
                             int64_t columns);
-// Memory for the duration of a layer; ends the program if there is none. Not zeroed; free() it.
-float *cpu_scratch(int64_t count);
 
 // ---- embedding.c ------------------------------------------------------------------------------------------------
 void cpu_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,

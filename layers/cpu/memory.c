@@ -37,17 +37,6 @@ void cpu_release(Device *device, void *memory, size_t bytes) {
     free(memory);
 }
 
-float *cpu_scratch(int64_t count) {
-    float *memory = malloc((size_t)(count > 0 ? count : 1) * sizeof *memory);
-    if (memory == NULL) {
-        Error err;
-        error_set(&err, "out of memory: a layer needs %.1f MiB for sums; use fewer ranks on this machine",
-                  (double)count * sizeof *memory / 1048576);
-        die(&err);
-    }
-    return memory;
-}
-
 // ---- moves ------------------------------------------------------------------------------------------------------
 typedef struct Move {
     char *to;

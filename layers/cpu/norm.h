@@ -1,19 +1,12 @@
-// What LayerNorm and RMSNorm share: the residual addition before them, and sums over rows behind them.
-//
-// A norm's weight gradient is a sum over all rows. They are cut into at most NORM_BLOCKS blocks, by their number alone;
-// each block has a task and a row of sums of its own, and these are added up in order at the end.
+// What LayerNorm and RMSNorm share: the residual addition before them, and sums over rows behind them: each block of
+// rows has sums of its own (layers.h), which are added up in order at the end.
 #ifndef LAYERS_CPU_NORM_H
 #define LAYERS_CPU_NORM_H
 
 #include <math.h>
-#include <stdlib.h>
 
 #include "layers/cpu/layers.h"
 #include "layers/cpu/vector.h"
-
-enum { NORM_BLOCKS = 64, NORM_LEAST_ROWS = 32 };
-
-static inline int64_t norm_rows_per_block(int64_t rows) { return larger(NORM_LEAST_ROWS, tasks_of(rows, NORM_BLOCKS)); }
 
 // residual = x + delta; returns the row to normalise, which is x itself where there is no delta.
 static inline const float *residual_row(float *residual, const float *x, const float *delta, int64_t row, int64_t C) {

@@ -1,4 +1,7 @@
+// OpenMP's threads for loops over tasks, where OpenMP is there, and what it does behind our back undone.
 #include "layers/cpu/parallel.h"
+
+#include "base/pulse.h"
 
 #ifdef HAVE_OPENMP
 #include <omp.h>
@@ -65,6 +68,7 @@ static void run_on_team(int threads, int64_t tasks, ParallelTask *task, void *co
     for (int64_t i = 0; i < tasks; i++) {
         unbind();
         task(context, i, omp_get_thread_num());
+        pulse_beat();
     }
 }
 #endif
@@ -77,5 +81,8 @@ void parallel_for(int threads, int64_t tasks, ParallelTask *task, void *context)
     }
 #endif
     (void)threads;
-    for (int64_t i = 0; i < tasks; i++) task(context, i, 0);
+    for (int64_t i = 0; i < tasks; i++) {
+        task(context, i, 0);
+        pulse_beat();
+    }
 }

@@ -90,9 +90,8 @@ static void backward_task(void *context, int64_t task, int worker) {
 void SIMD_NAME(rmsnorm_backward)(Device *device, void *d_x, float *d_weight, const void *d_out, const void *x,
                                  const void *weight, const float *rstd, int64_t rows, int64_t C) {
     int64_t per_block = norm_rows_per_block(rows), blocks = tasks_of(rows, per_block);
-    float *partial = cpu_scratch(blocks * C);
+    float *partial = device_scratch(device, "RMSNorm", norm_scratch_bytes(rows, C, 1));
     RMSNormGradient n = {d_x, partial, d_out, x, weight, rstd, rows, C, per_block};
     parallel_for(device->threads, blocks, backward_task, &n);
     add_blocks(d_weight, partial, blocks, C, C);
-    free(partial);
 }

@@ -5,12 +5,13 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
+static_assert((int)WARP_COLUMNS == (int)BIAS_GROUP, "the columns of a block");
 enum {
     COLUMN_THREADS = WARP_COLUMNS,
     COLUMN_WARPS = COLUMN_THREADS / WARP, // of a block, each with rows of its own
     COLUMN_ROWS = 4,                      // that a warp has under way at once
-    COLUMN_BLOCKS = 1024,                 // about as many as a large GPU runs at once, over all columns
-    COLUMN_LEAST_ROWS = 64,               // of a block: fewer would not repay writing and reading its sums
 };
 
 // partial (gridDim.x / column_groups, N): block (i, g) sums rows [i * rows_per_block, ...) of 256 columns.
@@ -71,27 +72,30 @@ __global__ void __launch_bounds__(PARTIAL_THREADS)
     }
 }
 
+} // namespace
+
 void add_partial_sums(Device *device, float *sum, const float *partial, int64_t blocks, int64_t stride, int64_t N) {
     if (blocks == 0 || N == 0) return;
     launch(partial_sums_kernel, ceil_div<int64_t>(N, WARP), PARTIAL_THREADS, 0, stream_of(device), sum, partial, blocks,
            stride, N);
 }
 
+namespace {
+
 template <bool whole>
-static void launch_column_sums(cudaStream_t stream, float *partial, const bf16 *x, int64_t rows, int64_t N,
-                               int64_t blocks, int64_t rows_per_block) {
+void launch_column_sums(cudaStream_t stream, float *partial, const bf16 *x, int64_t rows, int64_t N, int64_t blocks,
+                        int64_t rows_per_block) {
     const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS);
     launch(column_sums_kernel<whole>, blocks * column_groups, COLUMN_THREADS, 0, stream, partial, x, rows, N,
            rows_per_block, column_groups);
 }
 
+} // namespace
+
 void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_t rows, int64_t N) {
     if (rows == 0 || N == 0) return;
-    const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS);
-    const int64_t wanted = larger_of<int64_t>(1, COLUMN_BLOCKS / column_groups);
-    const int64_t rows_per_block = larger_of<int64_t>(COLUMN_LEAST_ROWS, ceil_div(rows, wanted));
-    const int64_t blocks = ceil_div(rows, rows_per_block);
-    float *partial = static_cast<float *>(cuda_scratch(device, (size_t)(blocks * N) * sizeof(float)));
+    const int64_t rows_per_block = bias_rows_per_block(rows, N), blocks = ceil_div(rows, rows_per_block);
+    float *partial = static_cast<float *>(cuda_scratch(device, "a bias", bias_sums_bytes(rows, N)));
     const bf16 *x = static_cast<const bf16 *>(d_out);
     (fits_packets(N, x) ? launch_column_sums<true> : launch_column_sums<false>)(stream_of(device), partial, x, rows, N,
                                                                                 blocks, rows_per_block);
@@ -99,6 +103,8 @@ void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_
 }
 
 // ---- rows set to the bias ------------------------------------------------------------------------------------------
+
+namespace {
 
 // A warp sets 256 columns of a row.
 template <bool whole>
@@ -112,12 +118,13 @@ __global__ void set_rows_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64
     store_columns<whole>(out + row * N, value, first, N, lane);
 }
 
-template <bool whole>
-static void launch_set_rows(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
+template <bool whole> void launch_set_rows(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
     const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS), threads = 256;
     launch(set_rows_kernel<whole>, ceil_div(rows * column_groups, threads / WARP), threads, 0, stream, out, bias, rows,
            N, column_groups);
 }
+
+} // namespace
 
 void set_rows(Device *device, void *out, const void *bias, int64_t rows, int64_t N) {
     if (rows == 0 || N == 0) return;

@@ -1,6 +1,6 @@
 // What every .cu file of this project begins with: the CUDA runtime, checked calls and launches, shared memory.
 //
-// The same sources are compiled by nvcc for GPUs, and by g++ with dev/cuda_on_cpu/ in front of the include path, which
+// The same sources are compiled by nvcc for GPUs, and by g++ with emulated/ in front of the include path, which
 // runs each thread of a block as a fiber on the CPU ("--device emulated"). Three things differ between the two and
 // stand behind a name here: a launch, and the two kinds of shared memory.
 //
@@ -47,7 +47,7 @@ inline void launch_checked(void (*kernel)(P...), const char *name, const char *f
     cuda_check(cudaGetLastError(), name, file, line);
 }
 
-#endif // otherwise dev/cuda_on_cpu/cuda_runtime.h has them
+#endif // otherwise emulated/cuda_runtime.h has them
 
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f; // log2(e), ln(2)
 

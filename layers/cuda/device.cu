@@ -4,13 +4,14 @@
 
 #include "comm/collectives.h"
 #include "layers/cuda/context.h"
+#include "layers/cuda/cublaslt.h"
 #include "layers/cuda/layers.h"
 #include "layers/cuda/open.h"
 
 #ifdef __CUDACC__
-static const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES";
+const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES";
 #else
-static const char NAME[] = "emulated", WHO_SETS_THE_NUMBER[] = "EMULATED_GPUS";
+const char NAME[] = "emulated", WHO_SETS_THE_NUMBER[] = "EMULATED_GPUS";
 #endif
 
 int cuda_device_count(const char **why) {
@@ -25,9 +26,11 @@ int cuda_device_count(const char **why) {
     return 0;
 }
 
+namespace {
+
 // ---- opening and closing -------------------------------------------------------------------------------------------
 
-static bool can_serve(const cudaDeviceProp *p, int index, Error *err) {
+bool can_serve(const cudaDeviceProp *p, int index, Error *err) {
     if (p->major >= 8) return true;
     return error_set(err,
                      "GPU %d, %s, has compute capability %d.%d; 8.0 (Ampere) or later is needed, for matrix products "
@@ -35,10 +38,8 @@ static bool can_serve(const cudaDeviceProp *p, int index, Error *err) {
                      index, p->name, p->major, p->minor);
 }
 
-static void fill_table(Device *device);
-
 // An error here is the machine's (memory taken by others, a GPU in exclusive use), so it comes back to the caller.
-static bool worked(cudaError_t status, const char *what, int index, Error *err) {
+bool worked(cudaError_t status, const char *what, int index, Error *err) {
     if (status == cudaSuccess) return true;
     (void)cudaGetLastError();
     return error_set(err, "GPU %d: %s failed: %s; nvidia-smi shows who uses it", index, what,
@@ -46,18 +47,16 @@ static bool worked(cudaError_t status, const char *what, int index, Error *err) 
 }
 
 // Also of what was only half filled: nothing is asked of a GPU that did not open.
-static void free_context(CudaContext *c) {
+void free_context(CudaContext *c) {
     for (int i = 0; i < 2; i++)
         if (c->stream[i] != NULL) CUDA_CHECK(cudaStreamDestroy(c->stream[i]));
     matmul_plans_free(c->plans);
     upload_ring_free(c->uploads);
     if (c->cublas != NULL) cublasLtDestroy(c->cublas);
-    if (c->workspace != NULL) CUDA_CHECK(cudaFree(c->workspace));
-    if (c->scratch != NULL) CUDA_CHECK(cudaFree(c->scratch));
     free(c);
 }
 
-static bool fill_context(CudaContext *c, int index, Error *err) {
+bool fill_context(CudaContext *c, int index, Error *err) {
     c->gpu = index;
     if (!worked(cudaSetDevice(index), "opening it", index, err)) return false;
     if (!worked(cudaGetDeviceProperties(&c->properties, index), "asking its properties", index, err)) return false;
@@ -67,13 +66,11 @@ static bool fill_context(CudaContext *c, int index, Error *err) {
     int least, greatest;
     if (!worked(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities", index, err)) return false;
     for (int i = 0; i < 2; i++) {
-        const int priority = i == ORDER_EXCHANGE ? greatest : least;
+        const int priority = i == STREAM_EXCHANGE ? greatest : least;
         if (!worked(cudaStreamCreateWithPriority(&c->stream[i], cudaStreamNonBlocking, priority), "making a stream",
                     index, err))
             return false;
     }
-    c->workspace_bytes = CUDA_WORKSPACE_BYTES;
-    if (!worked(cudaMalloc(&c->workspace, c->workspace_bytes), "taking 32 MiB of its memory", index, err)) return false;
     if (cublasLtCreate(&c->cublas) != CUBLAS_STATUS_SUCCESS)
         return error_set(err, "GPU %d: cuBLASLt does not start; nvidia-smi shows how much memory is free", index);
     c->plans = matmul_plans_new();
@@ -81,31 +78,7 @@ static bool fill_context(CudaContext *c, int index, Error *err) {
     return true;
 }
 
-bool cuda_device(Device *device, int index, Error *err) {
-    const char *why = "";
-    const int count = cuda_device_count(&why);
-    if (count == 0) return error_set(err, "--device %s: %s; use --device cpu", NAME, why);
-    if (index < 0 || index >= count)
-        return error_usage(
-            err,
-            "there is no GPU %d: this machine has %d, counted from 0 (see %s); start fewer ranks, or let "
-            "them share by --devices",
-            index, count, WHO_SETS_THE_NUMBER);
-    CudaContext *c = (CudaContext *)calloc(1, sizeof *c);
-    if (c == NULL) return error_set(err, "out of memory");
-    if (!fill_context(c, index, err)) {
-        free_context(c);
-        return false;
-    }
-    *device = Device{};
-    device->context = c;
-    fill_table(device);
-    snprintf(device->description, sizeof device->description, "%.70s, %.0f GiB", c->properties.name,
-             (double)c->properties.totalGlobalMem / (1 << 30));
-    return true;
-}
-
-static void cuda_close(Device *device) {
+void cuda_close(Device *device) {
     CudaContext *c = context_of(device);
     CUDA_CHECK(cudaSetDevice(c->gpu)); // the thread may have opened others since
     cuda_synchronize(device);
@@ -115,7 +88,7 @@ static void cuda_close(Device *device) {
 
 // ---- the table -----------------------------------------------------------------------------------------------------
 
-static void fill_table(Device *device) {
+void fill_table(Device *device) {
     device->name = NAME;
     device->element_bytes = sizeof(uint16_t); // bf16
     device->host_memory = false;
@@ -161,12 +134,37 @@ static void fill_table(Device *device) {
     device->sum = cuda_sum;
     device->sum_of_squares = cuda_sum_of_squares;
 
-    device->mark_create = cuda_mark_create;
-    device->mark_release = cuda_mark_release;
-    device->record = cuda_record;
-    device->wait_for = cuda_wait_for;
-    device->passed = cuda_passed;
+    device->event_create = cuda_event_create;
+    device->event_release = cuda_event_release;
+    device->event_record = cuda_event_record;
+    device->stream_wait = cuda_stream_wait;
+    device->event_done = cuda_event_done;
     device->copy_on = cuda_copy_on;
     device->sum_terms = cuda_sum_terms;
-    device->stream = cuda_stream;
+}
+
+} // namespace
+
+bool cuda_device(Device *device, int index, Error *err) {
+    const char *why = "";
+    const int count = cuda_device_count(&why);
+    if (count == 0) return error_set(err, "--device %s: %s; use --device cpu", NAME, why);
+    if (index < 0 || index >= count)
+        return error_usage(
+            err,
+            "there is no GPU %d: this machine has %d, counted from 0 (see %s); start fewer ranks, or let "
+            "them share by --devices",
+            index, count, WHO_SETS_THE_NUMBER);
+    CudaContext *c = (CudaContext *)calloc(1, sizeof *c);
+    if (c == NULL) return error_set(err, "out of memory");
+    if (!fill_context(c, index, err)) {
+        free_context(c);
+        return false;
+    }
+    *device = Device{};
+    device->context = c;
+    fill_table(device);
+    snprintf(device->description, sizeof device->description, "%.70s, %.0f GiB", c->properties.name,
+             (double)c->properties.totalGlobalMem / (1 << 30));
+    return true;
 }

@@ -22,15 +22,14 @@ struct UploadRing *upload_ring_new(void);
 void upload_ring_free(struct UploadRing *); // may be NULL
 void cuda_upload(Device *, void *device, const void *host, size_t bytes);
 
-// ---- marks.cu ------------------------------------------------------------------------------------------------------
-Mark *cuda_mark_create(Device *);
-void cuda_mark_release(Device *, Mark *);
-void cuda_record(Device *, Order, Mark *);
-void cuda_wait_for(Device *, Order, Mark *);
-bool cuda_passed(Device *, Mark *);
-void cuda_copy_on(Device *, Order, void *to, const void *from, size_t bytes);
-void cuda_sum_terms(Device *, Order, float *out, const float *const *terms, int term_count, int64_t count);
-void *cuda_stream(Device *, Order);
+// ---- streams.cu ----------------------------------------------------------------------------------------------------
+Event *cuda_event_create(Device *);
+void cuda_event_release(Device *, Event *);
+void cuda_event_record(Device *, Stream, Event *);
+void cuda_stream_wait(Device *, Stream, Event *);
+bool cuda_event_done(Device *, Event *);
+void cuda_copy_on(Device *, Stream, void *to, const void *from, size_t bytes);
+void cuda_sum_terms(Device *, Stream, float *out, const float *const *terms, int term_count, int64_t count);
 
 // ---- convert.cu ----------------------------------------------------------------------------------------------------
 void cuda_copy_strided(Device *, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t rows,
@@ -60,8 +59,6 @@ void cuda_rmsnorm_backward(Device *, void *d_x, float *d_weight, const void *d_o
                            const float *rstd, int64_t rows, int64_t C);
 
 // ---- matmul.cu -----------------------------------------------------------------------------------------------------
-struct MatmulPlans *matmul_plans_new(void);
-void matmul_plans_free(struct MatmulPlans *); // may be NULL
 double cuda_matrix_rate(Device *);
 void cuda_matmul_forward(Device *, void *out, const void *x, const void *weight, const void *bias, int64_t rows,
                          int64_t K, int64_t N);

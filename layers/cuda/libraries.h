@@ -2,7 +2,7 @@
 #ifndef LAYERS_CUDA_LIBRARIES_H
 #define LAYERS_CUDA_LIBRARIES_H
 
-// NCCL is installed here. The emulated device brings its own (dev/cuda_on_cpu/nccl.cpp).
+// NCCL is installed here. The emulated device brings its own (emulated/nccl.cpp).
 bool nccl_opens(void);
 
 #endif

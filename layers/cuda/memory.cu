@@ -4,7 +4,11 @@
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
 
-static double mebibytes(size_t bytes) { return (double)bytes / (1 << 20); }
+namespace {
+
+double mebibytes(size_t bytes) { return (double)bytes / (1 << 20); }
+
+} // namespace
 
 void *cuda_allocate(Device *device, size_t bytes, Error *err) {
     void *memory = NULL;
@@ -21,7 +25,7 @@ void *cuda_allocate(Device *device, size_t bytes, Error *err) {
         return NULL;
     }
     cuda_zero(device, memory, at_least_one);
-    CUDA_CHECK(cudaStreamSynchronize(stream_of(device))); // ORDER_EXCHANGE may be the first to write to it
+    CUDA_CHECK(cudaStreamSynchronize(stream_of(device))); // STREAM_EXCHANGE may be the first to write to it
     return memory;
 }
 
@@ -45,8 +49,8 @@ void cuda_copy(Device *device, void *to, const void *from, size_t bytes) {
 }
 
 void cuda_synchronize(Device *device) {
-    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[ORDER_WORK]));
-    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[ORDER_EXCHANGE]));
+    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[STREAM_WORK]));
+    CUDA_CHECK(cudaStreamSynchronize(context_of(device)->stream[STREAM_EXCHANGE]));
 }
 
 int64_t cuda_memory_available(Device *device) {
@@ -54,18 +58,4 @@ int64_t cuda_memory_available(Device *device) {
     (void)device;
     CUDA_CHECK(cudaMemGetInfo(&available, &total));
     return (int64_t)available;
-}
-
-void *cuda_scratch(Device *device, size_t bytes) {
-    CudaContext *c = context_of(device);
-    if (bytes <= c->scratch_bytes) return c->scratch;
-    const size_t grain = (size_t)1 << 20;
-    CUDA_CHECK(cudaStreamSynchronize(stream_of(device)));
-    CUDA_CHECK(cudaFree(c->scratch));
-    c->scratch = NULL;
-    c->scratch_bytes = ceil_div(bytes, grain) * grain;
-    if (cudaMalloc(&c->scratch, c->scratch_bytes) != cudaSuccess)
-        cuda_give_up(__FILE__, __LINE__, "a layer needs %.1f MiB for sums, which GPU %d has not; %s",
-                     mebibytes(c->scratch_bytes), c->gpu, "take a shorter --context or a smaller model");
-    return c->scratch;
 }

@@ -14,9 +14,6 @@ bool cuda_device(Device *device, int index, Error *err);
 // How many GPUs there are; 0 and *why if none can be used.
 int cuda_device_count(const char **why);
 
-// cuBLASLt's workspace: what its best products want on Hopper.
-enum { CUDA_WORKSPACE_BYTES = 32 << 20 };
-
 bool emulated_device(Device *device, int index, Error *err);
 
 #ifdef __cplusplus

@@ -1,14 +1,11 @@
-// The few PTX instructions in use, each an inline function named after it. This is the body for GPUs; the body in plain
-// C++ that runs on the CPU is dev/cuda_on_cpu/ptx.h. Layouts of fragments: PTX ISA, "Matrix fragments for
-// mma.m16n8k16 with floating point type".
+// The few PTX instructions in use, each an inline function named after it: for GPUs here, and in plain C++ in the
+// emulator's cuda_runtime.h. Layouts of fragments: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
 #ifndef LAYERS_CUDA_PTX_H
 #define LAYERS_CUDA_PTX_H
 
 #include "layers/cuda/cuda.h"
 
-#ifndef __CUDACC__
-#include "dev/cuda_on_cpu/ptx.h"
-#else
+#ifdef __CUDACC__
 
 // d (16 x 8, fp32) += a (16 x 16, bf16, row-major) b (16 x 8, bf16, column-major), by one warp. Lane l, group g = l /
 // 4, q = l % 4, holds
@@ -60,5 +57,5 @@ __device__ inline float exp2_fast(float x) {
     return y;
 }
 
-#endif
+#endif // otherwise emulated/ptx.h has them
 #endif

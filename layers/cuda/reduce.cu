@@ -6,12 +6,13 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 enum {
     SUM_THREADS = 256,
     SUM_WIDTH = 4,
     SUM_AT_ONCE = 4,
     SUM_CHUNK = SUM_THREADS * SUM_WIDTH * SUM_AT_ONCE, // what a block reads at once
-    SUM_BLOCKS = 4096,
     TOTAL_THREADS = 1024
 };
 
@@ -56,16 +57,18 @@ __global__ void __launch_bounds__(TOTAL_THREADS) total_kernel(double *total, con
     if (threadIdx.x == 0) *total += sum;
 }
 
-template <bool squares> static void add_up(Device *device, double *sum, const float *x, int64_t count) {
+template <bool squares> void add_up(Device *device, double *sum, const float *x, int64_t count) {
     if (count == 0) return;
-    double *partial = static_cast<double *>(cuda_scratch(device, SUM_BLOCKS * sizeof *partial));
-    const int blocks = (int)smaller_of(ceil_div(count, (int64_t)SUM_CHUNK), (int64_t)SUM_BLOCKS);
+    double *partial = static_cast<double *>(cuda_scratch(device, "a sum", REDUCE_BLOCKS * sizeof *partial));
+    const int blocks = (int)smaller_of(ceil_div(count, (int64_t)SUM_CHUNK), (int64_t)REDUCE_BLOCKS);
     if (aligned(x))
         launch((partial_sums_kernel<true, squares>), blocks, SUM_THREADS, 0, stream_of(device), partial, x, count);
     else launch((partial_sums_kernel<false, squares>), blocks, SUM_THREADS, 0, stream_of(device), partial, x, count);
     launch(total_kernel, 1, smaller_of(ceil_div(blocks, (int)WARP) * (int)WARP, (int)TOTAL_THREADS), 0,
            stream_of(device), sum, partial, blocks);
 }
+
+} // namespace
 
 void cuda_sum(Device *device, double *sum, const float *x, int64_t count) { add_up<false>(device, sum, x, count); }
 

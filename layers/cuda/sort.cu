@@ -10,10 +10,12 @@
 #include "layers/cuda/sort.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 enum {
-    DIGIT_BITS = 8,
-    DIGITS = 1 << DIGIT_BITS,
-    TILE = 512,     // pairs
+    DIGIT_BITS = SORT_DIGIT_BITS,
+    DIGITS = SORT_DIGITS,
+    TILE = SORT_TILE, // pairs
     TILE_WARPS = 4, // of a block, each with a tile
     TILE_THREADS = TILE_WARPS * WARP,
     SCAN_WARPS = 4,
@@ -21,7 +23,7 @@ enum {
     SCAN_AT_ONCE = 4, // tiles of a lane
 };
 
-static __device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
+__device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
 
 // counts (DIGITS, tiles)
 __global__ void __launch_bounds__(TILE_THREADS)
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 // The sum of the lanes before this one.
-__device__ static inline uint32_t sum_before(uint32_t x, int lane) {
+__device__ inline uint32_t sum_before(uint32_t x, int lane) {
     uint32_t sum = x;
 #pragma unroll
     for (int distance = 1; distance < WARP; distance *= 2) {
@@ -117,12 +119,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
 }
 
-// Scratch memory: two of (keys, rows), counts, totals; each from a multiple of 256 bytes on.
-static size_t padded(size_t bytes) { return ceil_div<size_t>(bytes, 256) * 256; }
-static size_t pairs_bytes(int64_t count) { return padded((size_t)count * 4); }
-static size_t counts_bytes(int64_t count) { return padded((size_t)ceil_div<int64_t>(count, TILE) * DIGITS * 4); }
-
-size_t sort_scratch_bytes(int64_t count) { return 4 * pairs_bytes(count) + counts_bytes(count) + padded(DIGITS * 4); }
+} // namespace
 
 SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *keys, int64_t count, int key_bits) {
     char *at = static_cast<char *>(scratch);
@@ -130,11 +127,11 @@ SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *
     uint32_t *rows_of[2];
     for (int i = 0; i < 2; i++) {
         keys_of[i] = reinterpret_cast<int32_t *>(at);
-        rows_of[i] = reinterpret_cast<uint32_t *>(at + pairs_bytes(count));
-        at += 2 * pairs_bytes(count);
+        rows_of[i] = reinterpret_cast<uint32_t *>(at + sort_pairs_bytes(count));
+        at += 2 * sort_pairs_bytes(count);
     }
     uint32_t *counts = reinterpret_cast<uint32_t *>(at);
-    uint32_t *totals = reinterpret_cast<uint32_t *>(at + counts_bytes(count));
+    uint32_t *totals = reinterpret_cast<uint32_t *>(at + sort_counts_bytes(count));
 
     const int64_t tiles = ceil_div<int64_t>(count, TILE), blocks = ceil_div<int64_t>(tiles, TILE_WARPS);
     const uint32_t *rows = NULL;

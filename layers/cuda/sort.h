@@ -3,6 +3,7 @@
 #define LAYERS_CUDA_SORT_H
 
 #include "layers/cuda/cuda.h"
+#include "layers/cuda/scratch.h"
 
 // In order of keys, and where these are equal in order of rows.
 struct SortedPairs {
@@ -10,9 +11,8 @@ struct SortedPairs {
     const uint32_t *rows;
 };
 
-// Device memory that a sort of `count` rows needs; a multiple of 256.
-size_t sort_scratch_bytes(int64_t count);
-// keys (count), from 0 to 2^key_bits - 1, key_bits up to 31. The result lies in the scratch memory.
+// keys (count), from 0 to 2^key_bits - 1, key_bits up to 31. `scratch`: sort_scratch_bytes(count) of the device
+// (scratch.h), where the result lies too.
 SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *keys, int64_t count, int key_bits);
 
 #endif

@@ -1,0 +1,274 @@
+// A block of threads: fibers that take turns, and where they meet.
+#include "emulated/block.h"
+
+#include <pthread.h>
+#include <time.h>
+
+#include "emulated/async_copy.h"
+#include "emulated/memory.h"
+#include "emulated/races.h"
+#include "emulated/report.h"
+#include "emulated/settings.h"
+#include "emulated/shared.h"
+
+__thread Thread *emulated_thread;
+
+// ---- who runs next --------------------------------------------------------------------------------------------------
+
+enum { RING = 2 * MAX_THREADS };
+
+void block_make_ready(Block *block, Thread *thread, bool first) {
+    if (thread->state != THREAD_NEW) thread->state = THREAD_READY;
+    const uint32_t place = first ? --block->first_ready : block->first_ready + block->ready_count;
+    block->ready[place % RING] = thread->number;
+    block->ready_count++;
+}
+
+static Thread *take_ready(Block *block) {
+    block->ready_count--;
+    return &block->thread[block->ready[block->first_ready++ % RING]];
+}
+
+static uint64_t greatest_common_divisor(uint64_t a, uint64_t b) {
+    while (b != 0) {
+        const uint64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+// A walk over 0..n-1 in a random order: start, start + stride, ... modulo n.
+struct Walk {
+    uint64_t at, stride, n;
+};
+static Walk walk_start(uint64_t n) {
+    Walk walk = {random_bits() % n, 1, n};
+    do walk.stride = n <= 2 ? 1 : 1 + (random_bits() % (n - 1));
+    while (greatest_common_divisor(walk.stride, n) != 1);
+    return walk;
+}
+static uint64_t walk_next(Walk *walk) {
+    const uint64_t now = walk->at;
+    walk->at = now >= walk->n - walk->stride ? now - (walk->n - walk->stride) : now + walk->stride;
+    return now;
+}
+
+// Nobody can go on, but not everybody has ended.
+[[noreturn]] static void stuck(Block *block) {
+    char who[120] = "";
+    const Thread *waiting = NULL;
+    for (int i = 0; i < block->count; i++) { // a collective that misses lanes explains more than a barrier
+        const Thread *thread = &block->thread[i];
+        if (thread->state == THREAD_IN_COLLECTIVE) waiting = thread;
+        if (thread->state == THREAD_AT_BARRIER && waiting == NULL) waiting = thread;
+    }
+    if (waiting->state == THREAD_IN_COLLECTIVE) {
+        const Warp *warp = &block->warp[waiting->number / WARP_LANES];
+        unsigned missing = 0;
+        for (int i = 0; i < warp->open_count; i++) {
+            if (warp->open[i].mask & 1u << waiting->number % WARP_LANES)
+                missing = warp->open[i].mask & ~warp->open[i].arrived;
+        }
+        const Thread *lane = &block->thread[waiting->number / WARP_LANES * WARP_LANES + __builtin_ctz(missing)];
+        snprintf(who, sizeof who, "lane %d %s%s", lane->number % WARP_LANES,
+                 lane->state == THREAD_ENDED ? "has ended" : "waits in ",
+                 lane->state == THREAD_ENDED ? "" : lane->waiting);
+        report(waiting, waiting->where, "waits in %s, mask 0x%08x, for lanes 0x%08x that never come: %s",
+               waiting->waiting, waiting->mask, missing, who);
+    }
+    for (int i = 0; i < block->count; i++) {
+        const Thread *thread = &block->thread[i];
+        if (thread->state == THREAD_AT_BARRIER) continue;
+        snprintf(who, sizeof who, "thread (%u,%u,%u) has ended", thread->index.x, thread->index.y, thread->index.z);
+        break;
+    }
+    report(waiting, waiting->where, "waits at a barrier, %s, that only %d of %d threads reach: %s", waiting->waiting,
+           block->at_barrier, block->count, who);
+}
+
+// ---- a thread's life ------------------------------------------------------------------------------------------------
+
+static void thread_main() {
+    for (;;) {
+        Thread *thread = emulated_thread;
+        Block *block = thread->block;
+        block->launch->run(block->launch->call);
+        thread->state = THREAD_ENDED;
+        block->ended++;
+        block->warp[thread->number / WARP_LANES].ended |= 1u << thread->number % WARP_LANES;
+        if (block->ready_count > 0) {
+            Thread *next = take_ready(block);
+            emulated_thread = next;
+            if (next->state == THREAD_NEW) { // has no stack yet: it can have this one
+                next->state = THREAD_READY;
+                next->stack = thread->stack;
+                continue;
+            }
+            fiber_stack_put(&block->stacks, thread->stack);
+            fiber_switch(&thread->context, &next->context);
+        }
+        if (block->ended < block->count) stuck(block);
+        fiber_stack_put(&block->stacks, thread->stack);
+        emulated_thread = NULL;
+        fiber_switch(&thread->context, &block->scheduler);
+    }
+}
+
+static void switch_to(Block *block, FiberContext *from, Thread *next) {
+    if (next->state == THREAD_NEW) {
+        next->state = THREAD_READY;
+        next->stack = fiber_stack_get(&block->stacks);
+        fiber_start(&next->context, next->stack, thread_main, (unsigned)((uintptr_t)next->stack / FIBER_STACK_BYTES));
+    }
+    emulated_thread = next;
+    fiber_switch(from, &next->context);
+}
+
+void block_wait(Thread *thread) {
+    Block *block = thread->block;
+    if (block->ready_count == 0) stuck(block);
+    Thread *next = take_ready(block);
+    if (next != thread) switch_to(block, &thread->context, next);
+}
+
+// ---- barriers -------------------------------------------------------------------------------------------------------
+
+static void barrier(const char *name, void *where) {
+    Thread *thread = emulated_thread;
+    Block *block = thread->block;
+    thread->state = THREAD_AT_BARRIER;
+    thread->waiting = name;
+    thread->where = where;
+    if (++block->at_barrier == block->count) {
+        block->at_barrier = 0;
+        block->barriers++;
+        block->votes_before = block->votes;
+        block->votes = 0;
+        Walk walk = walk_start((uint64_t)block->count);
+        for (int i = 0; i < block->count; i++) {
+            Thread *released = &block->thread[walk_next(&walk)];
+            if (__builtin_expect(released->waiting != name, 0)) {
+                report(thread, where, "is at %s while thread (%u,%u,%u) is at %s", name, released->index.x,
+                       released->index.y, released->index.z, released->waiting);
+            }
+            block_make_ready(block, released, false);
+        }
+    }
+    block_wait(thread);
+}
+
+void __syncthreads() {
+    static const char name[] = "__syncthreads";
+    barrier(name, CALLER);
+}
+static int vote(const char *name, int predicate, void *where) {
+    Block *block = emulated_thread->block;
+    block->votes += predicate != 0;
+    barrier(name, where);
+    return (int)block->votes_before;
+}
+int __syncthreads_count(int predicate) {
+    static const char name[] = "__syncthreads_count";
+    return vote(name, predicate, CALLER);
+}
+int __syncthreads_or(int predicate) {
+    static const char name[] = "__syncthreads_or";
+    return vote(name, predicate, CALLER) != 0;
+}
+int __syncthreads_and(int predicate) {
+    static const char name[] = "__syncthreads_and";
+    return vote(name, predicate, CALLER) == emulated_thread->block->count;
+}
+
+// ---- coordinates ----------------------------------------------------------------------------------------------------
+
+uint3 emulated_thread_index() { return emulated_thread->index; }
+uint3 emulated_block_index() { return emulated_thread->block->index; }
+dim3 emulated_block_dim() { return emulated_thread->block->launch->block; }
+dim3 emulated_grid_dim() { return emulated_thread->block->launch->grid; }
+
+long long clock64() {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+void __trap() { report(emulated_thread, CALLER, "__trap"); }
+
+// ---- a grid ---------------------------------------------------------------------------------------------------------
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static Block *free_blocks; // with their stacks and shared memory, for whichever host thread runs a kernel next
+
+static Block *block_get() {
+    pthread_mutex_lock(&lock);
+    Block *block = free_blocks;
+    if (block != NULL) free_blocks = block->next_free;
+    pthread_mutex_unlock(&lock);
+    if (block == NULL) {
+        block = (Block *)calloc(1, sizeof(Block));
+        if (block == NULL || !shared_open(block)) report_host("no memory to run a block");
+    }
+    return block;
+}
+static void block_put(Block *block) {
+    pthread_mutex_lock(&lock);
+    block->next_free = free_blocks;
+    free_blocks = block;
+    pthread_mutex_unlock(&lock);
+}
+
+static void run_block(Block *block) {
+    block->at_barrier = block->ended = 0;
+    block->votes = block->votes_before = 0;
+    block->first_ready = block->ready_count = 0;
+    shared_begin_block(block);
+    block->barriers = 0;
+    for (int i = 0; i < block->count; i++) {
+        block->thread[i].state = THREAD_NEW;
+        block->thread[i].stack = NULL;
+        async_copy_forget(&block->thread[i]);
+    }
+    for (int w = 0; w * WARP_LANES < block->count; w++) {
+        Warp *warp = &block->warp[w];
+        const int lanes = block->count - w * WARP_LANES;
+        warp->existing = lanes >= WARP_LANES ? ~0u : (1u << lanes) - 1;
+        warp->ended = 0;
+        warp->open_count = 0;
+        warp->syncs = 0;
+    }
+    Walk walk = walk_start((uint64_t)block->count);
+    for (int i = 0; i < block->count; i++) block_make_ready(block, &block->thread[walk_next(&walk)], false);
+    switch_to(block, &block->scheduler, take_ready(block));
+}
+
+void block_run_grid(const EmulatedLaunch *launch, int device) {
+    Block *block = block_get();
+    const dim3 size = launch->block, grid = launch->grid;
+    block->launch = launch;
+    block->device = device;
+    block->count = (int)(size.x * size.y * size.z);
+    block->banks = BankCount{0, 0};
+    for (int i = 0; i < block->count; i++) {
+        const unsigned n = (unsigned)i;
+        block->thread[i].block = block;
+        block->thread[i].number = (uint16_t)i;
+        block->thread[i].index = uint3{n % size.x, n / size.x % size.y, n / size.x / size.y};
+    }
+    races_open(block);
+    shared_begin_launch(block);
+    memory_forget_recent();
+    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+    Walk walk = walk_start(blocks);
+    for (uint64_t i = 0; i < blocks; i++) {
+        const uint64_t n = walk_next(&walk);
+        block->index = uint3{(unsigned)(n % grid.x), (unsigned)(n / grid.x % grid.y), (unsigned)(n / grid.x / grid.y)};
+        run_block(block);
+    }
+    if (settings()->banks && block->banks.accesses > 0) {
+        fprintf(stderr,
+                "emulated GPU: kernel %s: ldmatrix takes %.2f times the least number of passes over the banks\n",
+                launch->name, (double)block->banks.wavefronts / (double)block->banks.accesses);
+    }
+    block_put(block);
+}

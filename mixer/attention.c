@@ -1,0 +1,195 @@
+// Multi-head softmax attention: P(X) = softmax(Q K^T / sqrt(D)) V with Q, K, V = X W^Q, X W^K, X W^V, causal, and a
+// projection of the heads side by side. Distributed over the ranks that share the sequence (attention/attention.h).
+//
+//   mix      q, k, v = normed W^T, rotated by their positions (Llama) -> attended
+//   output   branch = attended W^T
+#include "mixer/attention.h"
+
+#include "model/model.h"
+
+enum { QKV, ATTENDED, LOG_SUM_EXP }; // kept: (n, (H + 2 KV) D) after rotary; (n, H D); (B, H, Tl) fp32
+enum { D_QKV, D_ATTENDED };          // room
+
+static int64_t qkv_width(const ModelConfig *c) { return (c->heads + 2 * c->kv_heads) * c->head_dim; }
+static int64_t heads_width(const ModelConfig *c) { return c->heads * c->head_dim; }
+
+// ---- parameters, under the names of the Hugging Face classes --------------------------------------------------------
+
+static void add_gpt2(ParameterList *list, int64_t l, int64_t *tensor) {
+    int64_t C = list->config->dim;
+    tensor[ATTENTION_QKV] = parameter_add(list, l, MATRIX, 3 * C, C, "attn.c_attn.weight");
+    tensor[ATTENTION_QKV_BIAS] = parameter_add(list, l, BIAS, 3 * C, 0, "attn.c_attn.bias");
+    tensor[ATTENTION_OUT] = parameter_add(list, l, RESIDUAL_MATRIX, C, C, "attn.c_proj.weight");
+    tensor[ATTENTION_OUT_BIAS] = parameter_add(list, l, BIAS, C, 0, "attn.c_proj.bias");
+}
+
+static void parameters(ParameterList *list, int64_t l, int64_t *tensor) {
+    const ModelConfig *c = list->config;
+    int64_t C = c->dim, queries = heads_width(c), keys = c->kv_heads * c->head_dim;
+    if (c->architecture == ARCH_GPT2) {
+        add_gpt2(list, l, tensor);
+        return;
+    }
+    tensor[ATTENTION_QKV] = parameter_add(list, l, MATRIX, queries, C, "self_attn.q_proj.weight");
+    parameter_add(list, l, MATRIX, keys, C, "self_attn.k_proj.weight");
+    parameter_add(list, l, MATRIX, keys, C, "self_attn.v_proj.weight");
+    if (c->qkv_bias) {
+        tensor[ATTENTION_QKV_BIAS] = parameter_add(list, l, BIAS, queries, 0, "self_attn.q_proj.bias");
+        parameter_add(list, l, BIAS, keys, 0, "self_attn.k_proj.bias");
+        parameter_add(list, l, BIAS, keys, 0, "self_attn.v_proj.bias");
+    }
+    tensor[ATTENTION_OUT] = parameter_add(list, l, RESIDUAL_MATRIX, C, queries, "self_attn.o_proj.weight");
+    if (c->out_bias) tensor[ATTENTION_OUT_BIAS] = parameter_add(list, l, BIAS, C, 0, "self_attn.o_proj.bias");
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
+    const ModelConfig *c = s->config;
+    size_t n = (size_t)s->rows;
+    kept->buffer[QKV] =
+        arena_take(arena, "activations: queries, keys, values", n * (size_t)qkv_width(c) * s->element_bytes);
+    kept->buffer[ATTENDED] =
+        arena_take(arena, "activations: attention", n * (size_t)heads_width(c) * s->element_bytes);
+    kept->buffer[LOG_SUM_EXP] = arena_take(arena, "activations: attention", n * (size_t)c->heads * sizeof(float));
+}
+
+static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
+    size_t row = (size_t)s->rows * s->element_bytes;
+    if (!backward) return;
+    room->buffer[D_QKV] = arena_take(arena, "activation gradients", row * (size_t)qkv_width(s->config));
+    room->buffer[D_ATTENDED] = arena_take(arena, "activation gradients", row * (size_t)heads_width(s->config));
+}
+
+// ---- heads ----------------------------------------------------------------------------------------------------------
+
+// Heads side by side in rows of `width` elements, `tokens` rows to a sequence.
+static TokenView token_view(void *data, int64_t width, int64_t tokens) {
+    return (TokenView){data, tokens * width, width};
+}
+
+// The queries, keys and values inside a fused (n, (H + 2 KV) D) buffer.
+typedef struct Heads {
+    TokenView q, k, v;
+} Heads;
+
+static Heads heads_of(const Mixing *m, void *qkv) {
+    const ModelConfig *c = m->model->config;
+    const Device *d = m->model->device;
+    int64_t width = qkv_width(c), tokens = m->pass->rows / m->pass->sequences, kv_width = c->kv_heads * c->head_dim;
+    return (Heads){token_view(qkv, width, tokens), token_view(at(d, qkv, heads_width(c)), width, tokens),
+                   token_view(at(d, qkv, heads_width(c) + kv_width), width, tokens)};
+}
+
+static TokenView attended_view(const Mixing *m, void *attended) {
+    return token_view(attended, heads_width(m->model->config), m->pass->rows / m->pass->sequences);
+}
+
+// Rotates queries and keys, which stand side by side at the start of each row, by their positions' angles; or back.
+static void rotate(const Mixing *m, void *qkv, bool inverse) {
+    const ModelConfig *c = m->model->config;
+    const Pass *p = m->pass;
+    if (!config_is_rotary(c)) return;
+    m->model->device->rotary(m->model->device, qkv, p->cos_table, p->sin_table, p->rows, p->table_rows, qkv_width(c),
+                             c->heads + c->kv_heads, c->head_dim, inverse);
+}
+
+// What the queries of this layer see.
+static Visibility visibility_of(const Mixing *m) {
+    int64_t T = m->model->attention->config.context;
+    return (Visibility){config_window(m->model->config, m->layer, T), m->pass->first_visible, T};
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+// The new rows' keys and values join the cache, and the new queries attend to all of it.
+static void attend_cached(const Mixing *m, Heads new_rows) {
+    const ModelConfig *c = m->model->config;
+    Device *d = m->model->device;
+    const KeyValueCache *cache = m->pass->cache;
+    int64_t width = c->kv_heads * c->head_dim, n = m->pass->rows;
+    void *k = at(d, cache->k, m->layer * cache->capacity * width), *v = at(d, cache->v, m->layer * cache->capacity * width);
+    int64_t row = width * (int64_t)d->element_bytes, stride = qkv_width(c) * (int64_t)d->element_bytes;
+    d->copy_strided(d, at(d, k, cache->length * width), row, new_rows.k.data, stride, n, (size_t)row);
+    d->copy_strided(d, at(d, v, cache->length * width), row, new_rows.v.data, stride, n, (size_t)row);
+
+    AttentionShape shape = m->model->attention->config.shape;
+    shape.batch = 1;
+    QueryForward query = {.chunk = {cache->length, n},
+                          .q = new_rows.q,
+                          .max = {cache->max, 0, n},
+                          .sum = {cache->sum, 0, n},
+                          .visibility = {.window = config_window(c, m->layer, cache->capacity), .first = cache->first}};
+    KeyValue keys = {.chunk = {0, cache->length + n},
+                     .k = token_view(k, width, cache->capacity),
+                     .v = token_view(v, width, cache->capacity)};
+    d->attention->forward_whole(d, &shape, &query, &keys, attended_view(m, m->kept.buffer[ATTENDED]), query.max);
+}
+
+static void mix(const Mixing *m) {
+    const Model *model = m->model;
+    const ModelConfig *c = model->config;
+    Device *d = model->device;
+    void *qkv = m->kept.buffer[QKV];
+    d->matmul_forward(d, qkv, m->pass->normed, weight(model, m->tensor[ATTENTION_QKV]),
+                      weight(model, m->tensor[ATTENTION_QKV_BIAS]), m->pass->rows, c->dim, qkv_width(c));
+    rotate(m, qkv, false);
+    Heads heads = heads_of(m, qkv);
+    if (m->pass->cache != NULL) attend_cached(m, heads);
+    else
+        attention_forward(model->attention, d, visibility_of(m), attended_view(m, m->kept.buffer[ATTENDED]), m->kept.buffer[LOG_SUM_EXP],
+                          heads.q, heads.k, heads.v);
+}
+
+static void output(const Mixing *m) {
+    const Model *model = m->model;
+    model->device->matmul_forward(model->device, m->pass->branch, m->kept.buffer[ATTENDED],
+                                  weight(model, m->tensor[ATTENTION_OUT]),
+                                  weight(model, m->tensor[ATTENTION_OUT_BIAS]), m->pass->rows,
+                                  heads_width(model->config), model->config->dim);
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+static void backward(const Mixing *m) {
+    const Model *model = m->model;
+    const ModelConfig *c = model->config;
+    Device *d = model->device;
+    const Pass *p = m->pass;
+    void *attended = m->kept.buffer[ATTENDED], *d_qkv = m->room.buffer[D_QKV], *d_attended = m->room.buffer[D_ATTENDED];
+    d->matmul_backward(d, d_attended, gradient(model, m->tensor[ATTENTION_OUT]),
+                       gradient(model, m->tensor[ATTENTION_OUT_BIAS]), p->d_residual, attended,
+                       weight(model, m->tensor[ATTENTION_OUT]), p->rows, heads_width(c), c->dim, false);
+    Heads heads = heads_of(m, m->kept.buffer[QKV]), d_heads = heads_of(m, d_qkv);
+    attention_backward(model->attention, d, visibility_of(m), d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
+                       attended_view(m, attended), m->kept.buffer[LOG_SUM_EXP], attended_view(m, d_attended));
+    rotate(m, d_qkv, true);
+    d->matmul_backward(d, p->d_normed, gradient(model, m->tensor[ATTENTION_QKV]),
+                       gradient(model, m->tensor[ATTENTION_QKV_BIAS]), d_qkv, p->normed,
+                       weight(model, m->tensor[ATTENTION_QKV]), p->rows, c->dim, qkv_width(c), false);
+}
+
+// 14 H D for each key that a query sees in the mean (2 products forward and 5 backward): T/2 of them where it sees all.
+// Documents, which are the data's, are not known here.
+static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
+    const Visibility visibility = {.window = config_window(c, layer, context)};
+    double keys = 0.5 * (double)context;
+    if (visibility.window > 0)
+        keys = (double)visibility_pairs(&visibility, 0, (Chunk){0, context}) / (double)context;
+    return 14.0 * keys * (double)heads_width(c);
+}
+
+static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
+    return attention_bytes(sharding, config_window(c, layer, sharding->context), rank);
+}
+
+const Mixer mixer_attention = {.name = "attention",
+                               .parameters = parameters,
+                               .lay_out_kept = lay_out_kept,
+                               .lay_out_room = lay_out_room,
+                               .mix = mix,
+                               .output = output,
+                               .backward = backward,
+                               .flops = flops,
+                               .bytes_sent = bytes_sent,
+                               .generates = true};

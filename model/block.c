@@ -1,0 +1,65 @@
+// One layer, forward, backward, and again.
+//
+//   middle = input + tokens(norm1(input))      leaves = middle + channels(norm2(middle))
+//
+// The two sums are taken by the norm that follows (in one pass over memory): norm2 here, and for what leaves the first
+// norm of the next layer, which is why block_forward begins behind its own first norm and ends before the last sum.
+#include "model/model.h"
+
+static Mixing tokens_of(Model *model, Pass *pass, int64_t l) {
+    int number = layer_kind(model->config, l).number;
+    return (Mixing){model, pass, l, model->table->layer[l].tokens, pass->layer[l].tokens, pass->tokens_room[number]};
+}
+
+static Mixing channels_of(Model *model, Pass *pass, int64_t l) {
+    return (Mixing){model, pass, l, model->table->layer[l].channels, pass->layer[l].channels, pass->channels_room};
+}
+
+// Up to the input of the channel mixer, in pass->normed.
+static void mix_tokens(Model *model, Pass *pass, int64_t l) {
+    LayerKind kind = layer_kind(model->config, l);
+    LayerMemory *memory = &pass->layer[l];
+    Mixing tokens = tokens_of(model, pass, l);
+    kind.tokens->mix(&tokens);
+    kind.tokens->output(&tokens);
+    kind.norm->forward(model, pass, memory->middle, memory->input, pass->branch, model->table->layer[l].norm2);
+}
+
+void block_forward(Model *model, Pass *pass, int64_t l) {
+    LayerKind kind = layer_kind(model->config, l);
+    mix_tokens(model, pass, l);
+    Mixing channels = channels_of(model, pass, l);
+    kind.channels->mix(&channels);
+    kind.channels->output(&channels);
+}
+
+// What forward kept, or would have kept, for backward: replayed as far as it was not.
+static void block_again(Model *model, Pass *pass, int64_t l) {
+    LayerKind kind = layer_kind(model->config, l);
+    const LayerOffsets *w = &model->table->layer[l];
+    if (model->recompute == RECOMPUTE_NONE) return;
+    if (model->recompute == RECOMPUTE_BLOCK) {
+        kind.norm->forward(model, pass, NULL, pass->layer[l].input, NULL, w->norm1);
+        mix_tokens(model, pass, l);
+    } else {
+        kind.norm->forward(model, pass, NULL, pass->layer[l].middle, NULL, w->norm2);
+    }
+    Mixing channels = channels_of(model, pass, l);
+    kind.channels->mix(&channels);
+}
+
+void block_backward(Model *model, Pass *pass, int64_t l) {
+    LayerKind kind = layer_kind(model->config, l);
+    const LayerOffsets *w = &model->table->layer[l];
+    LayerMemory *memory = &pass->layer[l];
+    Mixing tokens = tokens_of(model, pass, l), channels = channels_of(model, pass, l);
+    block_again(model, pass, l);
+
+    kind.norm->forward(model, pass, NULL, memory->middle, NULL, w->norm2);
+    kind.channels->backward(&channels);
+    kind.norm->backward(model, pass, memory->middle, w->norm2);
+
+    kind.norm->forward(model, pass, NULL, memory->input, NULL, w->norm1);
+    kind.tokens->backward(&tokens);
+    kind.norm->backward(model, pass, memory->input, w->norm1);
+}
