@@ -22,9 +22,9 @@ const char *exchange_name(Exchange exchange) { return names[exchange]; }
 //           backward  the same + 4 w T (every gradient block passes every rank once)
 //   gather  forward   w e ((R-1) e_r + r l_r)
 //           backward  the same + 4 w (sum of e_j over j != r  +  sum of l_j over j > r)
-// With a window of W tokens, what is seen of a chunk is what its reader's next chunk sees: the last W - 1 of its tokens,
-// less those between the two chunks. In the ring that is the chunk that comes right after it, as long as its rank is
-// still to come; and of a gradient no more goes round than somebody else sees.
+// With a window of W tokens, what is seen of a chunk is what its reader's next chunk sees: the last W - 1 of its
+// tokens, less those between the two chunks. In the ring that is the chunk that comes right after it, as long as its
+// rank is still to come; and of a gradient no more goes round than somebody else sees.
 //
 // With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
 // it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.)

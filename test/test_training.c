@@ -205,7 +205,8 @@ static void test_hidden(void **state) {
         compare_tensors_of("hidden_one", runs[i].out, "gradients.safetensors", GRADIENTS);
     }
     char path[PROGRAM_PATH];
-    Log plain = read_log(run_path(path, "one", "log.jsonl")), hidden = read_log(run_path(path, "hidden_one", "log.jsonl"));
+    Log plain = read_log(run_path(path, "one", "log.jsonl")),
+        hidden = read_log(run_path(path, "hidden_one", "log.jsonl"));
     assert_true(fabs(plain.loss[STEPS - 1] - hidden.loss[STEPS - 1]) > 100 * LOSSES); // it is another model
 }
 
@@ -252,8 +253,7 @@ static void test_sample_hidden(void **state) {
     for (int i = 0; i < 2; i++) said[i] = said_after(prompts[i], end, NULL, NULL);
     if (strcmp(said[0], said[1]) != 0) fail_msg("windows: \"%s\" and \"%s\"", said[0], said[1]);
     free(said[0]), free(said[1]), free(longer);
-    for (int i = 0; i < 2; i++)
-        said[i] = said_after(i == 0 ? "walk.the" : "of z.the", ".the", "--document-mask", "46");
+    for (int i = 0; i < 2; i++) said[i] = said_after(i == 0 ? "walk.the" : "of z.the", ".the", "--document-mask", "46");
     if (strcmp(said[0], said[1]) != 0) fail_msg("documents: \"%s\" and \"%s\"", said[0], said[1]);
     free(said[0]), free(said[1]);
 }
@@ -461,19 +461,19 @@ static int remove_runs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_learns),          cmocka_unit_test(test_sp2),
-        cmocka_unit_test(test_sp3),             cmocka_unit_test(test_sp4_ring),
-        cmocka_unit_test(test_sp4_gather),      cmocka_unit_test(test_sp4_ulysses),
-        cmocka_unit_test(test_sp4_both),        cmocka_unit_test(test_sp2_dp2),
-        cmocka_unit_test(test_dp4),             cmocka_unit_test(test_gpt2),
-        cmocka_unit_test(test_hidden),          cmocka_unit_test(test_hidden_resumed),
-        cmocka_unit_test(test_sample_hidden),
-        cmocka_unit_test(test_mpi_sp2),         cmocka_unit_test(test_mpi_sp4),
-        cmocka_unit_test(test_mpi_sp2_dp2),     cmocka_unit_test(test_mpi_dp4),
-        cmocka_unit_test(test_same_bits),       cmocka_unit_test(test_accumulation),
-        cmocka_unit_test(test_resume_exactly),  cmocka_unit_test(test_reshard),
-        cmocka_unit_test(test_resume_with_mpi), cmocka_unit_test(test_sigint),
-        cmocka_unit_test(test_sigterm),         cmocka_unit_test(test_killed_rank),
+        cmocka_unit_test(test_learns),        cmocka_unit_test(test_sp2),
+        cmocka_unit_test(test_sp3),           cmocka_unit_test(test_sp4_ring),
+        cmocka_unit_test(test_sp4_gather),    cmocka_unit_test(test_sp4_ulysses),
+        cmocka_unit_test(test_sp4_both),      cmocka_unit_test(test_sp2_dp2),
+        cmocka_unit_test(test_dp4),           cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_hidden),        cmocka_unit_test(test_hidden_resumed),
+        cmocka_unit_test(test_sample_hidden), cmocka_unit_test(test_mpi_sp2),
+        cmocka_unit_test(test_mpi_sp4),       cmocka_unit_test(test_mpi_sp2_dp2),
+        cmocka_unit_test(test_mpi_dp4),       cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_accumulation),  cmocka_unit_test(test_resume_exactly),
+        cmocka_unit_test(test_reshard),       cmocka_unit_test(test_resume_with_mpi),
+        cmocka_unit_test(test_sigint),        cmocka_unit_test(test_sigterm),
+        cmocka_unit_test(test_killed_rank),
     };
     const struct CMUnitTest under_sanitizers[] = { // each kind of thing once
         cmocka_unit_test(test_learns),  cmocka_unit_test(test_sp4_both),     cmocka_unit_test(test_sp2_dp2),
