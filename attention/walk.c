@@ -63,7 +63,8 @@ typedef struct Span {
     int64_t first, tokens;
 } Span;
 
-// The parts of a block that hold these pieces of its owner's chunks: two at most, no tokens in those that are not needed.
+// The parts of a block that hold these pieces of its owner's chunks: two at most, no tokens in those that are not
+// needed.
 static int spans_of(const Shard *owner, const Shard *piece, Span span[2]) {
     int count = 0;
     span[0] = span[1] = (Span){0, 0};
@@ -81,11 +82,9 @@ Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, 
     int sends = spans_of(&sent.owner, &sent.piece, out), receives = spans_of(&received.owner, &received.piece, in);
     Passage passage = {.count = sends > receives ? sends : receives};
     for (int i = 0; i < passage.count; i++)
-        passage.request[i] =
-            comm_exchange_begin(walk->group, (char *)sent.block + (size_t)out[i].first * token_bytes,
-                                (size_t)out[i].tokens * token_bytes, to,
-                                (char *)received.block + (size_t)in[i].first * token_bytes,
-                                (size_t)in[i].tokens * token_bytes, from);
+        passage.request[i] = comm_exchange_begin(
+            walk->group, (char *)sent.block + (size_t)out[i].first * token_bytes, (size_t)out[i].tokens * token_bytes,
+            to, (char *)received.block + (size_t)in[i].first * token_bytes, (size_t)in[i].tokens * token_bytes, from);
     return passage;
 }
 

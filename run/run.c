@@ -168,8 +168,8 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
                            o->untied && c->tied_embeddings ? "untied" : "qkv-bias", from);
     for (int64_t l = 0; o->resume && o->window_count > 0 && l < c->layers; l++)
         if (config_window(c, l, INT64_MAX) != o->windows[l % o->window_count])
-            return error_usage(err, "--window %s: layer %lld of %s has %lld; leave it out", o->window, (long long)l, from,
-                               (long long)config_window(c, l, INT64_MAX));
+            return error_usage(err, "--window %s: layer %lld of %s has %lld; leave it out", o->window, (long long)l,
+                               from, (long long)config_window(c, l, INT64_MAX));
     ModelConfig named;
     if (!options_given(o, "model")) return true;
     if (!config_from_options(&named, o, c->vocab_size, err)) return false;
@@ -364,8 +364,11 @@ static bool read_prompt(Run *run, Error *err) {
     if (run->sample_end > positions) run->sample_end = positions;
     const AttentionKernels *kernels = run->devices.kernels;
     if (kernels != NULL && !kernels->limits_visibility && config_has_windows(c, run->sample_end))
-        return error_usage(err, "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
-                           "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu", (long long)o->sample_tokens);
+        return error_usage(
+            err,
+            "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
+            "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu",
+            (long long)o->sample_tokens);
     return true;
 }
 
@@ -462,7 +465,8 @@ static void print_visibility(const Run *run, FILE *out) {
         fprintf(out, shown < c->layers || shown > CONFIG_MAX_WINDOWS ? ", ... tokens by layer" : " tokens by layer");
     }
     if (run->options.document_mask)
-        fprintf(out, "%swithin documents, which token %d ends", config_has_windows(c, T) ? "; " : "", run->document_end);
+        fprintf(out, "%swithin documents, which token %d ends", config_has_windows(c, T) ? "; " : "",
+                run->document_end);
     fprintf(out, "\n");
 }
 

@@ -113,6 +113,23 @@ static const BadInput bad_inputs[] = {
      "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024; a "
      "folder of weights is read by --init"},
 
+    {"window_that_is_no_list", 2, "--window 4,x",
+     "--window: \"4,x\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_with_an_empty_place", 2, "--window 4,,0",
+     "--window: \"4,,0\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_below_zero", 2, "--window=-4",
+     "--window: \"-4\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_beyond_numbers", 2, "--window 4,99999999999999999999",
+     "--window: \"4,99999999999999999999\" is not a list of whole numbers from 0 to 2147483647, such as 512 or "
+     "512,512,0"},
+    {"window_of_too_many", 2, "--window 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+     "--window: more than 32 numbers; the list is repeated over the layers"},
+    {"document_end_without_a_mask", 2, "--document-end 10", "--document-end is for --document-mask, which is not given"},
+    {"document_end_beyond_the_vocabulary", 2, "--document-mask --document-end 257",
+     "--document-end 257: the vocabulary has 257 tokens"},
+    {"documents_without_an_end", 2, "--document-mask --data @/shard32",
+     "--document-mask: nothing says which token ends a document; give --document-end N"},
+
     // Ranks that cannot be served.
     {"context_shorter_than_ranks", 2, "--sp 16",
      "--context 16 is too short for --sp 16: a rank owns two chunks, give at least 32"},
@@ -149,6 +166,8 @@ static const BadInput bad_inputs[] = {
      "--warmup 99 is longer than the run: --steps is 98"},
     {"resume_with_another_model", 2, "--out @/run --resume --layers 2",
      "--layers 2: @/run/step-00000002 has 1; leave it out"},
+    {"resume_with_another_window", 2, "--out @/run --resume --window 8",
+     "--window 8: layer 0 of @/run/step-00000002 has 0; leave it out"},
     {"new_run_over_an_old_one", 2, "--out @/run",
      "--out @/run: it holds the checkpoints of a run; --resume continues it, another folder starts anew"},
     {"init_missing", 1, "--init @/none", "@/none/config.json: cannot open: No such file or directory"},
