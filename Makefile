@@ -9,6 +9,7 @@
 #   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
 #   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle.tgz, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
+#   make lines       lines of code by folder
 #   make clean       remove what was built
 #   make help        this list
 #
@@ -68,7 +69,7 @@ OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=$
 LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
-.PHONY: all run setup bench corpus clean help test test-release test-asan test-tsan \
+.PHONY: all run setup bench corpus lines clean help test test-release test-asan test-tsan \
         build-release build-asan build-tsan build-archs cuda-objects test-programs FORCE \
         test-gpu gpu-check gpu-bundle gpu-bundle-programs ladder
 .DELETE_ON_ERROR:
@@ -78,7 +79,7 @@ all: train_gpt
 # ---- what this machine has ------------------------------------------------------------------------------------------
 
 # config.mk is made anew when a compiler, flag or library that it depends on is another than last time.
-ifneq ($(filter-out run setup corpus clean help test test-release test-asan test-tsan,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out run setup corpus lines clean help test test-release test-asan test-tsan,$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
 endif
 $(BUILD)/config.mk: scripts/detect $(BUILD)/config.key
@@ -99,7 +100,7 @@ endif
 train_gpt: $(BUILD)/train_gpt
 	@cp $< $@
 
-$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
+$(BUILD)/train_gpt: $(BUILD)/train_gpt.o $(BUILD)/terminal/version.o $(BUILD)/corpus.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
 
@@ -176,16 +177,23 @@ $(BUILD)/%.$(1).o: %.c $(BUILD)/config.mk
 endef
 $(foreach isa,$(ISAS),$(eval $(call simd_rule,$(isa))))
 
-$(BUILD)/test/%: $(BUILD)/test/%.o $(LIBRARY)
+# What tests share: declared in test/*.h.
+SUPPORT := $(BUILD)/test/libsupport.a
+$(SUPPORT): $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/support/*.c))
+	$(call say,LIB )
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+
+$(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
 
 # The program with a token mixer that a test adds: its table takes the place of mixer/mixers.c.
-$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(LIBRARY) \
+$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(SUPPORT) $(LIBRARY) \
                           | $(BUILD)/test/train_gpt_with_toy
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
-$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o \
+$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                   $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
@@ -193,7 +201,7 @@ $(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(B
 # The program that counts what it allocates: its calls pass through test/counted.c.
 COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
 $(BUILD)/test/test_memory: | $(BUILD)/test/train_gpt_counted
-$(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/generation.o $(BUILD)/corpus.o \
+$(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                  $(BUILD)/terminal/version.o $(BUILD)/test/counted.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $(COUNTED:%=-Wl,--wrap=%) $^ $(LIBS) -o $@
@@ -245,7 +253,7 @@ bench: $(BENCHES)
 
 # The programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
 # does without the sanitizer's knowledge it would take for races.
-RANKS_TESTS   := attention cli comm comm_device comm_failure comm_sockets model training
+RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
 ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder memory,$(TEST)))
@@ -303,6 +311,9 @@ gpu-bundle: setup
 	@tar -czf build/gpu-bundle.tgz -C build gpu-bundle && du -h build/gpu-bundle.tgz
 	@echo "there: tar -xzf gpu-bundle.tgz && gpu-bundle/dev/gpu_check/run gpu-bundle/bin report"
 gpu-bundle-programs: $(BUILD)/train_gpt $(GPU_TESTS:%=$(BUILD)/test/test_%) $(BENCHES)
+
+lines:
+	@scripts/lines
 
 clean:
 	rm -rf build train_gpt

@@ -1,11 +1,11 @@
 // train_gpt: trains GPT models whose sequences are sharded over ranks, so that the context can be very long.
 //
-// This file is the story, top to bottom: what a rank holds in memory, the forward pass, the loss, the backward pass,
-// the optimizer, evaluation, the training loop, and how the ranks are started. (What a rank holds stands in
-// train_gpt.h, generation in generation.c.) It is plain C; everything that computes stands behind the Device table
-// (layers/device.h), everything that distributes attention behind attention/attention.h, and everything that ranks say
-// to each other behind comm/comm.h. On a GPU these calls only enter a queue: the host runs ahead, and waits once a step
-// (read_sums).
+// This file is the story, top to bottom: the forward pass, the loss, the backward pass, the optimizer, evaluation, the
+// training loop, and how the ranks are started. What a rank holds stands in train_gpt.h, one layer of the model in
+// model/block.c. It is plain C; everything that computes stands behind the Device table (layers/device.h), everything
+// that mixes tokens behind model/mixer.h, everything that ranks say to each other behind comm/comm.h, and the life of a
+// run (options, plan, memory, saving, signals) in run/. On a GPU the calls only enter a queue: the host runs ahead, and
+// waits once a step (read_sums).
 //
 // One step, seen from one rank:
 //
@@ -27,100 +27,14 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/cpu_features.h"
-#include "checkpoint/checkpoint.h"
-#include "comm/collectives.h"
 #include "dataloader/bigram.h"
+#include "run/prepare.h"
 #include "run/saving.h"
 #include "run/signals.h"
-#include "run/check_tokens.h"
 #include "terminal/output.h"
-#include "run/plan.h"
 #include "terminal/report.h"
-#include "run/same_run.h"
 #include "terminal/version.h"
 #include "train_gpt.h"
-
-// ---------------------------------------------------------------------------------------------------------------------
-// What a rank holds, laid out
-
-// Where the slice of rank `rank` begins, in elements: at a multiple of 64, so that every slice can be read and written
-// in whole cache lines.
-static int64_t slice_start(int64_t total, int rank, int ranks) {
-    return rank == ranks ? total : total * rank / ranks / 64 * 64;
-}
-
-int threads_per_rank(const Run *run) {
-    int threads = run->threads / run->ranks_here;
-    return threads > 1 ? threads : 1;
-}
-
-void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena) {
-    const ModelConfig *c = &run->config;
-    const AttentionKernels *kernels = run->attention.kernels;
-    const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
-    int64_t widest = 0;
-    for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
-    size_t layers = device_scratch_bytes(run->devices.name, threads, rows, c->dim, widest), attention = 0;
-    if (kernels != NULL && kernels->scratch_bytes != NULL)
-        attention = kernels->scratch_bytes(&run->attention.shape, threads);
-    device->scratch_bytes = layers > attention ? layers : attention;
-    device->scratch = arena_take(arena, "scratch of the layer at work", device->scratch_bytes);
-}
-
-// What sums over ranks need of a device's memory: nothing where that is the host's.
-static size_t terms_bytes(const Run *run, int ranks) {
-    int64_t longest = 0;
-    if (strcmp(run->devices.name, "cpu") == 0) return 0;
-    for (int i = 0; i < ranks; i++) {
-        int64_t slice = slice_start(run->table.total, i + 1, ranks) - slice_start(run->table.total, i, ranks);
-        longest = slice > longest ? slice : longest;
-    }
-    return comm_staging_bytes(ranks, longest);
-}
-
-// All of a rank's memory. Runs first over no memory, to add up, then over the real block.
-static void lay_out_rank(Rank *r, int world_rank) {
-    const Run *run = r->run;
-    const Options *o = &run->options;
-    int ranks = (int)(o->sp * o->dp), sequence_rank = world_rank % (int)o->sp;
-    Arena *arena = &r->arena;
-    Model *model = &r->model;
-    int64_t total = run->table.total;
-    size_t element = r->device.element_bytes;
-    r->replica = world_rank / (int)o->sp;
-    r->slice_begin = slice_start(total, world_rank, ranks);
-    r->slice_end = slice_start(total, world_rank + 1, ranks);
-    int64_t slice = r->slice_end - r->slice_begin;
-    *model = (Model){.config = &run->config,
-                     .table = &run->table,
-                     .device = &r->device,
-                     .attention = &r->attention,
-                     .shard = shard_of(o->context, (int)o->sp, sequence_rank),
-                     .recompute = run->recompute};
-
-    model->weights = arena_take(arena, "weights", total * element);
-    bool storage_is_fp32 = element == sizeof(float);
-    if (!storage_is_fp32) r->master = (float *)arena_take(arena, "weights in fp32, my slice", slice * sizeof(float));
-    else r->master = model->weights == NULL ? NULL : (float *)model->weights + r->slice_begin;
-    model->gradients = (float *)arena_take(arena, "gradients", total * sizeof(float));
-    r->exp_avg = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
-    r->exp_avg_sq = (float *)arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
-    r->sums = (StepSums *)arena_take(arena, "sums of a step", sizeof(StepSums));
-    pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
-    attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
-    lend_scratch(&r->device, run, r->pass.rows, threads_per_rank(run), arena);
-    r->terms_bytes = terms_bytes(run, ranks);
-    r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
-}
-
-// What lay_out_rank would take, leaving the rank's arena empty but for its list of buffers.
-static size_t bytes_of_rank(Rank *r, int world_rank) {
-    memset(&r->arena, 0, sizeof r->arena);
-    lay_out_rank(r, world_rank);
-    attention_disconnect(&r->attention);
-    return r->arena.used;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
@@ -200,9 +114,9 @@ static void backward(Model *model, Pass *pass) {
 
 static double learning_rate(const Options *o, int64_t step, int64_t steps) { // step counts from 1
     if (step <= o->warmup) return o->lr * (double)step / (double)o->warmup;
-    if (strcmp(o->schedule, "constant") == 0) return o->lr;
+    if (o->schedule == SCHEDULE_CONSTANT) return o->lr;
     double floor_rate = o->lr * o->min_lr, decay_steps, done;
-    if (strcmp(o->schedule, "wsd") == 0) { // warmup-stable-decay: straight down over the last part (Hu et al. 2024)
+    if (o->schedule == SCHEDULE_WSD) { // warmup-stable-decay: straight down over the last part (Hu et al. 2024)
         decay_steps = ceil(o->decay_fraction * (double)steps);
         done = (double)(step - steps) + decay_steps;
         return done <= 0 ? o->lr : o->lr + (floor_rate - o->lr) * done / decay_steps;
@@ -288,6 +202,12 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
         d->upload(d, pass->tokens + b * tokens, inputs, tokens * sizeof(int32_t));
         d->upload(d, pass->targets + b * tokens, targets, tokens * sizeof(int32_t));
         d->upload(d, pass->positions + b * tokens, positions, tokens * sizeof(int32_t));
+        if (pass->first_visible == NULL) continue;
+        int64_t T = r->run->options.context;
+        if (!loader_read_documents(loader, window[b < count ? b : 0], r->run->config.vocab_size, r->run->document_end,
+                                   r->documents, err))
+            return false;
+        d->upload(d, pass->first_visible + b * T, r->documents, T * sizeof(int32_t));
     }
     return true;
 }
@@ -317,7 +237,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
 static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
-    comm_doing(r->world, "evaluation");
+    comm_doing_slowly(r->world, "evaluation");
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     for (int64_t first = begin; first < begin + most; first += micro) { // as many passes on every replica
         int64_t count = end - first < micro ? end - first : micro;
@@ -355,7 +275,7 @@ static void open_loaders(Rank *r, Validation *v) {
         &err);
     int64_t all = loader_windows(&v->loader);
     v->windows = all < o->eval_windows ? all : o->eval_windows; // the same ones in every run, whatever its seed
-    v->window = (int64_t *)malloc((size_t)v->windows * sizeof(int64_t));
+    v->window = malloc((size_t)v->windows * sizeof(int64_t));
     if (v->window == NULL) require(r, error_set(&err, "out of memory"), &err);
     loader_next(&v->loader, v->windows, v->window);
 }
@@ -460,7 +380,7 @@ static void train(Rank *r, Reporter *reporter) {
     if (run->resume_from[0] != '\0') t.saved = t.step;
     open_loaders(r, &validation);
     if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, t.step, &err), &err);
-    t.window = (int64_t *)malloc((size_t)o->batch * sizeof(int64_t));
+    t.window = malloc((size_t)o->batch * sizeof(int64_t));
     if (t.window == NULL) require(r, error_set(&err, "out of memory"), &err);
     if (leader(r) || run->processes) signals_are_requests(leader(r) ? answer_to_signals(run) : NULL);
 
@@ -493,209 +413,49 @@ static void train(Rank *r, Reporter *reporter) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A rank's life: memory, groups, weights, training
-
-// Elements [begin, end) of a vector that a run begins with: read from `from`, or where that is NULL, made from the
-// seed.
-static bool first_values(const Run *run, const char *from, CheckpointVector which, int64_t begin, int64_t end,
-                         float *out, Error *err) {
-    if (from != NULL) return checkpoint_read(from, which, &run->table, begin, end, out, err);
-    parameters_initialize(&run->table, (uint64_t)run->options.seed, begin, end, out);
-    return true;
-}
-
-// These of my slice, in place where the device's memory is the host's, else piece by piece by way of the host.
-static void fill_slice(Rank *r, const char *from, CheckpointVector which, float *slice) {
-    const int64_t most = 16 << 20, begin = r->slice_begin, end = r->slice_end;
-    Device *d = &r->device;
-    Error err;
-    if (d->host_memory) {
-        require(r, first_values(r->run, from, which, begin, end, slice, &err), &err);
-        return;
-    }
-    float *piece = (float *)malloc((size_t)(end - begin < most ? end - begin + 1 : most) * sizeof(float));
-    if (piece == NULL) require(r, error_set(&err, "out of memory"), &err);
-    for (int64_t first = begin; first < end; first += most) {
-        int64_t last = end - first < most ? end : first + most;
-        require(r, first_values(r->run, from, which, first, last, piece, &err), &err);
-        d->upload(d, slice + (first - begin), piece, (size_t)(last - first) * sizeof(float));
-    }
-    free(piece);
-}
-
-// Each rank makes or reads its own slice; then everyone gathers everyone's.
-static void fill_weights(Rank *r) {
-    const Run *run = r->run;
-    bool resumed = run->resume_from[0] != '\0';
-    const char *from = resumed ? run->resume_from : run->options.init;
-    if (leader(r) && from != NULL && run->options.out != NULL) {
-        Error err;
-        r->kept = kept_files_read(from, &err);
-        require(r, r->kept != NULL, &err);
-    }
-    fill_slice(r, from, CHECKPOINT_PARAMETERS, r->master);
-    r->device.to_storage(&r->device, weight(&r->model, r->slice_begin), r->master, r->slice_end - r->slice_begin);
-    comm_doing(r->world, "gathering of the first weights");
-    gather_slices(r, r->model.weights, r->device.element_bytes);
-    if (!resumed) return;
-    fill_slice(r, from, CHECKPOINT_EXP_AVG, r->exp_avg);
-    fill_slice(r, from, CHECKPOINT_EXP_AVG_SQ, r->exp_avg_sq);
-}
-
-// Cosines and sines of this rank's positions, which are the same for every sequence.
-static bool fill_rotary_tables(Rank *r, Error *err) {
-    const ModelConfig *c = &r->run->config;
-    if (!config_is_rotary(c)) return true;
-    int64_t tokens = r->model.shard.tokens, elements = tokens * (c->head_dim / 2), n = 0;
-    float *tables = (float *)malloc((size_t)(2 * elements) * sizeof(float));
-    if (tables == NULL) return error_set(err, "out of memory for the rotary tables of %lld tokens", (long long)tokens);
-    for (int i = 0; i < r->model.shard.count; i++)
-        for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++) r->staging[n++] = (int32_t)(r->model.shard.chunk[i].start + t);
-    rope_tables(c, r->staging, tokens, tables, tables + elements);
-    r->device.upload(&r->device, r->pass.cos_table, tables, (size_t)elements * sizeof(float));
-    r->device.upload(&r->device, r->pass.sin_table, tables + elements, (size_t)elements * sizeof(float));
-    free(tables);
-    return true;
-}
-
-static bool set_up_rank(Rank *r, Error *err) {
-    int ranks = comm_size(r->world), me = comm_rank(r->world);
-    size_t bytes = bytes_of_rank(r, me);
-    memset(&r->arena, 0, sizeof r->arena);
-    r->arena.base = (char *)r->device.allocate(&r->device, bytes, err);
-    r->arena.capacity = bytes;
-    if (r->arena.base == NULL) return false;
-    lay_out_rank(r, me);
-    // NCCL may not be installed and cannot have two ranks on one GPU; copies from device to device cannot leave the
-    // process. Within one, attention's messages are copies all the same: they leave the multiprocessors to the kernels.
-    const CommCollectives *nccl = r->device.collectives;
-    bool processes = r->run->processes;
-    bool collectives = processes || (nccl != NULL && nccl->available() && !r->run->devices.shared);
-    comm_doing(r->world, "start of the groups of ranks");
-    r->sequence = comm_split(r->world, r->replica, me);
-    r->world_tensors = comm_on_device(r->world, &r->device, collectives);
-    if (collectives && !processes) r->sequence_tensors = comm_on_device(r->sequence, &r->device, false);
-    else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
-    else r->sequence_tensors = r->world_tensors; // the same ranks
-    comm_lend_staging(r->world_tensors, r->terms, r->terms_bytes);
-    attention_connect(&r->attention, r->sequence_tensors);
-    r->model.sequence = r->sequence_tensors;
-    r->slice_counts = (int64_t *)malloc((size_t)ranks * sizeof(int64_t));
-    r->slice_bytes = (size_t *)malloc((size_t)ranks * sizeof(size_t));
-    r->staging = (int32_t *)malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL) return error_set(err, "out of memory");
-    for (int i = 0; i < ranks; i++)
-        r->slice_counts[i] =
-            slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
-    return fill_rotary_tables(r, err);
-}
-
-static void leave_groups(Rank *r) {
-    r->device.synchronize(&r->device); // what others copy from here is part of our order too
-    attention_disconnect(&r->attention);
-    if (r->sequence_tensors != r->world_tensors) comm_free(r->sequence_tensors);
-    comm_free(r->world_tensors);
-    comm_free(r->sequence);
-}
+// A rank's life, and the process
 
 // What the ranks of a process are started with.
 typedef struct Job {
     const Run *run;
+    Device *device;  // engine nccl: the GPU of this process, which carries the ranks' messages from the start; else NULL
     int exit_status; // left by rank 0
 } Job;
 
 static void rank_main(Comm *world, void *argument) {
-    Job *job = (Job *)argument;
+    Job *job = argument;
     const Run *run = job->run;
-    Rank *r = (Rank *)calloc(1, sizeof(Rank));
     Reporter reporter;
     Error err;
-    if (r == NULL) {
-        error_set(&err, "out of memory");
-        comm_fail(world, &err);
-    }
-    r->run = run;
-    r->world = world;
-    if (run->processes) require(r, same_run(run, world, &err), &err);
-    int rank_here = run->processes ? 0 : comm_rank(world);
-    require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
-    require(r, check_tokens(run, world, threads_per_rank(run), &err), &err);
-    require(r, set_up_rank(r, &err), &err);
-    fill_weights(r);
+    Rank *r = rank_open(run, world, job->device);
     train(r, &reporter);
-    leave_groups(r);
+    rank_leave_groups(r);
     if (leader(r)) {
         if (!reporter_close(&reporter)) job->exit_status = EXIT_RUNTIME;
         if (run->prompt != NULL && signals_stop() == 0) require(r, print_sample(r, &err), &err);
     }
-    r->device.release(&r->device, r->arena.base, r->arena.capacity);
-    r->device.close(&r->device);
-    kept_files_free(r->kept);
-    pass_free(&r->pass);
-    free(r->slice_counts);
-    free(r->slice_bytes);
-    free(r->staging);
-    free(r);
+    rank_close(r);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The process: options, model, data, plan; then the ranks
-
-// Adds up the memory of this process; prints the plan where asked, and refuses what cannot fit. Leaves rank 0's list of
-// buffers in *first. Opens no device: only the size of an element is needed to add up.
-static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
+static bool start_ranks(Job *job, Error *err) {
+    const Run *run = job->run;
     const Options *o = &run->options;
-    Rank *r = (Rank *)calloc(1, sizeof(Rank));
-    size_t *bytes = (size_t *)calloc((size_t)run->ranks_here, sizeof(size_t)), all = 0, generator = 0;
-    bool ok = r != NULL && bytes != NULL;
-    if (ok) {
-        r->run = run;
-        r->device.element_bytes = run->devices.element_bytes;
-        generator = bytes_of_generator(run, &r->device);
-        for (int rank = run->ranks_here - 1; rank >= 0; rank--) {
-            bytes_of_rank(r, rank);
-            bytes[rank] = r->arena.used;
-            all += bytes[rank];
-        }
-        *first = r->arena;
-        DevicesNeed tightest = devices_need(&run->devices, bytes, generator);
-        bool fits = tightest.have < 0 || tightest.need < tightest.have;
-        if (speaks && (o->plan || !fits))
-            print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch,
-                       o->batch / o->dp / run->micro_batch);
-        if (speaks && o->plan && tightest.have < 0)
-            printf(
-                "memory of a GPU: not known, there is none here; the one to run on needs at least what a rank takes\n");
-        if (!fits && !o->plan) ok = devices_too_small(&tightest, o->sample_tokens, err);
-    } else {
-        error_set(err, "out of memory");
-    }
-    if (r != NULL) pass_free(&r->pass);
-    free(r);
-    free(bytes);
+    Device device;
+    CommLaunch launch = {.engine = o->engine,
+                         .ranks = (int)(o->sp * o->dp),
+                         .timeout_seconds = o->timeout,
+                         .start_seconds = fmax(o->timeout, 60)}; // the first rank measures the machine before it comes
+    bool by_nccl = run->devices.kind != DEVICE_CPU && comm_engine_here(o->engine) == COMM_NCCL;
+    if (by_nccl && !devices_open(&run->devices, 0, threads_per_rank(run), &device, err)) return false;
+    if (by_nccl) launch.device = job->device = &device;
+    bool ok = comm_run(&launch, rank_main, job, err);
+    if (by_nccl) device.close(&device);
     return ok;
-}
-
-// Everything up to the ranks' start. Only one of several processes speaks.
-static bool prepare(Run *run, bool speaks, Error *err) {
-    Arena arena;
-    if (!run_open(run, speaks, err)) return false;
-    if (speaks) options_print_command(&run->options, stdout);
-    output_flush();
-    if (!plan(run, speaks, &arena, err)) return false;
-    if (run->options.plan) return true;
-    int busy = cpu_count(), ranks = run->ranks_here; // of the processors that will work; every rank has a thread
-    if (busy > run->threads && busy > ranks) busy = run->threads > ranks ? run->threads : ranks;
-    // By the process that reports, while the others wait for it: at the same time they would measure each other.
-    if (speaks && !devices_measure(&run->devices, busy, err)) return false;
-    if (speaks) run_print_header(run, stdout, &arena);
-    output_flush();
-    return true;
 }
 
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
-    Job job = {&run, 0};
+    Job job = {&run, NULL, 0};
     output_open();
     signals_install();
     bool speaks = comm_process_rank() == 0;
@@ -707,14 +467,7 @@ int main(int argc, char **argv) {
             else version_print(stdout);
             return output_flush() ? 0 : EXIT_RUNTIME;
         }
-        if (prepare(&run, speaks, &err) && !run.options.plan) {
-            CommLaunch launch;
-            launch.ranks = (int)(run.options.sp * run.options.dp);
-            launch.timeout_seconds = run.options.timeout;
-            launch.start_seconds = fmax(run.options.timeout, 60); // the first measures the machine before it comes
-            comm_engine_from_name(run.options.engine, &launch.engine);
-            comm_run(&launch, rank_main, &job, &err);
-        }
+        if (prepare(&run, speaks, &err) && !run.options.plan) start_ranks(&job, &err);
     }
     if (err.exit_code != 0) {
         if (!speaks) sleep(1); // process 0 says what all of them find, and ends all; else this one has to

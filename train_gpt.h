@@ -1,5 +1,5 @@
-// What a rank holds: the memory that the story in train_gpt.cu is about, and the few functions of it that generation
-// (generation.c) shares. The letters of the dimensions are explained there.
+// What a rank holds: the memory that the story in train_gpt.cu is about, and what it shares with run/. The letters of the
+// dimensions are explained there.
 #ifndef TRAIN_GPT_H
 #define TRAIN_GPT_H
 
@@ -20,6 +20,7 @@ typedef struct StepSums {
 typedef struct Rank {
     const Run *run;
     Device device;
+    bool device_is_mine;                    // to close
     Comm *world, *sequence;                 // all ranks; the P ranks that share my sequences. On the host
     Comm *world_tensors, *sequence_tensors; // the same ranks, for what lies in the device's memory
     int replica;                            // which of the --dp
@@ -36,6 +37,7 @@ typedef struct Rank {
     float *terms;                   // of sums over ranks, on their way; NULL: the ranks read each other's memory
     size_t terms_bytes;
     Loader loader;
+    int32_t *documents; // host: (T) pass.first_visible of one sequence, on its way there
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
     float *host_vector; // host: (total) on its way to a file, NULL at other times
     float *dump_logits; // host: (n, V) of the pass at work, NULL: not wanted
@@ -55,7 +57,17 @@ double loss_of_last_tokens(Rank *r);
 // Every rank's slice of a flat vector (total, of elements of that size) to every rank. Collective.
 void gather_slices(Rank *r, void *flat, size_t element_bytes);
 
-// ---- generation.c ---------------------------------------------------------------------------------------------------
+// ---- run/rank.c: its beginning and end ---------------------------------------------------------------------------------
+
+// The device, memory, groups and weights of this rank; ends all ranks where one of them cannot have them. `device`: one
+// that is open already, and stays so; NULL: the rank opens its own. Collective.
+Rank *rank_open(const Run *run, Comm *world, const Device *device);
+void rank_leave_groups(Rank *r); // the last that ranks do together
+void rank_close(Rank *r);
+// Bytes of memory that rank `world_rank` of r->run would take; leaves in r->arena the list of its buffers.
+size_t rank_bytes(Rank *r, int world_rank);
+
+// ---- run/generation.c: text from the model -----------------------------------------------------------------------------
 
 // Bytes of the device that generation takes beside the ranks' memory.
 size_t bytes_of_generator(const Run *run, const Device *device);

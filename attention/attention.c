@@ -15,7 +15,8 @@ struct AttentionScratch {
     Ulysses ulysses;
     void *probabilities, *probability_rows; // vanilla
     float *delta;
-    CommRequest request[]; // of walk or ulysses, which are never under way together
+    CommRequest *requests; // of ulysses
+    Passage *passages;     // of walk
 };
 
 // ---- layout -------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ static int64_t largest_shard(int64_t T, int ranks) {
 
 // `ranks` are all those of the sequence: one alone keeps nothing but delta in memory, since its kernels meet all keys
 // at once and write what they have summed up in storage type.
-static void lay_out_walk(Walk *walk, int ranks, Exchange exchange, size_t element_bytes, Arena *arena) {
+static void lay_out_walk(Walk *walk, int ranks, const AttentionConfig *config, Arena *arena) {
     const AttentionShape *shape = &walk->shape;
     size_t rows = (size_t)(shape->batch * shape->heads * walk->shard.tokens) * sizeof(float);
     walk->rows = arena_take(arena, "attention: softmax sum, delta", rows);
@@ -40,19 +41,21 @@ static void lay_out_walk(Walk *walk, int ranks, Exchange exchange, size_t elemen
         arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
 
     size_t token = (size_t)walk_token_elements(shape), tokens = (size_t)largest_shard(walk->context, walk->ranks);
-    int gradients = walk->ranks == 1 ? 1 : exchange == EXCHANGE_GATHER ? 4 : 3;
+    bool gather = config->exchange == EXCHANGE_GATHER, windows = false;
+    for (int i = 0; i < config->window_count; i++) windows = windows || config->windows[i].window > 0;
+    int gradients = walk->ranks == 1 ? 1 : gather || windows ? 4 : 3;
     for (int i = 0; i < gradients; i++) {
         walk->gradient[i] =
             arena_take(arena, "attention: gradients of keys and values", tokens * token * sizeof(float));
     }
     if (walk->ranks == 1) return;
-    if (exchange == EXCHANGE_GATHER) {
+    if (gather) {
         walk->block[0] =
-            arena_take(arena, "attention: all keys and values", (size_t)walk->context * token * element_bytes);
+            arena_take(arena, "attention: all keys and values", (size_t)walk->context * token * config->element_bytes);
         return;
     }
     for (int i = 0; i < 2; i++) {
-        walk->block[i] = arena_take(arena, "attention: travelling keys and values", tokens * token * element_bytes);
+        walk->block[i] = arena_take(arena, "attention: travelling keys and values", tokens * token * config->element_bytes);
     }
 }
 
@@ -77,7 +80,7 @@ static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *con
     Shard group = shard_of(config->context, P / U, rank / U);
     scratch->walk =
         (Walk){.context = config->context, .ranks = P / U, .rank = rank / U, .shard = group, .shape = heads_shape};
-    lay_out_walk(&scratch->walk, P, config->exchange, config->element_bytes, arena);
+    lay_out_walk(&scratch->walk, P, config, arena);
     if (U == 1) return;
     scratch->ulysses = (Ulysses){.ranks = U,
                                  .rank = rank % U,
@@ -100,16 +103,20 @@ void attention_lay_out(Attention *attention, const AttentionConfig *resolved, in
         lay_out(&planned, resolved, rank, arena);
         return;
     }
-    int ring = resolved->ranks / resolved->ulysses, requests = 4 * resolved->ulysses;
-    if (requests < ring) requests = ring;
-    attention->scratch = calloc(1, sizeof *attention->scratch + (size_t)requests * sizeof(CommRequest));
-    if (attention->scratch == NULL) {
+    struct AttentionScratch *scratch = calloc(1, sizeof *scratch);
+    if (scratch != NULL) {
+        scratch->requests = calloc((size_t)(4 * resolved->ulysses), sizeof *scratch->requests);
+        scratch->passages = calloc((size_t)(resolved->ranks / resolved->ulysses), sizeof *scratch->passages);
+    }
+    if (scratch == NULL || scratch->requests == NULL || scratch->passages == NULL) {
         Error err;
         error_set(&err, "out of memory for attention's table of messages");
         die(&err);
     }
-    lay_out(attention->scratch, resolved, rank, arena);
-    attention->scratch->walk.request = attention->scratch->ulysses.request = attention->scratch->request;
+    lay_out(scratch, resolved, rank, arena);
+    scratch->walk.passage = scratch->passages;
+    scratch->ulysses.request = scratch->requests;
+    attention->scratch = scratch;
 }
 
 void attention_connect(Attention *attention, Comm *group) {
@@ -124,6 +131,10 @@ void attention_connect(Attention *attention, Comm *group) {
 void attention_disconnect(Attention *attention) {
     comm_free(attention->heads_group);
     comm_free(attention->ring_group);
+    if (attention->scratch != NULL) {
+        free(attention->scratch->requests);
+        free(attention->scratch->passages);
+    }
     free(attention->scratch);
     attention->heads_group = attention->ring_group = NULL;
     attention->scratch = NULL;
@@ -136,8 +147,9 @@ int64_t attention_bytes_sent(const Attention *attention) {
 // ---- forward and backward -----------------------------------------------------------------------
 
 // The walk and Ulysses, ready for a call.
-static const Walk *walk_on(Attention *attention, Device *device) {
+static const Walk *walk_on(Attention *attention, Device *device, Visibility visibility) {
     attention->scratch->walk.device = device;
+    attention->scratch->walk.visibility = visibility;
     return &attention->scratch->walk;
 }
 static const Ulysses *ulysses_on(Attention *attention, Device *device) {
@@ -155,16 +167,16 @@ static const float *meet_backward(const Attention *attention, const Walk *walk, 
     return attention->config.exchange == EXCHANGE_GATHER ? gather_backward(walk, mine) : ring_backward(walk, mine);
 }
 
-void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q,
-                       TokenView k, TokenView v) {
+void attention_forward(Attention *attention, Device *device, Visibility visibility, TokenView out, float *log_sum_exp,
+                       TokenView q, TokenView k, TokenView v) {
     const AttentionConfig *config = &attention->config;
     Tensors mine = {.q = q, .k = k, .v = v, .out = out, .log_sum_exp = log_sum_exp};
     if (config->exchange == EXCHANGE_VANILLA) {
-        device->attention->vanilla_forward(device, &config->shape, config->context, attention->scratch->probabilities,
-                                           out, log_sum_exp, q, k, v);
+        device->attention->vanilla_forward(device, &config->shape, config->context, &visibility,
+                                           attention->scratch->probabilities, out, log_sum_exp, q, k, v);
         return;
     }
-    const Walk *walk = walk_on(attention, device);
+    const Walk *walk = walk_on(attention, device, visibility);
     if (config->ulysses == 1) {
         meet_forward(attention, walk, &mine);
         return;
@@ -183,8 +195,9 @@ static void row_delta(const Attention *attention, Device *device, const Tensors 
     device->attention->row_delta(device, shape, (Chunk){0, tokens}, mine->out, mine->d_out, delta);
 }
 
-void attention_backward(Attention *attention, Device *device, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
-                        TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out) {
+void attention_backward(Attention *attention, Device *device, Visibility visibility, TokenView d_q, TokenView d_k,
+                        TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out, const float *log_sum_exp,
+                        TokenView d_out) {
     const AttentionConfig *config = &attention->config;
     struct AttentionScratch *scratch = attention->scratch;
     Tensors mine = {
@@ -192,12 +205,12 @@ void attention_backward(Attention *attention, Device *device, TokenView d_q, Tok
     if (config->exchange == EXCHANGE_VANILLA) {
         mine.delta = scratch->delta;
         row_delta(attention, device, &mine);
-        device->attention->vanilla_backward(device, &config->shape, config->context, scratch->probabilities,
-                                            scratch->probability_rows, d_q, d_k, d_v, q, k, v, out, log_sum_exp, d_out,
-                                            mine.delta);
+        device->attention->vanilla_backward(device, &config->shape, config->context, &visibility,
+                                            scratch->probabilities, scratch->probability_rows, d_q, d_k, d_v, q, k, v,
+                                            out, log_sum_exp, d_out, mine.delta);
         return;
     }
-    const Walk *walk = walk_on(attention, device);
+    const Walk *walk = walk_on(attention, device, visibility);
     mine.delta = config->ulysses == 1 ? walk->rows : scratch->ulysses.delta;
     row_delta(attention, device, &mine);
     if (config->ranks == 1) {

@@ -12,9 +12,9 @@
 #define ATTENTION_ATTENTION_H
 
 #include "attention/kernel.h"
-#include "sequence/sharding.h"
 #include "base/arena.h"
 #include "comm/comm.h"
+#include "sequence/sharding.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -30,7 +30,8 @@ typedef enum Exchange {
 } Exchange;
 
 const char *exchange_name(Exchange exchange);
-bool exchange_from_name(const char *name, Exchange *exchange); // false: no such name
+
+enum { ATTENTION_MAX_WINDOWS = 33 };
 
 typedef struct AttentionConfig {
     int64_t context; // T, tokens of one sequence over all ranks
@@ -42,14 +43,22 @@ typedef struct AttentionConfig {
     // Of the device: attention_resolve asks them whether they can serve the shape, and they say what vanilla needs.
     // NULL where the device is not at hand (planning): nothing is asked.
     const AttentionKernels *kernels;
+    // What the layers let their queries see: the windows there are (0: no limit), and how many layers have each. None
+    // stands for one layer without.
+    int window_count;
+    struct LayersOfWindow { int64_t window, layers; } windows[ATTENTION_MAX_WINDOWS];
+    bool documents; // attention stops at the ends of documents
 } AttentionConfig;
 
 // Settles AUTO and `ulysses`, or says why this exchange cannot serve this shape (usage error naming the options).
 bool attention_resolve(AttentionConfig *config, Error *err);
 
-// Bytes that rank `rank` sends for one layer: forward, and backward, by formula. Equal to what comm counts. config: resolved.
+// Bytes that rank `rank` sends for one layer of that window: forward, and backward, by formula. Equal to what comm counts.
+// Documents change nothing: only the ranks that hold the queries know where they end. config: resolved.
 typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
-AttentionBytes attention_bytes(const AttentionConfig *config, int rank);
+AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank);
+// Of all layers together.
+AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank);
 
 typedef struct Attention {
     AttentionConfig config; // resolved
@@ -72,13 +81,15 @@ void attention_disconnect(Attention *attention);
 int64_t attention_bytes_sent(const Attention *attention);
 
 // q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is kept for
-// backward. out may not alias q.
-void attention_forward(Attention *attention, Device *device, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
-                       TokenView v);
+// backward. out may not alias q. visibility: of this layer, the same on all ranks; its window is one of the configuration's,
+// and `first`, (B, T) in the device's memory, is given where the configuration says so.
+void attention_forward(Attention *attention, Device *device, Visibility visibility, TokenView out, float *log_sum_exp,
+                       TokenView q, TokenView k, TokenView v);
 // d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer, but not
 // alias the other tensors.
-void attention_backward(Attention *attention, Device *device, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
-                        TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out);
+void attention_backward(Attention *attention, Device *device, Visibility visibility, TokenView d_q, TokenView d_k,
+                        TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out, const float *log_sum_exp,
+                        TokenView d_out);
 
 #ifdef __cplusplus
 }

@@ -12,16 +12,6 @@ static const char *const names[] = {[EXCHANGE_AUTO] = "auto",
 
 const char *exchange_name(Exchange exchange) { return names[exchange]; }
 
-bool exchange_from_name(const char *name, Exchange *exchange) {
-    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *exchange = (Exchange)i;
-            return true;
-        }
-    }
-    return false;
-}
-
 // ---- bytes --------------------------------------------------------------------------------------
 // T tokens, P ranks in groups of U (Ulysses; 1 for ring and gather), R = P/U; e bytes per element of storage. A rank
 // has H' = H/U query heads and KV' = max(KV/U, 1) key/value heads, and the ranks of its ring have n_0 ... n_{R-1}
@@ -32,6 +22,10 @@ bool exchange_from_name(const char *name, Exchange *exchange) {
 //           backward  the same + 4 w T (every gradient block passes every rank once)
 //   gather  forward   w e ((R-1) e_r + r l_r)
 //           backward  the same + 4 w (sum of e_j over j != r  +  sum of l_j over j > r)
+// With a window of W tokens, what is seen of a chunk is what its reader's next chunk sees: the last W - 1 of its tokens,
+// less those between the two chunks. In the ring that is the chunk that comes right after it, as long as its rank is
+// still to come; and of a gradient no more goes round than somebody else sees.
+//
 // With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
 // it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.)
 //
@@ -47,20 +41,22 @@ static AttentionShape heads_of_one_rank(const AttentionConfig *config) {
     return shape;
 }
 
-static AttentionBytes walk_bytes(const AttentionConfig *config, int rank) {
+static AttentionBytes walk_bytes(const AttentionConfig *config, int64_t window, int rank) {
     int ranks = config->ranks / config->ulysses, me = rank / config->ulysses;
     if (ranks == 1) return (AttentionBytes){0, 0};
     AttentionShape shape = heads_of_one_rank(config);
     int64_t T = config->context, token = walk_token_elements(&shape), bytes = (int64_t)config->element_bytes;
     int64_t keys = 0, gradients = 0; // in tokens
+    int below = (me + ranks - 1) % ranks; // the ring: every block but its own goes there from me, every gradient too
     for (int other = 0; other < ranks; other++) {
-        if (config->exchange == EXCHANGE_GATHER) {
-            keys += shard_tokens_for(T, ranks, me, other);
-            gradients += shard_tokens_for(T, ranks, other, me);
-        } else {
-            keys +=
-                shard_tokens_for(T, ranks, other, (me + ranks - 1) % ranks); // every block goes to the rank below me
-            gradients = T;
+        int before = (other + ranks - 1) % ranks; // round the ring all others are behind this one
+        if (config->exchange == EXCHANGE_GATHER && other != me) {
+            keys += shard_seen(T, ranks, me, other, window).tokens;
+            gradients += shard_seen(T, ranks, other, me, window).tokens;
+        } else if (config->exchange != EXCHANGE_GATHER) {
+            if (other != below) keys += shard_seen_from(T, ranks, other, below, window).tokens;
+            gradients += window == 0 ? shard_of(T, ranks, other).tokens
+                                     : shard_seen_from(T, ranks, other, before, window).tokens;
         }
     }
     return (AttentionBytes){keys * token * bytes, keys * token * bytes + gradients * token * (int64_t)sizeof(float)};
@@ -78,9 +74,20 @@ static AttentionBytes ulysses_bytes(const AttentionConfig *config, int rank) {
                                 others * B * (H * D * e + 2 * KV * D * f)};
 }
 
-AttentionBytes attention_bytes(const AttentionConfig *config, int rank) {
-    AttentionBytes walk = walk_bytes(config, rank), ulysses = ulysses_bytes(config, rank);
+AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank) {
+    AttentionBytes walk = walk_bytes(config, window, rank), ulysses = ulysses_bytes(config, rank);
     return (AttentionBytes){walk.forward + ulysses.forward, walk.backward + ulysses.backward};
+}
+
+AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank) {
+    if (config->window_count == 0) return attention_bytes(config, 0, rank);
+    AttentionBytes all = {0, 0};
+    for (int i = 0; i < config->window_count; i++) {
+        AttentionBytes layer = attention_bytes(config, config->windows[i].window, rank);
+        all.forward += config->windows[i].layers * layer.forward;
+        all.backward += config->windows[i].layers * layer.backward;
+    }
+    return all;
 }
 
 // ---- choosing -----------------------------------------------------------------------------------
@@ -98,24 +105,35 @@ enum {
     BYTES_PER_WAIT = 65536 // sent in the time that it takes to start a message and wake up who waits for it
 };
 
-static int64_t attention_flops(const AttentionConfig *config) { // of one rank: 2 + 5 products of 2 D per pair and head
+// Of one rank: 2 + 5 products of 2 D per pair and head.
+static int64_t attention_flops(const AttentionConfig *config, int64_t window) {
     const AttentionShape *shape = &config->shape;
-    int64_t pairs = config->context * (config->context + 1) / 2 / config->ranks;
+    const Visibility visibility = {.window = window};
+    int64_t pairs = visibility_pairs(&visibility, 0, (Chunk){0, config->context}) / config->ranks;
     return 14 * shape->batch * shape->heads * shape->head_dim * pairs;
 }
 
-static int64_t cost(const AttentionConfig *config) {
+static int64_t cost_of_layer(const AttentionConfig *config, int64_t window) {
     int64_t walk = 0, ulysses = 0;
     for (int rank = 0; rank < config->ranks; rank++) {
-        AttentionBytes w = walk_bytes(config, rank), u = ulysses_bytes(config, rank);
+        AttentionBytes w = walk_bytes(config, window, rank), u = ulysses_bytes(config, rank);
         if (walk < w.forward + w.backward) walk = w.forward + w.backward;
         if (ulysses < u.forward + u.backward) ulysses = u.forward + u.backward;
     }
     int64_t ring = config->ranks / config->ulysses;
     int64_t walk_waits = ring == 1 ? 0 : config->exchange == EXCHANGE_GATHER ? 3 : 2 * ring - 1;
     int64_t ulysses_waits = config->ulysses == 1 ? 0 : 4;
-    int64_t left_over = walk + walk_waits * BYTES_PER_WAIT - attention_flops(config) / FLOPS_PER_BYTE;
+    int64_t left_over = walk + walk_waits * BYTES_PER_WAIT - attention_flops(config, window) / FLOPS_PER_BYTE;
     return (left_over > 0 ? left_over : 0) + ulysses + ulysses_waits * BYTES_PER_WAIT;
+}
+
+// Over all layers, which share one exchange.
+static double cost(const AttentionConfig *config) {
+    if (config->window_count == 0) return (double)cost_of_layer(config, 0);
+    double sum = 0;
+    for (int i = 0; i < config->window_count; i++)
+        sum += (double)config->windows[i].layers * (double)cost_of_layer(config, config->windows[i].window);
+    return sum;
 }
 
 // At equal cost, and so wherever work hides everything that is sent, the ring: it holds the fewest keys and values.
@@ -179,6 +197,11 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
     const char *why = config->kernels == NULL ? NULL : config->kernels->unsupported(shape);
     if (why != NULL)
         return error_usage(err, "attention on this device: %s; change --dim or --heads, or use --device cpu", why);
+    bool limited = config->documents;
+    for (int i = 0; i < config->window_count; i++) limited = limited || config->windows[i].window > 0;
+    if (limited && config->kernels != NULL && !config->kernels->limits_visibility)
+        return error_usage(err, "--%s is not yet served by the CUDA kernels; leave it out, or use --device cpu",
+                           config->documents ? "document-mask" : "window");
     if (config->ranks < 1) return error_usage(err, "--sp %d: at least one rank is needed", config->ranks);
     if (config->ranks > 1 && config->context < 2 * (int64_t)config->ranks) {
         return error_usage(

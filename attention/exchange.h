@@ -31,21 +31,44 @@ typedef struct Walk {
     int ranks, rank;      // among whom keys and values travel
     Shard shard;          // my tokens
     AttentionShape shape; // with the heads worked on here
-    Device *device;       // for the length of a call
+    Device *device;        // for the length of a call
+    Visibility visibility; // of the layer, for the length of a call
     Comm *group;
     float *queries;       // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
     float *rows;          // (B, H, n): the softmax sum in forward, delta in backward
     void *block[2];       // ring: one here and one arriving. gather: block[0] holds those of all ranks, in their order
-    float *gradient[4];   // blocks of fp32 gradients: 1 where U = P, 3 for the ring, 4 for gather, none where P = 1
-    CommRequest *request; // (ranks)
+    float *gradient[4];   // blocks of fp32 gradients: 1 where U = P, 3 for the ring, 4 for gather and where some layer
+                          // has a window, none where P = 1
+    struct Passage *passage; // (ranks) of gather
 } Walk;
+
+// Tokens of a block on their way from one rank to another, while others come. Both sides know what is seen, so nothing
+// but the tokens is sent.
+typedef struct Passage {
+    CommRequest request[2]; // a piece of each chunk at most; pieces that touch go together
+    int count;
+} Passage;
+
+// A part of a block that travels.
+typedef struct Load {
+    void *block; // with room for all tokens of its owner, each at its place
+    Shard owner, piece;
+} Load;
 
 // ---- the walk (attention/walk.c) ----------------------------------------------------------------
 
 int64_t walk_token_elements(const AttentionShape *shape); // of a block: 2 B KV D
 int walk_rank(const Walk *walk, int distance); // the rank `distance` places after mine (< 0: before), round the ring
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
-int64_t walk_tokens_for(const Walk *walk, int owner, int reader);        // shard_tokens_for
+// What `reader` sees of the block of `owner`, in this layer; and what it or any rank behind it round the ring does.
+Shard walk_seen(const Walk *walk, int owner, int reader);
+Shard walk_seen_from(const Walk *walk, int owner, int reader);
+Load walk_load(const Walk *walk, void *block, int owner, Shard piece);
+
+// Begins to send and to receive; token_bytes: of a token in these blocks.
+Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, size_t token_bytes);
+void walk_wait(const Walk *walk, Passage *passage);
+size_t walk_token_bytes(const Walk *walk); // in storage type: of keys and values
 
 // All of forward where no other rank has keys: out may not alias q, k or v. `queries` is not used.
 void walk_forward_alone(const Walk *walk, const Tensors *mine);
@@ -60,7 +83,7 @@ void walk_finish_forward(const Walk *walk, const Tensors *mine);
 void walk_begin_backward(const Walk *walk);
 // gradient = this rank's part of the gradient of the owner's block, for those of its tokens that are seen here.
 void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient);
-void walk_add_gradient(const Walk *walk, float *sum, const float *part, int64_t tokens); // sum += part
+void walk_add_gradient(const Walk *walk, float *sum, const float *part, int owner, Shard piece); // sum += part, there
 void walk_finish_backward(const Walk *walk, const Tensors *mine);
 void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v); // of my own block
 

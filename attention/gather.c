@@ -13,18 +13,22 @@ static void *block_of(const Walk *walk, int owner) {
     return at(walk->device, walk->block[0], tokens_before * walk_token_elements(&walk->shape));
 }
 
-// request[step]: the block of the rank `step` after me. Of a block, only what its reader sees is sent.
+// What `reader` sees of a block, on its way there; or its part of the gradient, on its way back.
+static Load seen_by(const Walk *walk, void *block, int owner, int reader) {
+    return walk_load(walk, block, owner, walk_seen(walk, owner, reader));
+}
+
+// passage[step]: the block of the rank `step` after me. Of a block, only what its reader sees is sent.
 static void begin_gather(const Walk *walk, const Tensors *mine) {
     if (walk->ranks == 1) return;
-    size_t token = (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
     void *own = block_of(walk, walk->rank);
     walk_pack(walk, own, mine->k, mine->v);
     comm_batch_begin(walk->group);
     for (int step = 1; step < walk->ranks; step++) {
         int to = walk_rank(walk, -step), from = walk_rank(walk, step);
-        walk->request[step] =
-            comm_exchange_begin(walk->group, own, (size_t)walk_tokens_for(walk, walk->rank, to) * token, to,
-                                block_of(walk, from), (size_t)walk_tokens_for(walk, from, walk->rank) * token, from);
+        walk->passage[step] =
+            walk_pass(walk, seen_by(walk, own, walk->rank, to), to,
+                      seen_by(walk, block_of(walk, from), from, walk->rank), from, walk_token_bytes(walk));
     }
     comm_batch_end(walk->group);
 }
@@ -35,7 +39,7 @@ void gather_forward(const Walk *walk, const Tensors *mine) {
     walk_forward(walk, mine, walk->rank, NULL);
     for (int step = 1; step < walk->ranks; step++) {
         int owner = walk_rank(walk, step);
-        comm_wait(walk->group, &walk->request[step]);
+        walk_wait(walk, &walk->passage[step]);
         walk_forward(walk, mine, owner, block_of(walk, owner));
     }
     walk_finish_forward(walk, mine);
@@ -43,28 +47,28 @@ void gather_forward(const Walk *walk, const Tensors *mine) {
 
 // Sends my part of the gradient of the block of the rank `step` after me, and receives the part that the rank `step`
 // before me has of mine.
-static CommRequest exchange_parts(const Walk *walk, int step, const float *part, float *arriving) {
+static Passage exchange_parts(const Walk *walk, int step, float *part, float *arriving) {
     int owner = walk_rank(walk, step), reader = walk_rank(walk, -step);
-    size_t token = (size_t)walk_token_elements(&walk->shape) * sizeof *part;
-    return comm_exchange_begin(walk->group, part, (size_t)walk_tokens_for(walk, owner, walk->rank) * token, owner,
-                               arriving, (size_t)walk_tokens_for(walk, walk->rank, reader) * token, reader);
+    return walk_pass(walk, seen_by(walk, part, owner, walk->rank), owner,
+                     seen_by(walk, arriving, walk->rank, reader), reader,
+                     (size_t)walk_token_elements(&walk->shape) * sizeof *part);
 }
 
-static void add_arrived(const Walk *walk, int step, CommRequest *parts, float *sum, const float *arriving) {
-    comm_wait(walk->group, parts);
-    walk_add_gradient(walk, sum, arriving, walk_tokens_for(walk, walk->rank, walk_rank(walk, -step)));
+static void add_arrived(const Walk *walk, int step, Passage *parts, float *sum, const float *arriving) {
+    walk_wait(walk, parts);
+    walk_add_gradient(walk, sum, arriving, walk->rank, walk_seen(walk, walk->rank, walk_rank(walk, -step)));
 }
 
 const float *gather_backward(const Walk *walk, const Tensors *mine) {
     float *sum = walk->gradient[0], *arriving = walk->gradient[3];
-    CommRequest parts = {NULL, NULL};
+    Passage parts = {.count = 0};
     begin_gather(walk, mine);
     walk_begin_backward(walk);
     walk_backward(walk, mine, walk->rank, NULL, sum);
     for (int step = 1; step < walk->ranks; step++) {
         float *part = walk->gradient[1 + step % 2]; // the other one is being sent
         int owner = walk_rank(walk, step);
-        comm_wait(walk->group, &walk->request[step]);
+        walk_wait(walk, &walk->passage[step]);
         walk_backward(walk, mine, owner, block_of(walk, owner), part);
         if (step > 1) add_arrived(walk, step - 1, &parts, sum, arriving);
         parts = exchange_parts(walk, step, part, arriving);

@@ -1,8 +1,9 @@
 // The local attention kernel: one (query chunk, key/value chunk) pair at a time, with the softmax state carried between
 // pairs. Distributed attention is a walk over such pairs (attention/attention.h); the kernel knows nothing of ranks.
 //
-// Causal by GLOBAL position: a query at position i sees the key at position j if j <= i. A pair whose keys all lie after
-// its queries does nothing. The walk may visit pairs in any order; the same order gives the same bits.
+// Causal by GLOBAL position: a query at position i sees the key at position j if j <= i, and j is not before the first
+// key that its Visibility lets it see. A pair of which nothing is seen does nothing, and no kernel computes blocks of
+// scores that nobody sees. The walk may visit pairs in any order; the same order gives the same bits.
 //
 // Online softmax (Milakov and Gimelshein 2018; Dao et al., FlashAttention, 2022): for each query row the state is
 //   max = max_j s_ij,  sum = sum_j exp(s_ij - max),  accumulator = sum_j exp(s_ij - max) v_j,   s_ij = scale q_i.k_j
@@ -15,7 +16,7 @@
 #include <stdint.h>
 
 #include "layers/device.h"
-#include "sequence/chunk.h"
+#include "sequence/visibility.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,6 +45,7 @@ typedef struct QueryForward {
     TokenView q;           // (B, Tq, H, D)
     FloatView accumulator; // (B, Tq, H, D)
     RowView max, sum;      // (B, H, Tq)
+    Visibility visibility; // by global position
 } QueryForward;
 
 // A query chunk in the backward walk. log_sum_exp and delta are those of the WHOLE row, over all keys of the sequence.
@@ -53,6 +55,7 @@ typedef struct QueryBackward {
     RowView log_sum_exp; // natural logarithm
     RowView delta;       // sum_d d_out * out
     FloatView d_q;       // +=
+    Visibility visibility;
 } QueryBackward;
 
 // A key/value chunk; d_k, d_v are used by the backward walk only.
@@ -90,16 +93,18 @@ typedef struct AttentionKernels {
     // probabilities: room for (B, H, T, T) in storage type; rows: vanilla_row_bytes. Backward works the probabilities
     // out again and overwrites d_q, d_k, d_v (storage type). delta (B, H, T): as row_delta gives it. NULL: not served.
     size_t (*vanilla_row_bytes)(const AttentionShape *, int64_t T);
-    void (*vanilla_forward)(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,
-                            float *log_sum_exp, TokenView q, TokenView k, TokenView v);
-    void (*vanilla_backward)(Device *, const AttentionShape *, int64_t T, void *probabilities, void *rows,
-                             TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v,
-                             TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
+    void (*vanilla_forward)(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
+                            TokenView out, float *log_sum_exp, TokenView q, TokenView k, TokenView v);
+    void (*vanilla_backward)(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
+                             void *rows, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k,
+                             TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
     // NULL, or why these kernels cannot serve this shape, in words that go into an error line.
     const char *(*unsupported)(const AttentionShape *);
     // Bytes of scratch memory (Device.scratch) that calls of this shape need at most, on a device of so many threads.
     // NULL: none.
     size_t (*scratch_bytes)(const AttentionShape *, int threads);
+    // Whether they obey a Visibility that hides earlier keys; where not, they must be given none.
+    bool limits_visibility;
 } AttentionKernels;
 
 // Blocked, vectorised (attention/cpu/): what cpu_device() installs.

@@ -1,7 +1,7 @@
 // The local attention kernel in its simplest right form: plain loops, one (query, key) pair at a time, double precision
 // inside. It is the oracle for every other kernel, and the first one to read.
 //
-// Forward, for a query i and the keys j <= i of the chunk (equation 1 of Vaswani et al. 2017, made to stream):
+// Forward, for a query i and the keys j of the chunk that it sees (equation 1 of Vaswani et al. 2017, made to stream):
 //   s_ij = scale q_i.k_j;   when a new maximum m' replaces m, what was summed so far is multiplied by exp(m - m')
 // Backward, with p_ij = exp(s_ij - log_sum_exp_i), which is the softmax itself (Dao et al. 2022, appendix B.2):
 //   dv_j += sum_i p_ij do_i
@@ -28,10 +28,14 @@ static double dot(const float *x, const float *y, int64_t D) {
     return sum;
 }
 
-// How many keys of the chunk a query at `position` sees: those at positions up to its own.
-static int64_t visible_keys(Chunk keys, int64_t position) {
-    int64_t count = position - keys.start + 1;
-    return count < 0 ? 0 : count > keys.length ? keys.length : count;
+// The keys of the chunk that the query at `position` sees, counted from its start: from `first` to before `end`.
+typedef struct Range {
+    int64_t first, end;
+} Range;
+
+static Range visible_keys(const Visibility *visibility, int64_t b, Chunk keys, int64_t position) {
+    Chunk seen = visibility_seen(visibility, b, (Chunk){position, 1}, keys);
+    return (Range){seen.start - keys.start, chunk_end(seen) - keys.start};
 }
 
 static void begin(Device *device, const AttentionShape *shape, const QueryForward *query) {
@@ -51,14 +55,14 @@ static void begin(Device *device, const AttentionShape *shape, const QueryForwar
 static void forward_row(const AttentionShape *shape, const QueryForward *query, const KeyValue *kv, int64_t b,
                         int64_t h, int64_t i) {
     int64_t D = shape->head_dim, kv_head = h / (shape->heads / shape->kv_heads);
-    int64_t visible = visible_keys(kv->chunk, query->chunk.start + i);
+    Range visible = visible_keys(&query->visibility, b, kv->chunk, query->chunk.start + i);
     const float *q = token_row(query->q, b, i, h, D);
     float *state = float_row(query->accumulator, b, i, h, D);
     double max = *row_value(query->max, b, i, h), sum = *row_value(query->sum, b, i, h);
     double accumulator[ATTENTION_MAX_HEAD_DIM];
     for (int64_t d = 0; d < D; d++) accumulator[d] = state[d];
 
-    for (int64_t j = 0; j < visible; j++) {
+    for (int64_t j = visible.first; j < visible.end; j++) {
         const float *v = token_row(kv->v, b, j, kv_head, D);
         double score = shape->scale * dot(q, token_row(kv->k, b, j, kv_head, D), D);
         if (score > max) {
@@ -73,7 +77,7 @@ static void forward_row(const AttentionShape *shape, const QueryForward *query, 
     }
 
     // The state is relative to its maximum, so it is stored relative to the maximum as fp32 keeps it.
-    double correction = visible > 0 ? exp(max - (float)max) : 1;
+    double correction = visible.first < visible.end ? exp(max - (float)max) : 1;
     *row_value(query->max, b, i, h) = (float)max;
     *row_value(query->sum, b, i, h) = (float)(sum * correction);
     for (int64_t d = 0; d < D; d++) state[d] = (float)(accumulator[d] * correction);
@@ -130,9 +134,9 @@ static PairGradient pair_gradient(const AttentionShape *shape, const QueryBackwa
 static void backward_query_row(const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv, int64_t b,
                                int64_t h, int64_t i) {
     int64_t D = shape->head_dim, kv_head = h / (shape->heads / shape->kv_heads);
-    int64_t visible = visible_keys(kv->chunk, query->chunk.start + i);
+    Range visible = visible_keys(&query->visibility, b, kv->chunk, query->chunk.start + i);
     double d_q[ATTENTION_MAX_HEAD_DIM] = {0};
-    for (int64_t j = 0; j < visible; j++) {
+    for (int64_t j = visible.first; j < visible.end; j++) {
         double d_score = pair_gradient(shape, query, kv, b, h, i, j).d_score;
         const float *k = token_row(kv->k, b, j, kv_head, D);
         for (int64_t d = 0; d < D; d++) d_q[d] += d_score * k[d];
@@ -147,7 +151,8 @@ static void backward_key_row(const AttentionShape *shape, const QueryBackward *q
     double d_k[ATTENTION_MAX_HEAD_DIM] = {0}, d_v[ATTENTION_MAX_HEAD_DIM] = {0};
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++) {
         for (int64_t i = 0; i < query->chunk.length; i++) {
-            if (query->chunk.start + i < kv->chunk.start + j) continue;
+            Range visible = visible_keys(&query->visibility, b, kv->chunk, query->chunk.start + i);
+            if (j < visible.first || j >= visible.end) continue;
             PairGradient g = pair_gradient(shape, query, kv, b, h, i, j);
             const float *q = token_row(query->q, b, i, h, D), *d_out = token_row(query->d_out, b, i, h, D);
             for (int64_t d = 0; d < D; d++) {
@@ -220,4 +225,5 @@ const AttentionKernels attention_kernels_reference = {.begin = begin,
                                                       .row_delta = row_delta,
                                                       .backward_pair = backward_pair,
                                                       .backward_whole = backward_whole,
-                                                      .unsupported = unsupported};
+                                                      .unsupported = unsupported,
+                                                      .limits_visibility = true};

@@ -38,8 +38,59 @@ void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
     }
 }
 
-int64_t walk_tokens_for(const Walk *walk, int owner, int reader) {
-    return shard_tokens_for(walk->context, walk->ranks, owner, reader);
+// ---- what travels -------------------------------------------------------------------------------
+// Of a window, every rank knows what it leaves to be seen; of documents, which the data decide, only who holds the
+// queries needs to know. So keys travel as if there were a window at most, and documents save work alone.
+
+Shard walk_seen(const Walk *walk, int owner, int reader) {
+    return shard_seen(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+}
+
+Shard walk_seen_from(const Walk *walk, int owner, int reader) {
+    return shard_seen_from(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+}
+
+Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
+    return (Load){block, shard_of(walk->context, walk->ranks, owner), piece};
+}
+
+size_t walk_token_bytes(const Walk *walk) {
+    return (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
+}
+
+// Neighbouring tokens of a block.
+typedef struct Span {
+    int64_t first, tokens;
+} Span;
+
+// The parts of a block that hold these pieces of its owner's chunks: two at most, no tokens in those that are not needed.
+static int spans_of(const Shard *owner, const Shard *piece, Span span[2]) {
+    int count = 0;
+    span[0] = span[1] = (Span){0, 0};
+    for (int i = 0; i < piece->count; i++) {
+        if (piece->chunk[i].length == 0) continue;
+        int64_t first = shard_offset(owner, piece->chunk[i].start);
+        if (count > 0 && span[0].first + span[0].tokens == first) span[0].tokens += piece->chunk[i].length;
+        else span[count++] = (Span){first, piece->chunk[i].length};
+    }
+    return count;
+}
+
+Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, size_t token_bytes) {
+    Span out[2], in[2];
+    int sends = spans_of(&sent.owner, &sent.piece, out), receives = spans_of(&received.owner, &received.piece, in);
+    Passage passage = {.count = sends > receives ? sends : receives};
+    for (int i = 0; i < passage.count; i++)
+        passage.request[i] =
+            comm_exchange_begin(walk->group, (char *)sent.block + (size_t)out[i].first * token_bytes,
+                                (size_t)out[i].tokens * token_bytes, to,
+                                (char *)received.block + (size_t)in[i].first * token_bytes,
+                                (size_t)in[i].tokens * token_bytes, from);
+    return passage;
+}
+
+void walk_wait(const Walk *walk, Passage *passage) {
+    for (int i = 0; i < passage->count; i++) comm_wait(walk->group, &passage->request[i]);
 }
 
 // ---- chunks of a shard's tensors, beginning at token `offset` -----------------------------------
@@ -77,6 +128,12 @@ static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner
     return kv;
 }
 
+// Whether a kernel has anything to do for a pair, as far as the window tells. It asks itself about documents.
+static bool pair_is_met(const Walk *walk, Chunk queries, Chunk keys) {
+    const Visibility of_window = {.window = walk->visibility.window};
+    return visibility_sees(&of_window, 0, queries, keys);
+}
+
 // ---- forward ------------------------------------------------------------------------------------
 
 static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) {
@@ -85,7 +142,8 @@ static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) 
                           .q = token_chunk(walk, mine->q, offset),
                           .accumulator = query_chunk(walk, offset),
                           .max = row_chunk(walk, mine->log_sum_exp, offset), // log_sum_exp takes its place at the end
-                          .sum = row_chunk(walk, walk->rows, offset)};
+                          .sum = row_chunk(walk, walk->rows, offset),
+                          .visibility = walk->visibility};
 }
 
 void walk_forward_alone(const Walk *walk, const Tensors *mine) {
@@ -102,13 +160,13 @@ void walk_begin_forward(const Walk *walk, const Tensors *mine) {
 }
 
 void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *block) {
-    Shard keys = shard_seen(walk->context, walk->ranks, owner, walk->rank);
+    Shard keys = shard_of(walk->context, walk->ranks, owner), seen = walk_seen(walk, owner, walk->rank);
     for (int i = 0; i < walk->shard.count; i++) {
         QueryForward query = forward_chunk(walk, mine, i);
-        for (int j = 0; j < keys.count; j++) {
-            int64_t offset = shard_offset(&keys, keys.chunk[j].start);
-            KeyValue kv = key_value_chunk(walk, mine, owner, block, NULL, keys.chunk[j], offset);
-            if (chunk_sees(query.chunk, kv.chunk)) {
+        for (int j = 0; j < seen.count; j++) {
+            int64_t offset = shard_offset(&keys, seen.chunk[j].start);
+            KeyValue kv = key_value_chunk(walk, mine, owner, block, NULL, seen.chunk[j], offset);
+            if (pair_is_met(walk, query.chunk, kv.chunk)) {
                 walk->device->attention->forward_pair(walk->device, &walk->shape, &query, &kv);
             }
         }
@@ -133,7 +191,8 @@ static QueryBackward backward_chunk(const Walk *walk, const Tensors *mine, int i
                            .d_out = token_chunk(walk, mine->d_out, offset),
                            .log_sum_exp = row_chunk(walk, mine->log_sum_exp, offset),
                            .delta = row_chunk(walk, mine->delta, offset),
-                           .d_q = query_chunk(walk, offset)};
+                           .d_q = query_chunk(walk, offset),
+                           .visibility = walk->visibility};
 }
 
 void walk_backward_alone(const Walk *walk, const Tensors *mine, TokenView d_k, TokenView d_v) {
@@ -151,23 +210,31 @@ void walk_begin_backward(const Walk *walk) {
 }
 
 void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient) {
-    Shard keys = shard_seen(walk->context, walk->ranks, owner, walk->rank);
-    walk->device->zero(walk->device, gradient,
-                       (size_t)(keys.tokens * walk_token_elements(&walk->shape)) * sizeof *gradient);
+    Shard keys = shard_of(walk->context, walk->ranks, owner), seen = walk_seen(walk, owner, walk->rank);
+    int64_t token = walk_token_elements(&walk->shape);
+    Span span[2];
+    for (int i = 0, spans = spans_of(&keys, &seen, span); i < spans; i++)
+        walk->device->zero(walk->device, gradient + span[i].first * token,
+                           (size_t)(span[i].tokens * token) * sizeof *gradient);
     for (int i = 0; i < walk->shard.count; i++) {
         QueryBackward query = backward_chunk(walk, mine, i);
-        for (int j = 0; j < keys.count; j++) {
-            int64_t offset = shard_offset(&keys, keys.chunk[j].start);
-            KeyValue kv = key_value_chunk(walk, mine, owner, block, gradient, keys.chunk[j], offset);
-            if (chunk_sees(query.chunk, kv.chunk)) {
+        for (int j = 0; j < seen.count; j++) {
+            int64_t offset = shard_offset(&keys, seen.chunk[j].start);
+            KeyValue kv = key_value_chunk(walk, mine, owner, block, gradient, seen.chunk[j], offset);
+            if (pair_is_met(walk, query.chunk, kv.chunk)) {
                 walk->device->attention->backward_pair(walk->device, &walk->shape, &query, &kv);
             }
         }
     }
 }
 
-void walk_add_gradient(const Walk *walk, float *sum, const float *part, int64_t tokens) {
-    walk->device->add_float(walk->device, sum, part, tokens * walk_token_elements(&walk->shape));
+void walk_add_gradient(const Walk *walk, float *sum, const float *part, int owner, Shard piece) {
+    Shard keys = shard_of(walk->context, walk->ranks, owner);
+    int64_t token = walk_token_elements(&walk->shape);
+    Span span[2];
+    for (int i = 0, spans = spans_of(&keys, &piece, span); i < spans; i++)
+        walk->device->add_float(walk->device, sum + span[i].first * token, part + span[i].first * token,
+                                span[i].tokens * token);
 }
 
 void walk_finish_backward(const Walk *walk, const Tensors *mine) {

@@ -1,3 +1,4 @@
+// Taking from a block, or only adding up.
 #include "base/arena.h"
 
 #include <stdio.h>

@@ -1,3 +1,4 @@
+// Asks the processor, and the kernel and cgroup, what this process may use.
 #include "base/cpu_features.h"
 
 #include <sched.h>

@@ -1,3 +1,4 @@
+// Filling in an error's one line, and ending the program with it.
 #include "base/error.h"
 
 #include <stdarg.h>

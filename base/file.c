@@ -1,3 +1,4 @@
+// Opening without waiting, and looking at what was opened.
 #include "base/file.h"
 
 #include <errno.h>

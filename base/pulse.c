@@ -1,3 +1,4 @@
+// Who listens to this thread's signs of life.
 #include "base/pulse.h"
 
 #include <stddef.h>

@@ -1,3 +1,4 @@
+// Philox (Salmon et al. 2011) and what is drawn from it: numbers, normals, permutations.
 #include "base/random.h"
 
 #include <math.h>

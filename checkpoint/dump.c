@@ -1,3 +1,4 @@
+// Gathers logits from the ranks of a sequence, and writes them and the gradients as safetensors.
 #include "checkpoint/dump.h"
 
 #include <errno.h>

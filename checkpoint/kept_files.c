@@ -1,3 +1,4 @@
+// Reads the files of a model's folder that are not ours, and writes them into checkpoints.
 #include "checkpoint/kept_files.h"
 
 #include <dirent.h>

@@ -1,3 +1,4 @@
+// A flat vector, tensor by tensor in the order and shapes of the file.
 #include "checkpoint/parameter_file.h"
 
 #include <stdlib.h>

@@ -66,7 +66,10 @@ static Status *status_of(const LocalComm *c) {
 
 // ---- failing ------------------------------------------------------------------------------------------------------
 
-static void local_doing(Comm *comm, const char *what) { atomic_store(&status_of(local(comm))->doing, what); }
+static void local_doing(Comm *comm, const char *what, bool slowly) {
+    (void)slowly; // its signs of life are seen
+    atomic_store(&status_of(local(comm))->doing, what);
+}
 static const char *local_said(Comm *comm) { return atomic_load(&status_of(local(comm))->doing); }
 
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));

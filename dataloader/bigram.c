@@ -1,3 +1,4 @@
+// Counts pairs of bytes, chooses the smoothing, and measures.
 #include "dataloader/bigram.h"
 
 #include <math.h>

@@ -1,3 +1,4 @@
+// The bundled text, as corpus.S puts it into the program.
 #include "dataloader/corpus.h"
 
 extern const unsigned char corpus_begin[], corpus_end[]; // corpus.S

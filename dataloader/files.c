@@ -1,3 +1,4 @@
+// Walks folders and patterns, in an order that no locale changes.
 #include "dataloader/files.h"
 
 #include <dirent.h>

@@ -1,3 +1,4 @@
+// The grid of windows of an epoch, its order, and a shard's part of a window.
 #include "dataloader/loader.h"
 
 #include <string.h>
@@ -57,6 +58,13 @@ bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, 
         if (positions != NULL) positions += length;
         pulse_beat();
     }
+    return true;
+}
+
+bool loader_read_documents(const Loader *loader, int64_t first_token, int64_t vocabulary, int32_t separator,
+                           int32_t *first_visible, Error *err) {
+    if (!tokens_read(loader->source, first_token, loader->context, vocabulary, first_visible, err)) return false;
+    visibility_of_documents(first_visible, first_visible, loader->context, separator);
     return true;
 }
 

@@ -39,6 +39,12 @@ void loader_next(Loader *loader, int64_t count, int64_t *first_token);
 bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, int64_t vocabulary, int32_t *inputs,
                  int32_t *targets, int32_t *positions, Error *err);
 
+// For attention that stops at the ends of documents: the first token that each of the window's T sees, counted from the
+// window's beginning (sequence/visibility.h). Every rank reads the whole window for it, which costs next to nothing
+// beside attention, instead of asking others where their documents end.
+bool loader_read_documents(const Loader *loader, int64_t first_token, int64_t vocabulary, int32_t separator,
+                           int32_t *first_visible, Error *err);
+
 // Splits a source: the last tenth (at least T+1 tokens, else an error) is held out.
 bool loader_split(const TokenSource *source, int64_t context, int64_t *train_end, Error *err);
 

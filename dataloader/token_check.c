@@ -1,3 +1,4 @@
+// Threads that take the tokens stretch by stretch, until one is found that the vocabulary lacks.
 #include "dataloader/token_check.h"
 
 #include <pthread.h>

@@ -246,13 +246,3 @@ bool token_file_recognise(TokenFile *file, TokenFormat format, Kind *kind, Error
                        "%s, or --data-format bytes if it is something else",
                        file->path, name, name);
 }
-
-bool tokens_format_from_name(const char *name, TokenFormat *format) {
-    static const char *const names[] = {"auto", "bytes", "uint16", "uint32", "llmc"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(name, names[i]) != 0) continue;
-        *format = (TokenFormat)i;
-        return true;
-    }
-    return false;
-}

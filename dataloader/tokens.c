@@ -1,3 +1,4 @@
+// Files mapped one behind the other, and reading across them.
 #include "dataloader/tokens.h"
 
 #include <stdio.h>

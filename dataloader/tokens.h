@@ -25,7 +25,6 @@ typedef struct TokenSource TokenSource; // immutable once open: ranks may share 
 
 // auto: shards and bytes; what looks like numbers without a header is refused, with the option that says what it is.
 typedef enum TokenFormat { TOKENS_AUTO, TOKENS_BYTES, TOKENS_UINT16, TOKENS_UINT32, TOKENS_LLMC } TokenFormat;
-bool tokens_format_from_name(const char *name, TokenFormat *format); // "auto", "bytes", "uint16", "uint32", "llmc"
 
 TokenSource *tokens_open(const char *const *arguments, int count, TokenFormat format, Error *err);
 // One document of bytes in memory, which must outlive the source.

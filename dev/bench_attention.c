@@ -5,10 +5,12 @@
 //   dev/bench_attention --csv T D [T D ...]      lines "who,T,D,forward,backward,both" in TFLOP/s for T tokens
 //                                                and heads of D values, with ordinary attention ("vanilla") where
 //                                                it fits
+//   dev/bench_attention --window W [T D ...]     a query sees the last W keys
 //   SIMD=avx2 dev/bench_attention                with another of the CPU's compiled copies (portable, avx2, avx512)
 //
 // Causal. CPU: one sequence, 4 heads, all processors. GPU: 2,048 channels, and as many sequences as make 16,384 tokens.
-// Operations are the useful ones: a causal product over the scores counts 2 x T^2/2 x D a head; the forward pass has
+// Operations are the useful ones: a causal product over the scores counts 2 x T^2/2 x D a head, or with a window 2 D for
+// each pair of a query and a key that it sees; the forward pass has
 // two of them, the backward pass five, however many the kernels make. The exponentials are not counted. Backward is
 // what training on one rank does: delta, and the kernels. The matrix rate is measured again before each pass, since a
 // shared machine changes its speed; each figure is a median over rounds, each share that of the ratio to the rate just
@@ -27,6 +29,7 @@ enum { CPU_HEADS = 4, GPU_CHANNELS = 2048, GPU_TOKENS = 16384, ROUNDS = 5, PIECE
 typedef struct Problem {
     AttentionShape shape;
     int64_t T, C; // tokens of a sequence; heads x head_dim
+    Visibility visibility;
     void *memory; // of all that follows
     size_t bytes;
     void *qkv, *d_qkv, *out, *d_out;        // storage: (B, T, 3C), (B, T, C)
@@ -80,11 +83,12 @@ static void fill(const Problem *p, Device *device, void *storage, int64_t count,
     }
 }
 
-static Problem make_problem(int64_t T, int64_t D, Device *device, bool vanilla_wanted) {
+static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device, bool vanilla_wanted) {
     bool gpu = strcmp(device->name, "cuda") == 0; // the emulated one is for correctness only
     int64_t heads = !gpu ? CPU_HEADS : GPU_CHANNELS / D > 0 ? GPU_CHANNELS / D : 1;
     int64_t batch = !gpu || T >= GPU_TOKENS ? 1 : GPU_TOKENS / T;
-    Problem p = {.shape = {batch, heads, heads, D, 1.0f / 8}, .T = T, .C = heads * D};
+    Problem p = {
+        .shape = {batch, heads, heads, D, 1.0f / 8}, .T = T, .C = heads * D, .visibility.window = window < T ? window : 0};
     Error err;
     const char *why = device->attention->unsupported == NULL ? NULL : device->attention->unsupported(&p.shape);
     if (why != NULL) {
@@ -122,7 +126,8 @@ static void forward(const Problem *p, Device *device) {
     QueryForward query = {.chunk = {0, p->T},
                           .q = token_part(p, device, p->qkv, 0),
                           .max = rows_of(p, p->max),
-                          .sum = rows_of(p, p->sum)};
+                          .sum = rows_of(p, p->sum),
+                          .visibility = p->visibility};
     KeyValue kv = key_value(p, device);
     device->attention->forward_whole(device, &p->shape, &query, &kv, tokens_of(p, p->out), rows_of(p, p->log_sum_exp));
 }
@@ -134,7 +139,8 @@ static void backward(const Problem *p, Device *device) {
                            .q = token_part(p, device, p->qkv, 0),
                            .d_out = d_out,
                            .log_sum_exp = rows_of(p, p->log_sum_exp),
-                           .delta = delta};
+                           .delta = delta,
+                           .visibility = p->visibility};
     KeyValue kv = key_value(p, device);
     device->attention->row_delta(device, &p->shape, query.chunk, out, d_out, delta);
     device->attention->backward_whole(device, &p->shape, &query, &kv, token_part(p, device, p->d_qkv, 0),
@@ -142,15 +148,15 @@ static void backward(const Problem *p, Device *device) {
 }
 
 static void vanilla_forward(const Problem *p, Device *device) {
-    device->attention->vanilla_forward(device, &p->shape, p->T, p->probabilities, tokens_of(p, p->out), p->log_sum_exp,
-                                       token_part(p, device, p->qkv, 0), token_part(p, device, p->qkv, 1),
+    device->attention->vanilla_forward(device, &p->shape, p->T, &p->visibility, p->probabilities,
+                                       tokens_of(p, p->out), p->log_sum_exp, token_part(p, device, p->qkv, 0), token_part(p, device, p->qkv, 1),
                                        token_part(p, device, p->qkv, 2));
 }
 static void vanilla_backward(const Problem *p, Device *device) {
     TokenView out = tokens_of(p, p->out), d_out = tokens_of(p, p->d_out);
     device->attention->row_delta(device, &p->shape, (Chunk){0, p->T}, out, d_out, rows_of(p, p->delta));
     device->attention->vanilla_backward(
-        device, &p->shape, p->T, p->probabilities, p->rows, token_part(p, device, p->d_qkv, 0),
+        device, &p->shape, p->T, &p->visibility, p->probabilities, p->rows, token_part(p, device, p->d_qkv, 0),
         token_part(p, device, p->d_qkv, 1), token_part(p, device, p->d_qkv, 2), token_part(p, device, p->qkv, 0),
         token_part(p, device, p->qkv, 1), token_part(p, device, p->qkv, 2), out, p->log_sum_exp, d_out, p->delta);
 }
@@ -176,7 +182,9 @@ static double time_of(Pass *pass, int repeats, const Problem *p, Device *device)
 
 // Operations of one product over the scores.
 static double product_of(const Problem *p) {
-    return (double)p->T * (double)p->T * (double)p->shape.head_dim * (double)(p->shape.batch * p->shape.heads);
+    double pairs = (double)p->T * (double)p->T / 2;
+    if (p->visibility.window > 0) pairs = (double)visibility_pairs(&p->visibility, 0, (Chunk){0, p->T});
+    return 2 * pairs * (double)p->shape.head_dim * (double)(p->shape.batch * p->shape.heads);
 }
 
 static double median_time(Pass *pass, const Problem *p, Device *device) {
@@ -196,15 +204,15 @@ static void print_rates(const char *who, Pass *forward_pass, Pass *backward_pass
     fflush(stdout);
 }
 
-static void print_csv(int64_t T, int64_t D, Device *device) {
-    Problem p = make_problem(T, D, device, true);
+static void print_csv(int64_t T, int64_t D, int64_t window, Device *device) {
+    Problem p = make_problem(T, D, window, device, true);
     print_rates("train_gpt", forward, backward, &p, device);
     if (p.probabilities != NULL) print_rates("vanilla", vanilla_forward, vanilla_backward, &p, device);
     device->release(device, p.memory, p.bytes);
 }
 
-static void print_line(int64_t T, int64_t D, Device *device) {
-    Problem p = make_problem(T, D, device, false);
+static void print_line(int64_t T, int64_t D, int64_t window, Device *device) {
+    Problem p = make_problem(T, D, window, device, false);
     double product = product_of(&p);
     int rounds = device->host_memory && product >= 2e10 ? ROUNDS / 2 + 1 : ROUNDS;
     double rate[ROUNDS], forward_rate[ROUNDS], both_rate[ROUNDS], forward_share[ROUNDS], both_share[ROUNDS];
@@ -239,43 +247,46 @@ static int64_t positive(const char *text) {
     return value;
 }
 
-static void print_table(Device *device) {
-    printf("Causal attention on %s; GFLOP/s, and share of the matrix rate\n\n", device->description);
+static void print_table(int64_t window, Device *device) {
+    printf("Causal attention on %s; GFLOP/s, and share of the matrix rate\n", device->description);
+    printf(window > 0 ? "over windows of %lld tokens\n\n" : "\n", (long long)window);
     printf("| copy     |      T |    D | matrix   | forward  | share | fwd+bwd  | share |\n");
     printf("| -------- | -----: | ---: | -------: | -------: | ----: | -------: | ----: |\n");
-    print_line(4096, 64, device);
-    print_line(1024, 64, device);
-    print_line(16384, 64, device);
-    print_line(4096, 32, device);
-    print_line(4096, 128, device);
+    print_line(4096, 64, window, device);
+    print_line(1024, 64, window, device);
+    print_line(16384, 64, window, device);
+    print_line(4096, 32, window, device);
+    print_line(4096, 128, window, device);
     if (!device->host_memory || getenv("SIMD") != NULL) return;
     for (SimdLevel level = SIMD_PORTABLE, best = simd_level(); level < best; level++) {
         if (setenv("SIMD", simd_level_name(level), 1) != 0) exit(EXIT_RUNTIME);
-        print_line(4096, 64, device);
+        print_line(4096, 64, window, device);
     }
 }
 
 int main(int argc, char **argv) {
     const char *name = "cpu";
     bool csv = false;
+    int64_t window = 0;
     int word = 1;
     for (; word < argc && argv[word][0] == '-'; word++) {
         if (strcmp(argv[word], "--csv") == 0) csv = true;
         else if (strcmp(argv[word], "--device") == 0 && word + 1 < argc) name = argv[++word];
+        else if (strcmp(argv[word], "--window") == 0 && word + 1 < argc) window = positive(argv[++word]);
         else break;
     }
     if ((argc - word) % 2 != 0 || (csv && word == argc) || (word < argc && argv[word][0] == '-')) {
-        fprintf(stderr, "usage: bench_attention [--device cpu|cuda] [--csv] [T D ...]\n");
+        fprintf(stderr, "usage: bench_attention [--device cpu|cuda] [--window W] [--csv] [T D ...]\n");
         return EXIT_USAGE;
     }
     Device device;
     Error err;
     if (!device_open(&device, name, 0, cpu_count(), &err)) stop(&err);
-    if (word == argc) print_table(&device);
+    if (word == argc) print_table(window, &device);
     for (; word < argc; word += 2) {
         int64_t T = positive(argv[word]), D = positive(argv[word + 1]);
-        if (csv) print_csv(T, D, &device);
-        else print_line(T, D, &device);
+        if (csv) print_csv(T, D, window, &device);
+        else print_line(T, D, window, &device);
     }
     device_return_scratch(&device);
     device.close(&device);

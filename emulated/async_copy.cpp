@@ -1,3 +1,4 @@
+// cp.async: copies that arrive when they are waited for, and not before.
 #include "emulated/async_copy.h"
 
 #include "emulated/checks.h"

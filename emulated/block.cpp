@@ -1,3 +1,4 @@
+// A block of threads: fibers that take turns, and where they meet.
 #include "emulated/block.h"
 
 #include <pthread.h>

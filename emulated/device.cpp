@@ -1,3 +1,4 @@
+// The runtime's calls about devices: how many, which one, what they are.
 #include "emulated/device.h"
 
 #include "emulated/block.h"

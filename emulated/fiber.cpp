@@ -1,3 +1,4 @@
+// Fibers: a stack and a place to go on, switched by hand.
 #include "emulated/fiber.h"
 
 #include <stdint.h>

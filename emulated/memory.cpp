@@ -1,3 +1,4 @@
+// Device memory: allocated with guards around it, and every access checked against them.
 #include "emulated/memory.h"
 
 #include <link.h>

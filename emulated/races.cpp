@@ -1,3 +1,4 @@
+// Who last read and wrote each word of shared and global memory, and whether a barrier lies between.
 #include "emulated/races.h"
 
 #include "emulated/report.h"

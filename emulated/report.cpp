@@ -1,3 +1,4 @@
+// One fault, told once: which kernel, block and thread, and where in the source.
 #include "emulated/report.h"
 
 #include <pthread.h>

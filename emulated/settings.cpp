@@ -1,3 +1,4 @@
+// What the environment asks of the emulator.
 #include "emulated/settings.h"
 
 #include <pthread.h>

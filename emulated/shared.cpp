@@ -1,3 +1,4 @@
+// A block's shared memory: poisoned at its start, and checked like device memory.
 #include "emulated/shared.h"
 
 #include <sys/mman.h>

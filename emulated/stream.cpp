@@ -1,3 +1,4 @@
+// Streams and events: work in order, run by threads of the host.
 #include "emulated/stream.h"
 
 #include <pthread.h>

@@ -94,6 +94,12 @@ static void rotate(const Mixing *m, void *qkv, bool inverse) {
                              c->heads + c->kv_heads, c->head_dim, inverse);
 }
 
+// What the queries of this layer see.
+static Visibility visibility_of(const Mixing *m) {
+    int64_t T = m->model->attention->config.context;
+    return (Visibility){config_window(m->model->config, m->layer, T), m->pass->first_visible, T};
+}
+
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 // The new rows' keys and values join the cache, and the new queries attend to all of it.
@@ -112,7 +118,8 @@ static void attend_cached(const Mixing *m, Heads new_rows) {
     QueryForward query = {.chunk = {cache->length, n},
                           .q = new_rows.q,
                           .max = {cache->max, 0, n},
-                          .sum = {cache->sum, 0, n}};
+                          .sum = {cache->sum, 0, n},
+                          .visibility = {.window = config_window(c, m->layer, cache->capacity), .first = cache->first}};
     KeyValue keys = {.chunk = {0, cache->length + n},
                      .k = token_view(k, width, cache->capacity),
                      .v = token_view(v, width, cache->capacity)};
@@ -130,7 +137,7 @@ static void mix(const Mixing *m) {
     Heads heads = heads_of(m, qkv);
     if (m->pass->cache != NULL) attend_cached(m, heads);
     else
-        attention_forward(model->attention, d, attended_view(m, m->kept.buffer[ATTENDED]), m->kept.buffer[LOG_SUM_EXP],
+        attention_forward(model->attention, d, visibility_of(m), attended_view(m, m->kept.buffer[ATTENDED]), m->kept.buffer[LOG_SUM_EXP],
                           heads.q, heads.k, heads.v);
 }
 
@@ -154,7 +161,7 @@ static void backward(const Mixing *m) {
                        gradient(model, m->tensor[ATTENTION_OUT_BIAS]), p->d_residual, attended,
                        weight(model, m->tensor[ATTENTION_OUT]), p->rows, heads_width(c), c->dim, false);
     Heads heads = heads_of(m, m->kept.buffer[QKV]), d_heads = heads_of(m, d_qkv);
-    attention_backward(model->attention, d, d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
+    attention_backward(model->attention, d, visibility_of(m), d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
                        attended_view(m, attended), m->kept.buffer[LOG_SUM_EXP], attended_view(m, d_attended));
     rotate(m, d_qkv, true);
     d->matmul_backward(d, p->d_normed, gradient(model, m->tensor[ATTENTION_QKV]),
@@ -162,8 +169,19 @@ static void backward(const Mixing *m) {
                        weight(model, m->tensor[ATTENTION_QKV]), p->rows, c->dim, qkv_width(c), false);
 }
 
-// 2 products forward and 5 backward, each of half of T x T by D: 7 T H D per token.
-static double flops(const ModelConfig *c, int64_t context) { return 7.0 * (double)context * (double)heads_width(c); }
+// 14 H D for each key that a query sees in the mean (2 products forward and 5 backward): T/2 of them where it sees all.
+// Documents, which are the data's, are not known here.
+static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
+    const Visibility visibility = {.window = config_window(c, layer, context)};
+    double keys = 0.5 * (double)context;
+    if (visibility.window > 0)
+        keys = (double)visibility_pairs(&visibility, 0, (Chunk){0, context}) / (double)context;
+    return 14.0 * keys * (double)heads_width(c);
+}
+
+static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
+    return attention_bytes(sharding, config_window(c, layer, sharding->context), rank);
+}
 
 const Mixer mixer_attention = {.name = "attention",
                                .parameters = parameters,
@@ -173,5 +191,5 @@ const Mixer mixer_attention = {.name = "attention",
                                .output = output,
                                .backward = backward,
                                .flops = flops,
-                               .bytes_sent = attention_bytes,
+                               .bytes_sent = bytes_sent,
                                .generates = true};

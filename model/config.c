@@ -1,6 +1,6 @@
 // What makes a configuration sound, and how it is written as config.json.
 //
-// The keys are those of transformers' GPT2Config, LlamaConfig and Qwen2Config. The rotary embedding is written in the
+// The keys are those of transformers' GPT2Config, LlamaConfig, MistralConfig and Qwen2Config. The rotary embedding is written in the
 // older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads. What the
 // file had that the model came from and that is not this program's to say stays as it was: tokens, dropout, the keys of
 // other tasks.
@@ -113,8 +113,27 @@ static bool check_rope(const ModelConfig *c, Error *err) {
     return true;
 }
 
+static bool check_windows(const ModelConfig *c, Error *err) {
+    if (c->window_period < 0 || c->window_period > CONFIG_MAX_WINDOWS || c->full_layers < 0)
+        return error_usage(err, "a pattern of %" PRId64 " windows (--window); at most %d are supported",
+                           c->window_period, CONFIG_MAX_WINDOWS);
+    for (int64_t i = 0; i < c->window_period; i++)
+        if (c->windows[i] < 0 || c->windows[i] > MAX_SIZE)
+            return error_usage(err, "a window is %" PRId64 " (--window); it must be from 0 to %" PRId64, c->windows[i],
+                               MAX_SIZE);
+    return true;
+}
+
+bool config_has_windows(const ModelConfig *c, int64_t tokens) {
+    int64_t layers = c->layers - c->full_layers < c->window_period ? c->layers : c->full_layers + c->window_period;
+    for (int64_t l = c->full_layers; l < layers; l++)
+        if (config_window(c, l, tokens) > 0) return true;
+    return false;
+}
+
 bool config_check(const ModelConfig *c, Error *err) {
-    if (!check_sizes(c, err) || !check_heads(c, err) || !check_biases(c, err)) return false;
+    if (!check_sizes(c, err) || !check_heads(c, err) || !check_biases(c, err) || !check_windows(c, err))
+        return false;
     if (!positive(c->norm_epsilon))
         return error_usage(err, "the norms' epsilon is %g; it must be above 0", c->norm_epsilon);
     if (!(isfinite(c->init_std) && c->init_std >= 0))
@@ -205,8 +224,78 @@ static void put_rope(FILE *file, const ModelConfig *c) {
     fprintf(file, "    \"rope_type\": \"%s\"\n  },\n", names[s->type]);
 }
 
+// The class that a model is written as, by what its layers see: that of its architecture, Mistral's, or one of ours.
+typedef enum SavedClass { OF_ARCHITECTURE, MISTRAL, OURS } SavedClass;
+
+// Whether all layers from full_layers on have the same window, which is none of those that see everything.
+static bool same_window(const ModelConfig *c) {
+    for (int64_t l = c->full_layers; l < c->layers && l < c->full_layers + c->window_period; l++) {
+        int64_t window = config_window(c, l, INT64_MAX);
+        if (window == 0 || window != config_window(c, c->full_layers, INT64_MAX)) return false;
+    }
+    return true;
+}
+
+static SavedClass saved_class(const ModelConfig *c, const Source *source) {
+    const Json *type = source->root == NULL ? NULL : json_get(source->root, "model_type");
+    bool was_mistral = type != NULL && type->type == JSON_STRING && strcmp(type->string, "mistral") == 0;
+    bool windows = config_has_windows(c, INT64_MAX);
+    bool could_be = c->architecture == ARCH_LLAMA && !c->qkv_bias && !c->mlp_bias;
+    if (!windows) return was_mistral && could_be ? MISTRAL : OF_ARCHITECTURE;
+    if (could_be && same_window(c) && c->full_layers == 0) return MISTRAL;
+    return c->architecture == ARCH_QWEN2 && same_window(c) ? OF_ARCHITECTURE : OURS;
+}
+
+static void put_class(FILE *file, const ModelConfig *c, SavedClass class) {
+    static const char *const names[] = {"GPT2LMHeadModel", "LlamaForCausalLM", "Qwen2ForCausalLM"};
+    static const char *const types[] = {"gpt2", "llama", "qwen2"};
+    const char *name = class == MISTRAL ? "MistralForCausalLM" : names[c->architecture];
+    const char *type = class == MISTRAL ? "mistral" : types[c->architecture];
+    fprintf(file, "  \"architectures\": [\"%s%s\"],\n  \"model_type\": \"%s%s\",\n", class == OURS ? "TrainGpt" : "",
+            name, class == OURS ? "train_gpt_" : "", type);
+}
+
+// A member of the source that does not hold any more.
+static void drop(Source *source, const char *key) {
+    for (int i = 0; source->root != NULL && i < source->root->count; i++)
+        if (strcmp(source->root->key[i], key) == 0) source->written[i] = true;
+}
+
+static bool had_windows(const Source *source) {
+    const Json *use = source->root == NULL ? NULL : json_get(source->root, "use_sliding_window");
+    return use != NULL && use->type == JSON_BOOL && use->boolean;
+}
+
+static void put_windows(FILE *file, const ModelConfig *c, Source *source, SavedClass class) {
+    bool windows = config_has_windows(c, INT64_MAX);
+    int64_t window = windows ? config_window(c, c->full_layers, INT64_MAX) : 0; // where all are the same
+    if (class == MISTRAL && windows) put_integer(file, 2, "sliding_window", window);
+    if (class == MISTRAL && !windows) fprintf(file, "  \"sliding_window\": null,\n");
+    if (class == OURS) {
+        fprintf(file, "  \"window_pattern\": [");
+        for (int64_t l = 0; l < c->window_period; l++)
+            fprintf(file, "%s%" PRId64, l == 0 ? "" : ", ", c->windows[l]);
+        fprintf(file, "],\n");
+        put_integer(file, 2, "full_window_layers", c->full_layers);
+    }
+    if (class == MISTRAL) drop(source, "sliding_window");
+    if (c->architecture == ARCH_QWEN2 && class == OF_ARCHITECTURE) {
+        put_bool(file, "use_sliding_window", windows);
+        if (windows) {
+            put_integer(file, 2, "sliding_window", window);
+            put_integer(file, 2, "max_window_layers", c->full_layers);
+        }
+        if (had_windows(source)) drop(source, "layer_types"); // which the class derives from the others
+        drop(source, "use_sliding_window");
+    }
+    if (!windows) return; // what is not in force stays as it was
+    drop(source, "use_sliding_window");
+    drop(source, "sliding_window");
+    drop(source, "max_window_layers");
+    drop(source, "layer_types");
+}
+
 static void put_gpt2(FILE *file, const ModelConfig *c, Source *source) {
-    fprintf(file, "  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n");
     put_integer(file, 2, "vocab_size", c->vocab_size);
     put_integer(file, 2, "n_positions", c->max_positions);
     put_integer(file, 2, "n_embd", c->dim);
@@ -220,10 +309,8 @@ static void put_gpt2(FILE *file, const ModelConfig *c, Source *source) {
     put_real(file, 2, "layer_norm_epsilon", c->norm_epsilon);
 }
 
-static void put_llama(FILE *file, const ModelConfig *c, Source *source) {
+static void put_llama(FILE *file, const ModelConfig *c, Source *source, bool biases) {
     bool qwen2 = c->architecture == ARCH_QWEN2;
-    fprintf(file, "  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
-            qwen2 ? "Qwen2ForCausalLM" : "LlamaForCausalLM", qwen2 ? "qwen2" : "llama");
     put_integer(file, 2, "vocab_size", c->vocab_size);
     put_integer(file, 2, "max_position_embeddings", c->max_positions);
     put_integer(file, 2, "hidden_size", c->dim);
@@ -235,9 +322,7 @@ static void put_llama(FILE *file, const ModelConfig *c, Source *source) {
     put_theirs(file, source, "hidden_act", "\"silu\"");
     put_theirs(file, source, "attention_dropout", "0.0");
     put_real(file, 2, "rms_norm_eps", c->norm_epsilon);
-    if (qwen2) {
-        put_theirs(file, source, "use_sliding_window", "false");
-    } else {
+    if (!qwen2 && biases) {
         put_bool(file, "attention_bias", c->qkv_bias);
         put_bool(file, "mlp_bias", c->mlp_bias);
     }
@@ -253,9 +338,12 @@ static void put_kept(FILE *file, Architecture architecture, Source *source) {
 }
 
 static void put_all(FILE *file, const ModelConfig *c, Source *source) {
+    SavedClass class = saved_class(c, source);
     fprintf(file, "{\n");
+    put_class(file, c, class);
     if (c->architecture == ARCH_GPT2) put_gpt2(file, c, source);
-    else put_llama(file, c, source);
+    else put_llama(file, c, source, class != MISTRAL); // Mistral has none, and no switch for them
+    put_windows(file, c, source, class);
     put_real(file, 2, "initializer_range", c->init_std);
     put_bool(file, "tie_word_embeddings", c->tied_embeddings);
     put_token(file, source, "bos_token_id", c->bos_token);

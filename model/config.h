@@ -29,6 +29,8 @@ typedef struct RopeScaling { // config.json's rope_scaling (or rope_parameters);
     bool truncate;                                  // yarn: round the correction range to whole pairs (default true)
 } RopeScaling;
 
+enum { CONFIG_MAX_HEAD_DIM = 256, CONFIG_MAX_WINDOWS = 32 }; // the former: what the attention kernels take
+
 typedef struct ModelConfig {
     Architecture architecture;
     int64_t vocab_size;    // V
@@ -47,19 +49,30 @@ typedef struct ModelConfig {
     RopeScaling rope_scaling;
     int64_t bos_token, eos_token; // -1: none
     int mixers, mixer[8];         // the token mixers of the layers, a pattern that repeats, by number; 0: all the first
+    // How many tokens attention looks back on, by layer: windows[l % window_period]; 0: all of them. But the first
+    // full_layers see all tokens whatever stands there. window_period 0: so do all layers.
+    int64_t windows[CONFIG_MAX_WINDOWS], window_period, full_layers;
 } ModelConfig;
 
-enum { CONFIG_MAX_HEAD_DIM = 256 }; // what the attention kernels take
-
 // `path` is the file, or the folder that holds it as config.json. A key that would change the maths and is not
-// supported (another activation, sliding window, dropout in training is 0 here, attention scaling by layer, ...) is an
-// error that names the key.
+// supported (another activation, attention scaling by layer, ...) is an error that names the key. Dropout is 0 here.
 bool config_read(ModelConfig *config, const char *path, Error *err);
-// Writes config.json as the Hugging Face class expects it; `path` as above. `source`: the root of the file that the
-// model came from, of the same architecture, whose other keys are kept as they were (NULL: none).
+// Writes config.json as the Hugging Face class expects it: GPT2, Llama, Qwen2, or with the same window in every layer
+// Mistral. What no class has, such as windows that differ, is written under a name of our own, so that other programs
+// refuse it instead of computing something else. `path` as above. `source`: the root of the file that the model came
+// from, of the same architecture, whose other keys are kept as they were (NULL: none).
 bool config_write(const ModelConfig *config, const Json *source, const char *path, Error *err);
 // Sizes are positive, H divides C or head_dim is given, KV divides H, D is even for rotary, ...; options are named.
 bool config_check(const ModelConfig *config, Error *err);
+
+// The window of a layer among sequences of `tokens`; 0: it sees all of them.
+static inline int64_t config_window(const ModelConfig *config, int64_t layer, int64_t tokens) {
+    if (config->window_period == 0 || layer < config->full_layers) return 0;
+    int64_t window = config->windows[layer % config->window_period];
+    return window < tokens ? window : 0;
+}
+// Whether some layer does not see all of `tokens`.
+bool config_has_windows(const ModelConfig *config, int64_t tokens);
 
 // Rotary positions (llama, qwen2) or learned ones (gpt2).
 static inline bool config_is_rotary(const ModelConfig *config) { return config->architecture != ARCH_GPT2; }

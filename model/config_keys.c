@@ -4,7 +4,8 @@
 //
 // What is not in the table might change the maths, and is refused. Some keys are left out on purpose, though files have
 // them: quantization_config and quantization (weights of other types), auto_map (code of the file's own),
-// dual_chunk_attention_config, and sliding_window for llama (another attention), sizes under another class's names.
+// dual_chunk_attention_config (another attention), sizes under another class's names. And sliding_window, which Mistral
+// has, is not for llama.
 #include "model/config_keys.h"
 
 #include <inttypes.h>
@@ -117,6 +118,76 @@ static bool must_be_tanh_gelu(const ConfigReader *r, const ConfigKey *rule, cons
 static bool must_be_silu(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
     static const char *const names[] = {"silu", "swish", NULL};
     return must_be_one_of(r, rule, value, names);
+}
+
+static bool unknown_here(const ConfigReader *r, const ConfigKey *rule) {
+    return refuse(r, rule, "is unknown for this architecture: it might change the model; remove it if it does not");
+}
+
+static bool take_mistral_window(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
+    ModelConfig *c = r->config;
+    if (!r->mistral && value->type != JSON_NULL) return unknown_here(r, rule);
+    c->window_period = value->type == JSON_NULL ? 0 : 1; // null: none, where an absent one is the class's own
+    if (value->type == JSON_NULL) return true;
+    if (!value->is_integer || value->integer < 1) return refuse(r, rule, "must be a whole number of at least 1, or null");
+    c->windows[0] = value->integer;
+    return true;
+}
+
+static bool take_pattern(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
+    ModelConfig *c = r->config;
+    if (!r->ours) return unknown_here(r, rule);
+    bool sound = value->type == JSON_ARRAY && value->count >= 1 && value->count <= CONFIG_MAX_WINDOWS;
+    for (int i = 0; sound && i < value->count; i++) {
+        sound = value->item[i].is_integer && value->item[i].integer >= 0;
+        c->windows[i] = value->item[i].integer;
+    }
+    if (!sound) return refuse(r, rule, "must be 1 to 32 whole numbers of at least 0");
+    c->window_period = value->count;
+    return true;
+}
+
+static bool take_full_layers(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
+    if (!r->ours) return unknown_here(r, rule);
+    if (!value->is_integer || value->integer < 0) return refuse(r, rule, "must be a whole number of at least 0");
+    r->config->full_layers = value->integer;
+    return true;
+}
+
+static bool integer_of(const ConfigReader *r, const char *key, int64_t absent, int64_t *out) {
+    const Json *value = json_get(r->root, key);
+    *out = value == NULL || value->type == JSON_NULL ? absent : value->integer;
+    return value == NULL || value->type == JSON_NULL || (value->is_integer && value->integer >= 0);
+}
+
+// use_sliding_window: then sliding_window is that of the layers from max_window_layers on, and layer_types, which newer
+// files have, must say the same. The numbers are the class's own where the file has none.
+static bool take_qwen2_windows(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
+    ModelConfig *c = r->config;
+    const Json *window = json_get(r->root, "sliding_window");
+    if (value->type == JSON_NULL || (value->type == JSON_BOOL && !value->boolean)) return true;
+    if (value->type != JSON_BOOL) return refuse(r, rule, "must be true or false");
+    if (window != NULL && window->type == JSON_NULL) return true;
+    c->window_period = 1;
+    return (integer_of(r, "sliding_window", 4096, &c->windows[0]) && c->windows[0] > 0 &&
+            integer_of(r, "max_window_layers", 28, &c->full_layers)) ||
+           refuse(r, rule, "needs \"sliding_window\" above 0 and \"max_window_layers\" of at least 0");
+}
+
+// By place: full attention first, then windows, as use_sliding_window and max_window_layers put it.
+static bool must_be_as_windows(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
+    const Json *use = json_get(r->root, "use_sliding_window"), *window = json_get(r->root, "sliding_window");
+    int64_t full = value->count;
+    if (value->type == JSON_NULL) return true;
+    if (use != NULL && use->type == JSON_BOOL && use->boolean && (window == NULL || window->type != JSON_NULL) &&
+        !integer_of(r, "max_window_layers", 28, &full))
+        return true; // refused there
+    bool same = value->type == JSON_ARRAY;
+    for (int i = 0; same && i < value->count; i++)
+        same = value->item[i].type == JSON_STRING &&
+               strcmp(value->item[i].string, i < full ? "full_attention" : "sliding_attention") == 0;
+    return same || refuse(r, rule, "is supported only as \"use_sliding_window\" and \"max_window_layers\" have it: "
+                                   "\"full_attention\" first, then \"sliding_attention\"");
 }
 
 static bool must_be_full_attention(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
@@ -286,8 +357,13 @@ static const ConfigKey keys[] = {
     {"n_special", GPT2, must_be_zero, 0},                        // GPT-1's tokens beside the vocabulary
     {"partial_rotary_factor", ROTARY, must_be_one, 0},           // the share of a head that is rotated
     {"rope_interleaved", ROTARY, must_be_false, 0},              // which two values are a pair
-    {"layer_types", ROTARY, must_be_full_attention, 0},
-    {"use_sliding_window", ROTARY, must_be_false, 0},
+    {"layer_types", LLAMA, must_be_full_attention, 0},
+    {"layer_types", QWEN2, must_be_as_windows, 0},
+    {"use_sliding_window", LLAMA, must_be_false, 0},
+    {"use_sliding_window", QWEN2, take_qwen2_windows, 0},
+    {"sliding_window", LLAMA, take_mistral_window, 0},
+    {"window_pattern", ANY, take_pattern, 0},       // of our own classes
+    {"full_window_layers", ANY, take_full_layers, 0}, // and the layers before it
     {"use_mrope", QWEN2, must_be_false, 0},     // positions of pictures
     {"attention_bias", QWEN2, must_be_true, 0}, // the class always has them on q, k, v
     {"mlp_bias", QWEN2, must_be_false, 0},
@@ -314,7 +390,7 @@ static const ConfigKey keys[] = {
     {"pretraining_tp", LLAMA, pass_over, 0},         // into how many parts a matrix product is cut, and summed again
     {"is_llama_config", LLAMA, pass_over, 0},        // a mark of those who made the file
     {"sliding_window", QWEN2, pass_over, 0},         // how wide and ...
-    {"max_window_layers", QWEN2, pass_over, 0},      // ... in which layers, were use_sliding_window true
+    {"max_window_layers", QWEN2, pass_over, 0},      // ... in which layers, read where use_sliding_window is true
 
     // Of other heads on the same body, for fine-tuning tasks.
     {"summary_type", ANY, pass_over, 0},
@@ -415,5 +491,5 @@ bool config_key_is_rope(const ConfigKey *key) { return key->take == take_rope; }
 
 bool config_key_is_ours(const ConfigKey *key) {
     return key->take == take_size || key->take == take_real || key->take == take_choice || key->take == take_rope ||
-           key->take == written_here;
+           key->take == take_pattern || key->take == take_full_layers || key->take == written_here;
 }

@@ -8,6 +8,8 @@
 typedef struct ConfigReader {
     const char *path; // of the file
     const Json *root;
+    bool mistral; // of llama's architecture: it may have windows
+    bool ours;    // a class of our own: its windows stand under our own keys
     ModelConfig *config;
     Error *err;
 } ConfigReader;

@@ -47,6 +47,24 @@ static const Class classes[] = {
       .rope_theta = 10000,
       .bos_token = 1,
       .eos_token = 2}},
+    {ARCH_LLAMA,
+     "mistral",
+     "MistralForCausalLM",
+     "MistralModel",
+     {.vocab_size = 32000,
+      .layers = 32,
+      .heads = 32,
+      .kv_heads = 8,
+      .dim = 4096,
+      .ffn_dim = 14336,
+      .max_positions = 131072,
+      .norm_epsilon = 1e-6,
+      .init_std = 0.02,
+      .rope_theta = 10000,
+      .bos_token = 1,
+      .eos_token = 2,
+      .windows = {4096},
+      .window_period = 1}},
     {ARCH_QWEN2,
      "qwen2",
      "Qwen2ForCausalLM",
@@ -54,6 +72,7 @@ static const Class classes[] = {
      {.vocab_size = 151936,
       .layers = 32,
       .heads = 32,
+      .kv_heads = 32,
       .dim = 4096,
       .ffn_dim = 22016,
       .max_positions = 32768,
@@ -81,21 +100,35 @@ static bool is_name(const char *found, const char *name) {
     return false;
 }
 
-static const Class *find_class(const ConfigReader *r) {
+// Our own classes have the names of these with ours before them: the same but for windows, and with all their sizes
+// written down.
+static const char *without(const char *name, const char *prefix) {
+    size_t length = strlen(prefix);
+    return name != NULL && strncmp(name, prefix, length) == 0 ? name + length : name;
+}
+
+static const Class *find_class(ConfigReader *r) {
     const char *type = string_or_null(json_get(r->root, "model_type"));
     const Json *names = json_get(r->root, "architectures");
     if (names && names->type == JSON_ARRAY && names->count > 0) names = &names->item[0];
-    const char *name = string_or_null(names);
+    const char *name = string_or_null(names), *type_found = type, *name_found = name;
+    type = without(type, "train_gpt_");
+    name = without(name, "TrainGpt");
+    r->ours = type != type_found && name != name_found;
     for (int i = 0; i < CLASSES; i++) {
         const Class *c = &classes[i];
         bool type_fits = type == NULL || strcasecmp(type, c->model_type) == 0;
         bool name_fits = name == NULL || is_name(name, c->name) || is_name(name, c->base_name);
-        if (type_fits && name_fits && (type || name)) return c;
+        if (type_fits && name_fits && (type || name)) {
+            r->mistral = c->architecture == ARCH_LLAMA && strcmp(c->model_type, "mistral") == 0;
+            return c;
+        }
     }
     error_set(r->err,
               "%s: \"model_type\" %s with \"architectures\" %s is not supported; gpt2 (GPT2LMHeadModel), llama "
-              "(LlamaForCausalLM) and qwen2 (Qwen2ForCausalLM) are",
-              r->path, json_shown(type ? type : "absent").text, json_shown(name ? name : "absent").text);
+              "(LlamaForCausalLM), mistral (MistralForCausalLM) and qwen2 (Qwen2ForCausalLM) are",
+              r->path, json_shown(type_found ? type_found : "absent").text,
+              json_shown(name_found ? name_found : "absent").text);
     return NULL;
 }
 
@@ -115,7 +148,7 @@ static bool take_keys(const ConfigReader *r, bool rope) {
 
 static bool present(const Json *value) { return value != NULL && value->type != JSON_NULL; }
 
-static bool take_file(const ConfigReader *r) {
+static bool take_file(ConfigReader *r) {
     ModelConfig *c = r->config;
     if (r->root->type != JSON_OBJECT) return error_set(r->err, "%s: not a JSON object", r->path);
     const Class *class = find_class(r);
@@ -126,10 +159,12 @@ static bool take_file(const ConfigReader *r) {
         return error_set(r->err, "%s: both \"rope_scaling\" and \"rope_parameters\" are given; keep one", r->path);
     if (!take_keys(r, false) || !take_keys(r, true)) return false; // rotary scaling needs the number of positions
     const Json *kv_heads = json_get(r->root, "num_key_value_heads");
-    if (c->kv_heads == 0) c->kv_heads = class->architecture == ARCH_QWEN2 && kv_heads == NULL ? 32 : c->heads;
+    if (c->kv_heads == 0 || (kv_heads != NULL && kv_heads->type == JSON_NULL)) c->kv_heads = c->heads;
     if (c->head_dim == 0 && c->dim % c->heads == 0) c->head_dim = c->dim / c->heads;
     if (c->ffn_dim == 0) c->ffn_dim = 4 * c->dim;
     if (class->architecture == ARCH_LLAMA) c->out_bias = c->qkv_bias;
+    if (r->mistral && (c->qkv_bias || c->mlp_bias))
+        return error_set(r->err, "%s: mistral has no biases, but \"attention_bias\" or \"mlp_bias\" is true", r->path);
     return true;
 }
 
@@ -138,7 +173,7 @@ bool config_read(ModelConfig *config, const char *path, Error *err) {
     if (!config_path(path, file, err)) return false;
     JsonDocument *document = json_read_file(file, err);
     if (document == NULL) return false;
-    ConfigReader reader = {file, json_root(document), config, err};
+    ConfigReader reader = {.path = file, .root = json_root(document), .config = config, .err = err};
     bool ok = take_file(&reader);
     json_free(document);
     Error unsound;

@@ -23,8 +23,8 @@ double model_flops(const ModelConfig *config, const ParameterTable *table, int64
     double sum = 6.0 * (double)table->in_matrices;
     for (int64_t l = 0; l < config->layers; l++) {
         LayerKind kind = layer_kind(config, l);
-        if (kind.tokens->flops != NULL) sum += kind.tokens->flops(config, context);
-        if (kind.channels->flops != NULL) sum += kind.channels->flops(config, context);
+        if (kind.tokens->flops != NULL) sum += kind.tokens->flops(config, l, context);
+        if (kind.channels->flops != NULL) sum += kind.channels->flops(config, l, context);
     }
     return sum;
 }

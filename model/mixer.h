@@ -56,10 +56,10 @@ typedef struct Mixer {
     // pass->d_residual, the gradient of branch, -> pass->d_normed, that of normed; adds the gradients of its tensors.
     // pass->normed is what mix was given.
     void (*backward)(const Mixing *m);
-    // Operations per token of forward and backward beside 6 for each element of its matrices. NULL: none.
-    double (*flops)(const ModelConfig *config, int64_t context);
+    // Operations per token of one layer's forward and backward beside 6 for each element of its matrices. NULL: none.
+    double (*flops)(const ModelConfig *config, int64_t layer, int64_t context);
     // Bytes that rank `rank` sends for one layer and pass. `sharding`: context, ranks and exchange, resolved. NULL: none.
-    AttentionBytes (*bytes_sent)(const AttentionConfig *sharding, int rank);
+    AttentionBytes (*bytes_sent)(const ModelConfig *config, int64_t layer, const AttentionConfig *sharding, int rank);
     bool generates; // mix serves pass->cache, token after token
 } Mixer;
 

@@ -33,6 +33,7 @@ typedef struct LayerMemory {
 typedef struct KeyValueCache {
     void *k, *v; // (L, capacity, KV D)
     int64_t capacity, length;
+    int32_t *first;   // (capacity) the first token that each one sees; NULL: the first of all
     float *max, *sum; // (PREFILL rows, H) of the softmax, for the rows at work
 } KeyValueCache;
 
@@ -43,6 +44,7 @@ typedef struct Pass {
     int32_t *tokens, *targets, *positions; // (n)
     float *cos_table, *sin_table;          // (Tl, D/2) angles of this rank's positions
     int64_t table_rows;                    // Tl
+    int32_t *first_visible;                // (B, T) the first token that each one of a sequence sees; NULL: the first
     LayerMemory *layer;                    // (L), on the host
     void *last;                            // (n, C) what enters the final norm
     float *mean, *rstd;                    // (n) of the norm at work

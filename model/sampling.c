@@ -1,3 +1,4 @@
+// Temperature, top-k, and a draw.
 #include "model/sampling.h"
 
 #include <math.h>

@@ -1,3 +1,4 @@
+// Chooses, opens and measures the devices of this process, and adds up their memory.
 #include "run/devices.h"
 
 #include <limits.h>
@@ -9,8 +10,10 @@
 #include "comm/comm.h"
 #include "terminal/report.h"
 
-static bool on_processors(const Devices *devices) { return strcmp(devices->name, "cpu") == 0; }
-static bool emulated(const Devices *devices) { return strcmp(devices->name, "emulated") == 0; }
+static bool on_processors(const Devices *devices) { return devices->kind == DEVICE_CPU; }
+static bool emulated(const Devices *devices) { return devices->kind == DEVICE_EMULATED; }
+
+static const char *const names[] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_EMULATED] = "emulated"};
 
 // ---- which GPU serves which rank ------------------------------------------------------------------------------------
 
@@ -82,7 +85,7 @@ int64_t devices_usual_ranks(const Options *o) {
     const char *why;
     int64_t gpus = INT_MAX;
     if (o->devices != NULL) gpus = read_list(o->devices, list, DEVICES_MOST_RANKS);
-    else if (strcmp(o->device, "auto") == 0 || strcmp(o->device, "cuda") == 0) gpus = device_count("cuda", &why);
+    else if (o->device == DEVICE_AUTO || o->device == DEVICE_CUDA) gpus = device_count("cuda", &why);
     if (gpus < o->dp) return gpus < 1 ? o->sp : 1; // none, or too few: said later
     return o->devices != NULL || gpus / o->dp < o->sp ? gpus / o->dp : o->sp;
 }
@@ -117,16 +120,17 @@ static bool look_at_all(Devices *devices, Error *err) {
 
 bool devices_choose(Devices *devices, const Options *options, int ranks, bool processes, Error *err) {
     const char *why = "";
-    *devices = (Devices){.name = options->device, .ranks = ranks, .at_hand = true};
-    if (strcmp(options->device, "auto") == 0) devices->name = device_count("cuda", &why) > 0 ? "cuda" : "cpu";
+    DeviceChoice kind = options->device;
+    if (kind == DEVICE_AUTO) kind = device_count("cuda", &why) > 0 ? DEVICE_CUDA : DEVICE_CPU;
+    *devices = (Devices){.kind = kind, .name = names[kind], .ranks = ranks, .at_hand = true};
     if (on_processors(devices)) {
         if (options->devices != NULL)
             return error_usage(err, "--devices chooses GPUs, but --device %s computes on processors here%s%s%s",
-                               options->device, *why ? " (" : "", why, *why ? ")" : "");
+                               options->device == DEVICE_AUTO ? "auto" : "cpu", *why ? " (" : "", why, *why ? ")" : "");
     } else {
         int gpus = device_count(devices->name, &why);
         devices->at_hand = gpus > 0;
-        if (!devices->at_hand && !(options->plan && strcmp(devices->name, "cuda") == 0))
+        if (!devices->at_hand && !(options->plan && kind == DEVICE_CUDA))
             return error_usage(err, "--device %s: %s; use --device cpu", devices->name, why);
         if (emulated(devices) && processes && options->sp * options->dp > 1)
             return error_usage(err,

@@ -1,3 +1,4 @@
+// To and from the texts that a training state keeps.
 #include "run/kept_options.h"
 
 #include <string.h>
@@ -5,7 +6,8 @@
 #include "terminal/options_table.h"
 
 static const char *const names[] = {"lr",           "min-lr", "schedule", "warmup",       "decay-fraction",
-                                    "weight-decay", "beta1",  "beta2",    "adam-epsilon", "grad-clip"};
+                                    "weight-decay", "beta1",  "beta2",    "adam-epsilon", "grad-clip",
+                                    "document-mask", "document-end"};
 enum { NAMES = sizeof names / sizeof *names };
 _Static_assert((int)NAMES <= (int)KEPT_OPTIONS_MAX, "a training state has room for all of them");
 
@@ -13,9 +15,8 @@ static Shown value_of(const Options *options, const Option *row) {
     const void *value = option_value(options, row);
     if (row->kind == INTEGER) return shown_integer(*(const int64_t *)value);
     if (row->kind == REAL) return shown_real(*(const double *)value);
-    Shown s;
-    snprintf(s.text, sizeof s.text, "%s", *(const char *const *)value);
-    return s;
+    if (row->kind == FLAG) return shown_text(*(const bool *)value ? "yes" : "no");
+    return shown_choice(row, *(const int *)value); // of the kept ones, none is a text
 }
 
 void kept_options_of(const Options *options, KeptOptions *kept) {

@@ -1,4 +1,5 @@
-// The options that a resumed run keeps unless they are given anew: those of the optimizer and its schedule.
+// The options that a resumed run keeps unless they are given anew: those of the optimizer and its schedule, and what
+// of the data a token sees.
 #ifndef RUN_KEPT_OPTIONS_H
 #define RUN_KEPT_OPTIONS_H
 

@@ -1,3 +1,4 @@
+// The plan as text; what it adds up is stated by those who use it.
 #include "run/plan.h"
 
 #include "model/model.h"
@@ -17,7 +18,7 @@ static bool bytes_per_step(const ModelConfig *model, const AttentionConfig *reso
         for (int64_t l = 0; l < model->layers; l++) {
             const Mixer *tokens = layer_kind(model, l).tokens;
             if (tokens->bytes_sent == NULL) continue;
-            AttentionBytes bytes = tokens->bytes_sent(&config, rank);
+            AttentionBytes bytes = tokens->bytes_sent(model, l, &config, rank);
             sent += (bytes.forward + bytes.backward) * passes;
         }
         if (sent > *most) *most = sent;

@@ -1,3 +1,4 @@
+// Sizes by name or by options, and what follows from them.
 #include "run/preset.h"
 
 #include <stdio.h>
@@ -59,12 +60,20 @@ static bool read_mixers(ModelConfig *config, const char *list, Error *err) {
     return true;
 }
 
+void config_set_windows(ModelConfig *config, const Options *options) {
+    _Static_assert((int)OPTIONS_MAX_WINDOWS <= (int)CONFIG_MAX_WINDOWS, "a model has room for all of them");
+    if (options->window_count == 0) return;
+    memcpy(config->windows, options->windows, sizeof options->windows);
+    config->window_period = options->window_count;
+    config->full_layers = 0;
+}
+
 bool config_from_options(ModelConfig *config, const Options *options, int64_t vocab_size, Error *err) {
     Preset preset;
     if (!preset_named(options->model, &preset, err)) return false;
     bool named_gpt2 =
         options->model != NULL && strncmp(options->model, "gpt2", 4) == 0 && !options_given(options, "arch");
-    bool gpt2 = named_gpt2 || strcmp(options->arch, "gpt2") == 0;
+    bool gpt2 = named_gpt2 || options->arch == ARCH_GPT2;
     memset(config, 0, sizeof *config);
     config->architecture = gpt2 ? ARCH_GPT2 : options->qkv_bias ? ARCH_QWEN2 : ARCH_LLAMA;
     config->vocab_size = vocab_size;
@@ -83,6 +92,7 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
     if (!read_mixers(config, options->mixer, err)) return false;
+    config_set_windows(config, options);
     if (config->dim % config->heads != 0)
         return error_usage(err, "--heads %lld does not divide --dim %lld; give a --dim that is a multiple of it",
                            (long long)config->heads, (long long)config->dim);

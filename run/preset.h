@@ -13,6 +13,8 @@ extern "C" {
 // table 2; dN: N layers of width 64N with N heads); --layers, --heads, --kv-heads, --dim, --ffn override them one by
 // one. A gpt2 model learns one position vector for each of --context positions.
 bool config_from_options(ModelConfig *config, const Options *options, int64_t vocab_size, Error *err);
+// --window, where it is given, for a model of a checkpoint too: no weight depends on it.
+void config_set_windows(ModelConfig *config, const Options *options);
 
 #ifdef __cplusplus
 }

@@ -1,3 +1,4 @@
+// Resolves the options: data, what is resumed, the model, attention, the prompt; and prints the header.
 #include "run/run.h"
 
 #include <math.h>
@@ -35,17 +36,15 @@ static bool has_data(const Options *o) { return o->data_count > 0 || !o->plan; }
 
 static bool open_data(Run *run, Error *err) {
     const Options *o = &run->options;
-    TokenFormat format = TOKENS_AUTO;
     size_t size;
-    tokens_format_from_name(o->data_format, &format);
-    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, format, err);
+    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, o->data_format, err);
     else {
         const unsigned char *corpus = bundled_corpus(&size);
         run->train = tokens_open_memory(corpus, size, err);
     }
     if (run->train == NULL) return false;
     if (o->val_data_count > 0) {
-        run->validation = tokens_open(o->val_data, o->val_data_count, format, err);
+        run->validation = tokens_open(o->val_data, o->val_data_count, o->data_format, err);
         if (run->validation == NULL) return false;
         run->train_end = tokens_count(run->train);
         run->validation_end = tokens_count(run->validation);
@@ -161,11 +160,16 @@ static bool same_sizes(const Options *o, const ModelConfig *c, const char *from,
         if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
             return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
                                from, (long long)sizes[i].has);
-    if (options_given(o, "arch") && (strcmp(o->arch, "gpt2") == 0) == config_is_rotary(c))
-        return error_usage(err, "--arch %s: %s has the other architecture; leave it out", o->arch, from);
+    if (options_given(o, "arch") && (o->arch == ARCH_GPT2) == config_is_rotary(c))
+        return error_usage(err, "--arch %s: %s has the other architecture; leave it out",
+                           o->arch == ARCH_GPT2 ? "gpt2" : "llama", from);
     if ((o->untied && c->tied_embeddings) || (o->qkv_bias && !c->qkv_bias))
         return error_usage(err, "--%s: %s is without it; leave it out",
                            o->untied && c->tied_embeddings ? "untied" : "qkv-bias", from);
+    for (int64_t l = 0; o->resume && o->window_count > 0 && l < c->layers; l++)
+        if (config_window(c, l, INT64_MAX) != o->windows[l % o->window_count])
+            return error_usage(err, "--window %s: layer %lld of %s has %lld; leave it out", o->window, (long long)l, from,
+                               (long long)config_window(c, l, INT64_MAX));
     ModelConfig named;
     if (!options_given(o, "model")) return true;
     if (!config_from_options(&named, o, c->vocab_size, err)) return false;
@@ -229,6 +233,8 @@ static bool choose_model(Run *run, Error *err) {
                                (long long)o->context, from, (long long)c->max_positions);
         if (!same_sizes(o, c, from, err)) return false;
         if (options_given(o, "rope-theta")) c->rope_theta = o->rope_theta;
+        config_set_windows(c, o);
+        if (!config_check(c, err)) return false;
         // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
         // from it.
         if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
@@ -259,15 +265,44 @@ static bool check_widths(const Run *run, Error *err) {
                        (long long)c->head_dim);
 }
 
+// The token after which attention starts anew.
+static bool choose_document_end(Run *run, Error *err) {
+    const Options *o = &run->options;
+    const int gpt2_vocabulary = 50257; // its last token ends a document
+    int64_t end = o->document_end;
+    if (!o->document_mask) return true;
+    if (end < 0 && tokens_are_bytes(run->train)) end = TOKEN_END_OF_DOCUMENT;
+    if (end < 0) end = run->config.eos_token;
+    if (end < 0 && tokens_vocabulary(run->train) == gpt2_vocabulary) end = gpt2_vocabulary - 1;
+    if (end < 0)
+        return error_usage(err, "--document-mask: nothing says which token ends a document; give --document-end N");
+    if (end >= run->config.vocab_size)
+        return error_usage(err, "--document-end %lld: the vocabulary has %lld tokens", (long long)end,
+                           (long long)run->config.vocab_size);
+    run->document_end = (int32_t)end;
+    return true;
+}
+
+// Counts the layers of each window.
+static void count_windows(AttentionConfig *a, const ModelConfig *c) {
+    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS, "and layers without");
+    a->window_count = 0;
+    for (int64_t l = 0; l < c->layers; l++) {
+        int64_t window = config_window(c, l, a->context);
+        int i = 0;
+        while (i < a->window_count && a->windows[i].window != window) i++;
+        if (i == a->window_count) a->windows[a->window_count++] = (struct LayersOfWindow){window, 0};
+        a->windows[i].layers++;
+    }
+}
+
 static bool configure_attention(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     AttentionConfig *a = &run->attention;
     run->micro_batch = o->micro_batch > 0 ? o->micro_batch : usual_micro_batch(o);
     run->steps = o->steps;
-    run->recompute = strcmp(o->recompute, "block") == 0 ? RECOMPUTE_BLOCK
-                     : strcmp(o->recompute, "mlp") == 0 ? RECOMPUTE_MLP
-                                                         : RECOMPUTE_NONE;
+    run->recompute = o->recompute;
     a->context = o->context;
     a->ranks = (int)o->sp;
     a->ulysses = (int)o->ulysses;
@@ -278,6 +313,8 @@ static bool configure_attention(Run *run, Error *err) {
     a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
     a->element_bytes = run->devices.element_bytes;
     a->kernels = run->devices.kernels;
+    a->documents = o->document_mask;
+    count_windows(a, c);
     double elements = (double)run->micro_batch * (double)o->context * (double)c->layers *
                       (double)(2 * c->ffn_dim + (c->heads + 2 * c->kv_heads) * c->head_dim + c->dim);
     if (elements > 1e17)
@@ -285,8 +322,7 @@ static bool configure_attention(Run *run, Error *err) {
                          "out of memory: about %.1e activations are more than any machine holds; lower --context, "
                          "--micro-batch or the model's sizes",
                          elements);
-    if (!exchange_from_name(o->attention, &a->exchange))
-        return error_usage(err, "--attention %s: no such exchange", o->attention);
+    a->exchange = o->attention;
     return attention_resolve(a, err);
 }
 
@@ -326,15 +362,17 @@ static bool read_prompt(Run *run, Error *err) {
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
     if (run->sample_end > positions) run->sample_end = positions;
+    const AttentionKernels *kernels = run->devices.kernels;
+    if (kernels != NULL && !kernels->limits_visibility && config_has_windows(c, run->sample_end))
+        return error_usage(err, "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
+                           "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu", (long long)o->sample_tokens);
     return true;
 }
 
 bool run_open(Run *run, bool writes, Error *err) {
     Options *o = &run->options;
     int processes = comm_processes_here();
-    CommEngine engine = COMM_AUTO;
-    comm_engine_from_name(o->engine, &engine);
-    run->processes = comm_ranks_are_processes(engine);
+    run->processes = comm_ranks_are_processes(o->engine);
     if (!options_given(o, "sp") && !run->processes) o->sp = devices_usual_ranks(o);
     run->ranks_here = run->processes ? 1 : (int)(o->sp * o->dp);
     run->threads = o->threads > 0 ? (int)o->threads : cpu_count() / processes > 1 ? cpu_count() / processes : 1;
@@ -355,7 +393,9 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
     if (!open_data(run, err)) return false;
     if (o->resume && !open_resumed(run, err)) return false;
-    if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) || !configure_attention(run, err)) return false;
+    if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) ||
+        !choose_document_end(run, err) || !configure_attention(run, err))
+        return false;
     usual_learning_rate(&run->options, &run->config);
     return read_prompt(run, err);
 }
@@ -370,21 +410,20 @@ void run_close(Run *run) {
 
 static const char *ranks_are(const Run *run) {
     if (!run->processes) return "threads of this process";
-    bool mpi = comm_has_mpi() && comm_launched_by_mpi() && strcmp(run->options.engine, "sockets") != 0;
-    return mpi || strcmp(run->options.engine, "mpi") == 0 ? "MPI processes" : "processes over TCP";
+    return comm_engine_here(run->options.engine) == COMM_MPI ? "MPI processes" : "processes, over NCCL";
 }
 
 static void print_machine(const Run *run, FILE *out) {
     const Devices *d = &run->devices;
     char rate[64] = "matrix products not measured (out of memory)";
-    bool cpu = strcmp(d->name, "cpu") == 0;
+    bool cpu = d->kind == DEVICE_CPU;
     if (d->matrix_rate > 0)
         snprintf(rate, sizeof rate, "%.0f %s in matrix products, measured now", (cpu ? 1e-9 : 1e-12) * d->matrix_rate,
                  cpu ? "GFLOP/s" : "TFLOP/s");
     if (cpu)
         fprintf(out, "machine    %d threads, %s, %s vectors: %s\n", run->threads, cpu_matrix_library(),
                 simd_level_name(simd_level()), rate);
-    else if (strcmp(d->name, "emulated") == 0)
+    else if (d->kind == DEVICE_EMULATED)
         fprintf(out, "machine    %s: CUDA's kernels run by this processor, to check results; its speed means nothing\n",
                 d->description);
     else
@@ -406,6 +445,27 @@ static void print_data(const Run *run, FILE *out) {
     fprintf(out, "\n");
 }
 
+// What attention does not see, in the order of the layers, as far as that repeats itself.
+static void print_visibility(const Run *run, FILE *out) {
+    const ModelConfig *c = &run->config;
+    int64_t T = run->options.context, shown = c->layers;
+    if (c->full_layers == 0 && c->window_period > 0 && c->window_period < shown) shown = c->window_period;
+    if (!config_has_windows(c, T) && !run->options.document_mask) return;
+    fprintf(out, "attention  ");
+    if (config_has_windows(c, T)) {
+        fprintf(out, "over windows of");
+        for (int64_t l = 0; l < shown && l < CONFIG_MAX_WINDOWS; l++) {
+            int64_t window = config_window(c, l, T);
+            if (window > 0) fprintf(out, "%s %lld", l == 0 ? "" : ",", (long long)window);
+            else fprintf(out, "%s all", l == 0 ? "" : ",");
+        }
+        fprintf(out, shown < c->layers || shown > CONFIG_MAX_WINDOWS ? ", ... tokens by layer" : " tokens by layer");
+    }
+    if (run->options.document_mask)
+        fprintf(out, "%swithin documents, which token %d ends", config_has_windows(c, T) ? "; " : "", run->document_end);
+    fprintf(out, "\n");
+}
+
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     const ModelConfig *c = &run->config;
     const Options *o = &run->options;
@@ -420,6 +480,7 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
             architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads,
             (long long)c->kv_heads, (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size,
             parameters);
+    print_visibility(run, out);
     bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
     fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
             o->dp == 1 ? "replica" : "replicas", ranks_are(run),

@@ -24,6 +24,7 @@ typedef struct Run {
     int64_t train_end;               // training tokens are [0, train_end)
     int64_t validation_begin, validation_end;
     bool train_checked;                // its token numbers are known to be below the vocabulary
+    int32_t document_end;              // --document-mask: the token that ends a document
     int64_t micro_batch;               // sequences of one pass
     Recompute recompute;
     int64_t steps;                     // of the whole run

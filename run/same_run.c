@@ -1,3 +1,4 @@
+// Describes the run in lines, and compares rank 0's with this rank's.
 #include "run/same_run.h"
 
 #include <stdlib.h>
@@ -19,7 +20,7 @@ static void describe_option(const Options *options, const Option *row, FILE *out
     switch (row->kind) {
     case INTEGER: fprintf(out, " %s\n", shown_integer(*(const int64_t *)value).text); return;
     case REAL: fprintf(out, " %s\n", shown_real(*(const double *)value).text); return;
-    case CHOICE: fprintf(out, " %s\n", *(const char *const *)value); return;
+    case CHOICE: fprintf(out, " %s\n", shown_choice(row, *(const int *)value).text); return;
     case FLAG: fprintf(out, "%s\n", *(const bool *)value ? "" : " not given"); return;
     case TEXT: fprintf(out, "%s\n", *(const char *const *)value != NULL ? "" : " not given"); return;
     case PATHS: fprintf(out, "%s\n", *option_paths(options, row).count > 0 ? "" : " not given"); return;

@@ -1,3 +1,4 @@
+// Zigzag ownership: chunk boundaries, shards, and what one rank sees of another.
 #include "sequence/sharding.h"
 
 // T * (2P) stays far below 2^63 for any T that fits in memory.
@@ -20,30 +21,36 @@ int64_t shard_offset(const Shard *shard, int64_t position) {
     return in_late ? shard->chunk[0].length + position - shard->chunk[1].start : position - shard->chunk[0].start;
 }
 
-Shard shard_seen(int64_t T, int ranks, int owner, int reader) {
-    Shard keys = shard_of(T, ranks, owner), queries = shard_of(T, ranks, reader);
-    Chunk last = queries.chunk[queries.count - 1];
-    Shard seen = {0, {{0, 0}, {0, 0}}, 0};
-    for (int i = 0; i < keys.count && chunk_sees(last, keys.chunk[i]); i++) {
-        seen.chunk[seen.count++] = keys.chunk[i];
-        seen.tokens += keys.chunk[i].length;
+// The smallest piece that holds both.
+static Chunk hull(Chunk a, Chunk b) {
+    if (a.length == 0) return b;
+    if (b.length == 0) return a;
+    int64_t start = a.start < b.start ? a.start : b.start;
+    int64_t end = chunk_end(a) > chunk_end(b) ? chunk_end(a) : chunk_end(b);
+    return (Chunk){start, end - start};
+}
+
+Shard shard_seen(int64_t T, int ranks, int owner, int reader, int64_t window) {
+    const Visibility visibility = {.window = window};
+    Shard seen = shard_of(T, ranks, owner), queries = shard_of(T, ranks, reader);
+    seen.tokens = 0;
+    for (int i = 0; i < seen.count; i++) {
+        Chunk piece = {seen.chunk[i].start, 0};
+        for (int j = 0; j < queries.count; j++)
+            piece = hull(piece, visibility_seen(&visibility, 0, queries.chunk[j], seen.chunk[i]));
+        seen.chunk[i] = piece;
+        seen.tokens += piece.length;
     }
     return seen;
 }
 
-int64_t shard_tokens_for(int64_t T, int ranks, int owner, int reader) {
-    return owner == reader ? 0 : shard_seen(T, ranks, owner, reader).tokens;
-}
-
-// The query at position i sees i + 1 keys.
-static int64_t causal_pairs(Chunk chunk) {
-    int64_t end = chunk.start + chunk.length;
-    return (end * (end + 1) - chunk.start * (chunk.start + 1)) / 2;
-}
-
-int64_t shard_causal_pairs(int64_t T, int ranks, int rank) {
-    Shard shard = shard_of(T, ranks, rank);
-    int64_t pairs = 0;
-    for (int i = 0; i < shard.count; i++) pairs += causal_pairs(shard.chunk[i]);
-    return pairs;
+Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, int64_t window) {
+    Shard seen = shard_seen(T, ranks, owner, reader, window);
+    Shard last = shard_seen(T, ranks, owner, (owner + 1) % ranks, window);
+    seen.tokens = 0;
+    for (int i = 0; i < seen.count; i++) {
+        seen.chunk[i] = hull(seen.chunk[i], last.chunk[i]);
+        seen.tokens += seen.chunk[i].length;
+    }
+    return seen;
 }

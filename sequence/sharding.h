@@ -7,13 +7,11 @@
 #ifndef SEQUENCE_SHARDING_H
 #define SEQUENCE_SHARDING_H
 
-#include "sequence/chunk.h"
+#include "sequence/visibility.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-static inline bool chunk_sees(Chunk queries, Chunk keys) { return keys.start < queries.start + queries.length; }
 
 typedef struct Shard {
     int count;      // chunks: 1 or 2
@@ -26,16 +24,16 @@ Shard shard_of(int64_t T, int ranks, int rank);
 // Where the token at `position`, one of the shard's, stands among them.
 int64_t shard_offset(const Shard *shard, int64_t position);
 
-// The chunks of rank `owner` that some query of rank `reader` sees. A late chunk lies after every query of the ranks
-// that follow its owner, so those see only the early one: a quarter of all keys and values need not travel.
-Shard shard_seen(int64_t T, int ranks, int owner, int reader);
+// What some query of rank `reader` sees of the chunks of rank `owner`: a piece of each of them, perhaps of no length.
+// window: of the layer, 0 for none (sequence/visibility.h). A late chunk lies after every query of the ranks that follow
+// its owner, so those see only the early one: a quarter of all keys and values need not travel. And of what a window
+// leaves, only the end.
+Shard shard_seen(int64_t T, int ranks, int owner, int reader, int64_t window);
 
-// How many tokens rank `reader` has to be given of the owner's: those it sees, the first ones in shard order; none if it
-// is the owner itself.
-int64_t shard_tokens_for(int64_t T, int ranks, int owner, int reader);
-
-// Query-key pairs (i, j), j <= i, that a rank's queries make: its causal work.
-int64_t shard_causal_pairs(int64_t T, int ranks, int rank);
+// What `reader` or any rank behind it sees of them, where blocks go round a ring towards lower ranks: reader, reader -
+// 1, ..., 0, ranks - 1, ..., owner + 1. What is seen of a chunk is seen by the next chunk after it; that one is the
+// reader's where the chunk is late, and of rank owner + 1 where it is early. So these two know.
+Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, int64_t window);
 
 #ifdef __cplusplus
 }

@@ -35,6 +35,9 @@ const Option options_table[] = {
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"mixer", TEXT, MODEL, "LIST", NULL, AT(mixer), 0, 0,
      "what mixes tokens, layer by layer, a pattern that repeats: names with commas between; without it, attention"},
+    {"window", TEXT, MODEL, "W[,W...]", NULL, AT(window), 0, 0,
+     "tokens that attention looks back on, its own included; 0: all. Several are for one layer after the other, and "
+     "are repeated: 512,512,0"},
     {"untied", FLAG, MODEL, NULL, NULL, AT(untied), 0, 0,
      "a classifier of its own instead of the token embedding (llama)"},
     {"qkv-bias", FLAG, MODEL, NULL, NULL, AT(qkv_bias), 0, 0,
@@ -47,6 +50,11 @@ const Option options_table[] = {
     {"data-format", CHOICE, DATA, "auto|bytes|uint16|uint32|llmc", "auto", AT(data_format), 0, 0,
      "of these files: uint16 and uint32 are token numbers without a header (nanoGPT's train.bin), llmc is token shards; "
      "auto: shards, and anything else as bytes"},
+
+    {"document-mask", FLAG, DATA, NULL, NULL, AT(document_mask), 0, 0,
+     "attention stops at the beginning of its document: no token sees those of another one"},
+    {"document-end", INTEGER, DATA, "N", "-1", AT(document_end), -1, INT32_MAX,
+     "the token that ends a document; -1: that of bytes, of GPT-2's tokens, or what config.json calls eos_token_id"},
 
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,
@@ -72,13 +80,13 @@ const Option options_table[] = {
      "ranks over which each sequence is sharded; where nothing is said, no more than there are GPUs for"},
     {"dp", INTEGER, RANKS, "N", "1", AT(dp), 1, 4096,
      "replicas, each of --sp ranks, that share the sequences of a step"},
-    {"attention", CHOICE, RANKS, "ring|gather|ulysses|ulysses-ring|auto|vanilla", "auto", AT(attention), 0, 0,
+    {"attention", CHOICE, RANKS, "auto|ring|gather|ulysses|ulysses-ring|vanilla", "auto", AT(attention), 0, 0,
      "how the ranks of a sequence exchange; vanilla: one rank stores the T x T matrix"},
     {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, 4096,
      "ranks that share heads in ulysses-ring, a divisor of --sp; 0: chosen"},
-    {"engine", CHOICE, RANKS, "auto|local|mpi|sockets", "auto", AT(engine), 0, 0,
-     "ranks are threads of this process (local), or processes that speak MPI or TCP (sockets: RANK, WORLD_SIZE, "
-     "MASTER_ADDR and MASTER_PORT in the environment, as torchrun sets them); auto: by how this was started"},
+    {"engine", CHOICE, RANKS, "auto|local|mpi|nccl", "auto", AT(engine), 0, 0,
+     "ranks are threads of this process (local), or processes: mpi; or nccl alone, a GPU for each (RANK, WORLD_SIZE, "
+     "MASTER_ADDR and MASTER_PORT in the environment, as torchrun sets them, or Slurm's); auto: by how this was started"},
     {"device", CHOICE, RANKS, "auto|cpu|cuda|emulated", "auto", AT(device), 0, 0,
      "what computes; auto: cuda where there is a GPU, else cpu; emulated: CUDA's kernels run by this processor, slowly, "
      "to check results"},
@@ -119,6 +127,9 @@ const Option options_table[] = {
 };
 // clang-format on
 #undef AT
+
+_Static_assert(sizeof(Architecture) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(Exchange) == sizeof(int),
+               "a choice is stored as its number");
 
 const int options_table_rows = sizeof options_table / sizeof *options_table;
 _Static_assert(sizeof options_table / sizeof *options_table <= OPTIONS_MAX, "Options.given has a place for each row");
@@ -235,16 +246,26 @@ static bool parse_real(const Option *row, const char *value, double *out, Error 
     return true;
 }
 
-static bool parse_choice(const Option *row, const char *value, const char **out, Error *err) {
+// The value is the word's place among the allowed ones.
+static bool parse_choice(const Option *row, const char *value, int *out, Error *err) {
     size_t length = strlen(value);
-    for (const char *word = row->argument; length > 0; word = strchr(word, '|') + 1) {
+    const char *word = row->argument;
+    for (int place = 0; length > 0; place++, word = strchr(word, '|') + 1) {
         if (strncmp(word, value, length) == 0 && (word[length] == '|' || word[length] == '\0')) {
-            *out = value;
+            *out = place;
             return true;
         }
         if (strchr(word, '|') == NULL) break;
     }
     return error_usage(err, "--%s: \"%s\" is not one of %s", row->name, shown_text(value).text, row->argument);
+}
+
+Shown shown_choice(const Option *row, int value) {
+    Shown s;
+    const char *word = row->argument;
+    for (int place = 0; place < value; place++) word = strchr(word, '|') + 1;
+    snprintf(s.text, sizeof s.text, "%.*s", (int)strcspn(word, "|"), word);
+    return s;
 }
 
 static bool append_path(Options *options, const Option *row, const char *value, Error *err) {
@@ -265,10 +286,10 @@ static bool set_value(Options *options, const Option *row, const char *value, Er
     switch (row->kind) {
     case INTEGER: return parse_integer(row, value, (int64_t *)out, err);
     case REAL: return parse_real(row, value, (double *)out, err);
-    case CHOICE: return parse_choice(row, value, (const char **)out, err);
+    case CHOICE: return parse_choice(row, value, (int *)out, err);
     case PATHS: return append_path(options, row, value, err);
     case TEXT: *(const char **)out = value; return true;
-    case FLAG: *(bool *)out = true; return true;
+    case FLAG: *(bool *)out = strcmp(value, "no") != 0; return true;
     }
     return false;
 }
@@ -343,8 +364,11 @@ static bool check_needs(const Options *options, Error *err) {
             return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
     if (options_given(options, "data-format") && options->data_count == 0 && options->val_data_count == 0)
         return error_usage(err, "--data-format needs --data FILE: the bundled corpus is bytes");
-    if (options_given(options, "ulysses") && strcmp(options->attention, "ulysses-ring") != 0)
-        return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s", options->attention);
+    if (options_given(options, "document-end") && !options->document_mask && !options->resume)
+        return error_usage(err, "--document-end is for --document-mask, which is not given");
+    if (options_given(options, "ulysses") && options->attention != EXCHANGE_ULYSSES_RING)
+        return error_usage(err, "--ulysses is for --attention ulysses-ring, not %s",
+                           exchange_name(options->attention));
     return true;
 }
 
@@ -354,6 +378,25 @@ static bool check_rates(const Options *options, Error *err) {
     if (!options_given(options, "min-lr") || options->min_lr == 0 || options->min_lr >= least) return true;
     return error_usage(err, "--min-lr %s is a fraction of --lr, not a rate: give 0.1 to end at a tenth of --lr, or 0",
                        shown_real(options->min_lr).text);
+}
+
+// "512,512,0" into numbers.
+static bool parse_windows(Options *options, Error *err) {
+    const char *at = options->window;
+    for (options->window_count = 0; at != NULL; options->window_count++) {
+        char *end = NULL;
+        errno = 0;
+        long long window = isdigit((unsigned char)*at) ? strtoll(at, &end, 10) : -1;
+        if (window < 0 || errno != 0 || window > INT32_MAX || (*end != '\0' && *end != ','))
+            return error_usage(err, "--window: \"%s\" is not a list of whole numbers from 0 to %d, such as 512 or 512,512,0",
+                               shown_text(options->window).text, INT32_MAX);
+        if (options->window_count == OPTIONS_MAX_WINDOWS)
+            return error_usage(err, "--window: more than %d numbers; the list is repeated over the layers",
+                               OPTIONS_MAX_WINDOWS);
+        options->windows[options->window_count] = window;
+        at = *end == ',' ? end + 1 : NULL;
+    }
+    return true;
 }
 
 static bool check_model(const Options *options, Error *err) {
@@ -366,7 +409,7 @@ static bool check_model(const Options *options, Error *err) {
         if (options_given(options, of_the_checkpoint[i]))
             return error_usage(err, "--%s and --init exclude each other: the checkpoint says what the model is",
                                of_the_checkpoint[i]);
-    bool gpt2 = options->init == NULL && !options->resume && strcmp(options->arch, "gpt2") == 0;
+    bool gpt2 = options->init == NULL && !options->resume && options->arch == ARCH_GPT2;
     for (size_t i = 0; gpt2 && i < sizeof of_llama / sizeof *of_llama; i++)
         if (options_given(options, of_llama[i]))
             return error_usage(err, "--%s is for --arch llama, not gpt2", of_llama[i]);
@@ -375,7 +418,7 @@ static bool check_model(const Options *options, Error *err) {
 
 static bool check_ranks(const Options *options, Error *err) {
     long long sp = options->sp, dp = options->dp, batch = options->batch, micro = options->micro_batch;
-    if (strcmp(options->attention, "vanilla") == 0 && sp != 1)
+    if (options->attention == EXCHANGE_VANILLA && sp != 1)
         return error_usage(err, "--attention vanilla runs on one rank: give --sp 1, not %lld", sp);
     if (options->ulysses > 0 && sp % options->ulysses != 0)
         return error_usage(err, "--ulysses %lld does not divide --sp %lld; give a divisor, or leave it out",
@@ -396,15 +439,16 @@ bool options_check(const Options *options, Error *err) {
     if (options->warmup > options->steps)
         return error_usage(err, "--warmup %lld is longer than the run: --steps is %lld", (long long)options->warmup,
                            (long long)options->steps);
-    if (options_given(options, "decay-fraction") && strcmp(options->schedule, "wsd") != 0)
-        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s", options->schedule);
+    if (options_given(options, "decay-fraction") && options->schedule != SCHEDULE_WSD)
+        return error_usage(err, "--decay-fraction is for --schedule wsd, not %s",
+                           shown_choice(option_named("schedule"), options->schedule).text);
     return check_ranks(options, err);
 }
 
 // Defaults that follow from what the user gave.
 static void settle_defaults(Options *options) {
     bool named_gpt2 = options->model != NULL && strncmp(options->model, "gpt2", 4) == 0;
-    if (named_gpt2 && !options_given(options, "arch")) options->arch = "gpt2";
+    if (named_gpt2 && !options_given(options, "arch")) options->arch = ARCH_GPT2;
     bool sized_elsewhere = options->model != NULL || options->init != NULL || options->resume;
     if (sized_elsewhere && !options_given(options, "layers")) options->layers = 0;
     if (sized_elsewhere && !options_given(options, "heads")) options->heads = 0;
@@ -428,7 +472,7 @@ bool options_parse(Options *options, int argc, const char *const *argv, Error *e
         if (!parse_option(options, argc, argv, &next, &last, err)) goto failed;
     if (options->help || options->version) return true; // whatever else stands on the line
     settle_defaults(options);
-    if (check_needs(options, err) && check_rates(options, err) && check_model(options, err) &&
+    if (parse_windows(options, err) && check_needs(options, err) && check_rates(options, err) && check_model(options, err) &&
         (options->resume || options_check(options, err)))
         return true;
 failed:

@@ -5,24 +5,34 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "attention/attention.h"
 #include "base/error.h"
+#include "comm/comm.h"
+#include "dataloader/tokens.h"
+#include "model/model.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64 };
+enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64, OPTIONS_MAX_WINDOWS = 32 };
+
+// After the warm-up: half a cosine, nothing, or (warmup-stable-decay) nothing and then straight down.
+typedef enum Schedule { SCHEDULE_COSINE, SCHEDULE_CONSTANT, SCHEDULE_WSD } Schedule;
+typedef enum DeviceChoice { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA, DEVICE_EMULATED } DeviceChoice;
 
 // A value of 0 (or NULL) in a size of the model means "not given": filled by --model, the checkpoint or the default.
 typedef struct Options {
     // model
-    const char *arch;       // gpt2 | llama
+    Architecture arch;      // of a new model: ARCH_GPT2 or ARCH_LLAMA
     const char *model;      // gpt2 | gpt2-medium | gpt2-large | gpt2-xl | dN
     int64_t layers, heads, kv_heads, dim, ffn;
     int64_t context;        // T
     int64_t vocab_size;     // of a new model
     double rope_theta;
     const char *mixer;      // names of token mixers, a pattern over the layers; NULL: attention
+    const char *window;     // "512,512,0": parsed into windows
+    int64_t windows[OPTIONS_MAX_WINDOWS], window_count; // by layer, repeated; none: as the checkpoint has it, or no limit
     bool untied;            // separate classifier
     bool qkv_bias;
     // data
@@ -30,24 +40,26 @@ typedef struct Options {
     int data_count;
     const char **val_data;
     int val_data_count;
-    const char *data_format; // auto | bytes | uint16 | uint32 | llmc
+    TokenFormat data_format;
+    bool document_mask;      // attention stops at the ends of documents
+    int64_t document_end;    // the token there; -1: as the data or the model say
     // training
     int64_t batch;          // sequences per step, all ranks together
     int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller above 4,096 tokens per rank
-    const char *recompute;  // none | mlp | block
+    Recompute recompute;
     int64_t steps;
     double lr, min_lr;      // min_lr: final rate as a fraction of lr
-    const char *schedule;   // cosine | constant | wsd
+    Schedule schedule;      // of the learning rate
     int64_t warmup;         // steps
     double decay_fraction;  // wsd: the last part of the run
     double weight_decay, beta1, beta2, adam_epsilon, grad_clip;
     int64_t seed;
     // ranks
     int64_t sp, dp;
-    const char *attention;  // ring | gather | ulysses | ulysses-ring | auto | vanilla
+    Exchange attention;
     int64_t ulysses;        // U of ulysses-ring, 0: chosen
-    const char *engine;     // auto | local | mpi | sockets
-    const char *device;     // auto | cpu | cuda | emulated
+    CommEngine engine;
+    DeviceChoice device;
     const char *devices;    // "0,1,2,3": the GPU of each rank; NULL: one after the other
     int64_t threads;        // processors for all ranks of this process; 0: all
     double timeout;         // seconds

@@ -76,20 +76,21 @@ static void print_option(FILE *out, int *column, const Option *row, const char *
 static bool left_out(const Options *options, const Option *row) {
     const void *value = option_value(options, row);
     bool zero_is_unset = row->group == MODEL || (row->initial != NULL && strcmp(row->initial, "0") == 0);
-    if (strcmp(row->name, "decay-fraction") == 0 && strcmp(options->schedule, "wsd") != 0) return true;
-    if (strcmp(row->name, "recompute") == 0 && strcmp(options->recompute, "none") == 0) return true;
-    if (strcmp(row->name, "min-lr") == 0 && strcmp(options->schedule, "constant") == 0) return true;
+    if (strcmp(row->name, "decay-fraction") == 0 && options->schedule != SCHEDULE_WSD) return true;
+    if (strcmp(row->name, "recompute") == 0 && options->recompute == RECOMPUTE_NONE) return true;
+    if (strcmp(row->name, "min-lr") == 0 && options->schedule == SCHEDULE_CONSTANT) return true;
     bool of_saving = strcmp(row->name, "keep") == 0 || strcmp(row->name, "save-minutes") == 0;
     bool own_data = options->data_count > 0 || options->val_data_count > 0;
     if (strcmp(row->name, "data-format") == 0 && !own_data) return true;
     if (of_saving && options->out == NULL) return true;
+    if (strcmp(row->name, "document-end") == 0 && (!options->document_mask || options->document_end < 0)) return true;
     if (strcmp(row->name, "arch") == 0 && (options->init != NULL || options->resume)) return true;
-    if (strcmp(row->name, "rope-theta") == 0 && strcmp(options->arch, "gpt2") == 0) return true;
+    if (strcmp(row->name, "rope-theta") == 0 && options->arch == ARCH_GPT2) return true;
     switch (row->kind) {
     case INTEGER: return zero_is_unset && *(const int64_t *)value == 0;
     case REAL: return zero_is_unset && *(const double *)value == 0;
-    case TEXT:
-    case CHOICE: return *(const char *const *)value == NULL;
+    case TEXT: return *(const char *const *)value == NULL;
+    case CHOICE: return false;
     case FLAG: return !*(const bool *)value;
     case PATHS: return *option_paths(options, row).count == 0;
     }
@@ -104,8 +105,8 @@ void options_print_command(const Options *options, FILE *out) {
         switch (row->kind) {
         case INTEGER: print_option(out, &column, row, shown_integer(*(const int64_t *)value).text); break;
         case REAL: print_option(out, &column, row, shown_real(*(const double *)value).text); break;
-        case TEXT:
-        case CHOICE: print_option(out, &column, row, *(const char *const *)value); break;
+        case TEXT: print_option(out, &column, row, *(const char *const *)value); break;
+        case CHOICE: print_option(out, &column, row, shown_choice(row, *(const int *)value).text); break;
         case FLAG: column += fprintf(out, " --%s", row->name); break;
         case PATHS: {
             PathList list = option_paths(options, row);

@@ -13,7 +13,7 @@ typedef struct Option {
     const char *name;
     Kind kind;
     Group group;
-    const char *argument; // its name in the help; for CHOICE the allowed words, separated by |
+    const char *argument; // its name in the help; for CHOICE the words, separated by |, in the order of the enum
     const char *initial;  // the default; NULL: none
     size_t offset;        // of the value in Options
     double min, max;      // of INTEGER and REAL, both allowed
@@ -52,5 +52,8 @@ typedef struct Shown {
 Shown shown_text(const char *text); // the user's, on one line and not too long
 Shown shown_real(double x);         // the shortest text that reads back as the same number
 Shown shown_integer(int64_t n);
+
+// The word of a CHOICE that stands for this value of its enum.
+Shown shown_choice(const Option *row, int value);
 
 #endif

@@ -19,6 +19,7 @@ const ForeignNames foreign_names[] = {
     {"rotary_base rope_base rope_freq_base", "rope-theta", NULL},
     {"tie_word_embeddings untie_embeddings_and_output_weights", "untied", NULL},
     {"add_qkv_bias attention_bias", "qkv-bias", NULL},
+    {"sliding_window window_size attention_window window_pattern", "window", NULL},
     {"bias", NULL, "gpt2 has biases, llama has none (--arch, --qkv-bias)"},
     {"dropout attention_dropout attn_dropout hidden_dropout resid_pdrop", NULL, "there is no dropout here"},
     {"flash_attn use_flash_attn use_flash_attention attn_implementation", NULL,
@@ -31,6 +32,8 @@ const ForeignNames foreign_names[] = {
     {"tokenizer tokenizer_name tokenizer_path", NULL, "there is no tokenizer: text is taken as bytes, tokens come in "
      "token shards (--data)"},
     {"num_workers dataloader_num_workers", NULL, "data are mapped into memory, and nobody has to load them"},
+    {"reset_attention_mask intra_document_mask doc_mask eod_mask attention_document_mask", "document-mask", NULL},
+    {"eod_token eot_token eos_token_id", "document-end", NULL},
     // Of training.
     {"batch_size global_batch_size train_batch_size", "batch", NULL},
     {"-d total_batch_size", NULL, "a step has --batch sequences of --context tokens each"},

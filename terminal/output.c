@@ -1,3 +1,4 @@
+// Standard output that is closed, full, or without a reader.
 #include "terminal/output.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+// Lines of steps, the live line of a terminal, and the JSON log.
 #include "terminal/report.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+// A prompt into tokens, and tokens into text.
 #include "terminal/sample.h"
 
 #include <stdlib.h>

@@ -10,6 +10,7 @@
 #define TEST_CUDA_CASES_H
 
 #include "test/layer_cases.h"
+#include "test/bf16.h"
 
 #include <stdio.h>
 #include <sys/mman.h>
@@ -18,64 +19,18 @@
 
 // ---- the device ----------------------------------------------------------------------------------------------------
 
-static inline const char *cuda_device_name(void) {
-    const char *name = getenv("TEST_DEVICE");
-    return name != NULL && name[0] != '\0' ? name : "emulated";
-}
-
-static inline bool cuda_device_is_open(bool now) {
-    static bool open;
-    return open = open || now;
-}
+const char *cuda_device_name(void);
 
 // The one device of this process, opened at the first call, with the race checker on where there is one. Skips the test
 // if there is none.
-static inline Device *cuda_device_of_test(void) {
-    static Device device;
-    const char *why = "";
-    if (cuda_device_is_open(false)) return &device;
-    if (device_count(cuda_device_name(), &why) == 0) {
-        print_message("no device \"%s\": %s\n", cuda_device_name(), why);
-        skip();
-    }
-    setenv("EMULATED_RACES", "1", 0);
-    Error err = {0};
-    if (!device_open(&device, cuda_device_name(), 0, 1, &err)) fail_msg("%s", err.message);
-    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, NULL); // never given back
-    cuda_device_is_open(true);
-    return &device;
-}
+Device *cuda_device_of_test(void);
 
 // A CPU device to compare with.
-static inline Device *cpu_device_of_test(void) {
-    static Device device;
-    if (device.name != NULL) return &device;
-    cpu_device(&device, 2);
-    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, &(AttentionShape){1, 1, 1, ATTENTION_MAX_HEAD_DIM, 1});
-    return &device;
-}
+Device *cpu_device_of_test(void);
 
 // Runs `work` in a process of its own and returns its exit status; skips the test if there is no device. To be called
 // before cuda_device_of_test, and before the device is so much as counted here: CUDA does not outlive a fork.
-static inline int status_in_child(void (*work)(void *argument), void *argument) {
-    enum { NO_DEVICE = 77 };
-    assert_false(cuda_device_is_open(false));
-    fflush(NULL);
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        const char *why = "";
-        if (device_count(cuda_device_name(), &why) == 0) _exit(NO_DEVICE);
-        work(argument);
-        fflush(NULL);
-        _exit(0);
-    }
-    int status;
-    assert_true(waitpid(child, &status, 0) == child);
-    if (!WIFEXITED(status)) fail_msg("ended by signal %d", WTERMSIG(status));
-    if (WEXITSTATUS(status) == NO_DEVICE) skip();
-    return WEXITSTATUS(status);
-}
+int status_in_child(void (*work)(void *argument), void *argument);
 
 typedef struct Run {
     const char *seed;
@@ -83,57 +38,20 @@ typedef struct Run {
     void *results;
 } Run;
 
-static inline void run_with_seed(void *argument) {
-    const Run *run = argument;
-    setenv("EMULATED_SEED", run->seed, 1);
-    run->work(cuda_device_of_test(), run->results);
-}
-
 // Runs `work`, which fills `bytes` of results from what it computes on the device, in two processes with other orders
 // of the emulated threads, and compares the results bit for bit. To be called first of all tests (status_in_child).
-static inline void expect_same_bits_twice(const char *what, void (*work)(Device *, void *results), size_t bytes) {
-    const char *seeds[2] = {"1", "20261122"};
-    char *results = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(results != MAP_FAILED);
-    for (int i = 0; i < 2; i++) {
-        Run run = {seeds[i], work, results + (size_t)i * bytes};
-        if (status_in_child(run_with_seed, &run) != 0) fail_msg("%s: run %d did not end well", what, i);
-    }
-    if (memcmp(results, results + bytes, bytes) != 0) fail_msg("%s: other bits in another order of threads", what);
-    munmap(results, 2 * bytes);
-}
+void expect_same_bits_twice(const char *what, void (*work)(Device *, void *results), size_t bytes);
 
 // ---- bf16 ----------------------------------------------------------------------------------------------------------
 
-static inline uint16_t to_bf16_bits(float x) { // to nearest, ties to even
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x) return 0x7fff;
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-static inline float from_bf16_bits(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-static inline float round_to_bf16(float x) { return from_bf16_bits(to_bf16_bits(x)); }
 // Rounds all of x, and returns it: `float *x = rounded(random_floats(n, 1, 0, 1), n);`
-static inline float *rounded(float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++) x[i] = round_to_bf16(x[i]);
-    return x;
-}
+float *rounded(float *x, int64_t count);
 
 // Half of what lies between two neighbours in bf16 near x: 8 significant bits.
-static inline double half_ulp(double x) {
-    x = fabs(x);
-    return x < 0x1p-126 ? 0x1p-134 : ldexp(1, ilogb(x) - 8);
-}
+double half_ulp(double x);
 
 // A result in storage, whose fp32 value may be `tolerance` away from the expected one.
-static inline void expect_storage(const char *what, int64_t i, double got, double expected, double tolerance) {
-    expect_near(what, i, got, expected, tolerance + half_ulp(fabs(expected) + tolerance));
-}
+void expect_storage(const char *what, int64_t i, double got, double expected, double tolerance);
 
 // ---- tensors on the device -----------------------------------------------------------------------------------------
 
@@ -150,79 +68,22 @@ typedef struct CudaTensor {
 
 enum { GUARD_BYTES = 64, GUARD = 0x7b };
 
-static inline size_t kind_bytes(Kind kind) {
-    const size_t bytes[] = {2, 4, 4, 8, 1};
-    return bytes[kind];
-}
+size_t kind_bytes(Kind kind);
 
 // `offset`: how many elements the tensor begins after a boundary of 256 bytes.
-static inline CudaTensor cuda_tensor_at(Kind kind, const void *values, int64_t count, int64_t offset) {
-    Device *device = cuda_device_of_test();
-    Error err = {0};
-    const size_t size = kind_bytes(kind), lead = 256 + (size_t)offset * size;
-    CudaTensor t = {.kind = kind, .count = count, .lead = lead, .bytes = lead + (size_t)count * size + GUARD_BYTES};
-    t.memory = device->allocate(device, t.bytes, &err);
-    if (t.memory == NULL) fail_msg("%s", err.message);
-    t.data = t.memory + lead;
-    unsigned char *host = checked(malloc(t.bytes));
-    memset(host, GUARD, t.bytes);
-    if (values == NULL) memset(host + lead, 0, (size_t)count * size);
-    else if (kind != KIND_STORAGE) memcpy(host + lead, values, (size_t)count * size);
-    else
-        for (int64_t i = 0; i < count; i++) {
-            const uint16_t bits = to_bf16_bits(((const float *)values)[i]);
-            memcpy(host + lead + 2 * i, &bits, sizeof bits);
-        }
-    device->upload(device, t.memory, host, t.bytes);
-    memset(host, 0, t.bytes); // may change after the return
-    free(host);
-    return t;
-}
+CudaTensor cuda_tensor_at(Kind kind, const void *values, int64_t count, int64_t offset);
 
 // values: `count` floats for storage and float, else of their kind; NULL: zeros.
-static inline CudaTensor cuda_storage(const float *values, int64_t count) {
-    return cuda_tensor_at(KIND_STORAGE, values, count, 0);
-}
-static inline CudaTensor cuda_floats(const float *values, int64_t count) {
-    return cuda_tensor_at(KIND_FLOAT, values, count, 0);
-}
-static inline CudaTensor cuda_tokens(const int32_t *values, int64_t count) {
-    return cuda_tensor_at(KIND_INT32, values, count, 0);
-}
+CudaTensor cuda_storage(const float *values, int64_t count);
+CudaTensor cuda_floats(const float *values, int64_t count);
+CudaTensor cuda_tokens(const int32_t *values, int64_t count);
 
 // What the tensor holds, into memory of `count` of its elements.
-static inline void cuda_fetch_raw(const CudaTensor *t, void *to) {
-    Device *device = cuda_device_of_test();
-    device->download(device, to, t->data, (size_t)t->count * kind_bytes(t->kind));
-}
+void cuda_fetch_raw(const CudaTensor *t, void *to);
 // The same as floats (storage and float tensors); to be freed.
-static inline float *cuda_fetch(const CudaTensor *t) {
-    float *values = floats(t->count);
-    if (t->kind == KIND_FLOAT) {
-        cuda_fetch_raw(t, values);
-        return values;
-    }
-    assert_int_equal(t->kind, KIND_STORAGE);
-    uint16_t *bits = checked(calloc((size_t)t->count + 1, sizeof *bits));
-    cuda_fetch_raw(t, bits);
-    for (int64_t i = 0; i < t->count; i++) values[i] = from_bf16_bits(bits[i]);
-    free(bits);
-    return values;
-}
+float *cuda_fetch(const CudaTensor *t);
 
 // Checks the guards and releases the tensor. "Somebody wrote beside it" is found here at the latest.
-static inline void cuda_free(CudaTensor *t) {
-    Device *device = cuda_device_of_test();
-    unsigned char *host = checked(malloc(t->bytes));
-    device->download(device, host, t->memory, t->bytes);
-    const size_t end = t->lead + (size_t)t->count * kind_bytes(t->kind);
-    for (size_t i = 0; i < t->bytes; i++)
-        if ((i < t->lead || i >= end) && host[i] != GUARD)
-            fail_msg("byte %lld beside a tensor of %lld elements was written",
-                     (long long)(i < t->lead ? i - t->lead : i - end), (long long)t->count);
-    free(host);
-    device->release(device, t->memory, t->bytes);
-    *t = (CudaTensor){0};
-}
+void cuda_free(CudaTensor *t);
 
 #endif

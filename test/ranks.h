@@ -2,158 +2,25 @@
 #ifndef TEST_RANKS_H
 #define TEST_RANKS_H
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-
 #include "comm/comm.h"
 #include "test/program.h"
 
-static inline const char *own_path(void) {
-    static char path[PROGRAM_PATH];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (length <= 0) fail_msg("cannot tell where this test lies: %s", strerror(errno));
-    path[length] = 0;
-    return path;
-}
+const char *own_path(void);
 
-// Why not, or NULL: a program that has nothing to do with MPI must come to its end under mpirun.
-static inline const char *why_no_mpirun(void) {
-    static char reason[300];
-    static bool asked = false;
-    Command probe = {0};
-    if (asked) return reason[0] ? reason : NULL;
-    asked = true;
-    if (!add_mpirun(&probe, 1)) {
-        snprintf(reason, sizeof reason, "no mpirun here");
-        return reason;
-    }
-    add_word(&probe, "true");
-    ProgramResult result = run_program(probe.argv, 20);
-    if (result.exit_code != 0)
-        snprintf(reason, sizeof reason, "mpirun cannot start programs here (exit code %d): %.200s", result.exit_code,
-                 result.err);
-    free_result(&result);
-    return reason[0] ? reason : NULL;
-}
-
-static inline bool mpi_can_be_tested(void) {
-    const char *reason = NULL;
-#ifdef __SANITIZE_THREAD__
-    reason = "ThreadSanitizer reports what happens inside the MPI library";
-#endif
-    if (!comm_has_mpi()) reason = "built without MPI";
-    else if (!reason) reason = why_no_mpirun();
-    if (reason) print_message("skipped: %s\n", reason);
-    return reason == NULL;
-}
+bool mpi_can_be_tested(void);
 
 // Programs under mpirun that start at the same moment trip over each other in its temporary folder: each gets its own
 // inside `folder`.
-static inline void add_mpirun_in(Command *command, int ranks, const char *folder) {
-    static int launches = 0;
-    static char variable[PROGRAM_PATH]; // until the program has started
-    int length = snprintf(variable, sizeof variable, "TMPDIR=%s/%d", folder, launches++);
-    if (length >= (int)sizeof variable || mkdir(strchr(variable, '/'), 0700) != 0) fail_msg("cannot make %s", variable);
-    add_words(command, "env", variable, NULL);
-    add_mpirun(command, ranks);
-}
-
-// ---- ranks that speak TCP: engine sockets ----
-
-static inline int listen_on(int port) { // -1: somebody else does
-    struct sockaddr_in here = {
-        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
-    int listener = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-    if (listener < 0) fail_msg("cannot make a socket: %s", strerror(errno));
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(listener, (struct sockaddr *)&here, sizeof here) == 0 && listen(listener, 8) == 0) return listener;
-    close(listener);
-    return -1;
-}
-
-// A port that nobody listens on, nor on the one after it. Not from the range out of which the system gives ports to
-// whoever asks for any.
-static inline int free_port(void) {
-    static unsigned calls = 0;
-    for (int attempt = 0; attempt < 1000; attempt++) {
-        unsigned mixed = ((unsigned)getpid() * 2654435761u + calls++ * 40503u * 256u) >> 8;
-        int port = 12000 + 2 * (int)(mixed % 9000), first = listen_on(port), second = listen_on(port + 1);
-        if (first >= 0) close(first);
-        if (second >= 0) close(second);
-        if (first >= 0 && second >= 0) return port;
-    }
-    fail_msg("no port is free on this machine");
-    return -1;
-}
+void add_mpirun_in(Command *command, int ranks, const char *folder);
 
 // A rank's place, as torchrun gives it. Not every test wants every variable: NULL leaves one out.
-static inline void set_place(const char *rank, const char *size, const char *address, const char *port) {
-    const char *const given[][2] = {
-        {"RANK", rank}, {"WORLD_SIZE", size}, {"MASTER_ADDR", address}, {"MASTER_PORT", port}};
-    for (size_t i = 0; i < sizeof given / sizeof *given; i++) {
-        if (given[i][1] != NULL) setenv(given[i][0], given[i][1], 1);
-        else unsetenv(given[i][0]);
-    }
-}
+void set_place(const char *rank, const char *size, const char *address, const char *port);
 
-// `PROGRAM WORDS...` as so many ranks on this machine: a launcher in small, which this very program is when it is
-// started as `TEST launch RANKS PORT PROGRAM WORDS...`.
-static inline void add_sockets_launcher(Command *command, int ranks) {
-    char *count = command->text[PROGRAM_MAX_ARGUMENTS - 2], *port = command->text[PROGRAM_MAX_ARGUMENTS - 1];
-    snprintf(count, sizeof command->text[0], "%d", ranks);
-    snprintf(port, sizeof command->text[0], "%d", free_port());
-    add_words(command, own_path(), "launch", count, port, NULL);
-}
-
-// Returns the exit code that all ranks ended with, but those ended by a signal; 99 where they differ.
-static inline int launch_ranks(char **words) {
-    enum { MOST = 64 };
-    int ranks = atoi(words[2]), code = -1;
-    pid_t pids[MOST];
-    for (int rank = 0; rank < ranks && rank < MOST; rank++) {
-        pids[rank] = fork();
-        if (pids[rank] < 0) return 98;
-        if (pids[rank] > 0) continue;
-        char number[16];
-        snprintf(number, sizeof number, "%d", rank);
-        set_place(number, words[2], "127.0.0.1", words[3]);
-        execv(words[4], words + 4);
-        _exit(127);
-    }
-    for (int rank = 0; rank < ranks; rank++) {
-        int status;
-        if (waitpid(pids[rank], &status, 0) != pids[rank]) return 97;
-        if (!WIFEXITED(status)) continue;
-        if (code >= 0 && code != WEXITSTATUS(status)) return 99;
-        code = WEXITSTATUS(status);
-    }
-    return code;
-}
-static inline bool is_launcher(int argc, char **argv) { return argc > 4 && strcmp(argv[1], "launch") == 0; }
-
-static inline int make_folder_for_ranks(void **state) {
-    static char folder[PROGRAM_PATH];
-    *state = make_temp_folder(folder);
-    return 0;
-}
-static inline int remove_folder_of_ranks(void **state) {
-    remove_tree(*state);
-    return 0;
-}
-
-static inline void add_option(const char *variable, const char *option) {
-    char options[1000];
-    const char *given = getenv(variable);
-    snprintf(options, sizeof options, "%s%s%s", given ? given : "", given && *given ? ":" : "", option);
-    setenv(variable, options, 1);
-}
+int make_folder_for_ranks(void **state);
+int remove_folder_of_ranks(void **state);
 
 // Of the programs this test starts, sanitizers shall not report what the MPI library never frees, nor that a program
 // that ends at once, as a failing one must, leaves threads unjoined.
-static inline void pass_over_what_is_not_ours(void) {
-    add_option("ASAN_OPTIONS", "detect_leaks=0");
-    add_option("TSAN_OPTIONS", "report_thread_leaks=0:atexit_sleep_ms=0");
-}
+void pass_over_what_is_not_ours(void);
 
 #endif

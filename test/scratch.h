@@ -4,17 +4,9 @@
 #define TEST_SCRATCH_H
 
 #include "attention/kernel.h"
-#include "base/error.h"
 
 // For layers on up to `rows` rows of width C, biases of up to `columns`, and attention of this shape (NULL: none).
 // device_return_scratch gives it back.
-static inline void lend_stated_scratch(Device *device, int64_t rows, int64_t C, int64_t columns,
-                                       const AttentionShape *shape) {
-    const AttentionKernels *kernels = device->attention;
-    Error err = {0};
-    size_t bytes = device_scratch_bytes(device->name, device->threads, rows, C, columns), attention = 0;
-    if (shape != NULL && kernels->scratch_bytes != NULL) attention = kernels->scratch_bytes(shape, device->threads);
-    if (!device_lend_scratch(device, bytes > attention ? bytes : attention, &err)) die(&err);
-}
+void lend_stated_scratch(Device *device, int64_t rows, int64_t C, int64_t columns, const AttentionShape *shape);
 
 #endif

@@ -20,6 +20,11 @@ static double right_within(const Problem *problem) { return 0x1p-24 * (16 + prob
 
 static void check_exact(const Run *run, const Deviation one_rank[RESULTS]) {
     for (int r = 0; r < RESULTS; r++) {
+        if (run->problem->visibility.window == 1 && (r == D_Q || r == D_K)) {
+            for (int64_t i = 0; i < result_count(run->problem, r); i++) // a softmax of one score has no slope
+                assert_true(fabsf(run->result[r][i]) < 1e-5f);
+            continue;
+        }
         Deviation found = deviation(run, r);
         if (found.rms > right_within(run->problem)) {
             fail_msg("%s: %s is off by %.2e, allowed %.2e", run_title(run), result_names[r], found.rms,
@@ -71,6 +76,89 @@ static void grouped_heads(void **state) { (void)state, exact_with(1, 129, 12, 3,
 static void one_key_value_head(void **state) { (void)state, exact_with(2, 37, 8, 1, 24); }
 static void long_context(void **state) { (void)state, exact_with(1, LONG_CONTEXT, 4, 2, 32); }
 
+// ---- windows and documents ----------------------------------------------------------------------
+
+// Documents of 1 to `longest` tokens, in other places in every sequence: (B, T).
+static int32_t *random_documents(int64_t B, int64_t T, int64_t longest) {
+    int32_t *first = checked(malloc((size_t)(B * T) * sizeof *first));
+    for (int64_t b = 0; b < B; b++) {
+        int64_t begin = 0, end = 0;
+        for (int64_t i = 0; i < T; i++) {
+            if (i == end) {
+                begin = i;
+                end += 1 + (int64_t)(random_uniform(7, 7, (uint64_t)(b * T + i)) * (double)longest);
+            }
+            first[b * T + i] = (int32_t)begin;
+        }
+    }
+    return first;
+}
+
+static void exact_seen(int64_t B, int64_t T, int64_t H, int64_t KV, Visibility visibility, bool reference) {
+    Problem problem = make_problem_seen(B, T, H, KV, 8, 1, visibility);
+    every_exchange_is_exact(&problem, fast_device);
+    if (reference) every_exchange_is_exact(&problem, reference_device);
+    free_problem(&problem);
+}
+
+// A window of one token, smaller than a chunk, of several chunks, and of all but one token; chunks uneven, heads grouped.
+static void windows(void **state) {
+    (void)state;
+    static const int64_t windows[] = {1, 2, 5, 23, 84};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        exact_seen(2, 85, 8, i % 2 == 0 ? 8 : 2, (Visibility){.window = windows[i]}, i == 2);
+    exact_seen(1, 16, 8, 4, (Visibility){.window = 2}, true); // one token per chunk
+}
+
+static void documents(void **state) {
+    (void)state;
+    static const int64_t longest[] = {3, 40};
+    for (int i = 0; i < 2; i++) {
+        int32_t *first = random_documents(2, 85, longest[i]);
+        exact_seen(2, 85, 8, 4, (Visibility){.first = first, .stride = 85}, i == 0);
+        exact_seen(2, 85, 8, 8, (Visibility){.window = 10, .first = first, .stride = 85}, i == 1);
+        free(first);
+    }
+}
+
+// Vanilla too; and a window that holds all tokens, or documents of which there is one, change no bit.
+static void hidden_keys_in_vanilla(void **state) {
+    (void)state;
+    int32_t *first = random_documents(2, 150, 60);
+    for (int i = 0; i < 3; i++) {
+        Visibility visibility = {.window = i == 0 ? 0 : 20, .first = i == 1 ? NULL : first, .stride = 150};
+        Problem problem = make_problem_seen(2, 150, 4, 2, 16, 1, visibility);
+        Run run = run_on(&problem, fast_device, 1, EXCHANGE_VANILLA, 0);
+        for (int r = 0; r < RESULTS; r++) assert_true(deviation(&run, r).rms < right_within(&problem));
+        free_run(&run);
+        free_problem(&problem);
+    }
+    free(first);
+}
+
+static void limits_that_hide_nothing_change_no_bit(void **state) {
+    (void)state;
+    enum { T = 150 };
+    static const int32_t one_document[2 * T] = {0};
+    const Visibility limits[] = {{.window = T}, {.first = one_document, .stride = T}};
+    const Exchange exchanges[] = {EXCHANGE_VANILLA, EXCHANGE_RING, EXCHANGE_RING, EXCHANGE_GATHER, EXCHANGE_ULYSSES};
+    const int ranks[] = {1, 1, 3, 4, 2};
+    Problem problem = make_problem(2, T, 4, 2, 16, 1);
+    for (int way = 0; way < 5; way++) {
+        problem.visibility = (Visibility){0};
+        Run plain = run_on(&problem, fast_device, ranks[way], exchanges[way], 0);
+        for (int i = 0; i < 2; i++) {
+            problem.visibility = limits[i];
+            Run run = run_on(&problem, fast_device, ranks[way], exchanges[way], 0);
+            assert_same_bits(&run, &plain);
+            free_run(&run);
+        }
+        free_run(&plain);
+    }
+    problem.visibility = (Visibility){0};
+    free_problem(&problem);
+}
+
 // Probabilities of 1 and of exp(-1000) = 0, with the largest score anywhere: the carried state is scaled down to
 // nothing, or what arrives is.
 static void gaps_of_a_thousand(void **state) {
@@ -118,11 +206,11 @@ static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
                    {problem->v, T * key, key},
                    {run.result[D_K], T * key, key},
                    {run.result[D_V], T * key, key}};
-    QueryForward forward = {whole, q, {run.result[OUT], T * query, query}, log_sum_exp, spare};
+    QueryForward forward = {whole, q, {run.result[OUT], T * query, query}, log_sum_exp, spare, {0}};
     kernels->begin(&device, s, &forward);
     kernels->forward_pair(&device, s, &forward, &kv);
     kernels->finish(&device, s, &forward, out, log_sum_exp);
-    QueryBackward backward = {whole, q, d_out, log_sum_exp, spare, {run.result[D_Q], T * query, query}};
+    QueryBackward backward = {whole, q, d_out, log_sum_exp, spare, {run.result[D_Q], T * query, query}, {0}};
     kernels->row_delta(&device, s, whole, out, d_out, spare);
     kernels->backward_pair(&device, s, &backward, &kv);
     device_return_scratch(&device);
@@ -203,9 +291,18 @@ static void storage_may_have_another_size(void **state) {
 
 // ---- bytes and choices --------------------------------------------------------------------------
 
+static AttentionConfig config_of(int64_t T, int P, Exchange exchange, int U, AttentionShape shape) {
+    return (AttentionConfig){.context = T,
+                             .ranks = P,
+                             .exchange = exchange,
+                             .ulysses = U,
+                             .shape = shape,
+                             .element_bytes = sizeof(float)};
+}
+
 static AttentionConfig resolved(int64_t T, int P, Exchange exchange, int64_t B, int64_t H, int64_t KV, int64_t D) {
     Error err = {0};
-    AttentionConfig config = {T, P, exchange, 0, {B, H, KV, D, 1}, sizeof(float), NULL};
+    AttentionConfig config = config_of(T, P, exchange, 0, (AttentionShape){B, H, KV, D, 1});
     if (!attention_resolve(&config, &err)) fail_msg("%s", err.message);
     return config;
 }
@@ -213,7 +310,7 @@ static AttentionConfig resolved(int64_t T, int P, Exchange exchange, int64_t B, 
 static AttentionBytes sent_by_all(const AttentionConfig *config) {
     AttentionBytes sum = {0, 0};
     for (int rank = 0; rank < config->ranks; rank++) {
-        AttentionBytes sent = attention_bytes(config, rank);
+        AttentionBytes sent = attention_bytes(config, 0, rank);
         sum.forward += sent.forward;
         sum.backward += sent.backward;
     }
@@ -244,6 +341,54 @@ static void bytes_in_closed_form(void **state) {
     }
 }
 
+// In closed form, for even chunks of c tokens: of a chunk the last min(c, W - 1 - distance) are seen by one that lies
+// `distance` tokens after it. And fewer than without a window, where anything travels that can be left out.
+static void windows_save_bytes(void **state) {
+    (void)state;
+    int64_t T = 960, H = 8, KV = 4, D = 16, token = 2 * KV * D * 4;
+    for (int P = 2; P <= 8; P *= 2) {
+        int64_t c = T / (2 * P);
+        for (int64_t W = 1; W < T; W += 37) {
+            int64_t gathered = 0;
+            for (int owner = 0; owner < P; owner++) {
+                for (int reader = 0; reader < P; reader++) {
+                    for (int late = 0; reader != owner && late < 2; late++) {
+                        int chunk = late ? 2 * P - 1 - owner : owner, early = reader, later = 2 * P - 1 - reader;
+                        int next = early > chunk ? early : later > chunk ? later : -1;
+                        int64_t seen = next < 0 ? 0 : W - 1 - (next - chunk - 1) * c;
+                        gathered += seen < 0 ? 0 : seen < c ? seen : c;
+                    }
+                }
+            }
+            AttentionConfig config = resolved(T, P, EXCHANGE_GATHER, 1, H, KV, D);
+            AttentionBytes sent = {0, 0}, plain = sent_by_all(&config);
+            for (int rank = 0; rank < P; rank++) {
+                AttentionBytes bytes = attention_bytes(&config, W, rank);
+                sent.forward += bytes.forward, sent.backward += bytes.backward;
+            }
+            assert_int_equal(sent.forward, gathered * token);
+            assert_int_equal(sent.backward, 2 * gathered * token);
+            assert_true(sent.forward <= plain.forward && (W > c || sent.forward < plain.forward));
+            // Round the ring the end of each early chunk passes P - 1 links, that of a late one as many as have ranks
+            // below, and gradients of both come home: links of all P.
+            config = resolved(T, P, EXCHANGE_RING, 1, H, KV, D);
+            AttentionBytes round = {0, 0};
+            plain = sent_by_all(&config);
+            for (int rank = 0; rank < P; rank++) {
+                AttentionBytes bytes = attention_bytes(&config, W, rank);
+                round.forward += bytes.forward, round.backward += bytes.backward;
+            }
+            assert_true(round.forward <= plain.forward && round.backward < plain.backward);
+            if (W > c) continue;
+            int64_t end = W - 1, early = 0, late = 0;
+            for (int owner = 0; owner < P - 1; owner++) early += P - 1; // the last rank's two chunks are one
+            for (int owner = 1; owner < P; owner++) late += 1;          // only the next rank sees a late one
+            assert_int_equal(round.forward, (early + late) * end * token);
+            assert_int_equal(round.backward, round.forward + P * (2 * P - 2) * end * token);
+        }
+    }
+}
+
 static void table_of_bytes(void **state) {
     (void)state;
     print_message("bytes sent per layer by ranks 0 to 3 of 4: T = 129, B = 1, H = 8, KV = 2, D = 16, fp32\n");
@@ -251,26 +396,12 @@ static void table_of_bytes(void **state) {
     for (int i = 0; i < 4; i++) {
         AttentionConfig config = resolved(129, 4, exchanges[i], 1, 8, 2, 16);
         AttentionBytes sent[4];
-        for (int rank = 0; rank < 4; rank++) sent[rank] = attention_bytes(&config, rank);
+        for (int rank = 0; rank < 4; rank++) sent[rank] = attention_bytes(&config, 0, rank);
         print_message("%-12s forward %6lld %6lld %6lld %6lld   backward %6lld %6lld %6lld %6lld\n",
                       exchange_name(exchanges[i]), (long long)sent[0].forward, (long long)sent[1].forward,
                       (long long)sent[2].forward, (long long)sent[3].forward, (long long)sent[0].backward,
                       (long long)sent[1].backward, (long long)sent[2].backward, (long long)sent[3].backward);
     }
-}
-
-static void names_go_both_ways(void **state) {
-    (void)state;
-    static const char *const names[] = {"auto", "ring", "gather", "ulysses", "ulysses-ring", "vanilla"};
-    for (int i = 0; i < 6; i++) {
-        Exchange exchange;
-        assert_true(exchange_from_name(names[i], &exchange));
-        assert_int_equal(exchange, i);
-        assert_string_equal(exchange_name(exchange), names[i]);
-    }
-    Exchange untouched = EXCHANGE_GATHER;
-    assert_false(exchange_from_name("rings", &untouched));
-    assert_int_equal(untouched, EXCHANGE_GATHER);
 }
 
 static void chosen_exchange_can_serve(void **state) {
@@ -310,15 +441,15 @@ static void what_cannot_be_served_is_refused(void **state) {
     (void)state;
     const char *const sharing[] = {"--attention", "--sp", "--heads", "--kv-heads"};
     const char *const context[] = {"--context", "--sp"};
-    assert_refused((AttentionConfig){64, 8, EXCHANGE_ULYSSES, 0, {1, 12, 12, 8, 1}, 4, NULL}, sharing, 4);
-    assert_refused((AttentionConfig){64, 4, EXCHANGE_ULYSSES, 0, {1, 12, 6, 8, 1}, 4, NULL}, sharing, 4);
-    assert_refused((AttentionConfig){64, 7, EXCHANGE_ULYSSES_RING, 0, {1, 7, 7, 8, 1}, 4, NULL}, sharing, 4);
-    assert_refused((AttentionConfig){64, 4, EXCHANGE_ULYSSES_RING, 3, {1, 12, 12, 8, 1}, 4, NULL}, sharing, 4);
-    assert_refused((AttentionConfig){64, 2, EXCHANGE_VANILLA, 0, {1, 4, 4, 8, 1}, 4, NULL}, sharing, 2);
-    assert_refused((AttentionConfig){64, 1, EXCHANGE_RING, 0, {1, 6, 4, 8, 1}, 4, NULL}, sharing + 2, 2);
-    assert_refused((AttentionConfig){64, 1, EXCHANGE_AUTO, 0, {1, 1, 1, 257, 1}, 4, NULL}, sharing + 2, 1);
-    assert_refused((AttentionConfig){15, 8, EXCHANGE_RING, 0, {1, 4, 4, 8, 1}, 4, NULL}, context, 2);
-    assert_refused((AttentionConfig){3, 2, EXCHANGE_AUTO, 0, {1, 4, 4, 8, 1}, 4, NULL}, context, 2);
+    assert_refused(config_of(64, 8, EXCHANGE_ULYSSES, 0, (AttentionShape){1, 12, 12, 8, 1}), sharing, 4);
+    assert_refused(config_of(64, 4, EXCHANGE_ULYSSES, 0, (AttentionShape){1, 12, 6, 8, 1}), sharing, 4);
+    assert_refused(config_of(64, 7, EXCHANGE_ULYSSES_RING, 0, (AttentionShape){1, 7, 7, 8, 1}), sharing, 4);
+    assert_refused(config_of(64, 4, EXCHANGE_ULYSSES_RING, 3, (AttentionShape){1, 12, 12, 8, 1}), sharing, 4);
+    assert_refused(config_of(64, 2, EXCHANGE_VANILLA, 0, (AttentionShape){1, 4, 4, 8, 1}), sharing, 2);
+    assert_refused(config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 6, 4, 8, 1}), sharing + 2, 2);
+    assert_refused(config_of(64, 1, EXCHANGE_AUTO, 0, (AttentionShape){1, 1, 1, 257, 1}), sharing + 2, 1);
+    assert_refused(config_of(15, 8, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
+    assert_refused(config_of(3, 2, EXCHANGE_AUTO, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
 }
 
 int main(void) {
@@ -328,6 +459,10 @@ int main(void) {
         cmocka_unit_test(grouped_heads),
         cmocka_unit_test(one_key_value_head),
         cmocka_unit_test(long_context),
+        cmocka_unit_test(windows),
+        cmocka_unit_test(documents),
+        cmocka_unit_test(hidden_keys_in_vanilla),
+        cmocka_unit_test(limits_that_hide_nothing_change_no_bit),
         cmocka_unit_test(gaps_of_a_thousand),
         cmocka_unit_test(vanilla_is_exact),
         cmocka_unit_test(one_rank_has_the_bits_of_the_kernel),
@@ -335,8 +470,8 @@ int main(void) {
         cmocka_unit_test(exchanges_agree_in_their_bits),
         cmocka_unit_test(storage_may_have_another_size),
         cmocka_unit_test(bytes_in_closed_form),
+        cmocka_unit_test(windows_save_bytes),
         cmocka_unit_test(table_of_bytes),
-        cmocka_unit_test(names_go_both_ways),
         cmocka_unit_test(chosen_exchange_can_serve),
         cmocka_unit_test(what_cannot_be_served_is_refused),
     };

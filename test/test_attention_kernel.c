@@ -28,6 +28,7 @@ static const float GAP = 12345;
 
 typedef struct Tensors {
     Problem problem;
+    Visibility visibility;
     int64_t fused, plain, fused_batch, plain_batch; // token and batch strides
     float *qkv, *d_qkv, *accumulator, *out, *d_out; // accumulator, out, d_out: q alone
     float *max, *sum, *log_sum_exp, *delta;         // (B, H, T)
@@ -83,7 +84,7 @@ static RowView rows(const Tensors *t, float *data, int64_t start) {
 static QueryForward query_forward(const Tensors *t, Chunk chunk) {
     FloatView accumulator = {t->accumulator + chunk.start * t->plain, t->plain_batch, t->plain};
     return (QueryForward){chunk, token_part(t, t->qkv, Q, chunk.start), accumulator, rows(t, t->max, chunk.start),
-                          rows(t, t->sum, chunk.start)};
+                          rows(t, t->sum, chunk.start), t->visibility};
 }
 static QueryBackward query_backward(const Tensors *t, Chunk chunk) {
     return (QueryBackward){chunk,
@@ -91,7 +92,8 @@ static QueryBackward query_backward(const Tensors *t, Chunk chunk) {
                            plain_tokens(t, t->d_out, chunk.start),
                            rows(t, t->log_sum_exp, chunk.start),
                            rows(t, t->delta, chunk.start),
-                           float_part(t, t->d_qkv, Q, chunk.start)};
+                           float_part(t, t->d_qkv, Q, chunk.start),
+                           t->visibility};
 }
 static KeyValue key_value(const Tensors *t, Chunk chunk) {
     return (KeyValue){chunk, token_part(t, t->qkv, K, chunk.start), token_part(t, t->qkv, V, chunk.start),
@@ -122,6 +124,7 @@ static void each_of_fused(const Tensors *t, float *fused, double *q, double *k, 
 static Tensors tensors_of(const Direct *x) {
     Problem p = x->problem;
     Tensors t = tensors_allocate(p);
+    t.visibility = x->visibility;
     each_of_fused(&t, t.qkv, x->q, x->k, x->v, from_contiguous);
     each_of_fused(&t, t.d_qkv, x->q, x->k, x->v, zero);
     each(p, p.H, t.d_out, t.plain_batch, t.plain, x->d_out, from_contiguous);
@@ -270,9 +273,10 @@ static void check_copy(const Direct *exact, const Direct *single, SimdLevel leve
     assert_int_equal(setenv("SIMD", simd_level_name(level), 1), 0);
     for (int w = 0; w < WALK_COUNT; w++) {
         char what[200];
-        snprintf(what, sizeof what, "%s copy, B=%d T=%d H=%d KV=%d D=%d gain %g, %d x %d chunks, order %d",
+        snprintf(what, sizeof what,
+                 "%s copy, B=%d T=%d H=%d KV=%d D=%d gain %g, window %d%s, %d x %d chunks, order %d",
                  simd_level_name(level), (int)p.B, (int)p.T, (int)p.H, (int)p.KV, (int)p.D, p.gain,
-                 WALKS[w].query_chunks, WALKS[w].key_chunks, (int)WALKS[w].order);
+                 (int)exact->visibility.window, exact->visibility.first != NULL ? ", documents" : "", WALKS[w].query_chunks, WALKS[w].key_chunks, (int)WALKS[w].order);
         Tensors t = tensors_of(exact);
         run(&attention_kernels_cpu, 1, &t, WALKS[w]);
         assert_gaps_untouched(&t);
@@ -285,8 +289,9 @@ static void check_copy(const Direct *exact, const Direct *single, SimdLevel leve
 
 // Every vectorised copy that the processor can run; threads with one of them and two sizes of heads, since neither
 // concerns how the work is shared out.
-static void check_problem(Problem p, uint64_t seed) {
+static void check_problem_seen(Problem p, uint64_t seed, Visibility visibility) {
     Direct exact = direct_random(p, seed);
+    exact.visibility = visibility;
     direct_attention(&exact, false);
     Direct single = direct_single(&exact);
     SimdLevel best = simd_level();
@@ -295,6 +300,8 @@ static void check_problem(Problem p, uint64_t seed) {
     direct_free(&exact);
     direct_free(&single);
 }
+
+static void check_problem(Problem p, uint64_t seed) { check_problem_seen(p, seed, (Visibility){0}); }
 
 // ---- tests --------------------------------------------------------------------------------------
 
@@ -327,14 +334,35 @@ static void test_direct_gradients_by_finite_differences(void **state) {
     direct_free(&moved);
 }
 
+// Documents of any length from 1 on, in other places in each sequence of the batch.
+static int32_t *random_documents(Problem p, int64_t longest, uint64_t seed) {
+    int32_t *first = allocate(p.B * p.T, sizeof *first);
+    for (int64_t b = 0; b < p.B; b++) {
+        int64_t begin = 0, end = 0;
+        for (int64_t i = 0; i < p.T; i++) {
+            if (i == end) {
+                begin = i;
+                end += 1 + (int64_t)(random_uniform(seed, 9, (uint64_t)(b * p.T + i)) * (double)longest);
+                if (end % 3 == 0) end = i + 1;
+            }
+            first[b * p.T + i] = (int32_t)begin;
+        }
+    }
+    return first;
+}
+
 // The reference computes in double and rounds what it stores: it may err no more than plain fp32 does. But the
 // log-sum-exp is stored, too, and off by up to half a unit in its last place, by which it changes the weights; plain
 // fp32 rounds scores in the same way, so there part of that cancels.
 static void test_reference(void **state) {
     (void)state;
-    Problem problems[] = {{2, 16, 2, 1, 8, 1}, {1, 37, 6, 2, 20, 1}, {1, 129, 2, 2, 64, 1}, {1, 129, 4, 1, 32, 300}};
+    Problem problems[] = {{2, 16, 2, 1, 8, 1},   {1, 37, 6, 2, 20, 1}, {1, 129, 2, 2, 64, 1}, {1, 129, 4, 1, 32, 300},
+                          {2, 129, 4, 2, 16, 1}, {2, 60, 2, 1, 16, 1}};
+    static const int64_t windows[] = {0, 0, 0, 0, 20, 0};
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
+        int32_t *first = i < 4 ? NULL : random_documents(problems[i], 30, i);
         Direct exact = direct_random(problems[i], i);
+        exact.visibility = (Visibility){windows[i], first, problems[i].T};
         direct_attention(&exact, false);
         Direct single = direct_single(&exact);
         double largest = 1;
@@ -349,6 +377,7 @@ static void test_reference(void **state) {
         }
         direct_free(&exact);
         direct_free(&single);
+        free(first);
     }
 }
 
@@ -456,6 +485,56 @@ static void for_every_kernel(void (*check)(const AttentionKernels *)) {
         check(&attention_kernels_cpu);
     }
     assert_int_equal(unsetenv("SIMD"), 0);
+}
+
+// Windows below, at and above the sizes of strips, blocks and cells; documents; both.
+static void test_windows_and_documents(void **state) {
+    (void)state;
+    Problem p = {2, LONG / 2 + 13, 2, 1, 20, 1}, wide = {1, LONG, 1, 1, 64, 1};
+    static const int64_t windows[] = {2, 15, 16, 17, 63, 64, 65, 200, 256, 290};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        check_problem_seen(i % 3 == 0 ? wide : p, 30 + i, (Visibility){.window = windows[i]});
+    static const int64_t longest[] = {3, 40, 300};
+    for (int i = 0; i < 3; i++) {
+        int32_t *first = random_documents(p, longest[i], 40 + (uint64_t)i);
+        check_problem_seen(p, 40, (Visibility){.first = first, .stride = p.T});
+        check_problem_seen(p, 41, (Visibility){.window = 30, .first = first, .stride = p.T});
+        free(first);
+    }
+}
+
+// A query that sees nobody but itself gives its own value back, and nothing has a slope but the value.
+static void check_window_of_one(const AttentionKernels *kernels) {
+    Problem p = {2, 70, 4, 2, 16, 1};
+    Direct x = direct_random(p, 24);
+    int32_t *first = allocate(p.B * p.T, sizeof *first);
+    for (int64_t i = 0; i < p.B * p.T; i++) first[i] = (int32_t)(i % p.T);
+    for (int documents = 0; documents < 2; documents++) {
+        x.visibility = documents ? (Visibility){.first = first, .stride = p.T} : (Visibility){.window = 1};
+        Tensors t = tensors_of(&x);
+        run(kernels, 1, &t, (Walk){3, 3, 0});
+        for (int64_t b = 0; b < p.B; b++) {
+            for (int64_t i = 0; i < p.T; i++) {
+                const float *row = t.qkv + b * t.fused_batch + i * t.fused;
+                const float *d_row = t.d_qkv + b * t.fused_batch + i * t.fused;
+                const float *out = t.out + b * t.plain_batch + i * t.plain;
+                for (int64_t n = 0; n < p.H * p.D; n++) {
+                    float v = row[(p.H + p.KV + n / p.D / (p.H / p.KV)) * p.D + n % p.D];
+                    assert_true(fabsf(out[n] - v) <= 2e-6f * fabsf(v));
+                    assert_true(fabsf(d_row[n]) < 1e-5f); // rounding of delta, times a key
+                }
+                for (int64_t n = p.H * p.D; n < (p.H + p.KV) * p.D; n++) assert_true(fabsf(d_row[n]) < 1e-5f);
+            }
+        }
+        tensors_free(&t);
+    }
+    free(first);
+    direct_free(&x);
+}
+
+static void test_window_of_one(void **state) {
+    (void)state;
+    for_every_kernel(check_window_of_one);
 }
 
 static void test_future_is_not_seen(void **state) {
@@ -585,6 +664,8 @@ int main(void) {
         cmocka_unit_test(test_one_key_head_for_all),
         cmocka_unit_test(test_long_sequences),
         cmocka_unit_test(test_large_scores),
+        cmocka_unit_test(test_windows_and_documents),
+        cmocka_unit_test(test_window_of_one),
         cmocka_unit_test(test_future_is_not_seen),
         cmocka_unit_test(test_rows_without_keys),
         cmocka_unit_test(test_gradients_are_added),

@@ -212,6 +212,8 @@ static void expect_same(const ModelConfig *a, const ModelConfig *b) {
     assert_true(s->beta_fast == t->beta_fast && s->beta_slow == t->beta_slow && s->truncate == t->truncate);
     assert_true(s->attention_factor == t->attention_factor && s->mscale == t->mscale);
     assert_true(s->mscale_all_dim == t->mscale_all_dim);
+    for (int64_t l = 0; l < a->layers; l++)
+        assert_int_equal(config_window(a, l, INT64_MAX), config_window(b, l, INT64_MAX));
 }
 
 static void expect_round_trip(const ModelConfig *config) {
@@ -339,6 +341,108 @@ static void test_kept_keys(void **state) {
     json_free(source);
 }
 
+// ---- windows ----
+
+static const char mistral_text[] =
+    "{\"architectures\": [\"MistralForCausalLM\"], \"bos_token_id\": 1, \"eos_token_id\": 2, \"hidden_act\": \"silu\","
+    "\"hidden_size\": 4096, \"initializer_range\": 0.02, \"intermediate_size\": 14336,"
+    "\"max_position_embeddings\": 32768, \"model_type\": \"mistral\", \"num_attention_heads\": 32,"
+    "\"num_hidden_layers\": 32, \"num_key_value_heads\": 8, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,"
+    "\"sliding_window\": 4096, \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\","
+    "\"transformers_version\": \"4.34.0.dev0\", \"use_cache\": true, \"vocab_size\": 32000}";
+
+static void expect_windows(const char *text, const int64_t *windows, int64_t layers) {
+    ModelConfig c = read_good(text);
+    assert_int_equal(c.layers, layers);
+    for (int64_t l = 0; l < layers; l++) assert_int_equal(config_window(&c, l, INT64_MAX), windows[l]);
+    expect_round_trip(&c);
+}
+
+static void test_windows_read(void **state) {
+    (void)state;
+    ModelConfig c = read_good(mistral_text);
+    assert_true(c.architecture == ARCH_LLAMA && c.kv_heads == 8 && c.head_dim == 128 && !c.qkv_bias);
+    assert_true(config_window(&c, 31, INT64_MAX) == 4096 && config_window(&c, 0, 4097) == 4096);
+    assert_true(config_window(&c, 0, 4096) == 0 && !config_has_windows(&c, 4096)); // hides nothing
+    const int64_t class_own[] = {4096, 4096}, none[] = {0, 0, 0}, late[] = {0, 8, 8}, all[] = {8, 8, 8};
+    expect_windows("{\"model_type\": \"mistral\", \"num_hidden_layers\": 2}", class_own, 2);
+    expect_windows("{\"model_type\": \"mistral\", \"num_hidden_layers\": 2, \"sliding_window\": null}", none, 2);
+    static const char *const qwen2[] = {
+        "\"use_sliding_window\": false, \"sliding_window\": 8, \"max_window_layers\": 1",
+        "\"use_sliding_window\": true, \"sliding_window\": null",
+        "\"use_sliding_window\": true, \"sliding_window\": 8, \"max_window_layers\": 3",
+        "\"use_sliding_window\": true, \"sliding_window\": 8",
+        "\"use_sliding_window\": true, \"sliding_window\": 8, \"max_window_layers\": 0",
+        "\"use_sliding_window\": true, \"sliding_window\": 8, \"max_window_layers\": 1, \"layer_types\": "
+        "[\"full_attention\", \"sliding_attention\", \"sliding_attention\"]",
+        "\"use_sliding_window\": true, \"sliding_window\": 8, \"max_window_layers\": 1"};
+    for (int i = 0; i < 7; i++) {
+        char text[1000];
+        snprintf(text, sizeof text, "{\"model_type\": \"qwen2\", \"num_hidden_layers\": 3, %s}", qwen2[i]);
+        expect_windows(text, i < 4 ? none : i == 4 ? all : late, 3);
+    }
+}
+
+// The class that a model is written as can do what it does; where none can, no other program takes the file for one of
+// its own.
+static void test_windows_written(void **state) {
+    (void)state;
+    static const struct {
+        Architecture architecture;
+        int64_t windows[3], period;
+        const char *expected[2], *not_expected;
+    } cases[] = {
+        {ARCH_LLAMA, {8}, 1, {"\"MistralForCausalLM\"", "\"sliding_window\": 8"}, "attention_bias"},
+        {ARCH_LLAMA, {8, 8, 8}, 3, {"\"model_type\": \"mistral\"", "\"sliding_window\": 8"}, "window_pattern"},
+        {ARCH_LLAMA, {0, 0}, 2, {"\"LlamaForCausalLM\"", "\"model_type\": \"llama\""}, "window"},
+        {ARCH_LLAMA, {8, 0}, 2, {"\"TrainGptLlamaForCausalLM\"", "\"window_pattern\": [8, 0]"}, "sliding"},
+        {ARCH_LLAMA, {8, 4, 0}, 3, {"\"model_type\": \"train_gpt_llama\"", "[8, 4, 0]"}, "sliding"},
+        {ARCH_QWEN2, {8}, 1, {"\"use_sliding_window\": true", "\"max_window_layers\": 0"}, "pattern"},
+        {ARCH_QWEN2, {8, 4}, 2, {"\"model_type\": \"train_gpt_qwen2\"", "[8, 4]"}, "sliding"},
+        {ARCH_GPT2, {8}, 1, {"\"TrainGptGPT2LMHeadModel\"", "\"model_type\": \"train_gpt_gpt2\""}, "sliding"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const char *plain[] = {"{\"model_type\": \"gpt2\"}", "{\"model_type\": \"llama\"}", "{\"model_type\": \"qwen2\"}"};
+        ModelConfig c = read_good(plain[cases[i].architecture]);
+        Error err;
+        c.layers = 4;
+        memcpy(c.windows, cases[i].windows, sizeof cases[i].windows);
+        c.window_period = cases[i].period;
+        expect_round_trip(&c);
+        assert_true(config_write(&c, NULL, file_path, &err));
+        char *text = read_file(file_path, NULL);
+        for (int n = 0; n < 2; n++)
+            if (strstr(text, cases[i].expected[n]) == NULL) fail_msg("%s is not in %s", cases[i].expected[n], text);
+        if (strstr(text, cases[i].not_expected) != NULL) fail_msg("%s is in %s", cases[i].not_expected, text);
+        free(text);
+    }
+}
+
+// A file that is written over one with other windows does not contradict itself, and Mistral stays Mistral.
+static void test_windows_over_a_source(void **state) {
+    (void)state;
+    static const char *const sources[] = {
+        "{\"model_type\": \"qwen2\", \"num_hidden_layers\": 2, \"use_sliding_window\": true, \"sliding_window\": 8,"
+        "\"max_window_layers\": 1, \"layer_types\": [\"full_attention\", \"sliding_attention\"]}",
+        "{\"model_type\": \"mistral\", \"num_hidden_layers\": 2, \"sliding_window\": 8}"};
+    static const int64_t periods[] = {0, 1, 2}; // none; 16; 16, 0
+    for (int i = 0; i < 2; i++) {
+        for (int p = 0; p < 3; p++) {
+            Error err;
+            JsonDocument *source = json_parse(sources[i], strlen(sources[i]), "source", &err);
+            ModelConfig c = read_good(sources[i]), back;
+            c.windows[0] = 16, c.windows[1] = 0, c.window_period = periods[p], c.full_layers = 0;
+            assert_true(config_write(&c, json_root(source), file_path, &err));
+            if (!config_read(&back, file_path, &err)) fail_msg("%s", err.message); // no key twice, among other things
+            expect_same(&c, &back);
+            char *text = read_file(file_path, NULL);
+            if (i == 1) assert_true((strstr(text, "\"MistralForCausalLM\"") != NULL) == (p < 2));
+            free(text);
+            json_free(source);
+        }
+    }
+}
+
 static void test_write_errors(void **state) {
     (void)state;
     ModelConfig config = read_good(gpt2_text);
@@ -379,7 +483,7 @@ static void test_refused_keys(void **state) {
         {"llama", "\"use_sliding_window\": true", "\"use_sliding_window\" is supported only as false"},
         {"gpt2", "\"architectures\": [\"GPT2LMHeadModelX\"]",
          "\"model_type\" gpt2 with \"architectures\" GPT2LMHeadModelX is not supported; gpt2 (GPT2LMHeadModel), llama "
-         "(LlamaForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
+         "(LlamaForCausalLM), mistral (MistralForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
         {"gpt2", "\"pruned_heads\": {\"1\": [0]}", "\"pruned_heads\" is not supported"},
         {"gpt2", "\"resid_pdrop\": 1", "\"resid_pdrop\" must be a number from 0 to below 1"},
         {"gpt2", "\"n_layer\": 0", "\"n_layer\" must be a whole number of at least 1"},
@@ -414,7 +518,23 @@ static void test_refused_keys(void **state) {
         {"llama", "\"rope_interleaved\": true", "\"rope_interleaved\" is supported only as false"},
         {"llama", "\"layer_types\": [\"full_attention\", \"sliding_attention\"]",
          "\"layer_types\" is supported only with \"full_attention\" for every layer"},
-        {"qwen2", "\"use_sliding_window\": true", "\"use_sliding_window\" is supported only as false"},
+        {"qwen2", "\"use_sliding_window\": 1", "\"use_sliding_window\" must be true or false"},
+        {"qwen2", "\"use_sliding_window\": true, \"sliding_window\": 0",
+         "\"use_sliding_window\" needs \"sliding_window\" above 0 and \"max_window_layers\" of at least 0"},
+        {"qwen2", "\"use_sliding_window\": true, \"max_window_layers\": \"all\"",
+         "\"use_sliding_window\" needs \"sliding_window\" above 0 and \"max_window_layers\" of at least 0"},
+        {"qwen2", "\"use_sliding_window\": true, \"max_window_layers\": 1, \"layer_types\": [\"sliding_attention\", "
+         "\"full_attention\"]",
+         "\"layer_types\" is supported only as \"use_sliding_window\" and \"max_window_layers\" have it: "
+         "\"full_attention\" first, then \"sliding_attention\""},
+        {"qwen2", "\"layer_types\": [\"sliding_attention\"]",
+         "\"layer_types\" is supported only as \"use_sliding_window\" and \"max_window_layers\" have it: "
+         "\"full_attention\" first, then \"sliding_attention\""},
+        {"mistral", "\"sliding_window\": -1", "\"sliding_window\" must be a whole number of at least 1, or null"},
+        {"mistral", "\"attention_bias\": true",
+         "mistral has no biases, but \"attention_bias\" or \"mlp_bias\" is true"},
+        {"llama", "\"window_pattern\": [4]",
+         "\"window_pattern\" is unknown for this architecture: it might change the model; remove it if it does not"},
         {"qwen2", "\"attention_bias\": false", "\"attention_bias\" is supported only as true"},
         {"qwen2", "\"mlp_bias\": true", "\"mlp_bias\" is supported only as false"},
         {"llama", "\"rope_scaling\": 4", "\"rope_scaling\" must be an object or null"},
@@ -459,12 +579,12 @@ static void test_refused_keys(void **state) {
          "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 2, \"low_freq_factor\": 4, \"high_freq_factor\": "
          "4}",
          "rope_scaling's low_freq_factor 4 and high_freq_factor 4 must be above 0, the second above the first"},
-        {"mistral", "\"vocab_size\": 5",
-         "\"model_type\" mistral with \"architectures\" absent is not supported; gpt2 (GPT2LMHeadModel), llama "
-         "(LlamaForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
+        {"mixtral", "\"vocab_size\": 5",
+         "\"model_type\" mixtral with \"architectures\" absent is not supported; gpt2 (GPT2LMHeadModel), llama "
+         "(LlamaForCausalLM), mistral (MistralForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
         {"llama", "\"architectures\": [\"LlamaForSequenceClassification\"]",
          "\"model_type\" llama with \"architectures\" LlamaForSequenceClassification is not supported; gpt2 "
-         "(GPT2LMHeadModel), llama (LlamaForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
+         "(GPT2LMHeadModel), llama (LlamaForCausalLM), mistral (MistralForCausalLM) and qwen2 (Qwen2ForCausalLM) are"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char text[1000], expected[2 * PROGRAM_PATH];
@@ -597,6 +717,9 @@ int main(void) {
         cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_llama),     cmocka_unit_test(test_qwen2),
         cmocka_unit_test(test_defaults),     cmocka_unit_test(test_harmless),  cmocka_unit_test(test_round_trips),
         cmocka_unit_test(test_written_keys), cmocka_unit_test(test_kept_keys), cmocka_unit_test(test_write_errors),
+        cmocka_unit_test(test_windows_read),
+        cmocka_unit_test(test_windows_written),
+        cmocka_unit_test(test_windows_over_a_source),
         cmocka_unit_test(test_refused_keys), cmocka_unit_test(test_check),     cmocka_unit_test(test_rope_goldens),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -519,6 +519,7 @@ static void test_row_delta(void **state) {
 // ---- the baseline ---------------------------------------------------------------------------------------------------
 
 static void check_vanilla(Case c) {
+    const Visibility everything = {0};
     Device *device = cuda_device_of_test();
     const AttentionKernels *kernels = device->attention;
     Problem p = make_problem(c);
@@ -532,9 +533,10 @@ static void check_vanilla(Case c) {
     TokenView d[RESULTS];
     const int64_t offsets[RESULTS] = {0, 0, c.H * c.D, (c.H + c.KV) * c.D};
     for (int r = D_Q; r < RESULTS; r++) d[r] = (TokenView){at(device, gradients.data, offsets[r]), T * width, width};
-    kernels->vanilla_forward(device, &x.shape, T, probabilities.data, out_view(&x, 0), x.log_sum_exp.data, q, k, v);
+    kernels->vanilla_forward(device, &x.shape, T, &everything, probabilities.data, out_view(&x, 0), x.log_sum_exp.data,
+                             q, k, v);
     kernels->row_delta(device, &x.shape, (Chunk){0, T}, out_view(&x, 0), d_out_view, (RowView){delta.data, c.H * T, T});
-    kernels->vanilla_backward(device, &x.shape, T, probabilities.data, rows.data, d[D_Q], d[D_K], d[D_V], q, k, v,
+    kernels->vanilla_backward(device, &x.shape, T, &everything, probabilities.data, rows.data, d[D_Q], d[D_K], d[D_V], q, k, v,
                               out_view(&x, 0), x.log_sum_exp.data, d_out_view, delta.data);
     float *out = cuda_fetch(&x.out), *log_sum_exp = cuda_fetch(&x.log_sum_exp), *got = cuda_fetch(&gradients);
     expect_gaps(&c, &x.out, out);

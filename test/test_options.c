@@ -52,13 +52,57 @@ static void done(Line *line) {
     free(line);
 }
 
+// A choice is stored as its word's place among the allowed ones, which must be its number in the enum.
+static void choices_are_enums(void **state) {
+    (void)state;
+    static const struct {
+        const char *line;
+        size_t offset;
+        int value;
+    } cases[] = {
+        {"--arch gpt2", offsetof(Options, arch), ARCH_GPT2},
+        {"--arch llama", offsetof(Options, arch), ARCH_LLAMA},
+        {"--data-format auto --data x", offsetof(Options, data_format), TOKENS_AUTO},
+        {"--data-format bytes --data x", offsetof(Options, data_format), TOKENS_BYTES},
+        {"--data-format uint16 --data x", offsetof(Options, data_format), TOKENS_UINT16},
+        {"--data-format uint32 --data x", offsetof(Options, data_format), TOKENS_UINT32},
+        {"--data-format llmc --data x", offsetof(Options, data_format), TOKENS_LLMC},
+        {"--recompute none", offsetof(Options, recompute), RECOMPUTE_NONE},
+        {"--recompute mlp", offsetof(Options, recompute), RECOMPUTE_MLP},
+        {"--recompute block", offsetof(Options, recompute), RECOMPUTE_BLOCK},
+        {"--schedule cosine", offsetof(Options, schedule), SCHEDULE_COSINE},
+        {"--schedule constant", offsetof(Options, schedule), SCHEDULE_CONSTANT},
+        {"--schedule wsd", offsetof(Options, schedule), SCHEDULE_WSD},
+        {"--attention auto", offsetof(Options, attention), EXCHANGE_AUTO},
+        {"--attention ring", offsetof(Options, attention), EXCHANGE_RING},
+        {"--attention gather", offsetof(Options, attention), EXCHANGE_GATHER},
+        {"--attention ulysses", offsetof(Options, attention), EXCHANGE_ULYSSES},
+        {"--attention ulysses-ring", offsetof(Options, attention), EXCHANGE_ULYSSES_RING},
+        {"--attention vanilla --sp 1", offsetof(Options, attention), EXCHANGE_VANILLA},
+        {"--engine auto", offsetof(Options, engine), COMM_AUTO},
+        {"--engine local", offsetof(Options, engine), COMM_LOCAL},
+        {"--engine mpi", offsetof(Options, engine), COMM_MPI},
+        {"--device auto", offsetof(Options, device), DEVICE_AUTO},
+        {"--device cpu", offsetof(Options, device), DEVICE_CPU},
+        {"--device cuda", offsetof(Options, device), DEVICE_CUDA},
+        {"--device emulated", offsetof(Options, device), DEVICE_EMULATED},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Line *line = parse_good(cases[i].line);
+        int value;
+        memcpy(&value, (char *)&line->options + cases[i].offset, sizeof value);
+        if (value != cases[i].value) fail_msg("%s is %d, not %d", cases[i].line, value, cases[i].value);
+        done(line);
+    }
+}
+
 // ---- what is accepted -----------------------------------------------------------------------------------------------
 
 static void defaults(void **state) {
     (void)state;
     Line *line = parse_good("");
     Options *o = &line->options;
-    assert_string_equal(o->arch, "llama");
+    assert_int_equal(o->arch, ARCH_LLAMA);
     assert_null(o->model);
     assert_int_equal(o->context, 2048);
     assert_int_equal(o->sp, 4);
@@ -66,7 +110,7 @@ static void defaults(void **state) {
     assert_true(o->layers > 0 && o->heads > 0 && o->dim > 0);
     assert_true(o->beta1 == 0.9 && o->beta2 == 0.95 && o->adam_epsilon == 1e-8);
     assert_true(o->rope_theta == 10000);
-    assert_string_equal(o->attention, "auto");
+    assert_int_equal(o->attention, EXCHANGE_AUTO);
     assert_null(o->data);
     assert_null(o->out);
     assert_false(o->resume || o->plan || o->help || o->untied);
@@ -82,11 +126,11 @@ static void values(void **state) {
     Options *o = &line->options;
     assert_int_equal(o->layers, 3);
     assert_true(o->lr == 2.5e-4);
-    assert_string_equal(o->schedule, "wsd");
+    assert_int_equal(o->schedule, SCHEDULE_WSD);
     assert_true(o->decay_fraction == 0.5);
     assert_true(o->seed == INT64_MAX);
     assert_int_equal(o->sp, 1);
-    assert_string_equal(o->attention, "vanilla");
+    assert_int_equal(o->attention, EXCHANGE_VANILLA);
     assert_true(o->untied);
     assert_int_equal(o->data_count, 3);
     assert_string_equal(o->data[0], "a");
@@ -132,10 +176,10 @@ static void sizes_come_from_one_place(void **state) {
     assert_int_equal(named->options.heads, 6);
     done(named);
     Line *gpt2 = parse_good("--model gpt2-xl");
-    assert_string_equal(gpt2->options.arch, "gpt2");
+    assert_int_equal(gpt2->options.arch, ARCH_GPT2);
     done(gpt2);
     Line *shape_only = parse_good("--model gpt2-xl --arch llama");
-    assert_string_equal(shape_only->options.arch, "llama");
+    assert_int_equal(shape_only->options.arch, ARCH_LLAMA);
     done(shape_only);
     Line *initial = parse_good("--init folder");
     assert_int_equal(initial->options.layers, 0);
@@ -284,9 +328,9 @@ static const BadLine bad_lines[] = {
     // words
     {"--arch bert", "--arch: \"bert\" is not one of gpt2|llama"},
     {"--schedule cos", "--schedule: \"cos\" is not one of cosine|constant|wsd"},
-    {"--attention cosine|", "--attention: \"cosine|\" is not one of ring|gather|ulysses|ulysses-ring|auto|vanilla"},
-    {"--attention rings", "--attention: \"rings\" is not one of ring|gather|ulysses|ulysses-ring|auto|vanilla"},
-    {"--engine nccl", "--engine: \"nccl\" is not one of auto|local|mpi|sockets"},
+    {"--attention cosine|", "--attention: \"cosine|\" is not one of auto|ring|gather|ulysses|ulysses-ring|vanilla"},
+    {"--attention rings", "--attention: \"rings\" is not one of auto|ring|gather|ulysses|ulysses-ring|vanilla"},
+    {"--engine sockets", "--engine: \"sockets\" is not one of auto|local|mpi|nccl"},
     {"--device tpu", "--device: \"tpu\" is not one of auto|cpu|cuda|emulated"},
     {"--devices", "--devices needs a value: --devices LIST"},
     // together
@@ -460,7 +504,7 @@ static void help_names_every_option(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults),
+        cmocka_unit_test(choices_are_enums), cmocka_unit_test(defaults),
         cmocka_unit_test(values),
         cmocka_unit_test(whole_numbers_with_an_exponent),
         cmocka_unit_test(empty_and_dashed_prompts),

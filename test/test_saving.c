@@ -318,6 +318,41 @@ static void data_cut_short(void **state) {
     free(state_uncut);
 }
 
+// The same where it is the validation data, at the first evaluation that cannot read them.
+static void validation_cut_short(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH];
+    write_text("held_out", 200000);
+    Command command = {0};
+    tiny_command(&command, "held", "100000000", false);
+    add_words(&command, "--val-data", within(path, "held_out"), "--eval-every", "500", "--sp", "2", NULL);
+    RunningProgram program = start_program(command.argv);
+    wait_for_step("held", 2);
+    if (truncate(path, 10) != 0) fail_msg("cannot cut %s", path);
+    ProgramResult result = finish_program(&program, TIME_LIMIT);
+    int64_t saved = newest("held");
+    char expected[300];
+    snprintf(expected, sizeof expected, "; step %lld is saved in ", (long long)saved);
+    if (result.exit_code != 1 || saved < 500 || saved % 500 != 0 || !strstr(result.err, expected))
+        fail_msg("exit code %d, saved %lld: %s", result.exit_code, (long long)saved, result.err);
+    free_result(&result);
+}
+
+// Text alone is wanted: nothing is evaluated first.
+static void sample_alone(void **state) {
+    (void)state;
+    char data[PROGRAM_PATH];
+    const char *const argv[] = {train_gpt_path(), "--device", "cpu",      "--data",   within(data, "text"), "--steps",
+                                "0",              "--sample", "abc",      "--sample-tokens", "4",
+                                "--context",      "32",       "--layers", "1",        "--dim",              "16",
+                                "--heads",        "2",        NULL};
+    ProgramResult result = run_program(argv, TIME_LIMIT);
+    assert_int_equal(result.exit_code, 0);
+    assert_null(strstr(result.out, "validation loss"));
+    assert_non_null(strstr(result.out, "sample: 4 tokens after a prompt of 3\n"));
+    free_result(&result);
+}
+
 static void zero_steps_save(void **state) {
     (void)state;
     Command command = {0};
@@ -477,6 +512,8 @@ int main(void) {
         cmocka_unit_test(saves_by_time),
         cmocka_unit_test(full_log_ends_nothing),
         cmocka_unit_test(data_cut_short),
+        cmocka_unit_test(validation_cut_short),
+        cmocka_unit_test(sample_alone),
         cmocka_unit_test(zero_steps_save),
         cmocka_unit_test(folder_of_another_run),
         cmocka_unit_test(folder_without_permission),

@@ -1,10 +1,11 @@
 // Who owns which tokens: every token once, chunk boundaries as stated, what a rank sees of another's block, and even
-// work.
+// work. And who sees whom, by windows and documents.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -87,33 +88,67 @@ static void neighbours_own_a_larger_shard(void **state) {
     }
 }
 
-// Every (query, key) pair with key <= query is inside what shard_seen gives, and no chunk is given without need. Round
-// the ring towards lower ranks, what the next holder sees covers what those behind it see.
+static bool holds(const Shard *shard, int64_t position) {
+    for (int i = 0; i < shard->count; i++)
+        if (position >= shard->chunk[i].start && position < end_of(shard->chunk[i])) return true;
+    return false;
+}
+
+// Whether some query of the shard sees the key, by the definition.
+static bool sees(const Shard *queries, int64_t key, int64_t window) {
+    for (int i = 0; i < queries->count; i++)
+        for (int64_t query = queries->chunk[i].start; query < end_of(queries->chunk[i]); query++)
+            if (key <= query && (window == 0 || query - key < window)) return true;
+    return false;
+}
+
+// What a shard gives, and no more, is what one of these readers sees.
+static void check_seen(const Shard *given, const Shard *keys, const Shard *readers, int count, int64_t window) {
+    int64_t tokens = 0;
+    assert_int_equal(given->count, keys->count);
+    for (int i = 0; i < keys->count; i++) {
+        for (int64_t key = keys->chunk[i].start; key < end_of(keys->chunk[i]); key++) {
+            bool seen = false;
+            for (int reader = 0; reader < count; reader++) seen = seen || sees(&readers[reader], key, window);
+            assert_int_equal(holds(given, key), seen);
+            tokens += seen;
+        }
+    }
+    assert_int_equal(given->tokens, tokens);
+}
+
+// Each reader gets what it sees; and round the ring, towards lower ranks, each gets what it and those behind it see.
 static void seen_is_what_is_needed(void **state) {
     (void)state;
+    static const int64_t windows[] = {0, 1, 2, 3, 7, 20, 49, 60};
     for (int P = 1; P <= 8; P++) {
-        for (int64_t T = 2 * P; T <= 50; T++) {
-            for (int owner = 0; owner < P; owner++) {
-                Shard keys = shard_of(T, P, owner);
-                for (int reader = 0; reader < P; reader++) {
-                    Shard queries = shard_of(T, P, reader), seen = shard_seen(T, P, owner, reader);
-                    int64_t last_query = end_of(queries.chunk[queries.count - 1]) - 1, tokens = 0;
-                    for (int i = 0; i < keys.count; i++) {
-                        assert_int_equal(i < seen.count, keys.chunk[i].start <= last_query);
-                        if (i < seen.count) tokens += keys.chunk[i].length;
+        for (int64_t T = 2 * P; T <= 50; T += 3) {
+            for (size_t w = 0; w < sizeof windows / sizeof *windows; w++) {
+                for (int owner = 0; owner < P; owner++) {
+                    Shard keys = shard_of(T, P, owner), behind[8];
+                    for (int left = 1; left < P; left++) { // the last in the ring comes right above the owner
+                        int reader = (owner + left) % P;
+                        behind[left - 1] = shard_of(T, P, reader);
+                        Shard one = shard_seen(T, P, owner, reader, windows[w]);
+                        Shard all = shard_seen_from(T, P, owner, reader, windows[w]);
+                        check_seen(&one, &keys, &behind[left - 1], 1, windows[w]);
+                        check_seen(&all, &keys, behind, left, windows[w]);
                     }
-                    assert_int_equal(seen.tokens, tokens);
-                    assert_true(seen.count >= 1);
-                }
-                int64_t before = keys.tokens;
-                for (int step = 1; step < P; step++) {
-                    int64_t tokens = shard_seen(T, P, owner, (owner + P - step) % P).tokens;
-                    assert_true(tokens <= before);
-                    before = tokens;
+                    Shard own = shard_seen(T, P, owner, owner, windows[w]);
+                    check_seen(&own, &keys, &keys, 1, windows[w]);
+                    assert_int_equal(own.tokens, keys.tokens);
                 }
             }
         }
     }
+}
+
+static int64_t pairs_of(int64_t T, int ranks, int rank) { // of a query and a key
+    const Visibility everything = {0};
+    Shard shard = shard_of(T, ranks, rank);
+    int64_t pairs = 0;
+    for (int i = 0; i < shard.count; i++) pairs += visibility_pairs(&everything, 0, shard.chunk[i]);
+    return pairs;
 }
 
 // With chunks of exactly T/2P tokens every rank has (T + 1) T/2P pairs, the mean. Write the boundaries as b_i = i T/2P
@@ -129,7 +164,7 @@ static void work_is_even(void **state) {
             int64_t least = INT64_MAX, most = 0, total = 0;
             double mean = 0.5 * (double)T * (double)(T + 1) / P, bound = (double)T + 2 + 0.5 * (double)T / P;
             for (int rank = 0; rank < P; rank++) {
-                int64_t pairs = shard_causal_pairs(T, P, rank);
+                int64_t pairs = pairs_of(T, P, rank);
                 assert_true((double)pairs - mean < bound && mean - (double)pairs < bound);
                 if (pairs < least) least = pairs;
                 if (pairs > most) most = pairs;
@@ -145,18 +180,56 @@ static void work_is_even(void **state) {
     }
 }
 
-// Counted one by one.
-static void pairs_are_counted_right(void **state) {
+// ---- who sees whom ------------------------------------------------------------------------------
+
+static const int32_t END = 9;
+
+// Documents of one token, of two, a long one, and one that the sequence cuts off; then the answers one by one.
+static void documents_end_with_their_separator(void **state) {
     (void)state;
-    for (int P = 1; P <= 5; P++) {
-        for (int64_t T = 2 * P; T <= 40; T++) {
-            for (int rank = 0; rank < P; rank++) {
-                Shard shard = shard_of(T, P, rank);
-                int64_t pairs = 0;
-                for (int i = 0; i < shard.count; i++)
-                    for (int64_t query = shard.chunk[i].start; query < end_of(shard.chunk[i]); query++)
-                        pairs += query + 1;
-                assert_int_equal(shard_causal_pairs(T, P, rank), pairs);
+    const int32_t tokens[] = {END, 5, END, END, 1, 2, 3, 4, END, 7, 7}, expected[] = {0, 1, 1, 3, 4, 4, 4, 4, 4, 9, 9};
+    enum { COUNT = sizeof tokens / sizeof *tokens };
+    int32_t first[COUNT], in_place[COUNT];
+    visibility_of_documents(first, tokens, COUNT, END);
+    assert_memory_equal(first, expected, sizeof first);
+    memcpy(in_place, tokens, sizeof tokens);
+    visibility_of_documents(in_place, in_place, COUNT, END);
+    assert_memory_equal(in_place, expected, sizeof in_place);
+}
+
+// Every question about chunks, against queries and keys one by one: windows, documents of two sequences, and both.
+static void chunks_are_asked_about_right(void **state) {
+    (void)state;
+    enum { T = 24 };
+    int32_t first[2 * T], tokens[T] = {0};
+    visibility_of_documents(first, tokens, T, END);
+    for (int i = 3; i < T; i += i / 2) tokens[i] = END;
+    visibility_of_documents(first + T, tokens, T, END);
+    for (int64_t window = 0; window <= T + 1; window++) {
+        for (int documents = 0; documents < 2; documents++) {
+            const Visibility v = {window, documents ? first : NULL, T};
+            assert_int_equal(visibility_is_limited(&v), window > 0 || documents);
+            for (int64_t b = 0; b < 2; b++) {
+                for (int64_t start = 0; start < T; start++) {
+                    for (int64_t length = 0; start + length <= T; length++) {
+                        Chunk queries = {start, length}, keys = {T / 3, T / 3}, seen = visibility_seen(&v, b, queries, keys);
+                        int64_t pairs = 0, all = 0;
+                        for (int64_t key = 0; key < T; key++) {
+                            bool some = false;
+                            for (int64_t i = start; i < start + length; i++) {
+                                bool sees = key <= i && (window == 0 || i - key < window) &&
+                                            (!documents || key >= first[b * T + i]);
+                                some = some || sees;
+                                all += sees;
+                            }
+                            bool here = key >= seen.start && key < end_of(seen);
+                            assert_int_equal(here, some && key >= keys.start && key < end_of(keys));
+                            pairs += here;
+                        }
+                        assert_int_equal(visibility_sees(&v, b, queries, keys), pairs > 0);
+                        assert_int_equal(visibility_pairs(&v, b, queries), all);
+                    }
+                }
             }
         }
     }
@@ -169,7 +242,8 @@ int main(void) {
         cmocka_unit_test(neighbours_own_a_larger_shard),
         cmocka_unit_test(seen_is_what_is_needed),
         cmocka_unit_test(work_is_even),
-        cmocka_unit_test(pairs_are_counted_right),
+        cmocka_unit_test(documents_end_with_their_separator),
+        cmocka_unit_test(chunks_are_asked_about_right),
     };
     return cmocka_run_group_tests_name("sharding", tests, NULL, NULL);
 }

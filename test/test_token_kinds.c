@@ -163,22 +163,12 @@ static void test_what_contradicts_is_refused(void **state) {
     tokens_close(open_as(path, TOKENS_BYTES));
 }
 
-static void test_names_of_formats(void **state) {
-    (void)state;
-    TokenFormat format;
-    assert_true(tokens_format_from_name("auto", &format) && format == TOKENS_AUTO);
-    assert_true(tokens_format_from_name("uint32", &format) && format == TOKENS_UINT32);
-    assert_true(tokens_format_from_name("llmc", &format) && format == TOKENS_LLMC);
-    assert_false(tokens_format_from_name("int16", &format));
-}
-
 #define TEST_WITH_FOLDER(f) cmocka_unit_test_setup_teardown(f, temp_folder_setup, temp_folder_teardown)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST_WITH_FOLDER(test_numbers_are_asked_for), TEST_WITH_FOLDER(test_bytes_are_not),
         TEST_WITH_FOLDER(test_numbers_as_said),       TEST_WITH_FOLDER(test_what_contradicts_is_refused),
-        cmocka_unit_test(test_names_of_formats),
     };
     return cmocka_run_group_tests_name("token kinds", tests, NULL, NULL);
 }

@@ -6,63 +6,22 @@
 
 #include "dataloader/tokens.h"
 
-static inline int temp_folder_setup(void **state) {
-    char *folder = malloc(PROGRAM_PATH);
-    if (folder == NULL) return -1;
-    *state = make_temp_folder(folder);
-    return chmod(folder, 0755);
-}
+int temp_folder_setup(void **state);
 
-static inline int temp_folder_teardown(void **state) {
-    remove_tree(*state);
-    free(*state);
-    return 0;
-}
+int temp_folder_teardown(void **state);
 
-static inline void put_le32(unsigned char *p, uint32_t value) {
-    for (int i = 0; i < 4; i++) p[i] = (unsigned char)(value >> 8 * i);
-}
+void put_le32(unsigned char *p, uint32_t value);
 
 // An llm.c token shard of `width` bytes per token (2 or 4), in memory; to be freed.
-static inline unsigned char *make_shard(int width, const uint32_t *token, size_t count, size_t *size) {
-    *size = 1024 + (size_t)width * count;
-    unsigned char *shard = calloc(*size + 4, 1);
-    if (shard == NULL) fail_msg("out of memory");
-    put_le32(shard, width == 2 ? 20240520 : 20240801);
-    put_le32(shard + 4, width == 2 ? 1 : 7);
-    put_le32(shard + 8, (uint32_t)count);
-    for (size_t i = 0; i < count; i++) put_le32(shard + 1024 + (size_t)width * i, token[i]);
-    return shard;
-}
+unsigned char *make_shard(int width, const uint32_t *token, size_t count, size_t *size);
 
-static inline void write_shard(const char *path, int width, const uint32_t *token, size_t count) {
-    size_t size;
-    unsigned char *shard = make_shard(width, token, count, &size);
-    write_file(path, shard, size);
-    free(shard);
-}
+void write_shard(const char *path, int width, const uint32_t *token, size_t count);
 
-static inline TokenSource *open_one(const char *path) {
-    Error err = {0};
-    TokenSource *source = tokens_open(&path, 1, TOKENS_AUTO, &err);
-    if (source == NULL) fail_msg("%s", err.message);
-    return source;
-}
+TokenSource *open_one(const char *path);
 
-static inline void must(bool ok, const Error *err) {
-    if (!ok) fail_msg("%s", err->message);
-}
+void must(bool ok, const Error *err);
 
 // The error of a failed call: one line that holds each of the texts. To be called with NULL at the end.
-static inline void assert_error(const Error *err, ...) __attribute__((sentinel));
-static inline void assert_error(const Error *err, ...) {
-    assert_int_not_equal(err->exit_code, 0);
-    if (strchr(err->message, '\n')) fail_msg("more than one line: %s", err->message);
-    va_list texts;
-    va_start(texts, err);
-    for (const char *text; (text = va_arg(texts, const char *)) != NULL;)
-        if (strstr(err->message, text) == NULL) fail_msg("\"%s\" does not say \"%s\"", err->message, text);
-    va_end(texts);
-}
+void assert_error(const Error *err, ...) __attribute__((sentinel));
 
 #endif

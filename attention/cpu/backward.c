@@ -32,6 +32,7 @@ typedef struct BackwardScratch {
     Rows query, d_out, d_query;              // queries x padded D
     Rows log_sum_exp, delta;                 // one row of queries each
     Rows weights, d_scores;                  // keys x queries
+    Rows first_key;                          // of int32: the first key that each query sees
 } BackwardScratch;
 
 static BackwardScratch lay_out(Layout *layout, int64_t D, int64_t cell) {
@@ -49,6 +50,7 @@ static BackwardScratch lay_out(Layout *layout, int64_t D, int64_t cell) {
     s.delta = take_rows(layout, 1, QUERY_BLOCK);
     s.weights = take_rows(layout, KEY_BLOCK, QUERY_BLOCK);
     s.d_scores = take_rows(layout, KEY_BLOCK, QUERY_BLOCK);
+    s.first_key = take_rows(layout, 1, QUERY_BLOCK);
     return s;
 }
 
@@ -56,14 +58,14 @@ static void zero_rows(Rows x, int64_t rows) {
     for (int64_t i = 0; i < rows * x.stride; i++) x.data[i] = 0;
 }
 
-// key and value: rows of the chunk; `row`: where they stand in the cell.
+// key and value: rows of the chunk; `row`: where they stand in the cell's scratch.
 static void backward_block(const BackwardPair *pair, const BackwardScratch *s, Block block, Rows key, Rows value,
                            int64_t row) {
     const TileKernels *kernels = pair->kernels;
     int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D), columns = round_up_to_strip(block.queries);
     block_scores(kernels, block, D, key, s->query_transposed, s->weights);
     block_scores(kernels, block, D, value, s->d_out_transposed, s->d_scores);
-    kernels->softmax_backward(s->weights, s->d_scores, block.keys, columns, block.diagonal, s->log_sum_exp.data,
+    kernels->softmax_backward(s->weights, s->d_scores, block.keys, columns, block.mask, s->log_sum_exp.data,
                               s->delta.data, pair->shape->scale);
     block_add_to_keys(kernels, block, padded, s->weights, s->d_out, rows_from(s->d_value, row, 0));
     block_add_to_keys(kernels, block, padded, s->d_scores, s->query, rows_from(s->d_key, row, 0));
@@ -86,22 +88,33 @@ static void load_queries(const BackwardPair *pair, const BackwardScratch *s, int
     zero_rows(s->d_query, queries);
 }
 
-// Queries first to last (not included) of head h with keys first_key on, of which there are `keys`, in the cell at
-// work.
+// The keys of `within` that some of the queries see, but in whole blocks counted from the first of `within`, so that
+// every query meets the same ones.
+static KeyRange blocks_seen(const BackwardPair *pair, int64_t b, Chunk queries, KeyRange within) {
+    KeyRange seen = visible_keys(&pair->query->visibility, b, queries, pair->kv->chunk);
+    int64_t skipped = seen.first > within.first ? (seen.first - within.first) / KEY_BLOCK * KEY_BLOCK : 0;
+    return (KeyRange){within.first + skipped, smaller(seen.end, within.end)};
+}
+
+// Queries first to last (not included) of head h with the `keys` of the chunk, those of the cell at work that are seen,
+// the first of which stands in row 0 of its scratch.
 static void backward_queries(const BackwardPair *pair, const BackwardScratch *s, int64_t b, int64_t h, int64_t first,
-                             int64_t last, int64_t first_key, int64_t keys) {
+                             int64_t last, KeyRange keys) {
     const KeyValue *kv = pair->kv;
     int64_t D = pair->shape->head_dim, kv_head = h / (pair->shape->heads / pair->shape->kv_heads);
     for (int64_t i = first; i < last; i += QUERY_BLOCK) {
-        int64_t queries = smaller(QUERY_BLOCK, last - i), position = pair->query->chunk.start + i;
-        int64_t visible = smaller(visible_keys(kv->chunk, position + queries - 1) - first_key, keys);
-        if (visible <= 0) continue;
+        int64_t queries = smaller(QUERY_BLOCK, last - i);
+        Chunk positions = {pair->query->chunk.start + i, queries};
+        KeyRange seen = blocks_seen(pair, b, positions, keys);
+        if (seen.first >= seen.end) continue;
         load_queries(pair, s, b, h, i, queries);
-        for (int64_t row = 0; row < visible; row += KEY_BLOCK) {
-            int64_t j = first_key + row;
-            Block block = {smaller(KEY_BLOCK, visible - row), queries, position - (kv->chunk.start + j)};
+        const int32_t *first_key =
+            first_keys((int32_t *)s->first_key.data, &pair->query->visibility, b, positions, kv->chunk);
+        for (int64_t j = seen.first; j < seen.end; j += KEY_BLOCK) {
+            Block block = block_at(j, smaller(KEY_BLOCK, seen.end - j), queries,
+                                   positions.start - (kv->chunk.start + j), first_key);
             backward_block(pair, s, block, token_rows(kv->k, b, j, kv_head, D), token_rows(kv->v, b, j, kv_head, D),
-                           row);
+                           j - keys.first);
         }
         pair->kernels->add(float_rows(pair->query->d_q, b, i, h, D), s->d_query, queries, D);
     }
@@ -114,18 +127,19 @@ static void backward_cell(const BackwardPair *pair, int64_t b, int64_t kv_head, 
     const KeyValue *kv = pair->kv;
     int64_t D = pair->shape->head_dim, group = pair->shape->heads / pair->shape->kv_heads;
     int64_t first = query_cell * pair->cell, last = smaller(first + pair->cell, pair->query->chunk.length);
-    int64_t first_key = key_cell * pair->cell;
-    int64_t keys = smaller(visible_keys(kv->chunk, pair->query->chunk.start + last - 1) - first_key, pair->cell);
-    if (keys <= 0) return;
+    KeyRange cell = {key_cell * pair->cell, (key_cell + 1) * pair->cell};
+    KeyRange keys = blocks_seen(pair, b, (Chunk){pair->query->chunk.start + first, last - first}, cell);
+    int64_t count = keys.end - keys.first;
+    if (count <= 0) return;
 
     BackwardScratch s = lay_out(&layout, D, pair->cell);
-    kernels->pack(s.key, round_up_to_strip(D), token_rows(kv->k, b, first_key, kv_head, D), keys, D);
-    zero_rows(s.d_key, keys);
-    zero_rows(s.d_value, keys);
+    kernels->pack(s.key, round_up_to_strip(D), token_rows(kv->k, b, keys.first, kv_head, D), count, D);
+    zero_rows(s.d_key, count);
+    zero_rows(s.d_value, count);
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++)
-        backward_queries(pair, &s, b, h, first, last, first_key, keys);
-    kernels->add(float_rows(kv->d_k, b, first_key, kv_head, D), s.d_key, keys, D);
-    kernels->add(float_rows(kv->d_v, b, first_key, kv_head, D), s.d_value, keys, D);
+        backward_queries(pair, &s, b, h, first, last, keys);
+    kernels->add(float_rows(kv->d_k, b, keys.first, kv_head, D), s.d_key, count, D);
+    kernels->add(float_rows(kv->d_v, b, keys.first, kv_head, D), s.d_value, count, D);
 }
 
 static void backward_task(void *context, int64_t task, int worker) {
@@ -159,7 +173,7 @@ size_t cpu_backward_scratch_bytes(const AttentionShape *shape, int threads) {
 }
 
 void cpu_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
-    if (visible_keys(kv->chunk, query->chunk.start + query->chunk.length - 1) == 0) return;
+    if (!pair_is_seen(&query->visibility, shape->batch, query->chunk, kv->chunk)) return;
     BackwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
     cut_into_cells(&pair);
     pair.scratch = scratch_from(device, "attention's backward pass", floats_of_worker(shape->head_dim, pair.cell));

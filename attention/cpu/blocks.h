@@ -1,4 +1,5 @@
-// What forward.c and backward.c share: where the rows of one head lie, and products over blocks cut by the diagonal.
+// What forward.c and backward.c share: where the rows of one head lie, and products over blocks of which a part is
+// hidden: beyond the diagonal, or before the first key that a query sees.
 #ifndef ATTENTION_CPU_BLOCKS_H
 #define ATTENTION_CPU_BLOCKS_H
 
@@ -27,17 +28,37 @@ static inline void prefetch_rows(Rows x, int64_t rows, int64_t columns) {
         for (int64_t c = 0; c < columns; c += 16) __builtin_prefetch(x.data + r * x.stride + c, 0, 2);
 }
 
-// How many of the chunk's keys the query at `position` sees.
-static inline int64_t visible_keys(Chunk keys, int64_t position) {
-    int64_t count = position - keys.start + 1;
-    return count < 0 ? 0 : smaller(count, keys.length);
+// The keys of the chunk that some of `queries` neighbouring queries see, counted from its start: from `first` to before
+// `end`.
+typedef struct KeyRange {
+    int64_t first, end;
+} KeyRange;
+
+static inline KeyRange visible_keys(const Visibility *visibility, int64_t b, Chunk queries, Chunk keys) {
+    Chunk seen = visibility_seen(visibility, b, queries, keys);
+    return (KeyRange){seen.start - keys.start, chunk_end(seen) - keys.start};
 }
 
-// A block of scores, keys x queries, and its place relative to the diagonal (tile_kernels.h). Outside of what is seen,
-// strip by strip, nothing is computed, read or written.
+// Whether any query sees any key, in any sequence of the batch.
+bool pair_is_seen(const Visibility *visibility, int64_t batch, Chunk queries, Chunk keys);
+
+// The first key that each of the queries sees, counted from the chunk's start, into `row`, for whole strips of them.
+// Returns it; NULL where nothing limits them.
+const int32_t *first_keys(int32_t *row, const Visibility *visibility, int64_t b, Chunk queries, Chunk keys);
+
+// A block of scores, keys x queries, and who sees whom in it (tile_kernels.h). Outside of what is seen, strip by strip,
+// nothing is computed, read or written.
 typedef struct Block {
-    int64_t keys, queries, diagonal;
+    int64_t keys, queries;
+    Mask mask;
 } Block;
+
+// The block of keys from row `key` of the chunk on, `diagonal` being that of this row. first: as first_keys gave it. A
+// block of which all queries see the beginning has no bound there.
+static inline Block block_at(int64_t key, int64_t keys, int64_t queries, int64_t diagonal, const int32_t *first) {
+    bool bounded = first != NULL && first[queries - 1] > key;
+    return (Block){keys, queries, {diagonal, bounded ? first : NULL, key}};
+}
 
 // scores (keys, queries) = a (keys, D) b (D, queries).
 void block_scores(const TileKernels *kernels, Block block, int64_t D, Rows a, Rows b, Rows scores);

@@ -1,7 +1,7 @@
 // Forward attention of one (query chunk, key/value chunk) pair, after FlashAttention (Dao et al. 2022, algorithm 1).
 //
 // A task is a block of queries of one head. It holds their state, and passes over the keys that they see in blocks
-// small enough for the scores to stay in cache:
+// small enough for the scores to stay in cache, which begin at the same keys for every task:
 //   S = K (scale Q)^T      keys x queries, see tile_kernels.h
 //   P = exp(S - max)       and the rescaling of what was there where a maximum has grown
 //   accumulator += P^T V
@@ -28,6 +28,7 @@ typedef struct ForwardScratch {
     Rows value;             // keys x padded D
     Rows accumulator;       // queries x padded D
     Rows max, sum, rescale; // one row of queries each
+    Rows first_key;         // of int32: the first key that each query sees
 } ForwardScratch;
 
 static ForwardScratch lay_out(Layout *layout, int64_t D, int64_t queries) {
@@ -40,6 +41,7 @@ static ForwardScratch lay_out(Layout *layout, int64_t D, int64_t queries) {
     s.max = take_rows(layout, 1, queries);
     s.sum = take_rows(layout, 1, queries);
     s.rescale = take_rows(layout, 1, queries);
+    s.first_key = take_rows(layout, 1, queries);
     return s;
 }
 
@@ -47,7 +49,7 @@ static void forward_block(const ForwardPair *pair, const ForwardScratch *s, Bloc
     const TileKernels *kernels = pair->kernels;
     int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D), columns = round_up_to_strip(block.queries);
     block_scores(kernels, block, D, key, s->query_transposed, s->scores);
-    kernels->softmax(s->scores, block.keys, columns, block.diagonal, s->max.data, s->sum.data, s->rescale.data);
+    kernels->softmax(s->scores, block.keys, columns, block.mask, s->max.data, s->sum.data, s->rescale.data);
     kernels->scale_rows(s->accumulator, block.queries, padded, s->rescale.data);
     kernels->pack(s->value, padded, value, block.keys, D);
     block_add_to_queries(kernels, block, padded, s->scores, s->value, s->accumulator);
@@ -60,8 +62,9 @@ static void forward_queries(const ForwardPair *pair, int64_t b, int64_t h, int64
     int64_t D = pair->shape->head_dim, padded = round_up_to_strip(D);
     int64_t kv_head = h / (pair->shape->heads / pair->shape->kv_heads);
     int64_t queries = smaller(pair->query_block, query->chunk.length - first), columns = round_up_to_strip(queries);
-    int64_t position = query->chunk.start + first, visible = visible_keys(kv->chunk, position + queries - 1);
-    if (visible == 0) return;
+    Chunk positions = {query->chunk.start + first, queries};
+    KeyRange visible = visible_keys(&query->visibility, b, positions, kv->chunk);
+    if (visible.first == visible.end) return;
 
     ForwardScratch s = lay_out(&layout, D, round_up_to_strip(pair->query_block));
     Rows accumulator = float_rows(query->accumulator, b, first, h, D);
@@ -72,10 +75,13 @@ static void forward_queries(const ForwardPair *pair, int64_t b, int64_t h, int64
     kernels->pack(s.max, columns, max, 1, queries);
     kernels->pack(s.sum, columns, sum, 1, queries);
 
-    for (int64_t j = 0; j < visible; j += KEY_BLOCK) {
-        Block block = {smaller(KEY_BLOCK, visible - j), queries, position - (kv->chunk.start + j)};
+    const int32_t *first_key =
+        first_keys((int32_t *)s.first_key.data, &query->visibility, b, positions, kv->chunk);
+    for (int64_t j = visible.first / KEY_BLOCK * KEY_BLOCK; j < visible.end; j += KEY_BLOCK) {
+        Block block = block_at(j, smaller(KEY_BLOCK, visible.end - j), queries,
+                               positions.start - (kv->chunk.start + j), first_key);
         Rows key = token_rows(kv->k, b, j, kv_head, D), value = token_rows(kv->v, b, j, kv_head, D);
-        int64_t next = smaller(KEY_BLOCK, visible - j - KEY_BLOCK);
+        int64_t next = smaller(KEY_BLOCK, visible.end - j - KEY_BLOCK);
         prefetch_rows(rows_from(key, KEY_BLOCK, 0), next, D);
         prefetch_rows(rows_from(value, KEY_BLOCK, 0), next, D);
         forward_block(pair, &s, block, key, value);
@@ -116,7 +122,7 @@ size_t cpu_forward_scratch_bytes(const AttentionShape *shape, int threads) {
 }
 
 void cpu_forward_pair(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv) {
-    if (visible_keys(kv->chunk, query->chunk.start + query->chunk.length - 1) == 0) return;
+    if (!pair_is_seen(&query->visibility, shape->batch, query->chunk, kv->chunk)) return;
     ForwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
     choose_query_block(&pair, device->threads);
     pair.scratch = scratch_from(device, "attention", floats_of_worker(shape->head_dim, pair.query_block));

@@ -156,4 +156,5 @@ const AttentionKernels attention_kernels_cpu = {.begin = begin,
                                                 .vanilla_forward = cpu_vanilla_forward,
                                                 .vanilla_backward = cpu_vanilla_backward,
                                                 .unsupported = unsupported,
-                                                .scratch_bytes = scratch_bytes_of_pairs};
+                                                .scratch_bytes = scratch_bytes_of_pairs,
+                                                .limits_visibility = true};

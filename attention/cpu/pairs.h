@@ -12,10 +12,10 @@ size_t cpu_forward_scratch_bytes(const AttentionShape *, int threads);
 size_t cpu_backward_scratch_bytes(const AttentionShape *, int threads);
 
 size_t cpu_vanilla_row_bytes(const AttentionShape *, int64_t T);
-void cpu_vanilla_forward(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,
-                         float *log_sum_exp, TokenView q, TokenView k, TokenView v);
-void cpu_vanilla_backward(Device *, const AttentionShape *, int64_t T, void *probabilities, void *rows, TokenView d_q,
-                          TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out,
-                          const float *log_sum_exp, TokenView d_out, float *delta);
+void cpu_vanilla_forward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
+                         TokenView out, float *log_sum_exp, TokenView q, TokenView k, TokenView v);
+void cpu_vanilla_backward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
+                          void *rows, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k,
+                          TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
 
 #endif

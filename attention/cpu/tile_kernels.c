@@ -1,3 +1,4 @@
+// The tile kernels of the instruction set that this processor is best at.
 #include "attention/cpu/tile_kernels.h"
 
 #include "base/cpu_features.h"

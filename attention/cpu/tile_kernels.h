@@ -7,6 +7,7 @@
 #ifndef ATTENTION_CPU_TILE_KERNELS_H
 #define ATTENTION_CPU_TILE_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 // A matrix with contiguous rows: element (r, c) is data[r * stride + c].
@@ -29,16 +30,31 @@ static inline Factor plain(Rows x) { return (Factor){x.data, x.stride, 1}; }
 static inline Factor transposed(Rows x) { return (Factor){x.data, 1, x.stride}; }
 
 // The queries of a block are handled in strips of this many, the least multiple of every vector width; at the diagonal,
-// so are the keys. In a block, query column c sees the key rows j <= c + diagonal.
+// so are the keys.
 enum { STRIP = 16 };
 
 static inline int64_t round_up_to_strip(int64_t n) { return (n + STRIP - 1) / STRIP * STRIP; }
 
-// How many of a block's `keys` rows are worked on for the strip of queries that starts at column `query`: up to the
-// last that any of them sees, rounded up to a multiple of STRIP.
-static inline int64_t keys_of_strip(int64_t keys, int64_t query, int64_t diagonal) {
-    int64_t seen = round_up_to_strip(query + STRIP + diagonal > 0 ? query + STRIP + diagonal : 0);
-    return seen < keys ? seen : keys;
+// Who sees whom in a block: query column c the key rows j with first[c] - row <= j <= c + diagonal. `first`, of whole
+// strips of columns, never falls; NULL: from the block's first row on.
+typedef struct Mask {
+    int64_t diagonal;
+    const int32_t *first;
+    int64_t row;
+} Mask;
+
+// Of a block's `keys` rows, `first` to before `end` are worked on for the strip of queries that starts at column
+// `query`: from the first that any of them sees to the last, both rounded outwards to multiples of STRIP.
+typedef struct StripRows {
+    int64_t first, end;
+} StripRows;
+
+static inline StripRows rows_of_strip(int64_t keys, int64_t query, Mask mask) {
+    int64_t end = round_up_to_strip(query + STRIP + mask.diagonal > 0 ? query + STRIP + mask.diagonal : 0);
+    if (end > keys) end = keys;
+    int64_t first = mask.first == NULL || mask.first[query] <= mask.row ? 0 : mask.first[query] - mask.row;
+    first = first / STRIP * STRIP;
+    return (StripRows){first < end ? first : end, end};
 }
 
 typedef enum Update { OVERWRITE, ADD } Update;
@@ -48,13 +64,13 @@ typedef void TileProduct(int64_t m, int64_t n, int64_t k, Factor a, Rows b, Rows
 
 // One step of the online softmax, in place: scores (keys, queries) become exp(score - max), or 0 where not seen, after
 // max (queries) has taken them in; sum (queries) takes in the result. rescale (queries) receives exp(old max - new
-// max). `queries` is a multiple of STRIP; of each strip the first keys_of_strip() rows are read and written.
-typedef void TileSoftmax(Rows scores, int64_t keys, int64_t queries, int64_t diagonal, float *max, float *sum,
+// max). `queries` is a multiple of STRIP; of each strip the rows_of_strip() are read and written.
+typedef void TileSoftmax(Rows scores, int64_t keys, int64_t queries, Mask mask, float *max, float *sum,
                          float *rescale);
 
 // Scores become the weights p = exp(score - log_sum_exp); d_weights become the gradient by the scores,
 // scale * p * (d_weights - delta). Both in place, both 0 where not seen; the same rows as in the softmax.
-typedef void TileSoftmaxBackward(Rows scores, Rows d_weights, int64_t keys, int64_t queries, int64_t diagonal,
+typedef void TileSoftmaxBackward(Rows scores, Rows d_weights, int64_t keys, int64_t queries, Mask mask,
                                  const float *log_sum_exp, const float *delta, float scale);
 
 // Row r of c (rows, n) is multiplied by factor[r].

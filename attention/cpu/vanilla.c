@@ -18,6 +18,7 @@ enum { ROWS = 64 };
 typedef struct Job {
     const AttentionShape *shape;
     int64_t T;
+    const Visibility *visibility;
     float *probabilities, *rows;
     TokenView q, k, v, out;
     float *log_sum_exp, *delta;
@@ -50,15 +51,16 @@ static void scores(const Job *job, float *room, int64_t b, int64_t h, float *S) 
               head_of(job->k, b, kv, D), job->k.token_stride, 0, S, job->T);
 }
 
-// Softmax of the first `visible` of T scores, in place; the rest are 0. Returns the log-sum-exp.
-static float softmax_row(float *score, int64_t visible, int64_t T) {
-    float max = score[0];
-    for (int64_t j = 1; j < visible; j++) max = fmaxf(max, score[j]);
+// Softmax of scores `first` to `last` of T, in place; the rest are 0. Returns the log-sum-exp.
+static float softmax_row(float *score, int64_t first, int64_t last, int64_t T) {
+    float max = score[first];
+    for (int64_t j = first + 1; j <= last; j++) max = fmaxf(max, score[j]);
     double sum = 0;
-    for (int64_t j = 0; j < visible; j++) sum += score[j] = expf(score[j] - max);
+    for (int64_t j = first; j <= last; j++) sum += score[j] = expf(score[j] - max);
     float inverse = (float)(1 / sum);
-    for (int64_t j = 0; j < visible; j++) score[j] *= inverse;
-    for (int64_t j = visible; j < T; j++) score[j] = 0;
+    for (int64_t j = first; j <= last; j++) score[j] *= inverse;
+    for (int64_t j = 0; j < first; j++) score[j] = 0;
+    for (int64_t j = last + 1; j < T; j++) score[j] = 0;
     return max + (float)log(sum);
 }
 
@@ -68,7 +70,8 @@ static void forward_head(void *context, int64_t task, int worker) {
     int64_t T = job->T, D = job->shape->head_dim, b = task / job->shape->heads, h = task % job->shape->heads;
     float *P = matrix_of(job, b, h), *log_sum_exp = rows_of(job, job->log_sum_exp, b, h);
     scores(job, room, b, h, P);
-    for (int64_t i = 0; i < T; i++) log_sum_exp[i] = softmax_row(P + i * T, i + 1, T);
+    for (int64_t i = 0; i < T; i++)
+        log_sum_exp[i] = softmax_row(P + i * T, visibility_first(job->visibility, b, i), i, T);
     cpu_sgemm(room, false, false, T, D, T, 1, P, T, head_of(job->v, b, kv_head_of(job->shape, h), D), job->v.token_stride, 0,
               head_of(job->out, b, h, D), job->out.token_stride);
 }
@@ -77,7 +80,9 @@ static void probabilities_again(const Job *job, float *room, int64_t b, int64_t 
     const float *log_sum_exp = rows_of(job, job->log_sum_exp, b, h);
     scores(job, room, b, h, P);
     for (int64_t i = 0; i < job->T; i++) {
-        for (int64_t j = 0; j <= i; j++) P[i * job->T + j] = expf(P[i * job->T + j] - log_sum_exp[i]);
+        int64_t first = visibility_first(job->visibility, b, i);
+        for (int64_t j = 0; j < first; j++) P[i * job->T + j] = 0;
+        for (int64_t j = first; j <= i; j++) P[i * job->T + j] = expf(P[i * job->T + j] - log_sum_exp[i]);
         for (int64_t j = i + 1; j < job->T; j++) P[i * job->T + j] = 0;
     }
 }
@@ -117,10 +122,12 @@ static void backward_kv_head(void *context, int64_t task, int worker) {
     }
 }
 
-void cpu_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, void *probabilities, TokenView out,
-                         float *log_sum_exp, TokenView q, TokenView k, TokenView v) {
+void cpu_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *visibility,
+                         void *probabilities, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
+                         TokenView v) {
     Job job = {.shape = shape,
                .T = T,
+               .visibility = visibility,
                .probabilities = probabilities,
                .q = q,
                .k = k,
@@ -131,11 +138,13 @@ void cpu_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T,
     parallel_for(device->threads, shape->batch * shape->heads, forward_head, &job);
 }
 
-void cpu_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, void *probabilities, void *rows,
-                          TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v,
-                          TokenView out, const float *log_sum_exp, TokenView d_out, float *delta) {
+void cpu_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *visibility,
+                          void *probabilities, void *rows, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
+                          TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out,
+                          float *delta) {
     Job job = {.shape = shape,
                .T = T,
+               .visibility = visibility,
                .probabilities = probabilities,
                .rows = rows,
                .q = q,

@@ -6,9 +6,12 @@
 #include <math.h>
 
 #include "attention/cuda/kernels.h"
-#include "attention/cuda/tile.h"
+#include "attention/cuda/view.h"
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
+#include "layers/cuda/warp.h"
+
+namespace {
 
 enum { THREADS = 256 };
 
@@ -20,8 +23,8 @@ struct Pass {
 };
 
 struct PassRow {
-    int64_t b, t;
-    int h, packet;
+    int64_t t;
+    int b, h, packet;
     bool here; // else: nothing to do
 };
 
@@ -30,23 +33,19 @@ template <int LANES> __device__ inline PassRow pass_row(Pass pass) {
     const int64_t head_row = row / pass.tokens;
     PassRow at;
     at.t = row % pass.tokens;
-    at.b = head_row / pass.heads;
+    at.b = (int)(head_row / pass.heads);
     at.h = (int)(head_row % pass.heads);
     at.packet = threadIdx.x % LANES;
     at.here = row < pass.rows && at.packet < pass.packets;
     return at;
 }
 
-__device__ inline float *row_value(RowView view, const PassRow &at) {
-    return view.data + at.b * view.batch_stride + at.h * view.head_stride + at.t;
-}
+__device__ inline float *row_value(RowView view, const PassRow &at) { return row_at(view, at.b, at.h, at.t); }
 __device__ inline float4 *float_packet(FloatView view, const PassRow &at, Pass pass) {
-    return reinterpret_cast<float4 *>(view.data + at.b * view.batch_stride + at.t * view.token_stride +
-                                      (at.h * pass.packets + at.packet) * PACKET);
+    return reinterpret_cast<float4 *>(float_at(view, at.b, at.t, at.h * pass.packets + at.packet, PACKET));
 }
 __device__ inline bf16 *token_packet(TokenView view, const PassRow &at, Pass pass) {
-    return static_cast<bf16 *>(view.data) + at.b * view.batch_stride + at.t * view.token_stride +
-           (at.h * pass.packets + at.packet) * PACKET;
+    return token_at(view, at.b, at.t, at.h * pass.packets + at.packet, PACKET);
 }
 
 template <int LANES> __global__ void begin_kernel(Pass pass, FloatView accumulator, RowView max, RowView sum) {
@@ -89,7 +88,7 @@ template <int LANES> __global__ void row_delta_kernel(Pass pass, TokenView out, 
     if (at.here && at.packet == 0) *row_value(delta, at) = sum;
 }
 
-static Pass pass_over(const AttentionShape *shape, Chunk chunk) {
+Pass pass_over(const AttentionShape *shape, Chunk chunk) {
     return Pass{shape->batch * shape->heads * chunk.length, chunk.length, (int)shape->heads,
                 (int)(shape->head_dim / PACKET)};
 }
@@ -104,48 +103,42 @@ static Pass pass_over(const AttentionShape *shape, Chunk chunk) {
         else launch(kernel<16>, blocks_of(pass, 16), THREADS, 0, stream, pass, __VA_ARGS__);                           \
     } while (0)
 
-static unsigned blocks_of(Pass pass, int lanes) {
+unsigned blocks_of(Pass pass, int lanes) {
     const int64_t blocks = ceil_div(pass.rows * lanes, (int64_t)THREADS);
     if (blocks > INT32_MAX) cuda_give_up(__FILE__, __LINE__, "%lld attention rows at once", (long long)pass.rows);
     return (unsigned)blocks;
 }
 
-static void check_floats(FloatView view) {
-    if ((uintptr_t)view.data % 16 != 0 || view.batch_stride % 4 != 0 || view.token_stride % 4 != 0)
-        cuda_give_up(__FILE__, __LINE__, "accumulator: rows must start at multiples of 16 bytes");
-}
-static void check_tokens(TokenView view, const char *what) {
-    check_pieces(view.data, view.batch_stride, view.token_stride, what);
-}
-
-static void begin(Device *device, const AttentionShape *shape, const QueryForward *query) {
+void begin(Device *device, const AttentionShape *shape, const QueryForward *query) {
     const Pass pass = pass_over(shape, query->chunk);
-    check_floats(query->accumulator);
+    check_floats(query->accumulator, 16, "accumulator");
     LAUNCH_PASS(begin_kernel, device, pass, query->accumulator, query->max, query->sum);
 }
 
-static void finish(Device *device, const AttentionShape *shape, const QueryForward *query, TokenView out,
-                   RowView log_sum_exp) {
+void finish(Device *device, const AttentionShape *shape, const QueryForward *query, TokenView out,
+            RowView log_sum_exp) {
     const Pass pass = pass_over(shape, query->chunk);
-    check_floats(query->accumulator);
+    check_floats(query->accumulator, 16, "accumulator");
     check_tokens(out, "out");
     LAUNCH_PASS(finish_kernel, device, pass, query->accumulator, query->max, query->sum, out, log_sum_exp);
 }
 
-static void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, TokenView out, TokenView d_out,
-                      RowView delta) {
+void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, TokenView out, TokenView d_out,
+               RowView delta) {
     const Pass pass = pass_over(shape, chunk);
     check_tokens(out, "out");
     check_tokens(d_out, "d_out");
     LAUNCH_PASS(row_delta_kernel, device, pass, out, d_out, delta);
 }
 
-static const char *unsupported(const AttentionShape *shape) {
+const char *unsupported(const AttentionShape *shape) {
     if (shape->head_dim % PACKET != 0 || shape->head_dim > 128)
         return "the CUDA kernels take heads of 8 to 128, in multiples of 8";
     if (!(shape->scale > 0)) return "the CUDA kernels take positive scales only";
     return NULL;
 }
+
+} // namespace
 
 const AttentionKernels attention_kernels_cuda = {
     begin,
@@ -160,4 +153,5 @@ const AttentionKernels attention_kernels_cuda = {
     cuda_vanilla_backward,
     unsupported,
     NULL, // scratch memory
+    false, // limits_visibility
 };

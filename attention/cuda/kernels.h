@@ -14,10 +14,10 @@ void cuda_backward_whole(Device *, const AttentionShape *, const QueryBackward *
                          TokenView d_k, TokenView d_v);
 // vanilla.cu
 size_t cuda_vanilla_row_bytes(const AttentionShape *, int64_t T);
-void cuda_vanilla_forward(Device *, const AttentionShape *, int64_t T, void *probabilities, TokenView out,
-                          float *log_sum_exp, TokenView q, TokenView k, TokenView v);
-void cuda_vanilla_backward(Device *, const AttentionShape *, int64_t T, void *probabilities, void *rows, TokenView d_q,
-                           TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out,
-                           const float *log_sum_exp, TokenView d_out, float *delta);
+void cuda_vanilla_forward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
+                          TokenView out, float *log_sum_exp, TokenView q, TokenView k, TokenView v);
+void cuda_vanilla_backward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,
+                           void *rows, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k,
+                           TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
 
 #endif

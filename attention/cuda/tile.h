@@ -1,5 +1,6 @@
-// Tiles of bf16 in shared memory, and the fragments that tensor cores take from them. A tile is ROWS rows of D values,
-// D a multiple of 32; what it holds are consecutive tokens of one head.
+// Tiles of bf16 in shared memory: what brings them there and back, and where the fragments that tensor cores take
+// (fragment.h) lie in them. A tile is ROWS rows of D values, D a multiple of 32; what it holds are consecutive tokens
+// of one head.
 //
 // Swizzle. ldmatrix reads 8 rows of 16 bytes at once, from the same columns. Stored plainly, rows of 128 bytes would
 // put all eight into the same four of the 32 banks: eight reads one after the other. So the 16-byte pieces of a row are
@@ -79,7 +80,22 @@ __device__ inline void tile_load_backwards(unsigned char *tile, const bf16 *&own
         cp_async_16(tile + tile_offset<D>(copy.row + i, copy.piece), own, copy.valid);
 }
 
-// ---- fragments of mma.m16n8k16 ------------------------------------------------------------------
+// The way back, by one warp: the tile's first ROWS rows, of which `rows` exist, to rows that begin at `to` + r *
+// stride.
+template <int D, int ROWS>
+__device__ inline void tile_store(bf16 *to, int64_t stride, int rows, int pieces, const unsigned char *tile) {
+    constexpr int PER_ROW = D / PACKET;
+#pragma unroll 4
+    for (int i = threadIdx.x % WARP; i < ROWS * PER_ROW; i += WARP) {
+        const int row = i / PER_ROW, piece = i % PER_ROW;
+        if (row < rows && piece < pieces)
+            *reinterpret_cast<uint4 *>(to + row * stride + piece * PACKET) =
+                *reinterpret_cast<const uint4 *>(tile + tile_offset<D>(row, piece));
+    }
+}
+
+// ---- where fragments lie --------------------------------------------------------------------------------------------
+
 // One ldmatrix.x4 brings 16 x 16 values: one A fragment, or two B fragments side by side (b[0..1] for the first 8
 // columns n, b[2..3] for the next). In which order its four 8 x 8 matrices lie in the tile is up to the addresses that
 // the lanes give, and there are two orders:
@@ -107,59 +123,12 @@ __device__ inline const void *fragment_at(const unsigned char *tile, int lane_of
     return tile + (lane_offset ^ piece % SPAN * 16) + (row * D * 2 + piece / SPAN * SPAN * 16);
 }
 
-// d (16 x 16) += a (16 x 16) b, b as one ldmatrix.x4 gives it: two fragments of 8 columns.
-__device__ inline void mma_16x16(float d0[4], float d1[4], const uint32_t a[4], const uint32_t b[4]) {
-    mma_m16n8k16(d0, a, b);
-    mma_m16n8k16(d1, a, b + 2);
-}
-
-// Two neighbouring accumulator fragments (16 x 16 together) as the A fragment of the next product: the layouts agree,
-// so that this is a rounding and no exchange between lanes.
-__device__ inline void to_a_fragment(uint32_t a[4], const float d0[4], const float d1[4]) {
-    a[0] = pack_bf16(d0[0], d0[1]);
-    a[1] = pack_bf16(d0[2], d0[3]);
-    a[2] = pack_bf16(d1[0], d1[1]);
-    a[3] = pack_bf16(d1[2], d1[3]);
-}
-
-// ---- who sees whom ------------------------------------------------------------------------------
-// A pair of chunks is described by three numbers: how many queries and keys, and `ahead`, the position of the first
-// query minus that of the first key. Query i sees the keys j <= i + ahead, of those there are.
-
-struct Pair {
-    int queries, keys, ahead;
+// A tile as the products of fragment.h take it. Which of several tiles it is, or which rows of it, goes into `place`,
+// which is added to the lane's offset (places are multiples of 128 bytes, which the permutation does not touch): so
+// what is added to that in a loop is known when compiling, and no addresses are kept in registers.
+template <int D> struct Tile {
+    const unsigned char *base; // the same all through a loop
+    int place;                 // bytes from there
 };
-
-// How many keys query i sees, for any i (also one beyond the chunk, or negative).
-__host__ __device__ inline int keys_seen(Pair pair, int i) {
-    const int seen = i + pair.ahead + 1;
-    return seen < 0 ? 0 : smaller_of(seen, pair.keys);
-}
-// The first query that sees key j; pair.queries if none does.
-__host__ __device__ inline int first_query_seeing(Pair pair, int j) {
-    const int first = j - pair.ahead;
-    return first < 0 ? 0 : smaller_of(first, pair.queries);
-}
-
-// From the chunks' global positions. Beyond the lengths `ahead` makes no difference, so it is cut there and fits an
-// int.
-inline Pair pair_of(int64_t query_start, int64_t query_length, int64_t key_start, int64_t key_length) {
-    int64_t ahead = query_start - key_start;
-    if (query_length > 1 << 29 || key_length > 1 << 29)
-        cuda_give_up(__FILE__, __LINE__, "chunks of more than 2^29 tokens are not served");
-    ahead = ahead > key_length ? key_length : ahead < -query_length ? -query_length : ahead;
-    return Pair{(int)query_length, (int)key_length, (int)ahead};
-}
-
-// ---- heads --------------------------------------------------------------------------------------
-
-// The head size of the kernel that serves heads of this size: the next multiple of 32.
-inline int kernel_head_dim(int64_t head_dim) { return (int)((head_dim + 31) / 32 * 32); }
-
-// Ends the program unless a view of bf16 can be read in 16-byte pieces, which those of the model can.
-inline void check_pieces(const void *data, int64_t batch_stride, int64_t token_stride, const char *what) {
-    if ((uintptr_t)data % 16 != 0 || batch_stride % PACKET != 0 || token_stride % PACKET != 0)
-        cuda_give_up(__FILE__, __LINE__, "%s: rows must start at multiples of 16 bytes", what);
-}
 
 #endif

@@ -162,8 +162,9 @@ size_t cuda_vanilla_row_bytes(const AttentionShape *shape, int64_t T) {
     return matrix_bytes(T) + 2 * gradient_count(shape, T) * sizeof(float);
 }
 
-void cuda_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, void *probabilities, TokenView out,
-                          float *log_sum_exp, TokenView q, TokenView k, TokenView v) {
+void cuda_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *,
+                          void *probabilities, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
+                          TokenView v) {
     const int64_t D = shape->head_dim, H = shape->heads, group = H / shape->kv_heads;
     if (shape->batch * T == 0) return;
     for (int64_t b = 0; b < shape->batch; b++)
@@ -178,9 +179,10 @@ void cuda_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T
                      head_of(v, b, h / group, D), T, D, 1);
 }
 
-void cuda_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, void *probabilities, void *rows,
-                           TokenView d_q, TokenView d_k, TokenView d_v, TokenView q, TokenView k, TokenView v,
-                           TokenView out, const float *log_sum_exp, TokenView d_out, float *delta) {
+void cuda_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *,
+                           void *probabilities, void *rows, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
+                           TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out,
+                           float *delta) {
     (void)out; // delta has what is needed of it
     const int64_t D = shape->head_dim, H = shape->heads, KV = shape->kv_heads, group = H / KV, width = KV * D;
     if (shape->batch * T == 0) return;

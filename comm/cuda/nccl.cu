@@ -8,6 +8,8 @@
 #include "layers/cuda/context.h"
 #include "layers/cuda/libraries.h"
 
+namespace {
+
 struct Member {
     ncclComm_t comm;
     cudaStream_t stream; // of STREAM_EXCHANGE
@@ -15,7 +17,7 @@ struct Member {
 };
 
 // NCCL's own line about the last error is better than the name of its code, where it has one.
-static bool failed(ncclComm_t comm, ncclResult_t result, Error *err) {
+bool failed(ncclComm_t comm, ncclResult_t result, Error *err) {
     const char *detail = ncclGetLastError(comm);
     if (detail == NULL || *detail == '\0')
         return error_set(err, "NCCL: %s (NCCL_DEBUG=WARN in the environment says more)", ncclGetErrorString(result));
@@ -28,11 +30,11 @@ static bool failed(ncclComm_t comm, ncclResult_t result, Error *err) {
 }
 
 // ncclInProgress does not come from communicators that block, as these do.
-static bool done(ncclComm_t comm, ncclResult_t result, Error *err) {
+bool done(ncclComm_t comm, ncclResult_t result, Error *err) {
     return result == ncclSuccess || failed(comm, result, err);
 }
 
-static bool invite(CommInvitation *invitation, Error *err) {
+bool invite(CommInvitation *invitation, Error *err) {
     static_assert(sizeof(ncclUniqueId) == sizeof(CommInvitation), "an invitation is NCCL's unique id");
     ncclUniqueId id;
     if (!done(NULL, ncclGetUniqueId(&id), err)) return false;
@@ -40,7 +42,17 @@ static bool invite(CommInvitation *invitation, Error *err) {
     return true;
 }
 
-static void *join(Device *device, const CommInvitation *invitation, int rank, int size, Error *err) {
+// NCCL makes the same id of NCCL_COMM_ID in every process, but for its first 8 bytes, by which strangers are told apart:
+// before version 2.23 or so these were random even then, and ranks did not know each other. They are the address's here.
+bool invite_to(const char *address, CommInvitation *invitation, Error *err) {
+    uint64_t hash = 0xcbf29ce484222325; // FNV-1a
+    for (const char *c = address; *c != '\0'; c++) hash = (hash ^ static_cast<unsigned char>(*c)) * 0x100000001b3;
+    if (!invite(invitation, err)) return false;
+    memcpy(invitation->bytes, &hash, sizeof hash);
+    return true;
+}
+
+void *join(Device *device, const CommInvitation *invitation, int rank, int size, Error *err) {
     Member *member = static_cast<Member *>(calloc(1, sizeof(Member)));
     if (member == NULL) {
         error_set(err, "out of memory");
@@ -56,45 +68,47 @@ static void *join(Device *device, const CommInvitation *invitation, int rank, in
     return NULL;
 }
 
-static void leave(void *pointer) {
+void leave(void *pointer) {
     Member *member = static_cast<Member *>(pointer);
     ncclCommDestroy(member->comm);
     free(member);
 }
 
-static bool begin(Error *err) { return done(NULL, ncclGroupStart(), err); }
-static bool end(void *member, Error *err) { return done(static_cast<Member *>(member)->comm, ncclGroupEnd(), err); }
+bool begin(Error *err) { return done(NULL, ncclGroupStart(), err); }
+bool end(void *member, Error *err) { return done(static_cast<Member *>(member)->comm, ncclGroupEnd(), err); }
 
-static bool send(void *pointer, const void *data, size_t bytes, int to, Error *err) {
+bool send(void *pointer, const void *data, size_t bytes, int to, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     return done(m->comm, ncclSend(data, bytes, ncclUint8, to, m->comm, m->stream), err);
 }
 
-static bool receive(void *pointer, void *data, size_t bytes, int from, Error *err) {
+bool receive(void *pointer, void *data, size_t bytes, int from, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     return done(m->comm, ncclRecv(data, bytes, ncclUint8, from, m->comm, m->stream), err);
 }
 
-static bool broadcast(void *pointer, void *data, size_t bytes, int root, Error *err) {
+bool broadcast(void *pointer, void *data, size_t bytes, int root, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     return done(m->comm, ncclBroadcast(data, data, bytes, ncclUint8, root, m->comm, m->stream), err);
 }
 
-static bool all_gather(void *pointer, void *data, size_t bytes_each, Error *err) {
+bool all_gather(void *pointer, void *data, size_t bytes_each, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     const unsigned char *mine = static_cast<unsigned char *>(data) + (size_t)m->rank * bytes_each;
     return done(m->comm, ncclAllGather(mine, data, bytes_each, ncclUint8, m->comm, m->stream), err);
 }
 
-static void watch_thread(Device *device) { CUDA_CHECK(cudaSetDevice(context_of(device)->gpu)); }
+void watch_thread(Device *device) { CUDA_CHECK(cudaSetDevice(context_of(device)->gpu)); }
 
-static bool sound(void *pointer, Error *err) {
+bool sound(void *pointer, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     ncclResult_t asynchronous = ncclSuccess;
     if (!done(m->comm, ncclCommGetAsyncError(m->comm, &asynchronous), err)) return false;
     return asynchronous == ncclInProgress || done(m->comm, asynchronous, err);
 }
 
+} // namespace
+
 const CommCollectives cuda_nccl_collectives = {
-    nccl_opens, invite, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
+    nccl_opens, invite, invite_to, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
 };

@@ -6,6 +6,8 @@
 // tens, and in its tensor cores for hundreds.
 #include "dev/ladder/ladder.h"
 
+namespace {
+
 enum { THREADS = 64 };
 
 // A row of 64 values fits into registers; one of 128 does not, and its loops stay loops over an array in memory.
@@ -42,6 +44,8 @@ template <int D> __global__ void naive_kernel(Ladder x) {
 #pragma unroll(UNROLL <D>)
     for (int d = 0; d < D; d++) x.out[row_at(x, head, i) + d] = to_bf16(out[d] / sum);
 }
+
+} // namespace
 
 void step_1(const Ladder *x) {
     const unsigned blocks = (unsigned)(x->heads * ceil_div(x->T, (int)THREADS));

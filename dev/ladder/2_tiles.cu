@@ -6,6 +6,8 @@
 // values, which for D = 128 is more than its registers, so that they go to memory after all.
 #include "dev/ladder/ladder.h"
 
+namespace {
+
 enum { THREADS = 64, KEYS = 32 };
 
 // Copies keys `first` to `first` + KEYS of one tensor; those beyond the sequence become zeros.
@@ -61,6 +63,8 @@ template <int D> __global__ void tiles_kernel(Ladder x) {
     }
     for (int d = 0; d < D && i < x.T; d++) x.out[row_at(x, head, i) + d] = to_bf16(out[d] / sum);
 }
+
+} // namespace
 
 void step_2(const Ladder *x) {
     const unsigned blocks = (unsigned)(x->heads * ceil_div(x->T, (int)THREADS));

@@ -8,6 +8,8 @@
 // longer than D, or all lanes, each at its own key, would want the same bank of shared memory.
 #include "dev/ladder/ladder.h"
 
+namespace {
+
 enum { WARPS = 8, THREADS = WARPS * WARP, ROWS_PER_WARP = 4, ROWS = WARPS * ROWS_PER_WARP, KEYS = WARP };
 
 template <int D>
@@ -68,6 +70,8 @@ template <int D> __global__ void online_kernel(Ladder x) {
         for (int c = 0; c < D / WARP; c++)
             x.out[row_at(x, head, first_row + own + r) + c * WARP + lane] = to_bf16(rows[r].out[c] / rows[r].sum);
 }
+
+} // namespace
 
 void step_3(const Ladder *x) {
     const unsigned blocks = (unsigned)(x->heads * ceil_div(x->T, (int)ROWS));

@@ -18,11 +18,12 @@
 #include "layers/cuda/open.h"
 #include "layers/device.h"
 
+namespace {
+
 typedef void Step(const Ladder *);
-static const char *const names[] = {
-    "one thread, one row", "tiles in shared memory", "online softmax, one warp, one row",
-    "tensor cores",        "ldmatrix and swizzle",   "attention/cuda/forward.cu"};
-static Step *const steps[] = {step_1, step_2, step_3, step_4, step_5};
+const char *const names[] = {"one thread, one row", "tiles in shared memory", "online softmax, one warp, one row",
+                             "tensor cores",        "ldmatrix and swizzle",   "attention/cuda/forward.cu"};
+Step *const steps[] = {step_1, step_2, step_3, step_4, step_5};
 enum { STEPS = 6 };
 
 struct Host {
@@ -30,7 +31,7 @@ struct Host {
     bf16 *q, *k, *v, *out;
 };
 
-static void *memory(size_t bytes) {
+void *memory(size_t bytes) {
     void *p = malloc(bytes);
     if (p == NULL) {
         fprintf(stderr, "ladder: no memory\n");
@@ -39,13 +40,13 @@ static void *memory(size_t bytes) {
     return p;
 }
 
-static bf16 *random_values(int64_t count, uint64_t stream) {
+bf16 *random_values(int64_t count, uint64_t stream) {
     bf16 *x = static_cast<bf16 *>(memory((size_t)count * sizeof(bf16)));
     for (int64_t i = 0; i < count; i++) x[i] = to_bf16((float)random_normal(1, stream, (uint64_t)i));
     return x;
 }
 
-static bf16 *on_device(Device *device, const bf16 *values, int64_t count) {
+bf16 *on_device(Device *device, const bf16 *values, int64_t count) {
     Error err = {};
     void *p = device->allocate(device, (size_t)count * sizeof(bf16), &err);
     if (p == NULL) die(&err);
@@ -54,7 +55,7 @@ static bf16 *on_device(Device *device, const bf16 *values, int64_t count) {
 }
 
 // Row i of a head in double precision.
-static void exact_row(const Ladder *x, const Host *host, int head, int i, double *weight, double *out) {
+void exact_row(const Ladder *x, const Host *host, int head, int i, double *weight, double *out) {
     double max = -INFINITY, sum = 0;
     for (int j = 0; j <= i; j++) {
         weight[j] = 0;
@@ -72,7 +73,7 @@ static void exact_row(const Ladder *x, const Host *host, int head, int i, double
     for (int d = 0; d < x->D; d++) out[d] /= sum;
 }
 
-static double error_of(const Ladder *x, const Host *host) {
+double error_of(const Ladder *x, const Host *host) {
     double *weight = static_cast<double *>(memory((size_t)x->T * sizeof(double))), exact[128];
     double largest = 0, error = 0;
     const int64_t all = (int64_t)x->heads * x->T, checked = all <= 2048 ? all : 256;
@@ -91,7 +92,7 @@ static double error_of(const Ladder *x, const Host *host) {
 }
 
 // The real kernel, on the same layout: heads as batches of one head each.
-static void real_kernel(Device *device, const Ladder *x, float *log_sum_exp) {
+void real_kernel(Device *device, const Ladder *x, float *log_sum_exp) {
     const AttentionShape shape = {x->heads, 1, 1, x->D, x->scale};
     const int64_t batch = (int64_t)x->T * x->D;
     QueryForward query = {};
@@ -104,19 +105,19 @@ static void real_kernel(Device *device, const Ladder *x, float *log_sum_exp) {
                                      RowView{log_sum_exp, x->T, x->T});
 }
 
-static void run(Device *device, const Ladder *x, int step, float *log_sum_exp) {
+void run(Device *device, const Ladder *x, int step, float *log_sum_exp) {
     if (step < STEPS - 1) steps[step](x);
     else real_kernel(device, x, log_sum_exp);
 }
 
-static double seconds(void) {
+double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 // Seconds of one run: of as many as fill a fifth of a second.
-static double time_of(Device *device, const Ladder *x, int step, float *log_sum_exp) {
+double time_of(Device *device, const Ladder *x, int step, float *log_sum_exp) {
     for (int runs = 1;; runs *= 2) {
         device->synchronize(device);
         const double start = seconds();
@@ -126,6 +127,8 @@ static double time_of(Device *device, const Ladder *x, int step, float *log_sum_
         if (taken > 0.2) return taken / runs;
     }
 }
+
+} // namespace
 
 int main(int argc, char **argv) {
     Ladder x = {};

@@ -1,3 +1,4 @@
+// OpenMP's threads for loops over tasks, where OpenMP is there, and what it does behind our back undone.
 #include "layers/cpu/parallel.h"
 
 #include "base/pulse.h"

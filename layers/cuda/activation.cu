@@ -5,6 +5,8 @@
 
 // ---- GELU ----------------------------------------------------------------------------------------------------------
 
+namespace {
+
 struct GeluForward {
     enum { WIDTH = PACKET, AT_ONCE = 4 };
     bf16 *out;
@@ -19,10 +21,14 @@ struct GeluForward {
     }
 };
 
+} // namespace
+
 void cuda_gelu_forward(Device *device, void *out, const void *x, int64_t count) {
     const GeluForward map = {static_cast<bf16 *>(out), static_cast<const bf16 *>(x)};
     map_values(device, map, count, out, x);
 }
+
+namespace {
 
 struct GeluBackward {
     enum { WIDTH = PACKET, AT_ONCE = 2 };
@@ -41,12 +47,16 @@ struct GeluBackward {
     }
 };
 
+} // namespace
+
 void cuda_gelu_backward(Device *device, void *d_x, const void *d_out, const void *x, int64_t count) {
     const GeluBackward map = {static_cast<bf16 *>(d_x), static_cast<const bf16 *>(d_out), static_cast<const bf16 *>(x)};
     map_values(device, map, count, d_x, d_out, x);
 }
 
 // ---- SwiGLU: a row of gate_up is F gates, then F values to be gated ------------------------------------------------
+
+namespace {
 
 struct SwigluForward {
     enum { WIDTH = PACKET, AT_ONCE = 2 };
@@ -67,10 +77,14 @@ struct SwigluForward {
     }
 };
 
+} // namespace
+
 void cuda_swiglu_forward(Device *device, void *out, const void *gate_up, int64_t rows, int64_t F) {
     const SwigluForward map = {static_cast<bf16 *>(out), static_cast<const bf16 *>(gate_up), F};
     map_rows(device, map, rows, F, aligned(out, gate_up));
 }
+
+namespace {
 
 struct SwigluBackward {
     enum { WIDTH = PACKET, AT_ONCE = 1 };
@@ -98,6 +112,8 @@ struct SwigluBackward {
         store(d_row + F, d_up);
     }
 };
+
+} // namespace
 
 void cuda_swiglu_backward(Device *device, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows,
                           int64_t F) {

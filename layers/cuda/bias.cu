@@ -5,6 +5,8 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 static_assert((int)WARP_COLUMNS == (int)BIAS_GROUP, "the columns of a block");
 enum {
     COLUMN_THREADS = WARP_COLUMNS,
@@ -70,19 +72,25 @@ __global__ void __launch_bounds__(PARTIAL_THREADS)
     }
 }
 
+} // namespace
+
 void add_partial_sums(Device *device, float *sum, const float *partial, int64_t blocks, int64_t stride, int64_t N) {
     if (blocks == 0 || N == 0) return;
     launch(partial_sums_kernel, ceil_div<int64_t>(N, WARP), PARTIAL_THREADS, 0, stream_of(device), sum, partial, blocks,
            stride, N);
 }
 
+namespace {
+
 template <bool whole>
-static void launch_column_sums(cudaStream_t stream, float *partial, const bf16 *x, int64_t rows, int64_t N,
-                               int64_t blocks, int64_t rows_per_block) {
+void launch_column_sums(cudaStream_t stream, float *partial, const bf16 *x, int64_t rows, int64_t N, int64_t blocks,
+                        int64_t rows_per_block) {
     const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS);
     launch(column_sums_kernel<whole>, blocks * column_groups, COLUMN_THREADS, 0, stream, partial, x, rows, N,
            rows_per_block, column_groups);
 }
+
+} // namespace
 
 void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_t rows, int64_t N) {
     if (rows == 0 || N == 0) return;
@@ -96,6 +104,8 @@ void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_
 
 // ---- rows set to the bias ------------------------------------------------------------------------------------------
 
+namespace {
+
 // A warp sets 256 columns of a row.
 template <bool whole>
 __global__ void set_rows_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64_t N, int64_t column_groups) {
@@ -108,12 +118,13 @@ __global__ void set_rows_kernel(bf16 *out, const bf16 *bias, int64_t rows, int64
     store_columns<whole>(out + row * N, value, first, N, lane);
 }
 
-template <bool whole>
-static void launch_set_rows(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
+template <bool whole> void launch_set_rows(cudaStream_t stream, bf16 *out, const bf16 *bias, int64_t rows, int64_t N) {
     const int64_t column_groups = ceil_div<int64_t>(N, WARP_COLUMNS), threads = 256;
     launch(set_rows_kernel<whole>, ceil_div(rows * column_groups, threads / WARP), threads, 0, stream, out, bias, rows,
            N, column_groups);
 }
+
+} // namespace
 
 void set_rows(Device *device, void *out, const void *bias, int64_t rows, int64_t N) {
     if (rows == 0 || N == 0) return;

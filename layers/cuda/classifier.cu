@@ -15,6 +15,8 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 enum { MAX_THREADS = 512, ROW_AT_ONCE = 4 };
 
 // A row of V logits as packets: packet p holds the values from 8p - skew to 8p - skew + 7.
@@ -144,6 +146,8 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
     if (threadIdx.x == 0)
         row.x[target] = to_bf16(exp_below(at_target, finite(softmax.max)) * (d_loss / softmax.sum) - d_loss);
 }
+
+} // namespace
 
 void cuda_classifier(Device *device, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                      float d_loss) {

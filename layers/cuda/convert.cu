@@ -4,6 +4,8 @@
 
 // ---- rows with strides ---------------------------------------------------------------------------------------------
 
+namespace {
+
 template <typename Unit> struct CopyRows {
     enum { WIDTH = 1, AT_ONCE = 4 };
     char *to;
@@ -19,11 +21,13 @@ template <typename Unit> struct CopyRows {
 };
 
 template <typename Unit>
-static void copy_rows(Device *device, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t rows,
-                      size_t row_bytes) {
+void copy_rows(Device *device, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t rows,
+               size_t row_bytes) {
     const CopyRows<Unit> map = {static_cast<char *>(to), static_cast<const char *>(from), to_stride, from_stride};
     map_rows(device, map, rows, (int64_t)(row_bytes / sizeof(Unit)), false);
 }
+
+} // namespace
 
 // In the widest units on whose boundaries all rows begin and end.
 void cuda_copy_strided(Device *device, void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t rows,
@@ -36,6 +40,8 @@ void cuda_copy_strided(Device *device, void *to, int64_t to_stride, const void *
     else if (all % 2 == 0) copy_rows<uint16_t>(device, to, to_stride, from, from_stride, rows, row_bytes);
     else copy_rows<uint8_t>(device, to, to_stride, from, from_stride, rows, row_bytes);
 }
+
+namespace {
 
 struct ToStorageRows {
     enum { WIDTH = 4, AT_ONCE = 4 };
@@ -51,6 +57,8 @@ struct ToStorageRows {
     }
 };
 
+} // namespace
+
 void cuda_to_storage_strided(Device *device, void *out, int64_t out_stride, const float *in, int64_t in_stride,
                              int64_t rows, int64_t columns) {
     const ToStorageRows map = {static_cast<bf16 *>(out), in, out_stride, in_stride};
@@ -58,6 +66,8 @@ void cuda_to_storage_strided(Device *device, void *out, int64_t out_stride, cons
 }
 
 // ---- conversions ---------------------------------------------------------------------------------------------------
+
+namespace {
 
 template <typename To, typename From> struct Convert {
     enum { WIDTH = 4, AT_ONCE = 4 };
@@ -67,6 +77,8 @@ template <typename To, typename From> struct Convert {
     template <int N> __device__ void read(Input<N> &v, int64_t i) const { load(v.x, in + i); }
     template <int N> __device__ void write(const Input<N> &v, int64_t i) const { store(out + i, v.x); }
 };
+
+} // namespace
 
 void cuda_to_storage(Device *device, void *out, const float *in, int64_t count) {
     const Convert<bf16, float> map = {static_cast<bf16 *>(out), in};
@@ -79,6 +91,8 @@ void cuda_to_float(Device *device, float *out, const void *in, int64_t count) {
 }
 
 // ---- sums ----------------------------------------------------------------------------------------------------------
+
+namespace {
 
 template <typename T, int VALUES> struct Add {
     enum { WIDTH = VALUES, AT_ONCE = 2 };
@@ -96,6 +110,8 @@ template <typename T, int VALUES> struct Add {
         store(out + i, sum);
     }
 };
+
+} // namespace
 
 void cuda_add_float(Device *device, float *out, const float *in, int64_t count) {
     const Add<float, 4> map = {out, out, in};

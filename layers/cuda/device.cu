@@ -9,9 +9,9 @@
 #include "layers/cuda/open.h"
 
 #ifdef __CUDACC__
-static const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES";
+const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES";
 #else
-static const char NAME[] = "emulated", WHO_SETS_THE_NUMBER[] = "EMULATED_GPUS";
+const char NAME[] = "emulated", WHO_SETS_THE_NUMBER[] = "EMULATED_GPUS";
 #endif
 
 int cuda_device_count(const char **why) {
@@ -26,9 +26,11 @@ int cuda_device_count(const char **why) {
     return 0;
 }
 
+namespace {
+
 // ---- opening and closing -------------------------------------------------------------------------------------------
 
-static bool can_serve(const cudaDeviceProp *p, int index, Error *err) {
+bool can_serve(const cudaDeviceProp *p, int index, Error *err) {
     if (p->major >= 8) return true;
     return error_set(err,
                      "GPU %d, %s, has compute capability %d.%d; 8.0 (Ampere) or later is needed, for matrix products "
@@ -36,10 +38,8 @@ static bool can_serve(const cudaDeviceProp *p, int index, Error *err) {
                      index, p->name, p->major, p->minor);
 }
 
-static void fill_table(Device *device);
-
 // An error here is the machine's (memory taken by others, a GPU in exclusive use), so it comes back to the caller.
-static bool worked(cudaError_t status, const char *what, int index, Error *err) {
+bool worked(cudaError_t status, const char *what, int index, Error *err) {
     if (status == cudaSuccess) return true;
     (void)cudaGetLastError();
     return error_set(err, "GPU %d: %s failed: %s; nvidia-smi shows who uses it", index, what,
@@ -47,7 +47,7 @@ static bool worked(cudaError_t status, const char *what, int index, Error *err) 
 }
 
 // Also of what was only half filled: nothing is asked of a GPU that did not open.
-static void free_context(CudaContext *c) {
+void free_context(CudaContext *c) {
     for (int i = 0; i < 2; i++)
         if (c->stream[i] != NULL) CUDA_CHECK(cudaStreamDestroy(c->stream[i]));
     matmul_plans_free(c->plans);
@@ -56,7 +56,7 @@ static void free_context(CudaContext *c) {
     free(c);
 }
 
-static bool fill_context(CudaContext *c, int index, Error *err) {
+bool fill_context(CudaContext *c, int index, Error *err) {
     c->gpu = index;
     if (!worked(cudaSetDevice(index), "opening it", index, err)) return false;
     if (!worked(cudaGetDeviceProperties(&c->properties, index), "asking its properties", index, err)) return false;
@@ -78,31 +78,7 @@ static bool fill_context(CudaContext *c, int index, Error *err) {
     return true;
 }
 
-bool cuda_device(Device *device, int index, Error *err) {
-    const char *why = "";
-    const int count = cuda_device_count(&why);
-    if (count == 0) return error_set(err, "--device %s: %s; use --device cpu", NAME, why);
-    if (index < 0 || index >= count)
-        return error_usage(
-            err,
-            "there is no GPU %d: this machine has %d, counted from 0 (see %s); start fewer ranks, or let "
-            "them share by --devices",
-            index, count, WHO_SETS_THE_NUMBER);
-    CudaContext *c = (CudaContext *)calloc(1, sizeof *c);
-    if (c == NULL) return error_set(err, "out of memory");
-    if (!fill_context(c, index, err)) {
-        free_context(c);
-        return false;
-    }
-    *device = Device{};
-    device->context = c;
-    fill_table(device);
-    snprintf(device->description, sizeof device->description, "%.70s, %.0f GiB", c->properties.name,
-             (double)c->properties.totalGlobalMem / (1 << 30));
-    return true;
-}
-
-static void cuda_close(Device *device) {
+void cuda_close(Device *device) {
     CudaContext *c = context_of(device);
     CUDA_CHECK(cudaSetDevice(c->gpu)); // the thread may have opened others since
     cuda_synchronize(device);
@@ -112,7 +88,7 @@ static void cuda_close(Device *device) {
 
 // ---- the table -----------------------------------------------------------------------------------------------------
 
-static void fill_table(Device *device) {
+void fill_table(Device *device) {
     device->name = NAME;
     device->element_bytes = sizeof(uint16_t); // bf16
     device->host_memory = false;
@@ -165,4 +141,30 @@ static void fill_table(Device *device) {
     device->event_done = cuda_event_done;
     device->copy_on = cuda_copy_on;
     device->sum_terms = cuda_sum_terms;
+}
+
+} // namespace
+
+bool cuda_device(Device *device, int index, Error *err) {
+    const char *why = "";
+    const int count = cuda_device_count(&why);
+    if (count == 0) return error_set(err, "--device %s: %s; use --device cpu", NAME, why);
+    if (index < 0 || index >= count)
+        return error_usage(
+            err,
+            "there is no GPU %d: this machine has %d, counted from 0 (see %s); start fewer ranks, or let "
+            "them share by --devices",
+            index, count, WHO_SETS_THE_NUMBER);
+    CudaContext *c = (CudaContext *)calloc(1, sizeof *c);
+    if (c == NULL) return error_set(err, "out of memory");
+    if (!fill_context(c, index, err)) {
+        free_context(c);
+        return false;
+    }
+    *device = Device{};
+    device->context = c;
+    fill_table(device);
+    snprintf(device->description, sizeof device->description, "%.70s, %.0f GiB", c->properties.name,
+             (double)c->properties.totalGlobalMem / (1 << 30));
+    return true;
 }

@@ -14,6 +14,8 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/sort.h"
 
+namespace {
+
 enum { WARPS = 4, THREADS = WARPS * WARP }; // of each block here
 
 // ---- forward -------------------------------------------------------------------------------------------------------
@@ -41,11 +43,13 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <bool whole>
-static void launch_forward(cudaStream_t stream, bf16 *out, const int32_t *tokens, const int32_t *positions,
-                           const bf16 *token_table, const bf16 *position_table, int64_t rows, int64_t C) {
+void launch_forward(cudaStream_t stream, bf16 *out, const int32_t *tokens, const int32_t *positions,
+                    const bf16 *token_table, const bf16 *position_table, int64_t rows, int64_t C) {
     launch(embedding_forward_kernel<whole>, ceil_div<int64_t>(rows, WARPS), THREADS, 0, stream, out, tokens, positions,
            token_table, position_table, rows, C);
 }
+
+} // namespace
 
 void cuda_embedding_forward(Device *device, void *out, const int32_t *tokens, const int32_t *positions,
                             const void *token_table, const void *position_table, int64_t rows, int64_t C) {
@@ -57,6 +61,9 @@ void cuda_embedding_forward(Device *device, void *out, const int32_t *tokens, co
 }
 
 // ---- backward ------------------------------------------------------------------------------------------------------
+
+namespace {
+
 // partial (pieces, 2, C): the sum of the run that comes into a piece from the one before, and of the run that begins in
 // it and goes on in the next.
 enum { INCOMING, OUTGOING };
@@ -174,8 +181,8 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <bool whole>
-static void launch_sums(cudaStream_t stream, float *table, float *partial, const bf16 *d_out, SortedPairs pairs,
-                        int64_t count, int64_t C) {
+void launch_sums(cudaStream_t stream, float *table, float *partial, const bf16 *d_out, SortedPairs pairs, int64_t count,
+                 int64_t C) {
     const int64_t length = embedding_piece_length(count), column_groups = ceil_div<int64_t>(C, WARP_COLUMNS);
     const int64_t blocks = ceil_div<int64_t>(ceil_div(count, length) * column_groups, WARPS);
     launch(sum_pieces_kernel<whole>, blocks, THREADS, 0, stream, table, partial, d_out, pairs, count, length, C,
@@ -185,8 +192,8 @@ static void launch_sums(cudaStream_t stream, float *table, float *partial, const
 }
 
 // table[keys[row]] += d_out[row], for keys below 2^key_bits.
-static void add_rows(Device *device, float *table, const bf16 *d_out, const int32_t *keys, int key_bits, int64_t rows,
-                     int64_t C) {
+void add_rows(Device *device, float *table, const bf16 *d_out, const int32_t *keys, int key_bits, int64_t rows,
+              int64_t C) {
     const size_t sort_bytes = sort_scratch_bytes(rows);
     char *scratch =
         static_cast<char *>(cuda_scratch(device, "the embedding", sort_bytes + embedding_sums_bytes(rows, C)));
@@ -195,6 +202,8 @@ static void add_rows(Device *device, float *table, const bf16 *d_out, const int3
     (fits_packets(C, d_out) ? launch_sums<true> : launch_sums<false>)(stream_of(device), table, partial, d_out, pairs,
                                                                       rows, C);
 }
+
+} // namespace
 
 void cuda_embedding_backward(Device *device, float *d_token_table, float *d_position_table, const void *d_out,
                              const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V) {

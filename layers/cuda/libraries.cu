@@ -10,6 +10,8 @@
 #include "layers/cuda/cuda.h"
 #include "layers/cuda/libraries.h"
 
+namespace {
+
 enum { MOST_NAMES = 4 };
 
 struct Library {
@@ -20,13 +22,13 @@ struct Library {
 // First the version that this was built with: a newer one may want a newer driver than there is.
 #define TEXT(x) #x
 #define WITH_VERSION(name, version) name "." TEXT(version)
-static Library cublas_lt = {
+Library cublas_lt = {
     "cuBLASLt",
     {WITH_VERSION("libcublasLt.so", CUBLAS_VER_MAJOR), "libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"},
     nullptr};
-static Library nccl = {"NCCL", {"libnccl.so.2", "libnccl.so"}, nullptr};
+Library nccl = {"NCCL", {"libnccl.so.2", "libnccl.so"}, nullptr};
 
-static void *open_library(const char *name) {
+void *open_library(const char *name) {
     char path[1024];
     void *handle = dlopen(name, RTLD_NOW | RTLD_GLOBAL);
     const char *folders[] = {CUDA_LIBRARIES, CUDA_LIBRARIES "/../lib"}; // of the toolkit that this was built with
@@ -38,7 +40,7 @@ static void *open_library(const char *name) {
 }
 
 // Several threads may come here at once: each finds the same handle, since dlopen counts its users.
-static void *handle_of(Library *library) {
+void *handle_of(Library *library) {
     void *handle = __atomic_load_n(&library->handle, __ATOMIC_ACQUIRE);
     for (int i = 0; handle == nullptr && i < MOST_NAMES && library->names[i] != nullptr; i++)
         handle = open_library(library->names[i]);
@@ -46,7 +48,7 @@ static void *handle_of(Library *library) {
     return handle;
 }
 
-static void *function(Library *library, const char *name) {
+void *function(Library *library, const char *name) {
     void *handle = handle_of(library);
     void *found = handle == nullptr ? nullptr : dlsym(handle, name);
     if (found != nullptr) return found;
@@ -57,6 +59,8 @@ static void *function(Library *library, const char *name) {
     else error_set(&err, "%s has no %s: it is too old for this program; install a newer one", library->title, name);
     die(&err);
 }
+
+} // namespace
 
 #define FORWARD(library, type, name, parameters, arguments)                                                            \
     extern "C" type name parameters {                                                                                  \

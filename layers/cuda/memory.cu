@@ -4,7 +4,11 @@
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
 
-static double mebibytes(size_t bytes) { return (double)bytes / (1 << 20); }
+namespace {
+
+double mebibytes(size_t bytes) { return (double)bytes / (1 << 20); }
+
+} // namespace
 
 void *cuda_allocate(Device *device, size_t bytes, Error *err) {
     void *memory = NULL;

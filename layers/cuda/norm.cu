@@ -12,6 +12,8 @@
 #include "layers/cuda/columns.h"
 #include "layers/cuda/layers.h"
 
+namespace {
+
 // A row is the work of LANES threads, a warp or a block, with PACKETS packets each. This is how many blocks of the
 // backward kernel, whose sums for the weights need the registers, a multiprocessor holds.
 enum { BLOCK = 256, WARP_ROWS_BLOCK = 128, LONGEST_ROW = 8192 };
@@ -148,13 +150,13 @@ struct Forward {
     float epsilon;
 };
 
-template <int LANES, int PACKETS, bool centred> static void forward_in_registers(const Forward *f) {
+template <int LANES, int PACKETS, bool centred> void forward_in_registers(const Forward *f) {
     launch((norm_forward_kernel<LANES, PACKETS, centred>), ceil_div<int64_t>(f->rows, BLOCK / LANES), BLOCK, 0,
            f->stream, f->out, f->residual_out, f->mean, f->rstd, f->x, f->delta, f->weight, f->bias, f->rows, (int)f->C,
            f->epsilon);
 }
 
-template <bool centred> static void norm_forward(const Forward *f) {
+template <bool centred> void norm_forward(const Forward *f) {
     const int64_t C = f->C;
     if (f->rows == 0 || C == 0) return;
     const bool whole = fits_packets(C, f->out, f->x, f->weight, f->bias, f->delta, f->delta ? f->residual_out : NULL);
@@ -169,6 +171,8 @@ template <bool centred> static void norm_forward(const Forward *f) {
     else if (C <= 4096) forward_in_registers<BLOCK, 2, centred>(f);
     else forward_in_registers<BLOCK, 4, centred>(f);
 }
+
+} // namespace
 
 void cuda_layernorm_forward(Device *device, void *out, void *residual_out, float *mean, float *rstd, const void *x,
                             const void *delta, const void *weight, const void *bias, int64_t rows, int64_t C,
@@ -206,6 +210,9 @@ void cuda_rmsnorm_forward(Device *device, void *out, void *residual_out, float *
 }
 
 // ---- backward ------------------------------------------------------------------------------------------------------
+
+namespace {
+
 // Block i leaves its sums over rows at partial[i]: (C) for d_weight, and with `centred` (C) for d_bias behind it.
 template <int LANES, int PACKETS, bool centred>
 __global__ void __launch_bounds__(backward_threads<LANES>(), (backward_blocks<LANES, PACKETS>()))
@@ -340,16 +347,16 @@ struct Backward {
     int64_t rows, C;
 };
 
-template <bool centred> static float *partial_for(const Backward *b, int64_t blocks) {
+template <bool centred> float *partial_for(const Backward *b, int64_t blocks) {
     return static_cast<float *>(cuda_scratch(b->device, "a norm", norm_sums_bytes(blocks, b->C, centred ? 2 : 1)));
 }
-template <bool centred> static void add_partials(const Backward *b, const float *partial, int64_t blocks) {
+template <bool centred> void add_partials(const Backward *b, const float *partial, int64_t blocks) {
     const int64_t stride = (centred ? 2 : 1) * b->C;
     add_partial_sums(b->device, b->d_weight, partial, blocks, stride, b->C);
     if (centred) add_partial_sums(b->device, b->d_bias, partial + b->C, blocks, stride, b->C);
 }
 
-template <int LANES, int PACKETS, bool centred> static void backward_in_registers(const Backward *b) {
+template <int LANES, int PACKETS, bool centred> void backward_in_registers(const Backward *b) {
     constexpr int threads = backward_threads<LANES>();
     const int64_t resident =
         smaller_of<int64_t>(NORM_MOST_BLOCKS, backward_blocks<LANES, PACKETS>() * multiprocessors(b->device));
@@ -360,7 +367,7 @@ template <int LANES, int PACKETS, bool centred> static void backward_in_register
     add_partials<centred>(b, partial, blocks);
 }
 
-template <bool centred> static void norm_backward(const Backward *b) {
+template <bool centred> void norm_backward(const Backward *b) {
     const int64_t C = b->C;
     if (b->rows == 0 || C == 0) return;
     if (!fits_packets(C, b->d_x, b->d_out, b->x, b->weight) || C > LONGEST_ROW) {
@@ -378,6 +385,8 @@ template <bool centred> static void norm_backward(const Backward *b) {
     else if (C <= 4096) backward_in_registers<BLOCK, 2, centred>(b);
     else backward_in_registers<2 * BLOCK, 2, centred>(b);
 }
+
+} // namespace
 
 void cuda_layernorm_backward(Device *device, void *d_x, float *d_weight, float *d_bias, const void *d_out,
                              const void *x, const void *weight, const float *mean, const float *rstd, int64_t rows,

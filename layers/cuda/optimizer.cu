@@ -5,6 +5,8 @@
 #include "layers/cuda/elementwise.h"
 #include "layers/cuda/layers.h"
 
+namespace {
+
 struct Update {
     enum { WIDTH = 4, AT_ONCE = 1 }; // 64 bytes under way
     float *master, *m, *v;
@@ -38,6 +40,8 @@ struct Update {
         if (weight != nullptr) store(weight + i, next.parameter);
     }
 };
+
+} // namespace
 
 void cuda_adamw(Device *device, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,
                 const AdamW *h) {

@@ -6,6 +6,8 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 enum {
     SUM_THREADS = 256,
     SUM_WIDTH = 4,
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(TOTAL_THREADS) total_kernel(double *total, con
     if (threadIdx.x == 0) *total += sum;
 }
 
-template <bool squares> static void add_up(Device *device, double *sum, const float *x, int64_t count) {
+template <bool squares> void add_up(Device *device, double *sum, const float *x, int64_t count) {
     if (count == 0) return;
     double *partial = static_cast<double *>(cuda_scratch(device, "a sum", REDUCE_BLOCKS * sizeof *partial));
     const int blocks = (int)smaller_of(ceil_div(count, (int64_t)SUM_CHUNK), (int64_t)REDUCE_BLOCKS);
@@ -65,6 +67,8 @@ template <bool squares> static void add_up(Device *device, double *sum, const fl
     launch(total_kernel, 1, smaller_of(ceil_div(blocks, (int)WARP) * (int)WARP, (int)TOTAL_THREADS), 0,
            stream_of(device), sum, partial, blocks);
 }
+
+} // namespace
 
 void cuda_sum(Device *device, double *sum, const float *x, int64_t count) { add_up<false>(device, sum, x, count); }
 

@@ -3,6 +3,8 @@
 #include "layers/cuda/elementwise.h"
 #include "layers/cuda/layers.h"
 
+namespace {
+
 // A column is a pair: column / half is the head, the rest its place there.
 struct Rotary {
     enum { WIDTH = PACKET, AT_ONCE = 1 };
@@ -49,6 +51,8 @@ struct Rotary {
         store(to + half, second);
     }
 };
+
+} // namespace
 
 void cuda_rotary(Device *device, void *x, const float *cos_table, const float *sin_table, int64_t rows,
                  int64_t table_rows, int64_t row_stride, int64_t heads, int64_t D, bool inverse) {

@@ -10,6 +10,8 @@
 #include "layers/cuda/sort.h"
 #include "layers/cuda/warp.h"
 
+namespace {
+
 enum {
     DIGIT_BITS = SORT_DIGIT_BITS,
     DIGITS = SORT_DIGITS,
@@ -21,7 +23,7 @@ enum {
     SCAN_AT_ONCE = 4, // tiles of a lane
 };
 
-static __device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
+__device__ inline int digit_of(int32_t key, int shift) { return key >> shift & (DIGITS - 1); }
 
 // counts (DIGITS, tiles)
 __global__ void __launch_bounds__(TILE_THREADS)
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 // The sum of the lanes before this one.
-__device__ static inline uint32_t sum_before(uint32_t x, int lane) {
+__device__ inline uint32_t sum_before(uint32_t x, int lane) {
     uint32_t sum = x;
 #pragma unroll
     for (int distance = 1; distance < WARP; distance *= 2) {
@@ -116,6 +118,8 @@ __global__ void __launch_bounds__(TILE_THREADS)
         __syncwarp();
     }
 }
+
+} // namespace
 
 SortedPairs sort_rows_by_key(cudaStream_t stream, void *scratch, const int32_t *keys, int64_t count, int key_bits) {
     char *at = static_cast<char *>(scratch);

@@ -13,17 +13,21 @@ struct Event {
     cudaEvent_t cuda;
 };
 
+namespace {
+
 // Makes the GPU of `device` current; returns the one that was.
-static int enter(Device *device) {
+int enter(Device *device) {
     int before;
     CUDA_CHECK(cudaGetDevice(&before));
     if (before != context_of(device)->gpu) CUDA_CHECK(cudaSetDevice(context_of(device)->gpu));
     return before;
 }
 
-static void leave(Device *device, int before) {
+void leave(Device *device, int before) {
     if (before != context_of(device)->gpu) CUDA_CHECK(cudaSetDevice(before));
 }
+
+} // namespace
 
 Event *cuda_event_create(Device *device) {
     Event *event = (Event *)malloc(sizeof *event);
@@ -68,10 +72,12 @@ bool cuda_event_done(Device *device, Event *event) {
 
 // ---- copies --------------------------------------------------------------------------------------------------------
 
+namespace {
+
 // Lets this device read and write the GPU on which `memory` lies, where the two can: its copies then go straight over
 // the link, instead of through the host's memory. Done at the first copy between the two, since access to a GPU that no
 // rank of this process works on would only take up memory there.
-static void reach(Device *device, const void *memory) {
+void reach(Device *device, const void *memory) {
     CudaContext *c = context_of(device);
     cudaPointerAttributes where;
     CUDA_CHECK(cudaPointerGetAttributes(&where, memory));
@@ -87,6 +93,8 @@ static void reach(Device *device, const void *memory) {
     if (cudaDeviceEnablePeerAccess(where.device, 0) != cudaSuccess) (void)cudaGetLastError();
 }
 
+} // namespace
+
 void cuda_copy_on(Device *device, Stream stream, void *to, const void *from, size_t bytes) {
     if (bytes == 0 || to == from) return;
     const int before = enter(device);
@@ -97,6 +105,8 @@ void cuda_copy_on(Device *device, Stream stream, void *to, const void *from, siz
 }
 
 // ---- sums ----------------------------------------------------------------------------------------------------------
+
+namespace {
 
 struct Terms { // goes to the kernel by value: 2 KiB of the 4 that arguments may have
     const float *term[DEVICE_MOST_TERMS];
@@ -120,6 +130,8 @@ template <int N> __global__ void sum_terms_kernel(Terms terms, int term_count, f
     else
         for (int64_t j = i; j < count; j++) sum_values<1>(terms, term_count, out, j);
 }
+
+} // namespace
 
 void cuda_sum_terms(Device *device, Stream stream, float *out, const float *const *terms, int term_count,
                     int64_t count) {

@@ -10,7 +10,7 @@
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
 
-static const size_t SLOT_BYTES = (size_t)256 << 10;
+const size_t SLOT_BYTES = (size_t)256 << 10;
 enum { SLOTS = 64 };
 
 struct UploadRing {
@@ -35,7 +35,9 @@ void upload_ring_free(UploadRing *ring) {
     free(ring);
 }
 
-static void upload_slot(Device *device, UploadRing *ring, void *to, const void *host, size_t bytes) {
+namespace {
+
+void upload_slot(Device *device, UploadRing *ring, void *to, const void *host, size_t bytes) {
     if (bytes > SLOT_BYTES - ring->used) {
         ring->slot = (ring->slot + 1) % SLOTS;
         ring->used = 0;
@@ -47,6 +49,8 @@ static void upload_slot(Device *device, UploadRing *ring, void *to, const void *
     CUDA_CHECK(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyHostToDevice, stream_of(device)));
     CUDA_CHECK(cudaEventRecord(ring->fetched[ring->slot], stream_of(device)));
 }
+
+} // namespace
 
 void cuda_upload(Device *device, void *to, const void *host, size_t bytes) {
     for (size_t begin = 0; begin < bytes; begin += SLOT_BYTES)

@@ -20,6 +20,7 @@ typedef struct Generator {
     float *logits, *sorted;       // host: (V)
     float *cos_table, *sin_table; // host: (PREFILL_ROWS, D/2)
     int32_t positions[PREFILL_ROWS];
+    int32_t first[PREFILL_ROWS], document; // --document-mask: the first token that each sees; where the document begins
 } Generator;
 
 static void lay_out_generator(Generator *g, const Run *run, Device *d) {
@@ -31,6 +32,7 @@ static void lay_out_generator(Generator *g, const Run *run, Device *d) {
     g->cache.capacity = capacity;
     g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
     g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
+    if (run->options.document_mask) g->cache.first = (int32_t *)arena_take(&g->arena, "tokens", (size_t)capacity * sizeof(int32_t));
     int64_t rows = PREFILL_ROWS * c->heads;
     g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
@@ -52,10 +54,16 @@ static bool allocate_on_host(Generator *g, const ModelConfig *c) {
 static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     const ModelConfig *c = &r->run->config;
     Device *d = &r->device;
-    for (int64_t i = 0; i < rows; i++) g->positions[i] = (int32_t)(g->cache.length + i);
+    for (int64_t i = 0; i < rows; i++) {
+        g->positions[i] = (int32_t)(g->cache.length + i);
+        g->first[i] = g->document;
+        if (tokens[i] == r->run->document_end) g->document = g->positions[i] + 1;
+    }
     g->pass.rows = g->pass.table_rows = rows;
     d->upload(d, g->pass.tokens, tokens, (size_t)rows * sizeof(int32_t));
     d->upload(d, g->pass.positions, g->positions, (size_t)rows * sizeof(int32_t));
+    if (g->cache.first != NULL)
+        d->upload(d, g->cache.first + g->cache.length, g->first, (size_t)rows * sizeof(int32_t));
     if (config_is_rotary(c)) {
         rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
         size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);

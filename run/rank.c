@@ -1,0 +1,231 @@
+// A rank's beginning and end: its memory in one block, its groups, its first weights.
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint/checkpoint.h"
+#include "comm/collectives.h"
+#include "run/check_tokens.h"
+#include "run/same_run.h"
+#include "run/saving.h"
+#include "train_gpt.h"
+
+// ---- memory -----------------------------------------------------------------------------------------------------------
+
+// Where the slice of rank `rank` begins, in elements: at a multiple of 64, so that every slice can be read and written
+// in whole cache lines.
+static int64_t slice_start(int64_t total, int rank, int ranks) {
+    return rank == ranks ? total : total * rank / ranks / 64 * 64;
+}
+
+int threads_per_rank(const Run *run) {
+    int threads = run->threads / run->ranks_here;
+    return threads > 1 ? threads : 1;
+}
+
+void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena) {
+    const ModelConfig *c = &run->config;
+    const AttentionKernels *kernels = run->attention.kernels;
+    const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
+    int64_t widest = 0;
+    for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
+    size_t layers = device_scratch_bytes(run->devices.name, threads, rows, c->dim, widest), attention = 0;
+    if (kernels != NULL && kernels->scratch_bytes != NULL)
+        attention = kernels->scratch_bytes(&run->attention.shape, threads);
+    device->scratch_bytes = layers > attention ? layers : attention;
+    device->scratch = arena_take(arena, "scratch of the layer at work", device->scratch_bytes);
+}
+
+// What sums over ranks need of a device's memory: nothing where that is the host's.
+static size_t terms_bytes(const Run *run, int ranks) {
+    int64_t longest = 0;
+    if (run->devices.kind == DEVICE_CPU) return 0;
+    for (int i = 0; i < ranks; i++) {
+        int64_t slice = slice_start(run->table.total, i + 1, ranks) - slice_start(run->table.total, i, ranks);
+        longest = slice > longest ? slice : longest;
+    }
+    return comm_staging_bytes(ranks, longest);
+}
+
+// All of a rank's memory. Runs first over no memory, to add up, then over the real block.
+static void lay_out(Rank *r, int world_rank) {
+    const Run *run = r->run;
+    const Options *o = &run->options;
+    int ranks = (int)(o->sp * o->dp), sequence_rank = world_rank % (int)o->sp;
+    Arena *arena = &r->arena;
+    Model *model = &r->model;
+    int64_t total = run->table.total;
+    size_t element = r->device.element_bytes;
+    r->replica = world_rank / (int)o->sp;
+    r->slice_begin = slice_start(total, world_rank, ranks);
+    r->slice_end = slice_start(total, world_rank + 1, ranks);
+    int64_t slice = r->slice_end - r->slice_begin;
+    *model = (Model){.config = &run->config,
+                     .table = &run->table,
+                     .device = &r->device,
+                     .attention = &r->attention,
+                     .shard = shard_of(o->context, (int)o->sp, sequence_rank),
+                     .recompute = run->recompute};
+
+    model->weights = arena_take(arena, "weights", total * element);
+    bool storage_is_fp32 = element == sizeof(float);
+    if (!storage_is_fp32) r->master = arena_take(arena, "weights in fp32, my slice", slice * sizeof(float));
+    else r->master = model->weights == NULL ? NULL : (float *)model->weights + r->slice_begin;
+    model->gradients = arena_take(arena, "gradients", total * sizeof(float));
+    r->exp_avg = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
+    r->exp_avg_sq = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
+    r->sums = arena_take(arena, "sums of a step", sizeof(StepSums));
+    pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
+    if (o->document_mask)
+        r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
+    attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
+    lend_scratch(&r->device, run, r->pass.rows, threads_per_rank(run), arena);
+    r->terms_bytes = terms_bytes(run, ranks);
+    r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
+}
+
+size_t rank_bytes(Rank *r, int world_rank) {
+    memset(&r->arena, 0, sizeof r->arena);
+    lay_out(r, world_rank);
+    attention_disconnect(&r->attention);
+    return r->arena.used;
+}
+
+// ---- weights ----------------------------------------------------------------------------------------------------------
+
+// Elements [begin, end) of a vector that a run begins with: read from `from`, or where that is NULL, made from the
+// seed.
+static bool first_values(const Run *run, const char *from, CheckpointVector which, int64_t begin, int64_t end,
+                         float *out, Error *err) {
+    if (from != NULL) return checkpoint_read(from, which, &run->table, begin, end, out, err);
+    parameters_initialize(&run->table, (uint64_t)run->options.seed, begin, end, out);
+    return true;
+}
+
+// These of my slice, in place where the device's memory is the host's, else piece by piece by way of the host.
+static void fill_slice(Rank *r, const char *from, CheckpointVector which, float *slice) {
+    const int64_t most = 16 << 20, begin = r->slice_begin, end = r->slice_end;
+    Device *d = &r->device;
+    Error err;
+    if (d->host_memory) {
+        require(r, first_values(r->run, from, which, begin, end, slice, &err), &err);
+        return;
+    }
+    float *piece = malloc((size_t)(end - begin < most ? end - begin + 1 : most) * sizeof(float));
+    if (piece == NULL) require(r, error_set(&err, "out of memory"), &err);
+    for (int64_t first = begin; first < end; first += most) {
+        int64_t last = end - first < most ? end : first + most;
+        require(r, first_values(r->run, from, which, first, last, piece, &err), &err);
+        d->upload(d, slice + (first - begin), piece, (size_t)(last - first) * sizeof(float));
+    }
+    free(piece);
+}
+
+// Each rank makes or reads its own slice; then everyone gathers everyone's.
+static void fill_weights(Rank *r) {
+    const Run *run = r->run;
+    bool resumed = run->resume_from[0] != '\0';
+    const char *from = resumed ? run->resume_from : run->options.init;
+    if (leader(r) && from != NULL && run->options.out != NULL) {
+        Error err;
+        r->kept = kept_files_read(from, &err);
+        require(r, r->kept != NULL, &err);
+    }
+    fill_slice(r, from, CHECKPOINT_PARAMETERS, r->master);
+    r->device.to_storage(&r->device, weight(&r->model, r->slice_begin), r->master, r->slice_end - r->slice_begin);
+    comm_doing(r->world, "gathering of the first weights");
+    gather_slices(r, r->model.weights, r->device.element_bytes);
+    if (!resumed) return;
+    fill_slice(r, from, CHECKPOINT_EXP_AVG, r->exp_avg);
+    fill_slice(r, from, CHECKPOINT_EXP_AVG_SQ, r->exp_avg_sq);
+}
+
+// Cosines and sines of this rank's positions, which are the same for every sequence.
+static bool fill_rotary_tables(Rank *r, Error *err) {
+    const ModelConfig *c = &r->run->config;
+    if (!config_is_rotary(c)) return true;
+    int64_t tokens = r->model.shard.tokens, elements = tokens * (c->head_dim / 2), n = 0;
+    float *tables = malloc((size_t)(2 * elements) * sizeof(float));
+    if (tables == NULL) return error_set(err, "out of memory for the rotary tables of %lld tokens", (long long)tokens);
+    for (int i = 0; i < r->model.shard.count; i++)
+        for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++) r->staging[n++] = (int32_t)(r->model.shard.chunk[i].start + t);
+    rope_tables(c, r->staging, tokens, tables, tables + elements);
+    r->device.upload(&r->device, r->pass.cos_table, tables, (size_t)elements * sizeof(float));
+    r->device.upload(&r->device, r->pass.sin_table, tables + elements, (size_t)elements * sizeof(float));
+    free(tables);
+    return true;
+}
+
+static bool set_up(Rank *r, Error *err) {
+    int ranks = comm_size(r->world), me = comm_rank(r->world);
+    size_t bytes = rank_bytes(r, me);
+    memset(&r->arena, 0, sizeof r->arena);
+    r->arena.base = r->device.allocate(&r->device, bytes, err);
+    r->arena.capacity = bytes;
+    if (r->arena.base == NULL) return false;
+    lay_out(r, me);
+    // NCCL may not be installed and cannot have two ranks on one GPU; copies from device to device cannot leave the
+    // process. Within one, attention's messages are copies all the same: they leave the multiprocessors to the kernels.
+    const CommCollectives *nccl = r->device.collectives;
+    bool processes = r->run->processes;
+    bool collectives = processes || (nccl != NULL && nccl->available() && !r->run->devices.shared);
+    comm_doing(r->world, "start of the groups of ranks");
+    r->sequence = comm_split(r->world, r->replica, me);
+    r->world_tensors = comm_on_device(r->world, &r->device, collectives);
+    if (collectives && !processes) r->sequence_tensors = comm_on_device(r->sequence, &r->device, false);
+    else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
+    else r->sequence_tensors = r->world_tensors; // the same ranks
+    comm_lend_staging(r->world_tensors, r->terms, r->terms_bytes);
+    attention_connect(&r->attention, r->sequence_tensors);
+    r->model.sequence = r->sequence_tensors;
+    r->slice_counts = malloc((size_t)ranks * sizeof(int64_t));
+    r->slice_bytes = malloc((size_t)ranks * sizeof(size_t));
+    bool documents = r->run->options.document_mask;
+    if (documents) r->documents = malloc((size_t)r->run->options.context * sizeof(int32_t));
+    r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
+    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || (documents && r->documents == NULL))
+        return error_set(err, "out of memory");
+    for (int i = 0; i < ranks; i++)
+        r->slice_counts[i] =
+            slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
+    return fill_rotary_tables(r, err);
+}
+
+void rank_leave_groups(Rank *r) {
+    r->device.synchronize(&r->device); // what others copy from here is part of our order too
+    attention_disconnect(&r->attention);
+    if (r->sequence_tensors != r->world_tensors) comm_free(r->sequence_tensors);
+    comm_free(r->world_tensors);
+    comm_free(r->sequence);
+}
+
+Rank *rank_open(const Run *run, Comm *world, const Device *device) {
+    Error err;
+    Rank *r = calloc(1, sizeof *r);
+    if (r == NULL) {
+        error_set(&err, "out of memory");
+        comm_fail(world, &err);
+    }
+    r->run = run;
+    r->world = world;
+    if (run->processes) require(r, same_run(run, world, &err), &err);
+    int rank_here = run->processes ? 0 : comm_rank(world);
+    r->device_is_mine = device == NULL;
+    if (device != NULL) r->device = *device;
+    else require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
+    require(r, check_tokens(run, world, threads_per_rank(run), &err), &err);
+    require(r, set_up(r, &err), &err);
+    fill_weights(r);
+    return r;
+}
+
+void rank_close(Rank *r) {
+    r->device.release(&r->device, r->arena.base, r->arena.capacity);
+    if (r->device_is_mine) r->device.close(&r->device);
+    kept_files_free(r->kept);
+    pass_free(&r->pass);
+    free(r->slice_counts);
+    free(r->slice_bytes);
+    free(r->staging);
+    free(r->documents);
+    free(r);
+}
