@@ -208,6 +208,7 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
                                    r->documents, err))
             return false;
         d->upload(d, pass->first_visible + b * T, r->documents, T * sizeof(int32_t));
+        if (loader == &r->loader) r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
     }
     return true;
 }
@@ -220,6 +221,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
     d->zero(d, r->model.gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
+    r->flops_saved = 0;
     for (int64_t done = 0; done < per_replica; done += micro) {
         bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
         if (!all_well(r, loaded, err)) return false;
@@ -237,7 +239,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
 static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
-    comm_doing(r->world, "evaluation");
+    comm_doing_slowly(r->world, "evaluation");
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     for (int64_t first = begin; first < begin + most; first += micro) { // as many passes on every replica
         int64_t count = end - first < micro ? end - first : micro;
@@ -340,6 +342,8 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
 static void report_speed(const Rank *r, Training *t, StepReport *report) {
     const Run *run = r->run;
     double tokens = tokens_in_step(run), flops = model_flops(&run->config, &run->table, run->options.context);
+    // Of what documents hide, the sequences of this replica stand for all.
+    flops -= r->flops_saved / (tokens / (double)run->options.dp);
     double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
     t->usual_seconds = usual;
     report->tokens_per_second = tokens / report->seconds;
@@ -418,6 +422,7 @@ static void train(Rank *r, Reporter *reporter) {
 // What the ranks of a process are started with.
 typedef struct Job {
     const Run *run;
+    Device *device;  // engine nccl: the GPU of this process, which carries the ranks' messages from the start; else NULL
     int exit_status; // left by rank 0
 } Job;
 
@@ -426,7 +431,7 @@ static void rank_main(Comm *world, void *argument) {
     const Run *run = job->run;
     Reporter reporter;
     Error err;
-    Rank *r = rank_open(run, world);
+    Rank *r = rank_open(run, world, job->device);
     train(r, &reporter);
     rank_leave_groups(r);
     if (leader(r)) {
@@ -436,9 +441,25 @@ static void rank_main(Comm *world, void *argument) {
     rank_close(r);
 }
 
+static bool start_ranks(Job *job, Error *err) {
+    const Run *run = job->run;
+    const Options *o = &run->options;
+    Device device;
+    CommLaunch launch = {.engine = o->engine,
+                         .ranks = (int)(o->sp * o->dp),
+                         .timeout_seconds = o->timeout,
+                         .start_seconds = fmax(o->timeout, 60)}; // the first rank measures the machine before it comes
+    bool by_nccl = run->devices.kind != DEVICE_CPU && comm_engine_here(o->engine) == COMM_NCCL;
+    if (by_nccl && !devices_open(&run->devices, 0, threads_per_rank(run), &device, err)) return false;
+    if (by_nccl) launch.device = job->device = &device;
+    bool ok = comm_run(&launch, rank_main, job, err);
+    if (by_nccl) device.close(&device);
+    return ok;
+}
+
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
-    Job job = {&run, 0};
+    Job job = {&run, NULL, 0};
     output_open();
     signals_install();
     bool speaks = comm_process_rank() == 0;
@@ -450,13 +471,7 @@ int main(int argc, char **argv) {
             else version_print(stdout);
             return output_flush() ? 0 : EXIT_RUNTIME;
         }
-        if (prepare(&run, speaks, &err) && !run.options.plan) {
-            CommLaunch launch = {.engine = run.options.engine,
-                                 .ranks = (int)(run.options.sp * run.options.dp),
-                                 .timeout_seconds = run.options.timeout,
-                                 .start_seconds = fmax(run.options.timeout, 60)}; // the first measures the machine
-            comm_run(&launch, rank_main, &job, &err);
-        }
+        if (prepare(&run, speaks, &err) && !run.options.plan) start_ranks(&job, &err);
     }
     if (err.exit_code != 0) {
         if (!speaks) sleep(1); // process 0 says what all of them find, and ends all; else this one has to

@@ -113,6 +113,23 @@ static const BadInput bad_inputs[] = {
      "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024; a "
      "folder of weights is read by --init"},
 
+    {"window_that_is_no_list", 2, "--window 4,x",
+     "--window: \"4,x\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_with_an_empty_place", 2, "--window 4,,0",
+     "--window: \"4,,0\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_below_zero", 2, "--window=-4",
+     "--window: \"-4\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_beyond_numbers", 2, "--window 4,99999999999999999999",
+     "--window: \"4,99999999999999999999\" is not a list of whole numbers from 0 to 2147483647, such as 512 or "
+     "512,512,0"},
+    {"window_of_too_many", 2, "--window 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+     "--window: more than 32 numbers; the list is repeated over the layers"},
+    {"document_end_without_a_mask", 2, "--document-end 10", "--document-end is for --document-mask, which is not given"},
+    {"document_end_beyond_the_vocabulary", 2, "--document-mask --document-end 257",
+     "--document-end 257: the vocabulary has 257 tokens"},
+    {"documents_without_an_end", 2, "--document-mask --data @/shard32",
+     "--document-mask: nothing says which token ends a document; give --document-end N"},
+
     // Ranks that cannot be served.
     {"context_shorter_than_ranks", 2, "--sp 16",
      "--context 16 is too short for --sp 16: a rank owns two chunks, give at least 32"},
@@ -149,6 +166,8 @@ static const BadInput bad_inputs[] = {
      "--warmup 99 is longer than the run: --steps is 98"},
     {"resume_with_another_model", 2, "--out @/run --resume --layers 2",
      "--layers 2: @/run/step-00000002 has 1; leave it out"},
+    {"resume_with_another_window", 2, "--out @/run --resume --window 8",
+     "--window 8: layer 0 of @/run/step-00000002 has 0; leave it out"},
     {"new_run_over_an_old_one", 2, "--out @/run",
      "--out @/run: it holds the checkpoints of a run; --resume continues it, another folder starts anew"},
     {"init_missing", 1, "--init @/none", "@/none/config.json: cannot open: No such file or directory"},
@@ -633,33 +652,43 @@ static void resume_on_moved_data(void **state) {
 // Two processes, each with data of its own of the same size.
 static void ranks_on_other_data(void **state) {
     (void)state;
-    RunningProgram program[2];
-    char data[2][PROGRAM_PATH], port[32], expected[4 * PROGRAM_PATH];
-    snprintf(port, sizeof port, "MASTER_PORT=%d", free_port());
+    if (!mpi_can_be_tested()) skip();
+    Command command = {0};
+    char data[2][PROGRAM_PATH], expected[4 * PROGRAM_PATH];
+    add_mpirun(&command, 1);
     for (int rank = 0; rank < 2; rank++) {
-        Command command = {0};
-        add_words(&command, "env", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", port, rank == 0 ? "RANK=0" : "RANK=1",
-                  train_gpt_path(), "--engine", "sockets", "--device", "cpu", "--sp", "2", "--context", "16",
+        if (rank == 1) add_words(&command, ":", "-np", "1", NULL);
+        add_words(&command, train_gpt_path(), "--engine", "mpi", "--device", "cpu", "--sp", "2", "--context", "16",
                   "--layers", "1", "--dim", "16", "--heads", "2", "--threads", "1", "--steps", "2", "--sample-tokens",
                   "0", "--data", in_folder(data[rank], rank == 0 ? "text" : "changed"), NULL);
-        program[rank] = start_program(command.argv);
     }
     snprintf(
         expected, sizeof expected,
-        "train_gpt: rank 1 has training data of 20001 tokens and fingerprint * (%s), "
+        "*train_gpt: rank 1 has training data of 20001 tokens and fingerprint * (%s), "
         "rank 0 has training data of 20001 tokens and fingerprint * (%s); start every process with the same options "
-        "and data\n",
+        "and data\n*",
         data[1], data[0]);
-    bool said = false;
-    for (int rank = 0; rank < 2; rank++) {
-        ProgramResult result = finish_program(&program[rank], 30);
-        assert_false(result.timed_out);
-        assert_int_not_equal(result.exit_code, 0);
-        assert_null(strstr(result.out, "step 1/"));
-        said |= matches(expected, result.err);
-        if (rank == 1 && !said) fail_msg("expected %s received %s", expected, result.err);
-        free_result(&result);
-    }
+    ProgramResult result = run_program(command.argv, 30);
+    assert_false(result.timed_out);
+    assert_int_not_equal(result.exit_code, 0);
+    assert_null(strstr(result.out, "step 1/"));
+    if (!matches(expected, result.err)) fail_msg("expected %s received %s", expected, result.err);
+    free_result(&result);
+}
+
+// torchrun starts ranks for GPUs; on processors it is told what to use instead.
+static void torchrun_on_processors(void **state) {
+    (void)state;
+    set_place("0", "4", "127.0.0.1", "29500");
+    free(check_run(2, "--sp 4",
+                   "torchrun (RANK and WORLD_SIZE) starts ranks for GPUs alone: on processors use mpirun -np 4, or "
+                   "leave the launcher out: ranks are then threads of one process"));
+    free(check_run(2, "--sp 4 --engine local",
+                   "--engine local: each of the 4 processes started would train alone; leave out torchrun (and RANK, "
+                   "WORLD_SIZE), or use --engine nccl on GPUs"));
+    set_place(NULL, NULL, NULL, NULL);
+    free(check_run(2, "--sp 2 --engine nccl",
+                   "--engine nccl serves GPUs alone: on processors use --engine mpi or --engine local"));
 }
 
 // ---- cases that leave something behind ------------------------------------------------------------------------------
@@ -1053,6 +1082,7 @@ int main(void) {
         cmocka_unit_test(the_header_names_the_data),
         cmocka_unit_test(resume_on_moved_data),
         cmocka_unit_test(ranks_on_other_data),
+        cmocka_unit_test(torchrun_on_processors),
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),
