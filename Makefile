@@ -157,7 +157,7 @@ $(if $(CUDA),$(eval $(call cuda_rule)))
 $(BUILD)/emulated.o: $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
 	$(call say,LD  )
 	$(Q)ld -r --force-group-allocation $^ -o $@
-	$(Q)objcopy --keep-global-symbol=emulated_device $@
+	$(Q)objcopy --keep-global-symbol=emulated_device --keep-global-symbol=emulated_use $@
 
 $(BUILD)/emulated/%.o: %.cu $(BUILD)/config.mk
 	$(call say,C++ )
@@ -197,6 +197,14 @@ $(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                   $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) -o $@
+
+# The program that counts what it allocates: its calls pass through test/counted.c.
+COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
+$(BUILD)/test/test_memory: | $(BUILD)/test/train_gpt_counted
+$(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
+                                 $(BUILD)/terminal/version.o $(BUILD)/test/counted.o $(LIBRARY)
+	$(call say,LINK)
+	$(Q)$(LINK) $(COUNTED:%=-Wl,--wrap=%) $^ $(LIBS) -o $@
 
 # A test of the emulator itself is joined with it, and shows nothing but its main.
 $(BUILD)/emulated/test/%.whole.o: $(BUILD)/emulated/test/%.o $(EMULATOR_OBJECTS)
@@ -245,10 +253,10 @@ bench: $(BENCHES)
 
 # The programs that start ranks run under ThreadSanitizer too, with nothing in them but our own code: what a library
 # does without the sanitizer's knowledge it would take for races.
-RANKS_TESTS   := attention cli comm comm_device comm_failure comm_sockets model training
+RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder,$(TEST)))
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder memory,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"

@@ -239,7 +239,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
 static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
-    comm_doing(r->world, "evaluation");
+    comm_doing_slowly(r->world, "evaluation");
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     for (int64_t first = begin; first < begin + most; first += micro) { // as many passes on every replica
         int64_t count = end - first < micro ? end - first : micro;
@@ -422,6 +422,7 @@ static void train(Rank *r, Reporter *reporter) {
 // What the ranks of a process are started with.
 typedef struct Job {
     const Run *run;
+    Device *device;  // engine nccl: the GPU of this process, which carries the ranks' messages from the start; else NULL
     int exit_status; // left by rank 0
 } Job;
 
@@ -430,7 +431,7 @@ static void rank_main(Comm *world, void *argument) {
     const Run *run = job->run;
     Reporter reporter;
     Error err;
-    Rank *r = rank_open(run, world);
+    Rank *r = rank_open(run, world, job->device);
     train(r, &reporter);
     rank_leave_groups(r);
     if (leader(r)) {
@@ -440,9 +441,25 @@ static void rank_main(Comm *world, void *argument) {
     rank_close(r);
 }
 
+static bool start_ranks(Job *job, Error *err) {
+    const Run *run = job->run;
+    const Options *o = &run->options;
+    Device device;
+    CommLaunch launch = {.engine = o->engine,
+                         .ranks = (int)(o->sp * o->dp),
+                         .timeout_seconds = o->timeout,
+                         .start_seconds = fmax(o->timeout, 60)}; // the first rank measures the machine before it comes
+    bool by_nccl = run->devices.kind != DEVICE_CPU && comm_engine_here(o->engine) == COMM_NCCL;
+    if (by_nccl && !devices_open(&run->devices, 0, threads_per_rank(run), &device, err)) return false;
+    if (by_nccl) launch.device = job->device = &device;
+    bool ok = comm_run(&launch, rank_main, job, err);
+    if (by_nccl) device.close(&device);
+    return ok;
+}
+
 int main(int argc, char **argv) {
     static Run run; // shared by the ranks; too large for some stacks
-    Job job = {&run, 0};
+    Job job = {&run, NULL, 0};
     output_open();
     signals_install();
     bool speaks = comm_process_rank() == 0;
@@ -454,13 +471,7 @@ int main(int argc, char **argv) {
             else version_print(stdout);
             return output_flush() ? 0 : EXIT_RUNTIME;
         }
-        if (prepare(&run, speaks, &err) && !run.options.plan) {
-            CommLaunch launch = {.engine = run.options.engine,
-                                 .ranks = (int)(run.options.sp * run.options.dp),
-                                 .timeout_seconds = run.options.timeout,
-                                 .start_seconds = fmax(run.options.timeout, 60)}; // the first measures the machine
-            comm_run(&launch, rank_main, &job, &err);
-        }
+        if (prepare(&run, speaks, &err) && !run.options.plan) start_ranks(&job, &err);
     }
     if (err.exit_code != 0) {
         if (!speaks) sleep(1); // process 0 says what all of them find, and ends all; else this one has to

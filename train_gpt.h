@@ -20,6 +20,7 @@ typedef struct StepSums {
 typedef struct Rank {
     const Run *run;
     Device device;
+    bool device_is_mine;                    // to close
     Comm *world, *sequence;                 // all ranks; the P ranks that share my sequences. On the host
     Comm *world_tensors, *sequence_tensors; // the same ranks, for what lies in the device's memory
     int replica;                            // which of the --dp
@@ -59,8 +60,9 @@ void gather_slices(Rank *r, void *flat, size_t element_bytes);
 
 // ---- run/rank.c: its beginning and end ---------------------------------------------------------------------------------
 
-// The device, memory, groups and weights of this rank; ends all ranks where one of them cannot have them. Collective.
-Rank *rank_open(const Run *run, Comm *world);
+// The device, memory, groups and weights of this rank; ends all ranks where one of them cannot have them. `device`: one
+// that is open already, and stays so; NULL: the rank opens its own. Collective.
+Rank *rank_open(const Run *run, Comm *world, const Device *device);
 void rank_leave_groups(Rank *r); // the last that ranks do together
 void rank_close(Rank *r);
 // Bytes of memory that rank `world_rank` of r->run would take; leaves in r->arena the list of its buffers.

@@ -28,6 +28,9 @@ typedef struct CommCollectives {
 
     // ---- start and end ----
     bool (*invite)(CommInvitation *, Error *); // on one rank; all ranks then need it to join
+    // On every rank, the same: rank 0 listens at `address` ("host:port") when it joins. NCCL_COMM_ID must be that
+    // address until all have joined.
+    bool (*invite_to)(const char *address, CommInvitation *, Error *);
     // Every rank with its own number; returns when all have joined. The device is this thread's. NULL: error.
     void *(*join)(struct Device *, const CommInvitation *, int rank, int size, Error *);
     void (*leave)(void *member); // collective; everything begun has ended

@@ -30,7 +30,8 @@ void comm_free(Comm *comm) {
 }
 
 void comm_fail(Comm *comm, const Error *err) { comm->operations->end_all(comm, err); }
-void comm_doing(Comm *comm, const char *what) { comm->operations->doing(comm, what); }
+void comm_doing(Comm *comm, const char *what) { comm->operations->doing(comm, what, false); }
+void comm_doing_slowly(Comm *comm, const char *what) { comm->operations->doing(comm, what, true); }
 
 int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *members) {
     int count = 0;

@@ -1,9 +1,9 @@
 // Ranks, and what they say to each other.
 //
-// A Comm is a group of ranks and my place in it. Engines: `local`, ranks are threads of this process; `mpi` and
-// `sockets`, ranks are processes, which speak MPI or TCP. Every operation is collective over the group unless it says
-// otherwise, and every rank must make the same calls in the same order. Sums are always taken in the order of ranks, so
-// the same ranks give the same bits.
+// A Comm is a group of ranks and my place in it. Engines: `local`, ranks are threads of this process; `mpi`, ranks are
+// processes that speak MPI; `nccl`, ranks are processes with a GPU each, which NCCL alone connects. Every operation is
+// collective over the group unless it says otherwise, and every rank must make the same calls in the same order. Sums
+// are always taken in the order of ranks, so the same ranks give the same bits. doc/comm.md explains the whole.
 //
 // Nothing here returns an error: a rank that cannot go on calls comm_fail, which prints one line and ends all ranks; a
 // rank that does not answer within the time-out is named and ends all of them too. One that is at work of its own is
@@ -25,10 +25,13 @@ typedef struct Comm Comm;
 
 // ---- starting ranks -----------------------------------------------------------------------------------------------
 
-// auto: mpi under mpirun or srun, else sockets where the environment has RANK and WORLD_SIZE, else local.
-typedef enum CommEngine { COMM_AUTO, COMM_LOCAL, COMM_MPI, COMM_SOCKETS } CommEngine;
+struct Device; // layers/device.h
+
+// auto: mpi under mpirun or srun, where it is compiled in; else nccl under torchrun, mpirun or srun; else local.
+typedef enum CommEngine { COMM_AUTO, COMM_LOCAL, COMM_MPI, COMM_NCCL } CommEngine;
 
 bool comm_engine_from_name(const char *name, CommEngine *engine);
+CommEngine comm_engine_here(CommEngine engine);   // what `auto` means for this process; any other is itself
 bool comm_ranks_are_processes(CommEngine engine); // this process would be one rank; else all of them, as threads
 bool comm_has_mpi(void);                          // compiled in
 bool comm_launched_by_mpi(void);  // this process was started by mpirun, mpiexec or srun (and not by torchrun in turn)
@@ -38,22 +41,21 @@ int comm_process_rank_here(void); // which of these this process is, from 0: for
 
 typedef struct CommLaunch {
     CommEngine engine;
-    int ranks;              // wanted; with mpi and sockets it must equal the number of processes
+    int ranks;              // wanted; with mpi and nccl it must equal the number of processes
     double timeout_seconds; // a rank that gives no sign of life for longer is reported; <= 0: 600
     double start_seconds;   // so long ranks that are processes wait for each other to start; <= 0: timeout_seconds
+    struct Device *device;  // nccl: this process's GPU, open until comm_run has returned; NULL: it has none
 } CommLaunch;
 
 // Runs rank_main(world, argument) on every rank and returns when all have. local: one thread per rank, all in this
-// process, `argument` shared. mpi and sockets: this process is one rank.
+// process, `argument` shared. mpi and nccl: this process is one rank.
 //
-// sockets: each process is told its place by its environment, as torchrun does it.
-//   RANK, WORLD_SIZE                which rank of how many
-//   MASTER_ADDR, MASTER_PORT        where rank 0 listens while ranks start; it may be started last. Under torchrun,
-//                                   which may hold that port itself (TORCHELASTIC_RUN_ID is set), the port after it
+// nccl: each process is told its place by its environment.
+//   RANK, WORLD_SIZE                which rank of how many; or what mpirun, mpiexec or srun say
+//   MASTER_ADDR, MASTER_PORT        of rank 0's machine: where NCCL's ranks meet while they start. Under torchrun, which
+//                                   holds that port itself (TORCHELASTIC_RUN_ID is set), the port after it. Under srun
+//                                   they may be left out: the step's first machine, and a port made of the job's number
 //   LOCAL_RANK, LOCAL_WORLD_SIZE    the same, of the ranks on this machine; may be left out
-// Where RANK and WORLD_SIZE are missing, the place that mpirun, mpiexec or srun gave is taken. Every rank also opens a
-// port of its own, as the system numbers them, until all are connected. There is no secret and no encryption: the
-// network must be trusted.
 bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err);
 
 // ---- the group ----------------------------------------------------------------------------------------------------
@@ -70,10 +72,11 @@ int64_t comm_bytes_sent(const Comm *comm);
 void comm_fail(Comm *comm, const Error *err) __attribute__((noreturn));
 // What this rank is doing, for the time-out's message ("step 12, all-reduce of gradients"). A string literal.
 void comm_doing(Comm *comm, const char *what);
+// The same, of work in which one rank may keep the others waiting for long (a save, a look through files). Where its
+// signs of life are seen, that makes no difference; with nccl, where they are not, waits may then last ten time-outs.
+void comm_doing_slowly(Comm *comm, const char *what);
 
 // ---- memory of a device -------------------------------------------------------------------------------------------
-
-struct Device; // layers/device.h
 
 // A new group of the same ranks whose buffers (of broadcast, reduce_scatter_sum, all_gather and exchange; not the few
 // values of all_reduce_sum) lie in the memory of `device`, and in its stream: what the device was told before is done

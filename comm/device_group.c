@@ -41,7 +41,10 @@ static Comm *host_of(Comm *comm) {
     return host;
 }
 
-void device_group_doing(Comm *comm, const char *what) { comm_doing(device_group(comm)->host, what); }
+void device_group_doing(Comm *comm, const char *what, bool slowly) {
+    Comm *host = device_group(comm)->host;
+    host->operations->doing(host, what, slowly);
+}
 
 const char *device_group_said(Comm *comm) {
     Comm *host = device_group(comm)->host;

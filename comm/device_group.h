@@ -31,7 +31,7 @@ void device_group_close(DeviceGroup *group);
 void *device_group_allocate(Comm *comm, size_t count, size_t size);
 
 // Entries of the table that only pass on to the host's group.
-void device_group_doing(Comm *comm, const char *what);
+void device_group_doing(Comm *comm, const char *what, bool slowly);
 const char *device_group_said(Comm *comm);
 int64_t device_group_moved(Comm *comm);
 void device_group_end_all(Comm *comm, const Error *err) __attribute__((noreturn));

@@ -15,7 +15,7 @@ extern "C" {
 typedef struct CommOperations {
     Comm *(*split)(Comm *, int color, int key);
     void (*release)(Comm *);
-    void (*doing)(Comm *, const char *what);
+    void (*doing)(Comm *, const char *what, bool slowly);
     const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
     int64_t (*moved)(Comm *);    // signs of life of all ranks so far, as many as are known here. From any thread
     void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
@@ -50,15 +50,19 @@ struct Comm {
 
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
-bool comm_run_sockets(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
+bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 
 // ---- what started this process ------------------------------------------------------------------------------------
 
-bool comm_sockets_meant(void); // the environment has a place for this process among others (RANK, WORLD_SIZE)
-int comm_process_count(void);  // by the launcher's environment; 1 without one, 0 if it does not say
-// This process's place for engine `sockets`, and that it is one of `ranks`. What is wrong with it is a usage error.
-struct MeetingPlace;
-bool comm_meeting_place(struct MeetingPlace *place, int ranks, Error *err);
+bool comm_launched_by_torchrun(void); // the environment has a place for this process among others (RANK, WORLD_SIZE)
+int comm_process_count(void);         // by the launcher's environment; 1 without one, 0 if it does not say
+
+typedef struct MeetingPlace {
+    int rank, size;
+    char address[300]; // "host:port", "[IPv6]:port": of rank 0, as NCCL_COMM_ID has it
+} MeetingPlace;
+// This process's place for engine `nccl`, one of `ranks`, by the environment. What is wrong with it is a usage error.
+bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err);
 
 // ---- split --------------------------------------------------------------------------------------------------------
 

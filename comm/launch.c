@@ -5,7 +5,7 @@
 
 bool comm_engine_from_name(const char *name, CommEngine *engine) {
     static const char *const names[] = {
-        [COMM_AUTO] = "auto", [COMM_LOCAL] = "local", [COMM_MPI] = "mpi", [COMM_SOCKETS] = "sockets"};
+        [COMM_AUTO] = "auto", [COMM_LOCAL] = "local", [COMM_MPI] = "mpi", [COMM_NCCL] = "nccl"};
     for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
         if (strcmp(name, names[i]) == 0) {
             *engine = (CommEngine)i;
@@ -15,14 +15,29 @@ bool comm_engine_from_name(const char *name, CommEngine *engine) {
     return false;
 }
 
-static CommEngine settle(CommEngine engine) {
+CommEngine comm_engine_here(CommEngine engine) {
     if (engine != COMM_AUTO) return engine;
-    bool sockets = comm_sockets_meant();
-    if (comm_launched_by_mpi() && (comm_has_mpi() || !sockets)) return COMM_MPI;
-    return sockets ? COMM_SOCKETS : COMM_LOCAL;
+    if (comm_launched_by_mpi()) return comm_has_mpi() ? COMM_MPI : COMM_NCCL;
+    return comm_launched_by_torchrun() ? COMM_NCCL : COMM_LOCAL;
 }
 
-bool comm_ranks_are_processes(CommEngine engine) { return settle(engine) != COMM_LOCAL; }
+bool comm_ranks_are_processes(CommEngine engine) { return comm_engine_here(engine) != COMM_LOCAL; }
+
+// Processes that compute on processors.
+static bool refuse_processors(int ranks, Error *err) {
+    const char *or_threads = "or leave the launcher out: ranks are then threads of one process";
+    if (comm_launched_by_mpi() && !comm_has_mpi())
+        return error_usage(err,
+                           "this program was built without MPI, and NCCL serves GPUs alone: build it where MPI is "
+                           "found, %s",
+                           or_threads);
+    if (comm_launched_by_torchrun())
+        return error_usage(err,
+                           "torchrun (RANK and WORLD_SIZE) starts ranks for GPUs alone: on processors use mpirun "
+                           "-np %d, %s",
+                           ranks, or_threads);
+    return error_usage(err, "--engine nccl serves GPUs alone: on processors use --engine mpi or --engine local");
+}
 
 bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err) {
     CommLaunch settled = *launch;
@@ -32,22 +47,23 @@ bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *arg
         return error_usage(err, "%d ranks asked for: --sp and --dp must be at least 1", settled.ranks);
     if (settled.timeout_seconds <= 0) settled.timeout_seconds = 600;
     if (settled.start_seconds <= 0) settled.start_seconds = settled.timeout_seconds;
-    settled.engine = settle(settled.engine);
+    settled.engine = comm_engine_here(settled.engine);
     if (settled.engine == COMM_LOCAL) {
         if (processes > 1) {
             return error_usage(err, "--engine local: each of the %d processes started would train alone; leave out %s",
                                processes,
                                under_launcher ? "mpirun, or use --engine mpi"
-                                              : "torchrun (and RANK, WORLD_SIZE), or use --engine sockets");
+                                              : "torchrun (and RANK, WORLD_SIZE), or use --engine nccl on GPUs");
         }
         return comm_run_local(&settled, rank_main, argument, err);
     }
-    if (settled.engine == COMM_SOCKETS) return comm_run_sockets(&settled, rank_main, argument, err);
+    if (settled.engine == COMM_NCCL) {
+        if (settled.device == NULL) return refuse_processors(settled.ranks, err);
+        return comm_run_nccl(&settled, rank_main, argument, err);
+    }
     if (!comm_has_mpi()) {
         return error_usage(err, "this program was built without MPI: %s, or build it where MPI is found",
-                           under_launcher
-                               ? "start it without mpirun (ranks are then threads), or set MASTER_ADDR and MASTER_PORT"
-                               : "use --engine local");
+                           under_launcher ? "start it without mpirun (ranks are then threads)" : "use --engine local");
     }
     if (!under_launcher && settled.ranks > 1) {
         return error_usage(

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "comm/engine.h"
-#include "comm/rendezvous.h"
 
 // A launcher tells each process its place in these variables: Open MPI's mpirun; MPICH's and Intel's mpiexec; srun,
 // whose count is that of the job step (a batch script has a job, but is no step of several tasks).
@@ -61,64 +60,97 @@ bool comm_launched_by_mpi(void) {
     return launched(&rank, &count);
 }
 
-// ---- RANK and WORLD_SIZE ------------------------------------------------------------------------------------------
-
 // A place among several, even a wrong one, which comm_meeting_place then tells. One of the two names alone may be
-// anybody's.
-bool comm_sockets_meant(void) {
+// anybody's, where there is no MASTER_ADDR beside it.
+bool comm_launched_by_torchrun(void) {
     const char *rank = text_from_environment("RANK"), *size = text_from_environment("WORLD_SIZE");
     if (rank != NULL && size != NULL) return strcmp(size, "1") != 0;
-    if (rank == NULL && size == NULL) // as mpirun or srun would have it, of a program without MPI
-        return comm_launched_by_mpi() && !comm_has_mpi() && text_from_environment("MASTER_ADDR") != NULL;
+    if (rank == NULL && size == NULL) return false;
     return text_from_environment("MASTER_ADDR") != NULL && (size == NULL || strcmp(size, "1") != 0);
 }
+
+// ---- where NCCL's ranks meet ----------------------------------------------------------------------------------------
 
 static bool read_number(const char *name, int *number, Error *err) {
     if (number_from_environment(name, number)) return true;
     const char *text = text_from_environment(name);
-    if (text == NULL) return error_usage(err, "--engine sockets: %s is not in the environment", name);
+    if (text == NULL) return error_usage(err, "--engine nccl: %s is not in the environment", name);
     return error_usage(err, "%s is \"%s\" in the environment: that is no number", name, text);
 }
 
-bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err) {
+// RANK and WORLD_SIZE, or where these are missing the place that mpirun, mpiexec or srun gave.
+static bool read_place(MeetingPlace *place, int ranks, Error *err) {
     const char *rank = text_from_environment("RANK"), *size = text_from_environment("WORLD_SIZE");
-    bool by_launcher = rank == NULL && size == NULL && launched(&place->rank, &place->size) && place->size > 0;
-    if (!by_launcher && rank == NULL && size == NULL) {
+    if (rank == NULL && size == NULL) {
+        if (launched(&place->rank, &place->size) && place->size > 0) return true;
         return error_usage(err,
-                           "--engine sockets: start a process for each of the %d ranks, with RANK, WORLD_SIZE, "
-                           "MASTER_ADDR and MASTER_PORT in its environment (as torchrun does), or use --engine local",
+                           "--engine nccl: start a process for each of the %d ranks (torchrun, srun), or use "
+                           "--engine local",
                            ranks);
     }
-    if (!by_launcher && rank == NULL) return error_usage(err, "WORLD_SIZE is in the environment, but RANK is not");
-    if (!by_launcher && size == NULL) return error_usage(err, "RANK is in the environment, but WORLD_SIZE is not");
-    if (!by_launcher && !(read_number("RANK", &place->rank, err) && read_number("WORLD_SIZE", &place->size, err)))
-        return false;
+    if (rank == NULL) return error_usage(err, "WORLD_SIZE is in the environment, but RANK is not");
+    if (size == NULL) return error_usage(err, "RANK is in the environment, but WORLD_SIZE is not");
+    return read_number("RANK", &place->rank, err) && read_number("WORLD_SIZE", &place->size, err);
+}
+
+static bool set_address(MeetingPlace *place, const char *host, size_t length, int port, Error *err) {
+    bool ipv6 = memchr(host, ':', length) != NULL && host[0] != '[';
+    int written = snprintf(place->address, sizeof place->address, "%s%.*s%s:%d", ipv6 ? "[" : "", (int)length, host,
+                           ipv6 ? "]" : "", port);
+    return written < (int)sizeof place->address || error_usage(err, "%.60s...: too long a name for a machine", host);
+}
+
+// The first machine of a list as Slurm writes it, "gpu[07-09,12],login1" or "gpu7,gpu8".
+static bool first_of_slurm(MeetingPlace *place, const char *list, int port, Error *err) {
+    char host[sizeof place->address];
+    size_t length = 0;
+    const char *at = list;
+    while (*at != '\0' && *at != ',' && length < sizeof host - 1) {
+        if (*at != '[') {
+            host[length++] = *at++;
+            continue;
+        }
+        for (at++; isdigit((unsigned char)*at) && length < sizeof host - 1; at++) host[length++] = *at;
+        at += strcspn(at, "]");
+        if (*at == ']') at++;
+    }
+    return set_address(place, host, length, port, err);
+}
+
+bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err) {
+    *place = (MeetingPlace){0};
+    int port = 0, job;
+    if (!read_place(place, ranks, err)) return false;
     if (place->size < 1) return error_usage(err, "WORLD_SIZE is 0 in the environment: it is the number of ranks");
     if (place->rank >= place->size)
         return error_usage(err, "RANK is %d and WORLD_SIZE %d in the environment: ranks are 0 to %d", place->rank,
                            place->size, place->size - 1);
     if (place->size != ranks)
-        return error_usage(err,
-                           "--sp x --dp = %d ranks, but WORLD_SIZE is %d: start %d processes, or change --sp, --dp",
+        return error_usage(err, "--sp x --dp = %d ranks, but %d processes were started: start %d, or change --sp, --dp",
                            ranks, place->size, ranks);
-    place->address = text_from_environment("MASTER_ADDR");
-    if (place->size == 1) return true; // meets nobody
-    if (place->address == NULL)
+    const char *address = text_from_environment("MASTER_ADDR"), *nodes = text_from_environment("SLURM_STEP_NODELIST");
+    if (nodes == NULL) nodes = text_from_environment("SLURM_JOB_NODELIST");
+    if (address == NULL && nodes != NULL && number_from_environment("SLURM_JOB_ID", &job)) {
+        enum { FIRST_PORT = 20000, PORTS = 12000 }; // below those that a system gives to whoever asks for any
+        return first_of_slurm(place, nodes, FIRST_PORT + job % PORTS, err);
+    }
+    if (address == NULL)
         return error_usage(err,
                            "MASTER_ADDR is not in the environment: give the address of rank 0's machine (127.0.0.1 "
                            "if all ranks are on this one)");
-    if (!read_number("MASTER_PORT", &place->port, err)) return false;
-    if (place->port < 1 || place->port > 65535)
-        return error_usage(err, "MASTER_PORT is %d in the environment: ports are 1 to 65535", place->port);
-    if (under_torchrun()) place->port += place->port < 65535 ? 1 : -1;
-    return true;
+    if (!read_number("MASTER_PORT", &port, err)) return false;
+    if (port < 1 || port > 65535)
+        return error_usage(err, "MASTER_PORT is %d in the environment: ports are 1 to 65535", port);
+    if (under_torchrun()) port += port < 65535 ? 1 : -1; // which holds MASTER_PORT itself
+    return set_address(place, address, strlen(address), port, err);
 }
 
 // ---- any of them --------------------------------------------------------------------------------------------------
 
 static bool placed(int *rank, int *count) { // as the engine is chosen
     if (comm_has_mpi() && launched(rank, count)) return true;
-    if (comm_sockets_meant() && number_from_environment("RANK", rank) && number_from_environment("WORLD_SIZE", count))
+    if (comm_launched_by_torchrun() && number_from_environment("RANK", rank) &&
+        number_from_environment("WORLD_SIZE", count))
         return true;
     return launched(rank, count);
 }

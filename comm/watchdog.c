@@ -15,6 +15,7 @@
 #include <time.h>
 
 static const double LONGEST_STEP = 0.2; // seconds between two looks
+enum { OPERATIONS_AT_ONCE = 64 };       // that are made together
 
 typedef struct Operation {
     struct Operation *next;
@@ -152,17 +153,24 @@ void watchdog_stop(Watchdog *dog) {
     free(dog);
 }
 
-static Operation *new_operation(Watchdog *dog) {
+static void make_operations(Watchdog *dog, int count) {
     Device *device = dog->comm->device;
-    Operation *operation = dog->spare;
-    if (operation != NULL) {
-        dog->spare = operation->next;
-        return operation;
+    for (int i = 0; i < count; i++) {
+        Operation *operation = calloc(1, sizeof *operation);
+        if (operation == NULL) comm_give_up(dog->comm, "out of memory for a watch over GPUs");
+        operation->before = device->event_create(device);
+        operation->behind = device->event_create(device);
+        operation->next = dog->spare;
+        dog->spare = operation;
     }
-    operation = calloc(1, sizeof *operation);
-    if (operation == NULL) comm_give_up(dog->comm, "out of memory for a watch over GPUs");
-    operation->before = device->event_create(device);
-    operation->behind = device->event_create(device);
+}
+
+// With the lock held. Those that have passed are used again; there are more only where the host is far ahead of the GPU.
+static Operation *new_operation(Watchdog *dog) {
+    if (dog->spare == NULL) forget_passed(dog);
+    if (dog->spare == NULL) make_operations(dog, OPERATIONS_AT_ONCE);
+    Operation *operation = dog->spare;
+    dog->spare = operation->next;
     return operation;
 }
 

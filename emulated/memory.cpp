@@ -11,6 +11,7 @@
 
 #include "emulated/report.h"
 #include "emulated/settings.h"
+#include "emulated/use.h"
 
 enum : uintptr_t { PAGE = 4096, MOST_SPACE = (uintptr_t)16 << 40, ALIGNMENT = 256, GAP = 64 << 10 };
 
@@ -26,6 +27,8 @@ static uintptr_t cursor;             // from here on none has been used
 static Allocation *table;            // ordered by address, since addresses only grow
 static size_t table_count, table_capacity;
 static size_t total_bytes, used_bytes;
+static EmulatedUse use;
+static size_t device_bytes; // of used_bytes, those of GPUs
 static uint64_t peers[64]; // bit p of [d]: device d may use the memory of p
 
 __thread RecentMemory recent_memory;
@@ -53,6 +56,20 @@ void memory_info(size_t *available, size_t *total) {
     *available = rest < now ? rest : now;
     *total = total_bytes;
     pthread_rwlock_unlock(&lock);
+}
+
+// The lock is held.
+static void count_use(int64_t more) {
+    device_bytes += (size_t)more;
+    use.calls++;
+    if (use.peak < (int64_t)device_bytes) use.peak = (int64_t)device_bytes;
+}
+
+EmulatedUse emulated_use() {
+    pthread_rwlock_rdlock(&lock);
+    const EmulatedUse now = use;
+    pthread_rwlock_unlock(&lock);
+    return now;
 }
 
 // ---- allocations ----------------------------------------------------------------------------------------------------
@@ -124,6 +141,7 @@ void *memory_allocate(size_t bytes, int device) {
             cursor + (pages_bytes - bytes) / ALIGNMENT * ALIGNMENT, bytes, cursor, pages_bytes, device, false};
         cursor += pages_bytes + GAP;
         used_bytes += pages_bytes;
+        count_use(device == PINNED ? 0 : (int64_t)pages_bytes);
         result = (void *)mine->begin;
     }
     pthread_rwlock_unlock(&lock);
@@ -150,6 +168,7 @@ bool memory_free(void *memory, bool pinned) {
     if (right) {
         found->freed = true;
         used_bytes -= found->pages_bytes;
+        count_use(pinned ? 0 : -(int64_t)found->pages_bytes);
         // Back to the system, and unreadable from now on.
         mmap((void *)found->pages, found->pages_bytes, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);

@@ -76,8 +76,8 @@ int device_count(const char *name, const char **why) {
 
 // ---- memory that layers work in ------------------------------------------------------------------------------------
 
-size_t device_scratch_bytes(const char *name, int64_t rows, int64_t C, int64_t columns) {
-    return strcmp(name, "cpu") == 0 ? cpu_scratch_bytes(rows, C) : cuda_scratch_bytes(rows, C, columns);
+size_t device_scratch_bytes(const char *name, int threads, int64_t rows, int64_t C, int64_t columns) {
+    return strcmp(name, "cpu") == 0 ? cpu_scratch_bytes(threads, rows, C) : cuda_scratch_bytes(rows, C, columns);
 }
 
 void *device_scratch(const Device *device, const char *who, size_t bytes) {

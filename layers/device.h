@@ -172,10 +172,10 @@ int device_count(const char *name, const char **why);
 // for the largest sizes that calls will have; whoever opened the device lends it that much (Device.scratch), and every
 // call has all of it for itself.
 
-// Bytes that the layers of this kind of device (by its name) need for up to `rows` rows of width C in norms and
-// embeddings, and biases of up to `columns`. What attention's kernels need they state themselves (scratch_bytes in
+// Bytes that the layers of this kind of device (by its name) need on so many threads for up to `rows` rows of width C in
+// norms and embeddings, and biases of up to `columns`. What attention's kernels need they state themselves (scratch_bytes in
 // attention/kernel.h).
-size_t device_scratch_bytes(const char *name, int64_t rows, int64_t C, int64_t columns);
+size_t device_scratch_bytes(const char *name, int threads, int64_t rows, int64_t C, int64_t columns);
 // The first `bytes` of what was lent, 256-byte aligned, for the call at work; `who` calls. More than was lent is a
 // programming error: somebody stated too little. It ends the program with both numbers.
 void *device_scratch(const Device *device, const char *who, size_t bytes);

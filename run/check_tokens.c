@@ -71,7 +71,7 @@ bool check_tokens(const Run *run, Comm *world, int threads, Error *err) {
     if (!ok) error_set(err, "out of memory");
     share_out(run, world, check);
     int64_t tokens = left_of(check);
-    comm_doing(world, "check of the token numbers");
+    comm_doing_slowly(world, "check of the token numbers");
     double seconds = run->options.timeout < 4.0 ? 0.25 * run->options.timeout : 1.0;
     for (bool more = ok; more; more = ok && sum.left > 0) {
         ok = take_turn(check, tokens, world, threads, seconds, all, bytes, &sum, err);

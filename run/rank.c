@@ -28,7 +28,7 @@ void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Are
     const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
     int64_t widest = 0;
     for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
-    size_t layers = device_scratch_bytes(run->devices.name, rows, c->dim, widest), attention = 0;
+    size_t layers = device_scratch_bytes(run->devices.name, threads, rows, c->dim, widest), attention = 0;
     if (kernels != NULL && kernels->scratch_bytes != NULL)
         attention = kernels->scratch_bytes(&run->attention.shape, threads);
     device->scratch_bytes = layers > attention ? layers : attention;
@@ -198,7 +198,7 @@ void rank_leave_groups(Rank *r) {
     comm_free(r->sequence);
 }
 
-Rank *rank_open(const Run *run, Comm *world) {
+Rank *rank_open(const Run *run, Comm *world, const Device *device) {
     Error err;
     Rank *r = calloc(1, sizeof *r);
     if (r == NULL) {
@@ -209,7 +209,9 @@ Rank *rank_open(const Run *run, Comm *world) {
     r->world = world;
     if (run->processes) require(r, same_run(run, world, &err), &err);
     int rank_here = run->processes ? 0 : comm_rank(world);
-    require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
+    r->device_is_mine = device == NULL;
+    if (device != NULL) r->device = *device;
+    else require(r, devices_open(&run->devices, rank_here, threads_per_rank(run), &r->device, &err), &err);
     require(r, check_tokens(run, world, threads_per_rank(run), &err), &err);
     require(r, set_up(r, &err), &err);
     fill_weights(r);
@@ -218,7 +220,7 @@ Rank *rank_open(const Run *run, Comm *world) {
 
 void rank_close(Rank *r) {
     r->device.release(&r->device, r->arena.base, r->arena.capacity);
-    r->device.close(&r->device);
+    if (r->device_is_mine) r->device.close(&r->device);
     kept_files_free(r->kept);
     pass_free(&r->pass);
     free(r->slice_counts);

@@ -413,8 +413,7 @@ void run_close(Run *run) {
 
 static const char *ranks_are(const Run *run) {
     if (!run->processes) return "threads of this process";
-    bool mpi = comm_has_mpi() && comm_launched_by_mpi() && run->options.engine != COMM_SOCKETS;
-    return mpi || run->options.engine == COMM_MPI ? "MPI processes" : "processes over TCP";
+    return comm_engine_here(run->options.engine) == COMM_MPI ? "MPI processes" : "processes, over NCCL";
 }
 
 static void print_machine(const Run *run, FILE *out) {

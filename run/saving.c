@@ -129,7 +129,7 @@ static bool write_checkpoint(Rank *r, Training *t, Error *err) {
     const Run *run = r->run;
     CheckpointWriter *writer = NULL;
     bool ok = true;
-    comm_doing(r->world, "saving of a checkpoint");
+    comm_doing_slowly(r->world, "saving of a checkpoint");
     if (leader(r)) {
         writer = checkpoint_begin(run->options.out, t->step, &run->config, &run->table, r->kept, err);
         ok = writer != NULL;

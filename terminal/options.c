@@ -84,9 +84,9 @@ const Option options_table[] = {
      "how the ranks of a sequence exchange; vanilla: one rank stores the T x T matrix"},
     {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, 4096,
      "ranks that share heads in ulysses-ring, a divisor of --sp; 0: chosen"},
-    {"engine", CHOICE, RANKS, "auto|local|mpi|sockets", "auto", AT(engine), 0, 0,
-     "ranks are threads of this process (local), or processes that speak MPI or TCP (sockets: RANK, WORLD_SIZE, "
-     "MASTER_ADDR and MASTER_PORT in the environment, as torchrun sets them); auto: by how this was started"},
+    {"engine", CHOICE, RANKS, "auto|local|mpi|nccl", "auto", AT(engine), 0, 0,
+     "ranks are threads of this process (local), or processes: mpi; or nccl alone, a GPU for each (RANK, WORLD_SIZE, "
+     "MASTER_ADDR and MASTER_PORT in the environment, as torchrun sets them, or Slurm's); auto: by how this was started"},
     {"device", CHOICE, RANKS, "auto|cpu|cuda|emulated", "auto", AT(device), 0, 0,
      "what computes; auto: cuda where there is a GPU, else cpu; emulated: CUDA's kernels run by this processor, slowly, "
      "to check results"},

@@ -652,33 +652,43 @@ static void resume_on_moved_data(void **state) {
 // Two processes, each with data of its own of the same size.
 static void ranks_on_other_data(void **state) {
     (void)state;
-    RunningProgram program[2];
-    char data[2][PROGRAM_PATH], port[32], expected[4 * PROGRAM_PATH];
-    snprintf(port, sizeof port, "MASTER_PORT=%d", free_port());
+    if (!mpi_can_be_tested()) skip();
+    Command command = {0};
+    char data[2][PROGRAM_PATH], expected[4 * PROGRAM_PATH];
+    add_mpirun(&command, 1);
     for (int rank = 0; rank < 2; rank++) {
-        Command command = {0};
-        add_words(&command, "env", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", port, rank == 0 ? "RANK=0" : "RANK=1",
-                  train_gpt_path(), "--engine", "sockets", "--device", "cpu", "--sp", "2", "--context", "16",
+        if (rank == 1) add_words(&command, ":", "-np", "1", NULL);
+        add_words(&command, train_gpt_path(), "--engine", "mpi", "--device", "cpu", "--sp", "2", "--context", "16",
                   "--layers", "1", "--dim", "16", "--heads", "2", "--threads", "1", "--steps", "2", "--sample-tokens",
                   "0", "--data", in_folder(data[rank], rank == 0 ? "text" : "changed"), NULL);
-        program[rank] = start_program(command.argv);
     }
     snprintf(
         expected, sizeof expected,
-        "train_gpt: rank 1 has training data of 20001 tokens and fingerprint * (%s), "
+        "*train_gpt: rank 1 has training data of 20001 tokens and fingerprint * (%s), "
         "rank 0 has training data of 20001 tokens and fingerprint * (%s); start every process with the same options "
-        "and data\n",
+        "and data\n*",
         data[1], data[0]);
-    bool said = false;
-    for (int rank = 0; rank < 2; rank++) {
-        ProgramResult result = finish_program(&program[rank], 30);
-        assert_false(result.timed_out);
-        assert_int_not_equal(result.exit_code, 0);
-        assert_null(strstr(result.out, "step 1/"));
-        said |= matches(expected, result.err);
-        if (rank == 1 && !said) fail_msg("expected %s received %s", expected, result.err);
-        free_result(&result);
-    }
+    ProgramResult result = run_program(command.argv, 30);
+    assert_false(result.timed_out);
+    assert_int_not_equal(result.exit_code, 0);
+    assert_null(strstr(result.out, "step 1/"));
+    if (!matches(expected, result.err)) fail_msg("expected %s received %s", expected, result.err);
+    free_result(&result);
+}
+
+// torchrun starts ranks for GPUs; on processors it is told what to use instead.
+static void torchrun_on_processors(void **state) {
+    (void)state;
+    set_place("0", "4", "127.0.0.1", "29500");
+    free(check_run(2, "--sp 4",
+                   "torchrun (RANK and WORLD_SIZE) starts ranks for GPUs alone: on processors use mpirun -np 4, or "
+                   "leave the launcher out: ranks are then threads of one process"));
+    free(check_run(2, "--sp 4 --engine local",
+                   "--engine local: each of the 4 processes started would train alone; leave out torchrun (and RANK, "
+                   "WORLD_SIZE), or use --engine nccl on GPUs"));
+    set_place(NULL, NULL, NULL, NULL);
+    free(check_run(2, "--sp 2 --engine nccl",
+                   "--engine nccl serves GPUs alone: on processors use --engine mpi or --engine local"));
 }
 
 // ---- cases that leave something behind ------------------------------------------------------------------------------
@@ -1072,6 +1082,7 @@ int main(void) {
         cmocka_unit_test(the_header_names_the_data),
         cmocka_unit_test(resume_on_moved_data),
         cmocka_unit_test(ranks_on_other_data),
+        cmocka_unit_test(torchrun_on_processors),
         cmocka_unit_test(memory_is_refused_with_the_plan),
         cmocka_unit_test(runaway_loss_keeps_the_last_checkpoint),
         cmocka_unit_test(full_disk_keeps_the_last_checkpoint),

@@ -1,8 +1,7 @@
 // Every operation of comm against the same thing computed serially, for 1 to 8 ranks, on all engines.
 //
 // The checks are one function that a rank runs; it is called with the ranks as threads, and again in processes that
-// this program starts (itself, with "ranks" as its argument): under mpirun, and with RANK and WORLD_SIZE. Each rank
-// also keeps a digest of every bit it received: two runs, and all engines, must agree on it exactly, because sums are
+// this program starts (itself, with "ranks" as its argument) under mpirun. Each rank also keeps a digest of every bit it received: two runs, and all engines, must agree on it exactly, because sums are
 // taken in the order of ranks.
 #include "test/ranks.h"
 
@@ -336,7 +335,7 @@ static uint64_t run_checks(CommEngine engine, int ranks) {
     return checks.digest;
 }
 
-// The other side of test_mpi and test_sockets: this process is one rank.
+// The other side of test_mpi: this process is one rank.
 static int run_as_rank(int ranks) {
     Checks checks = {.lock = PTHREAD_MUTEX_INITIALIZER};
     CommLaunch launch = {.engine = COMM_AUTO, .ranks = ranks, .timeout_seconds = 100};
@@ -377,42 +376,24 @@ static void test_mpi(void **state) {
     }
 }
 
-static void test_sockets(void **state) {
-    (void)state;
-    static const int sizes[] = {2, 3, 5};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        Command command = {0};
-        char count[16], expected[64];
-        snprintf(count, sizeof count, "%d", sizes[i]);
-        add_sockets_launcher(&command, sizes[i]);
-        add_words(&command, own_path(), "ranks", count, NULL);
-        ProgramResult result = run_command(&command, 60);
-        snprintf(expected, sizeof expected, "digest %016llx\n", (unsigned long long)run_checks(COMM_LOCAL, sizes[i]));
-        assert_string_equal(result.out, expected);
-        free_result(&result);
-    }
-}
-
 static void test_engine_names(void **state) {
     (void)state;
     CommEngine engine = COMM_AUTO;
     assert_true(comm_engine_from_name("mpi", &engine) && engine == COMM_MPI);
     assert_true(comm_engine_from_name("local", &engine) && engine == COMM_LOCAL);
     assert_true(comm_engine_from_name("auto", &engine) && engine == COMM_AUTO);
-    assert_true(comm_engine_from_name("sockets", &engine) && engine == COMM_SOCKETS);
+    assert_true(comm_engine_from_name("nccl", &engine) && engine == COMM_NCCL);
     assert_false(comm_engine_from_name("tcp", &engine));
 }
 
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "ranks") == 0) return run_as_rank(atoi(argv[2]));
-    if (is_launcher(argc, argv)) return launch_ranks(argv);
     alarm(300);
     pass_over_what_is_not_ours();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_names),
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_mpi),
-        cmocka_unit_test(test_sockets),
     };
     return cmocka_run_group_tests_name("comm", tests, make_folder_for_ranks, remove_folder_of_ranks);
 }

@@ -17,7 +17,7 @@
 
 #include "base/pulse.h"
 #include "base/random.h"
-#include "layers/device.h"
+#include "comm/nccl.h"
 
 enum { MOST_RANKS = 5, MOST_BYTES = 60000 };
 
@@ -25,9 +25,10 @@ typedef enum Transport {
     SHARED,
     PEERS,
     COLLECTIVES,
+    ENGINE,
     TRANSPORTS
-} Transport; // all on one GPU; one each; one each, by NCCL
-static const char *const transport_names[TRANSPORTS] = {"shared", "peers", "collectives"};
+} Transport; // all on one GPU; one each; one each, by NCCL; the same, where NCCL carries the host's groups too
+static const char *const transport_names[TRANSPORTS] = {"shared", "peers", "collectives", "engine"};
 
 // Which of a device's waits are left out, to see the checks fail.
 typedef enum Fault { NO_FAULT, WORK_DOES_NOT_WAIT, EXCHANGE_DOES_NOT_WAIT } Fault;
@@ -70,9 +71,19 @@ static const char *device_name(void) {
 }
 static bool on_gpus(void) { return strcmp(device_name(), "cuda") == 0; }
 
+static Device *gpu_of_engine; // of this process, where it is a rank of engine `nccl`
+
+static void close_device(Device *device) {
+    if (gpu_of_engine == NULL) device->close(device);
+}
+
 static void open_device(Device *device, Comm *world, bool shared) {
     const char *why = "";
     Error err = {0};
+    if (gpu_of_engine != NULL) {
+        *device = *gpu_of_engine;
+        return;
+    }
     int count = device_count(device_name(), &why), index = shared || count == 0 ? 0 : comm_rank(world) % count;
     if (!device_open(device, device_name(), index, 1, &err)) comm_fail(world, &err);
 }
@@ -513,7 +524,7 @@ static void check_groups(Rank *me) {
     Rank backwards = split(me, 7, -rank);
     check(me, comm_rank(backwards.comm) == size - 1 - rank, "rank backwards", size, comm_rank(backwards.comm));
     for (int round = 0; round < 2; round++) {
-        check_exchanges(&row, 6);
+        if (me->checks->transport != ENGINE) check_exchanges(&row, 6);
         check_reduce_scatter(&column, round);
         check_all_gather(&row, round);
         check_broadcast(&backwards, round);
@@ -541,10 +552,42 @@ static void wait_in_work_only(Device *device, Stream stream, Event *event) {
     if (stream == STREAM_WORK) true_wait(device, stream, event);
 }
 
+// The engine's groups in host memory, and groups on devices that stand on them. Ranks are threads here, who know the
+// same address as processes would. Exchanges that are waited for in another order on each rank are not for this engine.
+static void rank_of_engine(Comm *world, Checks *checks) {
+    Device device, cpu;
+    Error err = {0};
+    cpu_device(&cpu, 1);
+    open_device(&device, world, false);
+    Comm *all = nccl_open(&device, "127.0.0.1:29500", comm_rank(world), comm_size(world), 60, &err);
+    if (all == NULL) comm_fail(world, &err);
+    comm_doing(all, "checks");
+    for (int on_device = 0; on_device < 2; on_device++) {
+        Rank me = {comm_split(world, 0, comm_rank(world)), NULL, on_device ? &device : &cpu, checks};
+        me.comm = on_device ? comm_on_device(all, &device, true) : comm_split(all, 0, comm_rank(all));
+        check_collectives(&me, 6);
+        check_one_after_the_other(&me);
+        check_batches(&me);
+        check_ring(&me);
+        check_chain(&me);
+        check_groups(&me);
+        check_pieces(&me);
+        free_ranks(&me);
+    }
+    nccl_close(all);
+    comm_barrier(world);
+    device.close(&device);
+    cpu.close(&cpu);
+}
+
 static void rank_main(Comm *world, void *argument) {
     Checks *checks = argument;
     Device device;
     comm_doing(world, "checks");
+    if (checks->transport == ENGINE) {
+        rank_of_engine(world, checks);
+        return;
+    }
     if (checks->at_once) open_at_once(&device);
     else open_device(&device, world, checks->transport == SHARED);
     true_wait_of(&device, world);
@@ -564,7 +607,7 @@ static void rank_main(Comm *world, void *argument) {
     }
     free_ranks(&me);
     comm_barrier(world); // nobody uses a device's events any more
-    device.close(&device);
+    close_device(&device);
 }
 
 // The program: checks TRANSPORT SMALLEST_P LARGEST_P FAULT
@@ -575,7 +618,16 @@ static int run_checks(char **argv) {
     for (int ranks = atoi(argv[2]); ranks <= atoi(argv[3]); ranks++) {
         CommLaunch launch = {.engine = COMM_AUTO, .ranks = ranks, .timeout_seconds = 60};
         Error err = {0};
+        Device gpu;
+        if (comm_engine_here(COMM_AUTO) == COMM_NCCL) {
+            const char *why;
+            int gpus = device_count(device_name(), &why);
+            if (!device_open(&gpu, device_name(), gpus > 0 ? comm_process_rank() % gpus : 0, 1, &err)) die(&err);
+            launch.device = gpu_of_engine = &gpu;
+        }
         if (!comm_run(&launch, rank_main, &checks, &err)) die(&err);
+        if (gpu_of_engine != NULL) gpu.close(&gpu);
+        gpu_of_engine = NULL;
     }
     if (checks.failures == 0) return 0;
     fprintf(stderr, "%d checks failed; first: %s\n", checks.failures, checks.first);
@@ -586,7 +638,7 @@ static int run_checks(char **argv) {
 
 typedef struct Scene {
     const char *trouble;
-    bool collectives;
+    bool collectives, engine;
 } Scene;
 
 // A device with long work queued before the exchanges: nothing behind it is done until `work_ends`.
@@ -609,10 +661,34 @@ static void work_long(Comm *world, Device *device, double seconds) {
     device->event_done = done_after_long_work;
 }
 
+// A rank of engine `nccl` that hangs, or is slow where the ranks said that it may be.
+static void play_engine(Comm *world, const char *trouble) {
+    Device device;
+    Error err = {0};
+    bool hangs = strcmp(trouble, "hang") == 0, slow = strcmp(trouble, "slow") == 0;
+    open_device(&device, world, false);
+    Comm *all = nccl_open(&device, "127.0.0.1:29500", comm_rank(world), comm_size(world), 1, &err);
+    if (all == NULL) comm_fail(world, &err);
+    if (slow) comm_doing_slowly(all, "saving");
+    comm_doing(all, comm_rank(world) == 0 ? "step 12" : "reading data");
+    if (comm_rank(world) == 1 && (hangs || slow)) usleep(hangs ? 60000000 : 2500000);
+    comm_barrier(all);
+    double sum = 1;
+    comm_all_reduce_sum(all, &sum, 1);
+    if (comm_rank(world) == 0 && sum == comm_size(world)) printf("came through\n");
+    fflush(stdout);
+    nccl_close(all);
+    device.close(&device);
+}
+
 static void play(Comm *world, void *argument) {
     const Scene *scene = argument;
     Device device;
     Error err = {0};
+    if (scene->engine) {
+        play_engine(world, scene->trouble);
+        return;
+    }
     bool two_on_one = strcmp(scene->trouble, "two on one") == 0;
     comm_doing(world, comm_rank(world) == 0 ? "step 12" : "reading data");
     open_device(&device, world, two_on_one);
@@ -641,7 +717,7 @@ static void play(Comm *world, void *argument) {
 
 // The program: play TROUBLE TRANSPORT ENGINE
 static int run_scene(char **argv) {
-    Scene scene = {argv[1], strcmp(argv[2], "collectives") == 0};
+    Scene scene = {argv[1], strcmp(argv[2], "collectives") == 0, strcmp(argv[2], "engine") == 0};
     CommEngine engine = strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL;
     CommLaunch launch = {.engine = engine, .ranks = 2, .timeout_seconds = 1};
     Error err = {0};
@@ -684,7 +760,7 @@ static void end_checks(RunningProgram *program, Transport transport, int seed) {
     free_result(&result);
 }
 
-// Ranks as processes over the engine `sockets`.
+// Ranks as processes of the engine `nccl`.
 static void run_processes(const char *ranks) {
     RunningProgram programs[MOST_RANKS];
     char place[3][40], port[24];
@@ -752,7 +828,7 @@ static void expect_found(Transport transport, Fault fault) {
 static void test_missing_waits(void **state) {
     (void)state;
     if (!emulated_can_be_tested()) skip();
-    for (Transport transport = PEERS; transport < TRANSPORTS; transport++) {
+    for (Transport transport = PEERS; transport <= COLLECTIVES; transport++) {
         expect_found(transport, WORK_DOES_NOT_WAIT);
         expect_found(transport, EXCHANGE_DOES_NOT_WAIT);
     }
@@ -783,6 +859,9 @@ static void test_failures(void **state) {
     expect_failure("EMULATED_SEED=2", "sizes", "collectives", "a message of 64 bytes", "a message of 128 bytes");
     expect_failure("EMULATED_SEED=2", "sizes", "peers", "rank 1 sends 64 bytes to rank 0, which expects 128",
                    "programming error");
+    expect_failure("EMULATED_NCCL_FAIL=1:0", "-", "engine", ": barrier failed (doing: ", "planted");
+    expect_failure("EMULATED_SEED=2", "hang", "engine", "rank 0 (process ",
+                   ": barrier has not ended for 1 s (doing: step 12): another rank hangs or has gone");
     expect_failure("EMULATED_SEED=2", "two on one", "collectives",
                    "start between GPUs failed: NCCL: ", "same CUDA device");
 }
@@ -790,12 +869,13 @@ static void test_failures(void **state) {
 // The time-out is 1 s. It is no silence that exchanges are begun at once, but come to their turn after 2.5 s of work; nor
 // that one side begins them only then, having given signs of life.
 static void test_long_work(void **state) {
-    static const char *const trouble[] = {"long work", "slow"};
+    static const char *const trouble[] = {"long work", "slow", "slow"};
     (void)state;
     if (!emulated_can_be_tested()) skip();
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         Command command = {0};
-        add_words(&command, "env", "EMULATED_SEED=2", own_path(), "play", trouble[i], "collectives", "local", NULL);
+        add_words(&command, "env", "EMULATED_SEED=2", own_path(), "play", trouble[i], i < 2 ? "collectives" : "engine",
+                  "local", NULL);
         ProgramResult result = run_program(command.argv, 60);
         if (result.exit_code != 0 || *result.err) fail_msg("exit code %d, %s", result.exit_code, result.err);
         free_result(&result);

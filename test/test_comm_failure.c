@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "base/pulse.h"
+#include "comm/engine.h"
 #include "test/ranks.h"
 
 static const char *const operations[] = {"exchange",   "barrier",        "broadcast", "all-reduce",
@@ -156,7 +157,7 @@ typedef struct Way { // in which ranks are started
     const char *folder; // of mpirun
     bool apart;         // processes that share no page
 } Way;
-static const Way local = {.engine = COMM_LOCAL}, sockets = {.engine = COMM_SOCKETS};
+static const Way local = {.engine = COMM_LOCAL};
 static Way mpi(void **state) { return (Way){.engine = COMM_MPI, .folder = *state}; }
 // As if each rank were on a machine of its own: Open MPI then has no memory that ranks could share.
 static Way mpi_apart(void **state) { return (Way){.engine = COMM_MPI, .folder = *state, .apart = true}; }
@@ -167,7 +168,6 @@ static RunningProgram start_scene(Way way, int ranks, const char *trouble, const
     Command command = {0};
     if (way.apart) add_words(&command, "env", "OMPI_MCA_osc=pt2pt", NULL);
     if (way.engine == COMM_MPI) add_mpirun_in(&command, ranks, way.folder);
-    if (way.engine == COMM_SOCKETS) add_sockets_launcher(&command, ranks);
     add_words(&command, own_path(), count, trouble, operation, NULL);
     return start_program(command.argv);
 }
@@ -276,7 +276,6 @@ static void stop_and_continue(Way way) {
 static void test_stopped_and_continued(void **state) {
     (void)state;
     stop_and_continue(local);
-    stop_and_continue(sockets);
 }
 
 // A rank at long work is waited for as long as it gives signs of life, and named when it gives none any more.
@@ -301,13 +300,12 @@ static void end_patience(Patience *scene) {
 }
 
 static void test_slow(void **state) {
-    Patience scenes[4];
-    int count = mpi_can_be_tested() ? 4 : 2;
+    Patience scenes[3];
+    int count = mpi_can_be_tested() ? 3 : 1;
     start_patience(&scenes[0], local);
-    start_patience(&scenes[1], sockets);
-    if (count > 2) {
-        start_patience(&scenes[2], mpi(state));
-        start_patience(&scenes[3], mpi_apart(state));
+    if (count > 1) {
+        start_patience(&scenes[1], mpi(state));
+        start_patience(&scenes[2], mpi_apart(state));
     }
     for (int i = 0; i < count; i++) end_patience(&scenes[i]);
 }
@@ -346,46 +344,6 @@ static void test_start_and_end_mpi(void **state) {
     result = finish_program(&exits, 30);
     if (result.exit_code == 0 || result.timed_out) fail_msg("exit code %d, %s", result.exit_code, result.err);
     free_result(&result);
-}
-
-static void test_late_start_sockets(void **state) {
-    (void)state;
-    RunningProgram late = start_scene(sockets, 3, "late", "barrier");
-    ProgramResult result = finish_program(&late, 30);
-    if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
-    free_result(&result);
-}
-
-static void test_fail_sockets(void **state) {
-    (void)state;
-    fail_in_operations(sockets, 1);
-}
-
-static void test_fail_together_sockets(void **state) {
-    (void)state;
-    for (int i = 0; i < 10; i++) {
-        RunningProgram program = start_scene(sockets, 5, "all", "barrier");
-        end_scene(&program, sockets, 3, "data/x.bin", "write the file again\n", soon(sockets));
-    }
-}
-
-static void test_hang_sockets(void **state) {
-    (void)state;
-    hang_in_operations(sockets, 1);
-}
-
-static void test_odd_sockets(void **state) {
-    (void)state;
-    odd_scenes(sockets);
-}
-
-// Named at once, long before the time-out, whatever the others wait for.
-static void test_killed_sockets(void **state) {
-    (void)state;
-    for (int i = 0; i < OPERATIONS; i += 3) {
-        RunningProgram program = start_scene(sockets, 3, "kill", operations[i]);
-        end_scene(&program, sockets, 1, "rank 2 (process ", ") has gone: its connection to rank ", soon(sockets));
-    }
 }
 
 static void test_fail_mpi(void **state) {
@@ -460,6 +418,64 @@ static void test_launch(void **state) {
     for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) unsetenv(variables[i]);
 }
 
+// Where ranks of engine `nccl` meet, as launchers say it.
+static void expect_place(int rank, int size, const char *address) {
+    MeetingPlace place;
+    Error err = {0};
+    if (!comm_meeting_place(&place, size, &err)) fail_msg("%s: %s", address, err.message);
+    assert_int_equal(place.rank, rank);
+    assert_int_equal(place.size, size);
+    assert_string_equal(place.address, address);
+}
+static void expect_no_place(int ranks, const char *part) {
+    MeetingPlace place;
+    Error err = {0};
+    assert_false(comm_meeting_place(&place, ranks, &err));
+    assert_int_equal(err.exit_code, EXIT_USAGE);
+    if (strstr(err.message, part) == NULL) fail_msg("expected \"%s\" in: %s", part, err.message);
+}
+
+static void test_meeting_place(void **state) {
+    (void)state;
+    expect_no_place(4, "start a process for each of the 4 ranks");
+    set_place("3", "4", "node7", "29500");
+    expect_place(3, 4, "node7:29500");
+    setenv("TORCHELASTIC_RUN_ID", "1", 1);
+    expect_place(3, 4, "node7:29501"); // torchrun holds the other
+    set_place("3", "4", "node7", "65535");
+    expect_place(3, 4, "node7:65534");
+    unsetenv("TORCHELASTIC_RUN_ID");
+    set_place("0", "2", "fe80::1", "29500");
+    expect_place(0, 2, "[fe80::1]:29500");
+    expect_no_place(3, "--sp x --dp = 3 ranks, but 2 processes were started");
+    set_place("2", "2", "node7", "29500");
+    expect_no_place(2, "ranks are 0 to 1");
+    set_place("1", "x", "node7", "29500");
+    expect_no_place(2, "WORLD_SIZE is \"x\"");
+    set_place("1", NULL, "node7", "29500");
+    expect_no_place(2, "WORLD_SIZE is not");
+    set_place("1", "2", NULL, "29500");
+    expect_no_place(2, "MASTER_ADDR is not in the environment");
+    set_place("1", "2", "node7", NULL);
+    expect_no_place(2, "MASTER_PORT is not in the environment");
+    set_place("1", "2", "node7", "70000");
+    expect_no_place(2, "ports are 1 to 65535");
+
+    static const char *const lists[][2] = {
+        {"gpu[07-09,12],login1", "gpu07:25000"}, {"gpu7,gpu8", "gpu7:25000"}, {"a[3]b,c", "a3b:25000"}, {"n", "n:25000"}};
+    set_place(NULL, NULL, NULL, NULL);
+    setenv("SLURM_PROCID", "5", 1);
+    setenv("SLURM_STEP_NUM_TASKS", "8", 1);
+    setenv("SLURM_JOB_ID", "1205000", 1);
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        setenv("SLURM_STEP_NODELIST", lists[i][0], 1);
+        expect_place(5, 8, lists[i][1]);
+    }
+    static const char *const variables[] = {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID",
+                                            "SLURM_STEP_NODELIST"};
+    for (size_t i = 0; i < sizeof variables / sizeof *variables; i++) unsetenv(variables[i]);
+}
+
 static void test_wrong_number_of_processes(void **state) {
     if (!mpi_can_be_tested()) skip();
     Command command = {0};
@@ -472,23 +488,17 @@ static void test_wrong_number_of_processes(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (is_launcher(argc, argv)) return launch_ranks(argv);
     if (argc == 4) return play_alone(argv[1], argv[2], argv[3]);
     alarm(300);
     pass_over_what_is_not_ours();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_launch),
+        cmocka_unit_test(test_meeting_place),
         cmocka_unit_test(test_fail_local),
         cmocka_unit_test(test_fail_together_local),
         cmocka_unit_test(test_hang_local),
         cmocka_unit_test(test_odd_local),
         cmocka_unit_test(test_stopped_and_continued),
-        cmocka_unit_test(test_fail_sockets),
-        cmocka_unit_test(test_fail_together_sockets),
-        cmocka_unit_test(test_hang_sockets),
-        cmocka_unit_test(test_odd_sockets),
-        cmocka_unit_test(test_killed_sockets),
-        cmocka_unit_test(test_late_start_sockets),
         cmocka_unit_test(test_wrong_number_of_processes),
         cmocka_unit_test(test_fail_mpi),
         cmocka_unit_test(test_fail_together_mpi),

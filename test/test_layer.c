@@ -2,6 +2,7 @@
 // backward give the same bits; and the memory of a pass keeps to what the plan promises.
 #include "test/compare.h"
 #include "test/program.h"
+#include "test/scratch.h"
 
 #include "model/model.h"
 
@@ -88,6 +89,7 @@ static void mix_on_rank(Comm *world, void *argument) {
     (void)argument;
     Device device;
     cpu_device(&device, 1);
+    lend_stated_scratch(&device, 2 * T, C, C, NULL);
     int ranks = comm_size(world), rank = comm_rank(world);
     ModelConfig config = {.dim = C};
     Attention attention = {.config = {.context = T, .ranks = ranks}, .rank = rank};
@@ -121,6 +123,7 @@ static void mix_on_rank(Comm *world, void *argument) {
         }
     free(positions);
     free(x);
+    device_return_scratch(&device);
     device.close(&device);
 }
 

@@ -28,6 +28,8 @@ static double element(Matrix x, bool transposed, int64_t row, int64_t column) {
     return transposed ? x.data[column * x.stride + row] : x.data[row * x.stride + column];
 }
 
+static _Alignas(64) float room[SGEMM_ROOM]; // of one product at a time
+
 static void check_product(const MatrixProduct *product, const ProductCase *p, bool ta, bool tb) {
     Matrix a = ta ? random_matrix(p->k, p->m, 1) : random_matrix(p->m, p->k, 1);
     Matrix b = tb ? random_matrix(p->n, p->k, 2) : random_matrix(p->k, p->n, 2);
@@ -39,7 +41,7 @@ static void check_product(const MatrixProduct *product, const ProductCase *p, bo
             else if (p->beta == 0) c.data[i * c.stride + j] = NAN; // must not be read
         }
     }
-    product->sgemm(ta, tb, p->m, p->n, p->k, p->alpha, a.data, a.stride, b.data, b.stride, p->beta, c.data, c.stride);
+    product->sgemm(room, ta, tb, p->m, p->n, p->k, p->alpha, a.data, a.stride, b.data, b.stride, p->beta, c.data, c.stride);
     for (int64_t i = 0; i < p->m; i++) {
         for (int64_t j = 0; j < p->n; j++) {
             double sum = 0, magnitudes = 0, old = p->beta == 0 ? 0 : (double)p->beta * before[i * c.stride + j];
@@ -60,7 +62,7 @@ static void check_product_with_bias(const MatrixProduct *product, const ProductC
     Matrix a = random_matrix(p->m, p->k, 1), b = random_matrix(p->n, p->k, 2), c = random_matrix(p->m, p->n, 3);
     float *bias = with_bias ? random_floats(p->n, 4, 0, 1) : NULL;
     for (int64_t i = 0; i < p->m * c.stride; i++) c.data[i] = NAN;
-    product->sgemm_bias(p->m, p->n, p->k, a.data, a.stride, b.data, b.stride, bias, c.data, c.stride);
+    product->sgemm_bias(room, p->m, p->n, p->k, a.data, a.stride, b.data, b.stride, bias, c.data, c.stride);
     for (int64_t i = 0; i < p->m; i++) {
         for (int64_t j = 0; j < p->n; j++) {
             double sum = with_bias ? bias[j] : 0, magnitudes = fabs(sum);

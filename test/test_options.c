@@ -330,7 +330,7 @@ static const BadLine bad_lines[] = {
     {"--schedule cos", "--schedule: \"cos\" is not one of cosine|constant|wsd"},
     {"--attention cosine|", "--attention: \"cosine|\" is not one of auto|ring|gather|ulysses|ulysses-ring|vanilla"},
     {"--attention rings", "--attention: \"rings\" is not one of auto|ring|gather|ulysses|ulysses-ring|vanilla"},
-    {"--engine nccl", "--engine: \"nccl\" is not one of auto|local|mpi|sockets"},
+    {"--engine sockets", "--engine: \"sockets\" is not one of auto|local|mpi|nccl"},
     {"--device tpu", "--device: \"tpu\" is not one of auto|cpu|cuda|emulated"},
     {"--devices", "--devices needs a value: --devices LIST"},
     // together

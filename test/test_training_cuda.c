@@ -262,7 +262,7 @@ static void test_what_is_refused(void **state) {
     refused((const char *const[]){"--device", d, "--sp", "1", "--heads", "1", "--dim", "144", NULL},
             "heads of 8 to 128, in multiples of 8; change --dim or --heads, or use --device cpu");
     if (strcmp(d, "emulated") == 0)
-        refused((const char *const[]){"--device", d, "--sp", "2", "--engine", "sockets", NULL},
+        refused((const char *const[]){"--device", d, "--sp", "2", "--engine", "nccl", NULL},
                 "--device emulated: its ranks can only be threads of one process; use --engine local");
     refused((const char *const[]){"--device", d, "--sp", "1", "--devices", "65535", NULL}, "there is no GPU 65535");
     if (strcmp(d, "emulated") == 0) // there are 64 of it

@@ -11,8 +11,7 @@
 #include <math.h>
 
 #include "attention/cpu/pairs.h"
-#include "layers/cpu/parallel.h"
-#include "layers/cpu/sgemm.h"
+#include "layers/cpu/layers.h"
 
 enum { ROWS = 64 };
 
@@ -24,7 +23,12 @@ typedef struct Job {
     TokenView q, k, v, out;
     float *log_sum_exp, *delta;
     TokenView d_out, d_q, d_k, d_v;
+    float *rooms; // (threads, SGEMM_ROOM)
 } Job;
+
+static float *rooms_of(const Device *device) {
+    return device_scratch(device, "vanilla attention", product_scratch_bytes(device->threads));
+}
 
 size_t cpu_vanilla_row_bytes(const AttentionShape *shape, int64_t T) {
     return (size_t)(shape->batch * shape->kv_heads) * ROWS * (size_t)T * sizeof(float);
@@ -41,9 +45,9 @@ static float *matrix_of(const Job *job, int64_t b, int64_t h) {
 }
 static int64_t kv_head_of(const AttentionShape *shape, int64_t h) { return h / (shape->heads / shape->kv_heads); }
 
-static void scores(const Job *job, int64_t b, int64_t h, float *S) { // scale Q K^T
+static void scores(const Job *job, float *room, int64_t b, int64_t h, float *S) { // scale Q K^T
     int64_t D = job->shape->head_dim, kv = kv_head_of(job->shape, h);
-    cpu_sgemm(false, true, job->T, job->T, D, job->shape->scale, head_of(job->q, b, h, D), job->q.token_stride,
+    cpu_sgemm(room, false, true, job->T, job->T, D, job->shape->scale, head_of(job->q, b, h, D), job->q.token_stride,
               head_of(job->k, b, kv, D), job->k.token_stride, 0, S, job->T);
 }
 
@@ -61,20 +65,20 @@ static float softmax_row(float *score, int64_t first, int64_t last, int64_t T) {
 }
 
 static void forward_head(void *context, int64_t task, int worker) {
-    (void)worker;
     const Job *job = context;
+    float *room = job->rooms + (int64_t)worker * SGEMM_ROOM;
     int64_t T = job->T, D = job->shape->head_dim, b = task / job->shape->heads, h = task % job->shape->heads;
     float *P = matrix_of(job, b, h), *log_sum_exp = rows_of(job, job->log_sum_exp, b, h);
-    scores(job, b, h, P);
+    scores(job, room, b, h, P);
     for (int64_t i = 0; i < T; i++)
         log_sum_exp[i] = softmax_row(P + i * T, visibility_first(job->visibility, b, i), i, T);
-    cpu_sgemm(false, false, T, D, T, 1, P, T, head_of(job->v, b, kv_head_of(job->shape, h), D), job->v.token_stride, 0,
+    cpu_sgemm(room, false, false, T, D, T, 1, P, T, head_of(job->v, b, kv_head_of(job->shape, h), D), job->v.token_stride, 0,
               head_of(job->out, b, h, D), job->out.token_stride);
 }
 
-static void probabilities_again(const Job *job, int64_t b, int64_t h, float *P) {
+static void probabilities_again(const Job *job, float *room, int64_t b, int64_t h, float *P) {
     const float *log_sum_exp = rows_of(job, job->log_sum_exp, b, h);
-    scores(job, b, h, P);
+    scores(job, room, b, h, P);
     for (int64_t i = 0; i < job->T; i++) {
         int64_t first = visibility_first(job->visibility, b, i);
         for (int64_t j = 0; j < first; j++) P[i * job->T + j] = 0;
@@ -84,12 +88,12 @@ static void probabilities_again(const Job *job, int64_t b, int64_t h, float *P) 
 }
 
 // P becomes dS. d_P: room for ROWS rows.
-static void score_gradients(const Job *job, int64_t b, int64_t h, float *P, float *d_P) {
+static void score_gradients(const Job *job, float *room, int64_t b, int64_t h, float *P, float *d_P) {
     int64_t T = job->T, D = job->shape->head_dim, kv = kv_head_of(job->shape, h);
     const float *delta = rows_of(job, job->delta, b, h);
     for (int64_t first = 0; first < T; first += ROWS) {
         int64_t rows = T - first < ROWS ? T - first : ROWS;
-        cpu_sgemm(false, true, rows, T, D, 1, head_of(job->d_out, b, h, D) + first * job->d_out.token_stride,
+        cpu_sgemm(room, false, true, rows, T, D, 1, head_of(job->d_out, b, h, D) + first * job->d_out.token_stride,
                   job->d_out.token_stride, head_of(job->v, b, kv, D), job->v.token_stride, 0, d_P, T);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < T; j++) P[(first + i) * T + j] *= d_P[i * T + j] - delta[first + i];
@@ -98,8 +102,8 @@ static void score_gradients(const Job *job, int64_t b, int64_t h, float *P, floa
 
 // One key/value head and the query heads that read it, in their order.
 static void backward_kv_head(void *context, int64_t task, int worker) {
-    (void)worker;
     const Job *job = context;
+    float *room = job->rooms + (int64_t)worker * SGEMM_ROOM;
     const AttentionShape *shape = job->shape;
     int64_t T = job->T, D = shape->head_dim, b = task / shape->kv_heads, kv = task % shape->kv_heads;
     int64_t group = shape->heads / shape->kv_heads;
@@ -107,13 +111,13 @@ static void backward_kv_head(void *context, int64_t task, int worker) {
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
         float *P = matrix_of(job, b, h),
               first = h == kv * group ? 0.0f : 1.0f; // times what the heads before have added
-        probabilities_again(job, b, h, P);
-        cpu_sgemm(true, false, T, D, T, 1, P, T, head_of(job->d_out, b, h, D), job->d_out.token_stride, first,
+        probabilities_again(job, room, b, h, P);
+        cpu_sgemm(room, true, false, T, D, T, 1, P, T, head_of(job->d_out, b, h, D), job->d_out.token_stride, first,
                   head_of(job->d_v, b, kv, D), job->d_v.token_stride);
-        score_gradients(job, b, h, P, d_P);
-        cpu_sgemm(false, false, T, D, T, shape->scale, P, T, head_of(job->k, b, kv, D), job->k.token_stride, 0,
+        score_gradients(job, room, b, h, P, d_P);
+        cpu_sgemm(room, false, false, T, D, T, shape->scale, P, T, head_of(job->k, b, kv, D), job->k.token_stride, 0,
                   head_of(job->d_q, b, h, D), job->d_q.token_stride);
-        cpu_sgemm(true, false, T, D, T, shape->scale, P, T, head_of(job->q, b, h, D), job->q.token_stride, first,
+        cpu_sgemm(room, true, false, T, D, T, shape->scale, P, T, head_of(job->q, b, h, D), job->q.token_stride, first,
                   head_of(job->d_k, b, kv, D), job->d_k.token_stride);
     }
 }
@@ -129,7 +133,8 @@ void cpu_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T,
                .k = k,
                .v = v,
                .out = out,
-               .log_sum_exp = log_sum_exp};
+               .log_sum_exp = log_sum_exp,
+               .rooms = rooms_of(device)};
     parallel_for(device->threads, shape->batch * shape->heads, forward_head, &job);
 }
 
@@ -151,6 +156,7 @@ void cpu_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T
                .d_out = d_out,
                .d_q = d_q,
                .d_k = d_k,
-               .d_v = d_v};
+               .d_v = d_v,
+               .rooms = rooms_of(device)};
     parallel_for(device->threads, shape->batch * shape->kv_heads, backward_kv_head, &job);
 }

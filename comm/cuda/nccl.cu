@@ -42,6 +42,16 @@ bool invite(CommInvitation *invitation, Error *err) {
     return true;
 }
 
+// NCCL makes the same id of NCCL_COMM_ID in every process, but for its first 8 bytes, by which strangers are told apart:
+// before version 2.23 or so these were random even then, and ranks did not know each other. They are the address's here.
+bool invite_to(const char *address, CommInvitation *invitation, Error *err) {
+    uint64_t hash = 0xcbf29ce484222325; // FNV-1a
+    for (const char *c = address; *c != '\0'; c++) hash = (hash ^ static_cast<unsigned char>(*c)) * 0x100000001b3;
+    if (!invite(invitation, err)) return false;
+    memcpy(invitation->bytes, &hash, sizeof hash);
+    return true;
+}
+
 void *join(Device *device, const CommInvitation *invitation, int rank, int size, Error *err) {
     Member *member = static_cast<Member *>(calloc(1, sizeof(Member)));
     if (member == NULL) {
@@ -100,5 +110,5 @@ bool sound(void *pointer, Error *err) {
 } // namespace
 
 const CommCollectives cuda_nccl_collectives = {
-    nccl_opens, invite, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
+    nccl_opens, invite, invite_to, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
 };

@@ -19,20 +19,20 @@ static CblasSgemm *cblas_sgemm;
 
 static bool fits_int(int64_t a, int64_t b, int64_t c) { return a <= INT_MAX && b <= INT_MAX && c <= INT_MAX; }
 
-static void cblas_product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+static void cblas_product(float *room, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                           const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     if (!fits_int(m, n, k) || !fits_int(lda, ldb, ldc)) {
-        cpu_builtin_product()->sgemm(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+        cpu_builtin_product()->sgemm(room, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
         return;
     }
     cblas_sgemm(ROW_MAJOR, transpose_a ? TRANSPOSE : NO_TRANSPOSE, transpose_b ? TRANSPOSE : NO_TRANSPOSE, (int)m,
                 (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 }
 
-static void cblas_product_bias(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+static void cblas_product_bias(float *room, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                                int64_t ldb, const float *bias, float *c, int64_t ldc) {
     for (int64_t i = 0; i < m && bias != NULL; i++) memcpy(c + i * ldc, bias, (size_t)n * sizeof *c);
-    cblas_product(false, true, m, n, k, 1.0f, a, lda, b, ldb, bias != NULL ? 1.0f : 0.0f, c, ldc);
+    cblas_product(room, false, true, m, n, k, 1.0f, a, lda, b, ldb, bias != NULL ? 1.0f : 0.0f, c, ldc);
 }
 
 static MatrixProduct library = {NULL, cblas_product, cblas_product_bias}; // the name: of the file that was opened

@@ -7,6 +7,7 @@
 
 #include "base/simd.h"
 #include "layers/cpu/parallel.h"
+#include "layers/cpu/sgemm.h"
 #include "layers/device.h"
 
 enum { TASK_VALUES = 32768 };
@@ -24,9 +25,13 @@ static inline int64_t norm_rows_per_block(int64_t rows) { return larger(NORM_LEA
 static inline size_t norm_scratch_bytes(int64_t rows, int64_t C, int vectors) {
     return (size_t)(tasks_of(rows, norm_rows_per_block(rows)) * vectors * C) * sizeof(float);
 }
+// A matrix product packs panels, each thread its own.
+static inline size_t product_scratch_bytes(int threads) { return (size_t)threads * SGEMM_ROOM * sizeof(float); }
 // The most that a layer needs for up to `rows` rows of width C.
-static inline size_t cpu_scratch_bytes(int64_t rows, int64_t C) {
-    return norm_scratch_bytes(rows < NORM_BLOCKS * NORM_LEAST_ROWS ? rows : NORM_BLOCKS * NORM_LEAST_ROWS, C, 2);
+static inline size_t cpu_scratch_bytes(int threads, int64_t rows, int64_t C) {
+    const int64_t most_blocks_from = NORM_BLOCKS * NORM_LEAST_ROWS;
+    size_t norm = norm_scratch_bytes(smaller(rows, most_blocks_from), C, 2), product = product_scratch_bytes(threads);
+    return norm > product ? norm : product;
 }
 
 // ---- memory.c -------------------------------------------------------------------------------------------------

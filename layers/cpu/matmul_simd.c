@@ -5,6 +5,7 @@
 
 typedef struct Product {
     const MatrixProduct *with;
+    float *room; // (threads, SGEMM_ROOM)
     int64_t m, n, k;
     int64_t down, across, columns; // cut into `down` x `across` pieces, of about equal rows and of `columns` columns
     bool transpose_a, transpose_b, add_bias;
@@ -14,15 +15,15 @@ typedef struct Product {
 
 static void product_task(void *context, int64_t task, int worker) {
     const Product *p = context;
-    (void)worker;
+    float *room = p->room + (int64_t)worker * SGEMM_ROOM;
     int64_t down = task / p->across, row = down * p->m / p->down, column = task % p->across * p->columns;
     int64_t m = (down + 1) * p->m / p->down - row, n = smaller(p->columns, p->n - column);
     int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
     const float *a = p->a + (p->transpose_a ? row : row * lda), *b = p->b + (p->transpose_b ? column * ldb : column);
     float *c = p->c + row * p->n + column;
     if (p->add_bias)
-        p->with->sgemm_bias(m, n, p->k, a, lda, b, ldb, p->bias == NULL ? NULL : p->bias + column, c, p->n);
-    else p->with->sgemm(p->transpose_a, p->transpose_b, m, n, p->k, 1.0f, a, lda, b, ldb, p->beta, c, p->n);
+        p->with->sgemm_bias(room, m, n, p->k, a, lda, b, ldb, p->bias == NULL ? NULL : p->bias + column, c, p->n);
+    else p->with->sgemm(room, p->transpose_a, p->transpose_b, m, n, p->k, 1.0f, a, lda, b, ldb, p->beta, c, p->n);
 }
 
 // The best cut into at most one piece per thread: the one whose largest piece costs least. A piece packs its columns of
@@ -47,6 +48,7 @@ static void cut(Product *p, int threads) {
 static void multiply(Device *device, Product p) {
     if (p.m == 0 || p.n == 0) return;
     p.with = device->context;
+    p.room = device_scratch(device, "a matrix product", product_scratch_bytes(device->threads));
     cut(&p, device->threads);
     parallel_for(device->threads, p.down * p.across, product_task, &p);
 }

@@ -15,12 +15,15 @@
 extern "C" {
 #endif
 
-typedef void Sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                   int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+// `room`: SGEMM_ROOM floats from a cache line on, for the panels in which A and B are packed; of this call alone.
+enum { SGEMM_ROOM = 132 << 10 };
+
+typedef void Sgemm(float *room, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+                   const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
 // C (m, n) = A (m, k) B (n, k)^T + bias (n) in every row; bias may be NULL.
-typedef void SgemmBias(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                       const float *bias, float *c, int64_t ldc);
+typedef void SgemmBias(float *room, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                       int64_t ldb, const float *bias, float *c, int64_t ldc);
 
 typedef struct MatrixProduct {
     const char *name; // for people

@@ -1,0 +1,351 @@
+// Engine `nccl`: ranks are processes, each with a GPU of its own, and NCCL alone connects them.
+//
+// NCCL starts by itself where every process knows one address: with NCCL_COMM_ID in the environment, all get the same
+// id, and rank 0 listens there until all have come ("NCCL Environment Variables"). Slurm's and torchrun's variables say
+// where (comm/launcher.c).
+//
+// What ranks say to each other from host memory (sums of a few numbers, broadcasts, barriers, splits) goes by way of a
+// small buffer on the GPU, as messages between two ranks, of which comm/pairwise.c makes collectives. A message is only
+// noted where it is begun; the first end that waits for one hands all that are noted to NCCL together, so that none of
+// them can wait for another. It goes in STREAM_EXCHANGE like everything else between GPUs (comm/collectives.c): the
+// operations of all groups of a rank have one order. There are no tags: what two ranks say to each other, in whatever
+// group, is matched in the order begun.
+//
+// A rank polls for the end of its operation, sleeps in between, and gives up at the time-out or when NCCL reports an
+// error, as it does when another process has gone. Signs of life of other ranks cannot be seen; so while the ranks say
+// that one of them may be slow (comm_doing_slowly), waits may last SLOW time-outs.
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/pulse.h"
+#include "comm/collectives.h"
+#include "comm/deadline.h"
+#include "comm/nccl.h"
+#include "comm/pairwise.h"
+#include "layers/device.h"
+
+static const size_t BUFFER_BYTES = 1 << 20, ALIGNMENT = 256;
+static const double SHORTEST_PAUSE = 1e-6, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
+static const double SLOW = 10;                                                        // time-outs
+
+typedef struct Message {  // one side of it
+    struct Message *next; // of those noted
+    bool receives, noted;
+    int peer; // rank of the world
+    void *data;
+    size_t bytes;
+    char *on_device;
+    bool own_memory; // on_device is not in the buffer
+} Message;
+
+typedef struct World {
+    Device *device;
+    void *member; // of NCCL's communicator of all ranks
+    char place[100];
+    Event *before, *behind; // the operations under way
+    char *buffer;           // on the device
+    size_t used;
+    Message *first, *last; // noted, in the order begun
+    int next_number;       // of groups
+    double timeout;
+    _Atomic(const char *) doing;
+    _Atomic double slow_until; // another rank may be, as the ranks said
+    bool slow_work_over;       // this rank's, at least: the others' is when an operation has ended
+    atomic_llong beats;        // signs of life of this rank
+} World;
+
+typedef struct NcclComm {
+    Comm base;
+    World *world;
+    int member[]; // (size): ranks of the world
+} NcclComm;
+
+static NcclComm *nccl(Comm *comm) { return (NcclComm *)comm; }
+static World *world_of(Comm *comm) { return nccl(comm)->world; }
+static const CommCollectives *calls(const World *world) { return world->device->collectives; }
+
+// ---- failing ------------------------------------------------------------------------------------------------------
+
+static void nccl_doing(Comm *comm, const char *what, bool slowly) {
+    World *world = world_of(comm);
+    atomic_store(&world->doing, what);
+    world->slow_work_over = !slowly;
+    if (slowly) atomic_store(&world->slow_until, comm_seconds() + SLOW * world->timeout);
+}
+
+static const char *nccl_said(Comm *comm) { return atomic_load(&world_of(comm)->doing); }
+static void beat(void *world) { atomic_fetch_add(&((World *)world)->beats, 1); }
+
+// While another rank may be slow, it is taken to give signs of life.
+static int64_t nccl_moved(Comm *comm) {
+    World *world = world_of(comm);
+    if (comm_seconds() < atomic_load(&world->slow_until)) beat(world);
+    return atomic_load(&world->beats);
+}
+
+static void sleep_for(double seconds) {
+    struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    nanosleep(&pause, NULL);
+}
+
+// NCCL and the launcher find that this process has gone, and end the others.
+static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
+static void end_all(Comm *comm, const Error *err) {
+    (void)comm;
+    comm_print_failure(err);
+    _exit(err->exit_code ? err->exit_code : EXIT_RUNTIME);
+}
+
+static void expect(Comm *comm, bool ok, const Error *err) {
+    if (ok) return;
+    const char *doing = nccl_said(comm);
+    // The process whose end this follows from speaks first, and the launcher may end this one.
+    sleep_for(comm->timeout < 4 ? comm->timeout / 2 : 2);
+    comm_give_up(comm, "rank %d (%s): %s failed (doing: %s): %s", comm->world_rank, world_of(comm)->place,
+                 comm->operation, doing != NULL ? doing : "it did not say what", err->message);
+}
+
+static void *allocate(Comm *comm, size_t bytes) {
+    void *memory = calloc(1, bytes);
+    if (memory == NULL) comm_give_up(comm, "out of memory: %zu bytes for %s", bytes, comm->operation);
+    return memory;
+}
+
+// ---- messages -----------------------------------------------------------------------------------------------------
+
+// Empty messages carry a byte, for NCCL sends none.
+static size_t sent_bytes(const Message *message) { return message->bytes > 0 ? message->bytes : 1; }
+
+static Message *note(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
+    World *world = world_of(comm);
+    Message *message = allocate(comm, sizeof *message);
+    *message =
+        (Message){.receives = receives, .noted = true, .peer = nccl(comm)->member[peer], .data = data, .bytes = bytes};
+    size_t room = (sent_bytes(message) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    message->own_memory = room > BUFFER_BYTES - world->used;
+    if (message->own_memory) {
+        Error err = {0};
+        message->on_device = world->device->allocate(world->device, room, &err);
+        if (message->on_device == NULL) comm_fail(comm, &err);
+    } else {
+        message->on_device = world->buffer + world->used;
+        world->used += room;
+    }
+    if (world->first == NULL) world->first = message;
+    else world->last->next = message;
+    world->last = message;
+    return message;
+}
+
+static void hand_over(Comm *comm) {
+    World *world = world_of(comm);
+    Device *device = world->device;
+    Error err = {0};
+    for (Message *m = world->first; m != NULL; m = m->next)
+        if (!m->receives && m->bytes > 0) device->upload(device, m->on_device, m->data, m->bytes);
+    device->event_record(device, STREAM_WORK, world->before);
+    device->stream_wait(device, STREAM_EXCHANGE, world->before);
+    device->event_record(device, STREAM_EXCHANGE, world->before);
+    expect(comm, calls(world)->begin(&err), &err);
+    for (Message *m = world->first; m != NULL; m = m->next)
+        expect(comm,
+               m->receives ? calls(world)->receive(world->member, m->on_device, sent_bytes(m), m->peer, &err)
+                           : calls(world)->send(world->member, m->on_device, sent_bytes(m), m->peer, &err),
+               &err);
+    expect(comm, calls(world)->end(world->member, &err), &err);
+    device->event_record(device, STREAM_EXCHANGE, world->behind);
+}
+
+// What the device was told before is not waited for with a time-out here: it may be long, and who told it watches it.
+static void wait_until_over(Comm *comm) {
+    World *world = world_of(comm);
+    Device *device = world->device;
+    CommPatience patience = comm_patience(LONGEST_STEP);
+    bool begun = false;
+    int64_t moved = nccl_moved(comm);
+    for (double pause = SHORTEST_PAUSE; !device->event_done(device, world->behind); pause *= 1.125) {
+        Error err = {0};
+        expect(comm, calls(world)->sound(world->member, &err), &err);
+        begun = begun || device->event_done(device, world->before);
+        int64_t now = nccl_moved(comm);
+        if (!begun || now != moved) patience = comm_patience(LONGEST_STEP);
+        moved = now;
+        if (comm_patience_spent(&patience) > world->timeout) {
+            const char *doing = nccl_said(comm);
+            comm_give_up(comm,
+                         "rank %d (%s): %s has not ended for %.3g s (doing: %s): another rank hangs or has gone, or "
+                         "allow more time with --timeout",
+                         comm->world_rank, world->place, comm->operation, patience.waited,
+                         doing != NULL ? doing : "it did not say what");
+        }
+        if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
+        sleep_for(pause);
+    }
+}
+
+static void carry_out_all(Comm *comm) {
+    World *world = world_of(comm);
+    Device *device = world->device;
+    hand_over(comm);
+    wait_until_over(comm);
+    for (Message *m = world->first, *next; m != NULL; m = next) {
+        next = m->next; // whoever waits for it may free it from now on
+        if (m->receives && m->bytes > 0) device->download(device, m->data, m->on_device, m->bytes);
+        if (m->own_memory)
+            device->release(device, m->on_device, (sent_bytes(m) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+        m->noted = false;
+    }
+    world->first = world->last = NULL;
+    world->used = 0;
+    if (world->slow_work_over) atomic_store(&world->slow_until, 0);
+    beat(world);
+}
+
+static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
+    return note(comm, receives, data, bytes, peer);
+}
+
+static void message_end(Comm *comm, void *pointer) {
+    Message *message = pointer;
+    if (message->noted) carry_out_all(comm);
+    free(message);
+}
+
+static CommRequest nccl_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                       size_t receive_bytes, int from) {
+    CommRequest request = {NULL, NULL};
+    if (receive_bytes > 0) request.receive = note(comm, true, receive, receive_bytes, from);
+    if (send_bytes > 0) request.send = note(comm, false, (void *)(uintptr_t)send, send_bytes, to);
+    return request;
+}
+
+static void nccl_wait(Comm *comm, const CommRequest *request) {
+    if (request->receive != NULL) message_end(comm, request->receive);
+    if (request->send != NULL) message_end(comm, request->send);
+}
+
+// ---- groups -------------------------------------------------------------------------------------------------------
+
+static const CommOperations nccl_operations;
+
+static NcclComm *new_comm(World *world, int rank, int size) { // NULL: out of memory
+    NcclComm *c = calloc(1, sizeof *c + (size_t)size * sizeof c->member[0]);
+    if (c == NULL) return NULL;
+    c->base = (Comm){.operations = &nccl_operations,
+                     .rank = rank,
+                     .world_rank = rank,
+                     .size = size,
+                     .timeout = world->timeout,
+                     .operation = "start"};
+    c->world = world;
+    return c;
+}
+
+static void nccl_release(Comm *comm) { free(comm); }
+
+static Comm *nccl_split(Comm *comm, int color, int key) {
+    NcclComm *parent = nccl(comm);
+    PairwiseSplit split = pairwise_split(comm, color, key, &parent->world->next_number);
+    NcclComm *made = new_comm(parent->world, split.rank, split.size);
+    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", split.size);
+    for (int i = 0; i < split.size; i++) made->member[i] = parent->member[split.members[i]];
+    free(split.members);
+    return &made->base;
+}
+
+static const CommOperations nccl_operations = {
+    .split = nccl_split,
+    .release = nccl_release,
+    .doing = nccl_doing,
+    .said = nccl_said,
+    .moved = nccl_moved,
+    .end_all = end_all,
+    .barrier = pairwise_barrier,
+    .broadcast = pairwise_broadcast,
+    .all_reduce_sum = pairwise_all_reduce_sum,
+    .reduce_scatter_sum = pairwise_reduce_scatter_sum,
+    .all_gather = pairwise_all_gather,
+    .exchange_begin = nccl_exchange_begin,
+    .wait = nccl_wait,
+    .message_begin = message_begin,
+    .message_end = message_end,
+};
+
+// ---- processes ----------------------------------------------------------------------------------------------------
+
+static void free_world(World *world) {
+    Device *device = world->device;
+    if (world->member != NULL) calls(world)->leave(world->member);
+    if (world->before != NULL) device->event_release(device, world->before);
+    if (world->behind != NULL) device->event_release(device, world->behind);
+    if (world->buffer != NULL) device->release(device, world->buffer, BUFFER_BYTES);
+    free(world);
+}
+
+Comm *nccl_open(Device *device, const char *address, int rank, int size, double timeout, Error *err) {
+    World *world = calloc(1, sizeof *world);
+    NcclComm *all = world != NULL ? new_comm(world, rank, size) : NULL;
+    char host[60] = "";
+    CommInvitation invitation;
+    if (all == NULL) {
+        free(world);
+        error_set(err, "out of memory for %d ranks", size);
+        return NULL;
+    }
+    gethostname(host, sizeof host - 1);
+    snprintf(world->place, sizeof world->place, "process %ld on %s", (long)getpid(), host);
+    world->device = device;
+    all->base.timeout = world->timeout = timeout;
+    for (int i = 0; i < size; i++) all->member[i] = i;
+    world->buffer = device->allocate(device, BUFFER_BYTES, err);
+    bool ok = world->buffer != NULL && calls(world)->invite_to(address, &invitation, err);
+    if (ok) world->member = calls(world)->join(device, &invitation, rank, size, err);
+    ok = ok && world->member != NULL;
+    if (!ok) {
+        free_world(world);
+        free(all);
+        return NULL;
+    }
+    world->before = device->event_create(device);
+    world->behind = device->event_create(device);
+    return &all->base;
+}
+
+void nccl_close(Comm *all) {
+    World *world = world_of(all);
+    all->operation = "end";
+    if (all->size > 1) pairwise_barrier(all);
+    free_world(world);
+    free(all);
+}
+
+bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
+    Device *device = launch->device;
+    MeetingPlace place;
+    if (!comm_meeting_place(&place, launch->ranks, err)) return false;
+    if (device->collectives == NULL || !device->collectives->available())
+        return error_set(err, "--engine nccl: NCCL is not installed here (libnccl.so.2); install it, or start one "
+                              "process without a launcher: ranks are then threads");
+    Deadline *deadline = deadline_start(err);
+    if (deadline == NULL) return false;
+    deadline_set(deadline, launch->start_seconds, "start");
+    setenv("NCCL_COMM_ID", place.address, 1); // rank 0 listens there as it joins
+    Comm *all = nccl_open(device, place.address, place.rank, place.size, launch->timeout_seconds, err);
+    unsetenv("NCCL_COMM_ID"); // groups made later have ids of their own
+    if (all == NULL) {
+        deadline_stop(deadline);
+        return false;
+    }
+    deadline_set(deadline, HUGE_VAL, "");
+    pulse_connect(beat, world_of(all));
+    rank_main(all, argument);
+    pulse_connect(NULL, NULL);
+    nccl_close(all);
+    deadline_stop(deadline);
+    return true;
+}
