@@ -68,6 +68,12 @@ static cudaError_t check_launch(const EmulatedLaunch *launch, int device) {
     return cudaSuccess;
 }
 
+void *emulated_call_memory(size_t bytes) {
+    void *memory = malloc(bytes);
+    if (memory == NULL) device_error(cudaErrorMemoryAllocation);
+    return memory;
+}
+
 cudaError_t emulated_launch_kernel(const EmulatedLaunch *launch, cudaStream_t stream) {
     const int device = stream_device(stream);
     cudaError_t status = check_launch(launch, device);

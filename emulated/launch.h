@@ -60,8 +60,10 @@ struct EmulatedLaunch {
     dim3 grid, block;
     size_t shared_bytes;
     void (*run)(const void *call); // one thread of the kernel
-    void *call;                    // from malloc; its owner is whoever gets the launch
+    void *call;                    // from emulated_call_memory; its owner is whoever gets the launch
 };
+// Host memory of the driver's for a call; NULL: not enough.
+void *emulated_call_memory(size_t bytes);
 // Checks the launch and puts it into the stream's queue. The error is also kept for cudaGetLastError.
 cudaError_t emulated_launch_kernel(const EmulatedLaunch *launch, cudaStream_t stream);
 
@@ -69,7 +71,7 @@ template <typename... P, typename... A>
 static cudaError_t emulated_launch_unchecked(void (*kernel)(P...), const char *name, dim3 grid, dim3 block,
                                              size_t shared_bytes, cudaStream_t stream, A... arguments) {
     static_assert(sizeof(EmulatedArguments<P...>) <= 4096, "a kernel's parameters may have 4 KiB");
-    void *call = malloc(sizeof(EmulatedCall<P...>));
+    void *call = emulated_call_memory(sizeof(EmulatedCall<P...>));
     if (call == NULL) return cudaErrorMemoryAllocation;
     new (EmulatedPlace{call}) EmulatedCall<P...>(kernel, static_cast<P>(arguments)...);
     const EmulatedLaunch launch = {

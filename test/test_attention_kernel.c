@@ -536,6 +536,35 @@ static void check_window_of_one(const AttentionKernels *kernels) {
     direct_free(&x);
 }
 
+// What nobody sees is not computed: where the first 64 keys are no numbers, queries that see keys from 64 on alone have
+// sound results (0 times a NaN would be none), and so have the keys that only they see.
+static void check_hidden_is_not_computed(const AttentionKernels *kernels) {
+    enum { BAD = 64, SOUND = 96, T = 200 };
+    Problem p = {1, T, 2, 1, 16, 1};
+    int32_t first[T];
+    for (int i = 0; i < T; i++) first[i] = i < BAD ? 0 : BAD;
+    const Visibility limits[] = {{.window = 1 + SOUND - BAD}, {.first = first, .stride = T}};
+    for (int documents = 0; documents < 2; documents++) {
+        Direct x = direct_random(p, 25);
+        x.visibility = limits[documents];
+        Tensors t = tensors_of(&x);
+        for (int64_t i = 0; i < BAD; i++) *part_data(&t, t.qkv, K, i) = *part_data(&t, t.qkv, V, i) = NAN;
+        run(kernels, 1, &t, (Walk){1, 1, 0});
+        for (int64_t i = SOUND; i < T; i++) {
+            for (int64_t n = 0; n < p.H * p.D; n++) assert_true(isfinite(t.out[i * t.plain + n]));
+            for (int64_t n = 0; n < (p.H + 2 * p.KV) * p.D; n++) assert_true(isfinite(t.d_qkv[i * t.fused + n]));
+        }
+        assert_true(isnan(t.out[(BAD - 1) * t.plain]));
+        tensors_free(&t);
+        direct_free(&x);
+    }
+}
+
+static void test_hidden_is_not_computed(void **state) {
+    (void)state;
+    for_every_kernel(check_hidden_is_not_computed);
+}
+
 static void test_window_of_one(void **state) {
     (void)state;
     for_every_kernel(check_window_of_one);
@@ -670,6 +699,7 @@ int main(void) {
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_windows_and_documents),
         cmocka_unit_test(test_window_of_one),
+        cmocka_unit_test(test_hidden_is_not_computed),
         cmocka_unit_test(test_future_is_not_seen),
         cmocka_unit_test(test_rows_without_keys),
         cmocka_unit_test(test_gradients_are_added),

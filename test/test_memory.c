@@ -101,6 +101,7 @@ static void nothing_is_allocated_on_the_cpu(void **state) {
         "--arch gpt2 --heads 4 --dim 32 --context 160 --sp 4 --attention ulysses",
         "--arch llama --heads 4 --dim 32 --context 160 --sp 4 --attention ulysses --recompute block",
         "--arch llama --heads 2 --dim 32 --context 160 --sp 4 --attention ulysses-ring --dp 2",
+        "--arch llama --heads 4 --dim 32 --context 160 --sp 4 --window 40,0 --document-mask",
     };
     nothing_is_allocated("cpu", options, (int)(sizeof options / sizeof *options));
 }
@@ -128,7 +129,7 @@ static double planned(const Case *c) {
     char words[1024], unit[8];
     double value, scale = 1;
     add_case(&command, c, words);
-    add_word(&command, "--plan");
+    add_words(&command, "--plan", "--threads", "2", NULL);
     ProgramResult result = run_command(&command, TIME_LIMIT);
     const char *line = strstr(result.out, mark);
     if (line == NULL || sscanf(line + sizeof mark - 1, "%lf %7s", &value, unit) != 2) fail_msg("no plan: %s", result.out);
@@ -142,7 +143,7 @@ static Counted measured(const Case *c) {
     Command command = {0};
     char words[1024];
     add_case(&command, c, words);
-    add_words(&command, "--steps", "2", NULL);
+    add_words(&command, "--steps", "2", "--threads", "2", NULL);
     ProgramResult result = run_command(&command, TIME_LIMIT);
     Counted counted = counted_in(&result);
     free_result(&result);
@@ -165,14 +166,14 @@ static void cpu_takes_what_is_planned(void **state) {
     (void)state;
     static const Case smallest = {"cpu", "--layers 1 --heads 1 --dim 8 --context 8 --sp 1"};
     static const char *const options[] = {
-        "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 1024 --batch 2 --sp 1",
-        "--arch llama --layers 6 --heads 4 --dim 256 --context 1024 --batch 2 --sp 1 --recompute block",
-        "--arch llama --layers 4 --heads 8 --kv-heads 2 --dim 256 --context 1024 --batch 1 --sp 1 --attention vanilla",
-        "--arch llama --layers 4 --heads 4 --dim 256 --context 1024 --batch 1 --sp 4 --attention ring",
-        "--arch llama --layers 4 --heads 4 --kv-heads 2 --dim 256 --context 1024 --batch 1 --sp 4 --attention gather",
-        "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 1024 --batch 1 --sp 4 --attention ulysses --recompute mlp",
-        "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 512 --batch 2 --sp 2 --dp 2",
-        "--arch llama --layers 2 --heads 1 --dim 128 --context 8192 --batch 1 --sp 2",
+        "--arch gpt2 --layers 6 --heads 4 --dim 320 --context 160 --sp 1",
+        "--arch llama --layers 8 --heads 4 --dim 256 --context 160 --sp 1 --recompute block",
+        "--arch llama --layers 1 --heads 8 --kv-heads 2 --dim 64 --context 1536 --sp 1 --attention vanilla",
+        "--arch llama --layers 4 --heads 4 --dim 256 --context 160 --sp 4 --attention ring",
+        "--arch llama --layers 4 --heads 4 --kv-heads 2 --dim 256 --context 160 --sp 4 --attention gather",
+        "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 160 --sp 4 --attention ulysses --recompute mlp",
+        "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 80 --batch 2 --sp 2 --dp 2",
+        "--arch llama --layers 2 --heads 1 --dim 64 --context 8192 --sp 2 --window 256",
     };
     double without = (double)measured(&smallest).resident;
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
