@@ -476,20 +476,6 @@ static void what_cannot_be_served_is_refused(void **state) {
     assert_refused(config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 6, 4, 8, 1}), sharing + 2, 2);
     assert_refused(config_of(64, 1, EXCHANGE_AUTO, 0, (AttentionShape){1, 1, 1, 257, 1}), sharing + 2, 1);
     assert_refused(config_of(15, 8, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
-    static const char *const window[] = {"--window", "--device cpu"}, *const documents[] = {"--document-mask"};
-    AttentionKernels plain = attention_kernels_cpu;
-    plain.limits_visibility = false;
-    AttentionConfig limited = config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1});
-    limited.kernels = &plain;
-    limited.window_count = 2;
-    limited.windows[1] = (struct LayersOfWindow){8, 1};
-    assert_refused(limited, window, 2);
-    limited.window_count = 1; // whose window is none
-    limited.documents = true;
-    assert_refused(limited, documents, 1);
-    limited.documents = false;
-    Error err = {0};
-    assert_true(attention_resolve(&limited, &err));
     assert_refused(config_of(3, 2, EXCHANGE_AUTO, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
 }
 
