@@ -16,10 +16,6 @@
 #include "comm/comm.h"
 #include "sequence/sharding.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum Exchange {
     EXCHANGE_AUTO, // the least cost by attention/cost.c, bytes hidden behind work not counted
     EXCHANGE_RING,
@@ -93,7 +89,4 @@ void attention_backward(Attention *attention, Device *device, Visibility visibil
                         TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out, const float *log_sum_exp,
                         TokenView d_out);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -14,10 +14,6 @@
 
 #include "attention/attention.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // The tensors of one layer: n tokens, in shard order, of H query heads and KV key/value heads.
 typedef struct Tensors {
     TokenView q, k, v, out;
@@ -137,7 +133,4 @@ Tensors ulysses_backward_to_heads(const Ulysses *ulysses, const Tensors *mine, f
 void ulysses_backward_to_tokens(const Ulysses *ulysses, TokenView d_q, TokenView d_k, TokenView d_v,
                                 const Tensors *heads, const float *gradient);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -9,10 +9,6 @@
 
 #include "sequence/visibility.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Shard {
     int count;      // chunks: 1 or 2
     Chunk chunk[2]; // ascending by position
@@ -35,7 +31,4 @@ Shard shard_seen(int64_t T, int ranks, int owner, int reader, int64_t window);
 // reader's where the chunk is late, and of rank owner + 1 where it is early. So these two know.
 Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, int64_t window);
 
-#ifdef __cplusplus
-}
-#endif
 #endif
