@@ -53,11 +53,10 @@ typedef struct AttentionConfig {
 // Settles AUTO and `ulysses`, or says why this exchange cannot serve this shape (usage error naming the options).
 bool attention_resolve(AttentionConfig *config, Error *err);
 
-// Bytes that rank `rank` sends for one layer of that window: forward, and backward, by formula. Equal to what comm counts.
-// Documents change nothing: only the ranks that hold the queries know where they end. config: resolved.
+// Bytes that rank `rank` sends for one layer of this visibility (of which `first` is not read): forward, and backward,
+// by formula. Equal to what comm counts. config: resolved.
 typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
-AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank);
-
+AttentionBytes attention_bytes(const AttentionConfig *config, const Visibility *visibility, int rank);
 // Operations of training that documents leave out in one sequence, all layers and ranks together: those of pairs that a
 // window alone would have let see each other. first: as in Visibility, (T) in host memory.
 double attention_flops_saved(const AttentionConfig *config, const int32_t *first);
@@ -84,7 +83,8 @@ int64_t attention_bytes_sent(const Attention *attention);
 
 // q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is kept for
 // backward. out may not alias q. visibility: of this layer, the same on all ranks; its window is one of the configuration's,
-// and `first`, (B, T) in the device's memory, is given where the configuration says so.
+// and `first`, (B, T) in the device's memory, is given where the configuration says so. `least`, the same on all ranks, saves
+// sending what documents hide.
 void attention_forward(Attention *attention, Device *device, Visibility visibility, TokenView out, float *log_sum_exp,
                        TokenView q, TokenView k, TokenView v);
 // d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer, but not

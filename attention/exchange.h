@@ -33,6 +33,7 @@ typedef struct Walk {
     AttentionShape shape; // with the heads worked on here
     Device *device;        // for the length of a call
     Visibility visibility; // of the layer, for the length of a call
+    Visibility on_host;    // the same, of all sequences together
     Comm *group;
     float *queries;       // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
     float *rows;          // (B, H, n): the softmax sum in forward, delta in backward

@@ -39,15 +39,14 @@ void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
 }
 
 // ---- what travels -------------------------------------------------------------------------------
-// Of a window, every rank knows what it leaves to be seen; of documents, which the data decide, only who holds the
-// queries needs to know. So keys travel as if there were a window at most, and documents save work alone.
+// Every rank knows the window, and where the documents of the whole sequence end: so each knows what is seen by whom.
 
 Shard walk_seen(const Walk *walk, int owner, int reader) {
-    return shard_seen(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+    return shard_seen(walk->context, walk->ranks, owner, reader, &walk->on_host);
 }
 
 Shard walk_seen_from(const Walk *walk, int owner, int reader) {
-    return shard_seen_from(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+    return shard_seen_from(walk->context, walk->ranks, owner, reader, &walk->on_host);
 }
 
 Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
@@ -127,12 +126,6 @@ static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner
     return kv;
 }
 
-// Whether a kernel has anything to do for a pair, as far as the window tells. It asks itself about documents.
-static bool pair_is_met(const Walk *walk, Chunk queries, Chunk keys) {
-    const Visibility of_window = {.window = walk->visibility.window};
-    return visibility_sees(&of_window, 0, queries, keys);
-}
-
 // ---- forward ------------------------------------------------------------------------------------
 
 static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) {
@@ -165,7 +158,7 @@ void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *
         for (int j = 0; j < seen.count; j++) {
             int64_t offset = shard_offset(&keys, seen.chunk[j].start);
             KeyValue kv = key_value_chunk(walk, mine, owner, block, NULL, seen.chunk[j], offset);
-            if (pair_is_met(walk, query.chunk, kv.chunk)) {
+            if (visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) {
                 walk->device->attention->forward_pair(walk->device, &walk->shape, &query, &kv);
             }
         }
@@ -220,7 +213,7 @@ void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void 
         for (int j = 0; j < seen.count; j++) {
             int64_t offset = shard_offset(&keys, seen.chunk[j].start);
             KeyValue kv = key_value_chunk(walk, mine, owner, block, gradient, seen.chunk[j], offset);
-            if (pair_is_met(walk, query.chunk, kv.chunk)) {
+            if (visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) {
                 walk->device->attention->backward_pair(walk->device, &walk->shape, &query, &kv);
             }
         }
