@@ -71,11 +71,6 @@ static void receive(Comm *comm, void *data, size_t bytes, int from) {
     if (bytes > 0) expect(comm, calls(comm)->receive(collective_group(comm)->member, data, bytes, from, &err), &err);
 }
 
-static void broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    Error err = {0};
-    if (bytes > 0) expect(comm, calls(comm)->broadcast(collective_group(comm)->member, data, bytes, root, &err), &err);
-}
-
 // ---- point to point -----------------------------------------------------------------------------------------------
 
 static Ticket *new_ticket(Comm *comm) {
@@ -85,7 +80,7 @@ static Ticket *new_ticket(Comm *comm) {
         c->spare = ticket->next;
         return ticket;
     }
-    ticket = device_group_allocate(comm, 1, sizeof *ticket);
+    ticket = comm_allocate(comm, 1, sizeof *ticket);
     ticket->end = comm->device->event_create(comm->device);
     return ticket;
 }
@@ -133,62 +128,20 @@ static void collective_wait(Comm *comm, const CommRequest *request) {
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
-static void collective_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
-    begin_together(comm);
-    broadcast(comm, data, bytes, root);
-    end_together(comm);
-    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
-}
-
 static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
     bool even = true;
-    size_t offset = 0;
     for (int rank = 1; rank < comm->size; rank++) even = even && bytes[rank] == bytes[0];
-    if (even && bytes[0] == 0) return;
+    if (!even) {
+        device_group_all_gather(comm, data, bytes);
+        return;
+    }
+    if (bytes[0] == 0) return;
+    Error err = {0};
     follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
-    if (even) {
-        Error err = {0};
-        expect(comm, calls(comm)->all_gather(collective_group(comm)->member, data, bytes[0], &err), &err);
-    }
-    for (int rank = 0; !even && rank < comm->size; rank++) {
-        broadcast(comm, (char *)data + offset, bytes[rank], rank);
-        offset += bytes[rank];
-    }
+    expect(comm, calls(comm)->all_gather(collective_group(comm)->member, data, bytes[0], &err), &err);
     end_together(comm);
     follow(comm, STREAM_WORK, STREAM_EXCHANGE);
-}
-
-// Sends to every other rank its piece of `in`, and receives from every other the terms of mine.
-static void trade_pieces(Comm *comm, const SumPieces *pieces, const float *in, const int64_t *counts, int64_t begin) {
-    int64_t mine = sum_piece_length(pieces, pieces->mine, begin), offset = 0;
-    begin_together(comm);
-    for (int rank = 0; rank < comm->size; rank++) {
-        if (rank == comm->rank) {
-            pieces->term[rank] = in + pieces->offset + begin;
-        } else {
-            float *piece = sum_piece_of(comm, pieces, rank);
-            int64_t theirs = sum_piece_length(pieces, counts[rank], begin);
-            send(comm, in + offset + begin, (size_t)theirs * sizeof *in, rank);
-            receive(comm, piece, (size_t)mine * sizeof *piece, rank);
-            pieces->term[rank] = piece;
-        }
-        offset += counts[rank];
-    }
-    end_together(comm);
-}
-
-static void collective_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    SumPieces pieces = sum_pieces(comm, counts);
-    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
-    for (int64_t begin = 0; begin < pieces.longest; begin += pieces.floats) {
-        int64_t length = sum_piece_length(&pieces, pieces.mine, begin);
-        trade_pieces(comm, &pieces, in, counts, begin);
-        sum_piece_terms(comm, STREAM_EXCHANGE, &pieces, out + begin, length);
-    }
-    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
-    sum_pieces_free(&pieces);
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
@@ -212,7 +165,7 @@ static void collective_release(Comm *comm) {
     }
     device->event_release(device, c->turn);
     device_group_close(&c->group);
-    free(c);
+    comm_free_memory(comm);
 }
 
 static const CommOperations collective_operations = {
@@ -223,9 +176,8 @@ static const CommOperations collective_operations = {
     .moved = device_group_moved,
     .end_all = device_group_end_all,
     .barrier = device_group_barrier,
-    .broadcast = collective_broadcast,
     .all_reduce_sum = device_group_all_reduce_sum,
-    .reduce_scatter_sum = collective_reduce_scatter_sum,
+    .reduce_scatter_sum = device_group_reduce_scatter_sum,
     .all_gather = collective_all_gather,
     .exchange_begin = collective_exchange_begin,
     .wait = collective_wait,
@@ -235,7 +187,7 @@ static const CommOperations collective_operations = {
 
 Comm *comm_collectives(Comm *host, Device *device) {
     if (host->size == 1) return comm_peers(host, device); // talks to nobody
-    CollectiveGroup *c = device_group_allocate(host, 1, sizeof *c);
+    CollectiveGroup *c = comm_allocate(host, 1, sizeof *c);
     Comm *comm = &c->group.base;
     device_group_init(&c->group, &collective_operations, host, device);
     c->turn = device->event_create(device);

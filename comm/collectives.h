@@ -42,8 +42,7 @@ typedef struct CommCollectives {
     bool (*end)(void *member, Error *);
     bool (*send)(void *member, const void *data, size_t bytes, int to, Error *);
     bool (*receive)(void *member, void *data, size_t bytes, int from, Error *);
-    bool (*broadcast)(void *member, void *data, size_t bytes, int root, Error *); // in place
-    bool (*all_gather)(void *member, void *data, size_t bytes_each, Error *);     // in place, segments of one size
+    bool (*all_gather)(void *member, void *data, size_t bytes_each, Error *); // in place, segments of one size
 
     // ---- for a thread that watches over the operations ----
     void (*watch_thread)(struct Device *); // what such a thread calls first

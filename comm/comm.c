@@ -33,6 +33,26 @@ void comm_fail(Comm *comm, const Error *err) { comm->operations->end_all(comm, e
 void comm_doing(Comm *comm, const char *what) { comm->operations->doing(comm, what, false); }
 void comm_doing_slowly(Comm *comm, const char *what) { comm->operations->doing(comm, what, true); }
 
+void *comm_allocate(Comm *comm, size_t count, size_t size) {
+    void *memory = calloc(count > 0 ? count : 1, size);
+    if (memory == NULL) comm_give_up(comm, "out of memory: %zu bytes for %s", count * size, comm->operation);
+    return memory;
+}
+
+void *comm_scratch(Comm *comm, size_t bytes) {
+    if (bytes > comm->scratch_bytes) {
+        free(comm->scratch);
+        comm->scratch = comm_allocate(comm, 1, bytes);
+        comm->scratch_bytes = bytes;
+    }
+    return comm->scratch;
+}
+
+void comm_free_memory(Comm *comm) {
+    free(comm->scratch);
+    free(comm);
+}
+
 int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *members) {
     int count = 0;
     for (int rank = 0; rank < parent_size; rank++) {
@@ -117,8 +137,8 @@ void comm_sum_doubles(double *out, const double *const *terms, int term_count, i
 
 // ---- point to point -----------------------------------------------------------------------------------------------
 
-CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
-                                size_t receive_bytes, int from) {
+CommRequest comm_exchange_part(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                               size_t receive_bytes, int from) {
     CommRequest complete = {NULL, NULL};
     if (to == comm->rank && from == comm->rank) {
         if (send_bytes != receive_bytes) comm_sizes_error(comm, comm->rank, comm->rank, send_bytes, receive_bytes);
@@ -126,21 +146,27 @@ CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes,
         return complete;
     }
     if (send_bytes == 0 && receive_bytes == 0) return complete;
-    comm->bytes_sent += (int64_t)send_bytes;
-    comm->operation = "exchange";
     return comm->operations->exchange_begin(comm, send, send_bytes, to, receive, receive_bytes, from);
 }
 
-void comm_wait(Comm *comm, CommRequest *request) {
-    if (request->send != NULL || request->receive != NULL) {
-        comm->operation = "exchange";
-        comm->operations->wait(comm, request);
-    }
+CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                size_t receive_bytes, int from) {
+    comm->operation = "exchange";
+    if (to != comm->rank) comm->bytes_sent += (int64_t)send_bytes;
+    return comm_exchange_part(comm, send, send_bytes, to, receive, receive_bytes, from);
+}
+
+void comm_wait_part(Comm *comm, CommRequest *request) {
+    if (request->send != NULL || request->receive != NULL) comm->operations->wait(comm, request);
     request->send = request->receive = NULL;
 }
 
-void comm_batch_begin(Comm *comm) {
+void comm_wait(Comm *comm, CommRequest *request) {
     comm->operation = "exchange";
+    comm_wait_part(comm, request);
+}
+
+void comm_batch_begin(Comm *comm) {
     if (comm->operations->batch_begin != NULL) comm->operations->batch_begin(comm);
 }
 

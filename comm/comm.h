@@ -78,10 +78,10 @@ void comm_doing_slowly(Comm *comm, const char *what);
 
 // ---- memory of a device -------------------------------------------------------------------------------------------
 
-// A new group of the same ranks whose buffers (of broadcast, reduce_scatter_sum, all_gather and exchange; not the few
-// values of all_reduce_sum) lie in the memory of `device`, and in its stream: what the device was told before is done
-// before, what it is told afterwards sees the result. The host does not wait for the device. Groups split from it are
-// of the same kind. Where the device's memory is the host's, it is a group like any other. Collective.
+// A new group of the same ranks whose buffers (of reduce_scatter_sum, all_gather and exchanges; not the few values of
+// all_reduce_sum; there is no broadcast) lie in the memory of `device`, and in its stream: what the device was told
+// before is done before, what it is told afterwards sees the result. The host does not wait for the device. Groups split
+// from it are of the same kind. Where the device's memory is the host's, it is a group like any other. Collective.
 // `collectives`: by the device's own (NCCL), each rank with a GPU to itself. Else by copies between the devices of this
 // process, some of which may be one GPU (engine local only). The same on every rank.
 // Sums have the same bits as in host memory, and bytes are counted the same.
@@ -118,6 +118,53 @@ void comm_wait(Comm *comm, CommRequest *request);
 // comm_batch_begin already. Between host memories, and for copies between GPUs, it makes no difference.
 void comm_batch_begin(Comm *comm);
 void comm_batch_end(Comm *comm);
+
+// ---- collectives overlapped with work -------------------------------------------------------------------------------
+
+// Begun, worked beside, and waited for; in host memory and on devices. What a call is given belongs to it from its begin
+// to its wait: buffers, which all lie in the group's memory, and `requests`, host memory of the caller's. All ranks of
+// the group begin them in the same order. On a device what is sent is ready, and where it comes to is free, once the
+// work told so far is done; work told after the wait sees the result.
+
+void comm_wait_all(Comm *comm, CommRequest *requests, int count);
+
+// As comm_all_gather. requests (size - 1). Sent per rank: (size - 1) * its own segment.
+void comm_all_gather_begin(Comm *comm, void *data, const size_t *bytes, CommRequest *requests);
+void comm_all_gather_wait(Comm *comm, CommRequest *requests);
+
+// As comm_reduce_scatter_sum, the same bits: out (counts[rank]) = the sum of all ranks' segments `rank` of `in`, in the
+// order of ranks; `out` may be that segment of `in`, which is not written otherwise. room (size - 1, counts[rank]):
+// where the others' terms come to. requests (size - 1). begin and wait are given the same. Sent per rank: all of `in`
+// but its own segment.
+void comm_reduce_scatter_begin(Comm *comm, const float *in, const int64_t *counts, float *room,
+                               CommRequest *requests);
+void comm_reduce_scatter_wait(Comm *comm, float *out, const float *in, const int64_t *counts, float *room,
+                              CommRequest *requests);
+
+// One small state of each rank to all, in place: states (size, bytes), of which this rank has filled its own. Not
+// overlapped: it begins and waits. A scan over ranks then combines those before its own. requests (size - 1). Sent per
+// rank: (size - 1) * bytes.
+void comm_gather_states(Comm *comm, void *states, size_t bytes, CommRequest *requests);
+
+// Neighbours' edges, the ranks standing in a line: `before` becomes the last before_bytes of the rank before (its
+// my_last), `after` the first after_bytes of the rank behind (its my_first). The first rank's `before` and the last
+// rank's `after` stay as they are. Sizes are the same on every rank, and may be 0. Wait: comm_wait_all of 2. Sent per
+// rank: before_bytes unless it is the last, and after_bytes unless it is the first.
+typedef struct CommHalo {
+    const void *my_first, *my_last;
+    void *before, *after;
+    size_t before_bytes, after_bytes;
+} CommHalo;
+void comm_halo_begin(Comm *comm, const CommHalo *halo, CommRequest requests[2]);
+
+// Piece r of `send` goes to rank r; piece r of `receive` comes from rank r. Pieces stand one after the other and may
+// have any sizes, 0 too: receive_bytes[r] here is what send_bytes[this rank] is at rank r. `send` and `receive` do not
+// overlap. requests (size). Wait: comm_wait_all of size. Sent per rank: all of `send` but the piece for itself.
+void comm_all_to_all_begin(Comm *comm, const void *send, const size_t *send_bytes, void *receive,
+                           const size_t *receive_bytes, CommRequest *requests);
+// What receive_bytes has to be, where only the senders know: both (size), in host memory. Begins and waits; requests
+// (size). Sent per rank: (size - 1) * sizeof(size_t).
+void comm_all_to_all_sizes(Comm *comm, const size_t *send_bytes, size_t *receive_bytes, CommRequest *requests);
 
 #ifdef __cplusplus
 }

@@ -25,12 +25,6 @@ void device_group_close(DeviceGroup *group) {
     comm_free(group->host);
 }
 
-void *device_group_allocate(Comm *comm, size_t count, size_t size) {
-    void *memory = calloc(count, size);
-    if (memory == NULL) comm_give_up(comm, "out of memory for messages between ranks");
-    return memory;
-}
-
 // ---- passed on ----------------------------------------------------------------------------------------------------
 
 static Comm *host_of(Comm *comm) {
@@ -82,39 +76,57 @@ static void have_staging(Comm *comm, size_t bytes) {
     group->staging_bytes = bytes;
 }
 
-SumPieces sum_pieces(Comm *comm, const int64_t *counts) {
-    const int64_t ALIGNMENT = 64, others = comm->size - 1; // in floats: 256 bytes
-    SumPieces pieces = {.mine = counts[comm->rank]};
-    for (int rank = 0; rank < comm->size; rank++) {
-        if (rank < comm->rank) pieces.offset += counts[rank];
-        if (counts[rank] > pieces.longest) pieces.longest = counts[rank];
-    }
-    pieces.floats = COMM_STAGING_BYTES / (int64_t)sizeof(float) / others / ALIGNMENT * ALIGNMENT;
-    if (pieces.longest < pieces.floats) pieces.floats = (pieces.longest + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    have_staging(comm, (size_t)(pieces.floats * others) * sizeof(float));
-    pieces.term = device_group_allocate(comm, (size_t)comm->size, sizeof *pieces.term);
-    return pieces;
-}
-
-void sum_pieces_free(SumPieces *pieces) { free(pieces->term); }
-
-float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank) {
-    return device_group(comm)->staging + (rank < comm->rank ? rank : rank - 1) * pieces->floats;
-}
-
-// Of more terms than the device adds at once, what is summed so far stands in a piece that has been added, not in
+// Of more terms than the device adds at once, what is summed so far stands in `room`, which has been added, and not in
 // `out`: that may be a term still to come.
-void sum_piece_terms(Comm *comm, Stream stream, const SumPieces *pieces, float *out, int64_t length) {
-    Device *device = comm->device;
-    float *sum = sum_piece_of(comm, pieces, comm->rank == 0 ? 1 : 0);
-    const float **term = pieces->term;
-    int left = comm->size;
+void device_sum_terms(Device *device, float *out, const float **term, int count, int64_t length, float *room) {
     if (length == 0) return;
-    while (left > DEVICE_MOST_TERMS) {
-        device->sum_terms(device, stream, sum, term, DEVICE_MOST_TERMS, length);
+    while (count > DEVICE_MOST_TERMS) {
+        device->sum_terms(device, STREAM_WORK, room, term, DEVICE_MOST_TERMS, length);
         term += DEVICE_MOST_TERMS - 1;
-        left -= DEVICE_MOST_TERMS - 1;
-        *term = sum; // in the place of the last of those added
+        count -= DEVICE_MOST_TERMS - 1;
+        *term = room; // in the place of the last of those added
     }
-    device->sum_terms(device, stream, out, term, left, length);
+    device->sum_terms(device, STREAM_WORK, out, term, count, length);
+}
+
+static int64_t piece_of(int64_t count, int64_t begin, int64_t most) { // floats of a segment in the piece that begins there
+    int64_t left = count - begin;
+    return left < 0 ? 0 : left < most ? left : most;
+}
+
+void device_group_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
+    const int64_t ALIGNMENT = 64, others = comm->size - 1; // in floats: 256 bytes
+    int size = comm->size, me = comm->rank;
+    int64_t longest = 0, piece = COMM_STAGING_BYTES / (int64_t)sizeof *in / others / ALIGNMENT * ALIGNMENT;
+    for (int rank = 0; rank < size; rank++) longest = counts[rank] > longest ? counts[rank] : longest;
+    if (longest < piece) piece = (longest + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    have_staging(comm, (size_t)(piece * others) * sizeof(float));
+    float *staging = device_group(comm)->staging;
+    const float **term = comm_scratch(comm, (size_t)size * (sizeof *term + sizeof(CommRequest) + sizeof(int64_t)));
+    CommRequest *request = (CommRequest *)(term + size);
+    int64_t *offset = (int64_t *)(request + size);
+    offset[0] = 0;
+    for (int rank = 1; rank < size; rank++) offset[rank] = offset[rank - 1] + counts[rank - 1];
+    for (int64_t begin = 0; begin < longest; begin += piece) {
+        int64_t mine = piece_of(counts[me], begin, piece);
+        comm_batch_begin(comm);
+        for (int step = 1; step < size; step++) {
+            int to = (me + step) % size, from = (me + size - step) % size;
+            float *room = staging + (from < me ? from : from - 1) * piece;
+            request[step] = comm_exchange_part(comm, in + offset[to] + begin,
+                                               (size_t)piece_of(counts[to], begin, piece) * sizeof *in, to, room,
+                                               (size_t)mine * sizeof *in, from);
+            term[from] = room;
+        }
+        comm_batch_end(comm);
+        for (int step = 1; step < size; step++) comm_wait_part(comm, &request[step]);
+        term[me] = in + offset[me] + begin;
+        device_sum_terms(comm->device, out + begin, term, size, mine, staging);
+    }
+}
+
+void device_group_all_gather(Comm *comm, void *data, const size_t *bytes) {
+    CommRequest *request = comm_scratch(comm, (size_t)comm->size * sizeof *request);
+    comm_all_gather_parts(comm, data, bytes, request);
+    for (int i = 0; i < comm->size - 1; i++) comm_wait_part(comm, &request[i]);
 }

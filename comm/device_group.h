@@ -25,9 +25,6 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
 // Collective: waits until every rank and this device have done all they were told, then frees what init and staging
 // made.
 void device_group_close(DeviceGroup *group);
-// Host memory, zeroed; ends all ranks if there is none.
-void *device_group_allocate(Comm *comm, size_t count, size_t size);
-
 // Entries of the table that only pass on to the host's group.
 void device_group_doing(Comm *comm, const char *what, bool slowly);
 const char *device_group_said(Comm *comm);
@@ -36,28 +33,16 @@ void device_group_end_all(Comm *comm, const Error *err) __attribute__((noreturn)
 void device_group_barrier(Comm *comm);
 void device_group_all_reduce_sum(Comm *comm, double *values, int count);
 
-// ---- sums of terms that come from other devices ---------------------------------------------------------------------
+// ---- collectives made of exchanges -----------------------------------------------------------------------------------
 
+void device_group_all_gather(Comm *comm, void *data, const size_t *bytes);
 // Terms arrive piece by piece in a buffer of this device and are summed there in the order of ranks, so that they have
 // the bits of every other engine. The buffer is made at the first call, and made larger when a later one needs more, up
 // to COMM_STAGING_BYTES for all terms together.
-typedef struct SumPieces {
-    int64_t floats;     // in a piece, the same on every rank
-    int64_t mine;       // in this rank's segment
-    int64_t offset;     // of this rank's segment, in floats
-    int64_t longest;    // segment of any rank
-    const float **term; // (size): where each rank's term of the present piece is, for Device.sum_terms
-} SumPieces;
-SumPieces sum_pieces(Comm *comm, const int64_t *counts);
-void sum_pieces_free(SumPieces *pieces);
-// out = the sum of the present piece's terms, `length` floats. `out` may be one of them; those of other ranks may be
-// written over.
-void sum_piece_terms(Comm *comm, Stream stream, const SumPieces *pieces, float *out, int64_t length);
-float *sum_piece_of(Comm *comm, const SumPieces *pieces, int rank); // where the term of another rank is put
-// Floats of a segment of `count` in the piece that starts at `begin`.
-static inline int64_t sum_piece_length(const SumPieces *pieces, int64_t count, int64_t begin) {
-    int64_t left = count - begin;
-    return left < 0 ? 0 : left < pieces->floats ? left : pieces->floats;
-}
+void device_group_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts);
+
+// out = the sum of `count` terms of `length` floats, in their order, in STREAM_WORK. `out` may be one of them; `room` is
+// one of the first two, and may be written over.
+void device_sum_terms(Device *device, float *out, const float **term, int count, int64_t length, float *room);
 
 #endif

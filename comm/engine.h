@@ -46,7 +46,16 @@ struct Comm {
     double timeout;        // seconds
     int64_t bytes_sent;
     const char *operation; // under way, for the time-out's message
+    void *scratch;         // comm_scratch's
+    size_t scratch_bytes;
 };
+
+// Host memory, zeroed; ends all ranks if there is none.
+void *comm_allocate(Comm *comm, size_t count, size_t size);
+// Host memory of the group's own, until the next call or the group's end: so what is done in every step takes none.
+void *comm_scratch(Comm *comm, size_t bytes);
+// An engine's last word on a group: frees it, and what comm_scratch made.
+void comm_free_memory(Comm *comm);
 
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
@@ -63,6 +72,15 @@ typedef struct MeetingPlace {
 } MeetingPlace;
 // This process's place for engine `nccl`, one of `ranks`, by the environment. What is wrong with it is a usage error.
 bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err);
+
+// ---- exchanges as parts of a collective ------------------------------------------------------------------------------
+
+// comm_exchange_begin and comm_wait, but that the collective has counted the bytes and given its name.
+CommRequest comm_exchange_part(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                               size_t receive_bytes, int from);
+void comm_wait_part(Comm *comm, CommRequest *request);
+// The parts of an all-gather, begun as one batch (comm/exchanges.c).
+void comm_all_gather_parts(Comm *comm, void *data, const size_t *bytes, CommRequest *requests);
 
 // ---- split --------------------------------------------------------------------------------------------------------
 

@@ -82,8 +82,6 @@ static void end_all(Comm *comm, const Error *err) {
     for (;;) pause();
 }
 
-static void fail_for_memory(Comm *comm) { comm_give_up(comm, "out of memory for messages between ranks"); }
-
 static CommStanding standing(const void *pointer, int rank) {
     Status *status = &((const World *)pointer)->status[rank];
     int awaits = atomic_load(&status->awaited);
@@ -186,34 +184,25 @@ static void local_all_gather(Comm *comm, void *data, const size_t *bytes) {
     local_barrier(comm);
 }
 
-static void *allocate(Comm *comm, size_t count, size_t size) {
-    void *memory = calloc(count, size);
-    if (memory == NULL) fail_for_memory(comm);
-    return memory;
-}
-
 static void local_all_reduce_sum(Comm *comm, double *values, int count) {
-    double *sum = allocate(comm, (size_t)count, sizeof *sum);
-    const double **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    const double **terms = comm_scratch(comm, (size_t)comm->size * sizeof *terms + (size_t)count * sizeof *values);
+    double *sum = (double *)(terms + comm->size);
     local_publish(comm, values);
     for (int rank = 0; rank < comm->size; rank++) terms[rank] = local_published(comm, rank);
     comm_sum_doubles(sum, terms, comm->size, count);
     local_barrier(comm); // everyone has read: now the values may change
     memcpy(values, sum, (size_t)count * sizeof *sum);
-    free(terms);
-    free(sum);
 }
 
 // Rank r only writes its own segment, which nobody else reads.
 static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    const float **terms = allocate(comm, (size_t)comm->size, sizeof *terms);
+    const float **terms = comm_scratch(comm, (size_t)comm->size * sizeof *terms);
     int64_t offset = 0;
     for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
     local_publish(comm, in);
     for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)local_published(comm, rank) + offset;
     comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
     local_barrier(comm);
-    free(terms);
 }
 
 // ---- point to point -----------------------------------------------------------------------------------------------
@@ -221,11 +210,8 @@ static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const in
 Note *local_new_note(Comm *comm, bool sends, void *data, size_t bytes, int peer) {
     LocalComm *c = local(comm);
     Note *note = c->spare;
-    if (note != NULL) {
-        c->spare = note->next;
-    } else if ((note = malloc(sizeof *note)) == NULL) {
-        fail_for_memory(comm);
-    }
+    if (note != NULL) c->spare = note->next;
+    else note = comm_allocate(comm, 1, sizeof *note);
     *note = (Note){.sends = sends, .data = data, .bytes = bytes, .peer = peer};
     return note;
 }
@@ -362,7 +348,7 @@ static void local_release(Comm *comm) {
     bool last = --c->group->users == 0;
     pthread_mutex_unlock(&c->group->lock);
     if (last) free_group(c->group);
-    free(c);
+    comm_free_memory(comm);
 }
 
 static const CommOperations local_operations;
@@ -379,8 +365,8 @@ static void comm_init(LocalComm *c, Group *group, int rank) {
 // Everyone publishes a seat; rank 0 of each new group makes it and publishes it in turn.
 static Comm *local_split(Comm *comm, int color, int key) {
     Group *parent = local(comm)->group;
-    int *members = allocate(comm, (size_t)comm->size, sizeof *members);
-    CommSeat *seats = allocate(comm, (size_t)comm->size, sizeof *seats);
+    int *members = comm_allocate(comm, (size_t)comm->size, sizeof *members);
+    CommSeat *seats = comm_allocate(comm, (size_t)comm->size, sizeof *seats);
     CommSeat mine = {color, key};
     local_publish(comm, &mine);
     for (int rank = 0; rank < comm->size; rank++) seats[rank] = *(const CommSeat *)local_published(comm, rank);
@@ -391,7 +377,7 @@ static Comm *local_split(Comm *comm, int color, int key) {
     Group *group = NULL;
     if (rank == 0) {
         group = new_group(parent->world, size);
-        if (group == NULL) fail_for_memory(comm);
+        if (group == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", size);
         for (int i = 0; i < size; i++) group->member[i].world_rank = parent->member[members[i]].world_rank;
     }
     local_publish(comm, group);
@@ -399,7 +385,7 @@ static Comm *local_split(Comm *comm, int color, int key) {
     local_barrier(comm);
     free(seats);
     free(members);
-    LocalComm *made = allocate(comm, 1, sizeof *made);
+    LocalComm *made = comm_allocate(comm, 1, sizeof *made);
     comm_init(made, group, rank);
     return &made->base;
 }

@@ -90,12 +90,6 @@ static void check(MpiComm *c, int code, int peer) {
                  c->member[peer], text);
 }
 
-static void *allocate(MpiComm *c, size_t bytes) {
-    void *memory = calloc(1, bytes > 0 ? bytes : 1);
-    if (memory == NULL) comm_give_up(&c->base, "out of memory: %zu bytes for %s", bytes, c->base.operation);
-    return memory;
-}
-
 static void fail_for_silence(MpiComm *c, double seconds) {
     Error err;
     comm_silence_error(&err, board_standing, &c->world->board, c->world->size, c->member[c->base.rank], seconds);
@@ -113,7 +107,7 @@ static int tag_of(const MpiComm *c, Stream stream) { return c->context * STREAMS
 
 static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer, Stream stream) {
     int pieces = bytes == 0 ? 1 : (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE); // an empty message is one too
-    Transfer *transfer = allocate(c, sizeof *transfer + (size_t)pieces * sizeof transfer->request[0]);
+    Transfer *transfer = comm_allocate(&c->base, 1, sizeof *transfer + (size_t)pieces * sizeof transfer->request[0]);
     *transfer = (Transfer){.receives = receives, .peer = peer, .bytes = bytes, .pieces = pieces};
     for (int i = 0; i < pieces; i++) {
         size_t begin = (size_t)i * LARGEST_MESSAGE;
@@ -213,8 +207,6 @@ static MpiComm *new_comm(World *world, int rank, int size, int context) { // NUL
     return c;
 }
 
-static void mpi_release(Comm *comm) { free(comm); }
-
 // The number of a group is its context.
 static Comm *mpi_split(Comm *comm, int color, int key) {
     MpiComm *parent = mpi(comm);
@@ -230,7 +222,7 @@ static Comm *mpi_split(Comm *comm, int color, int key) {
 
 static const CommOperations mpi_operations = {
     .split = mpi_split,
-    .release = mpi_release,
+    .release = comm_free_memory,
     .doing = mpi_doing,
     .said = mpi_said,
     .moved = mpi_moved,
@@ -254,8 +246,8 @@ static void gather_places(MpiComm *c) {
     } Place;
     char host[MPI_MAX_PROCESSOR_NAME] = "";
     int length;
-    size_t size = (size_t)c->base.size, *bytes = allocate(c, size * sizeof *bytes);
-    Place *place = allocate(c, size * sizeof *place);
+    size_t size = (size_t)c->base.size, *bytes = comm_allocate(&c->base, 1, size * sizeof *bytes);
+    Place *place = comm_allocate(&c->base, 1, size * sizeof *place);
     MPI_Get_processor_name(host, &length);
     snprintf(place[c->base.rank].name, sizeof *place, "process %ld on %.48s", (long)getpid(), host);
     for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *place;
@@ -308,7 +300,7 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
     if (ok) run_rank(&world, rank_main, argument);
     ok = (ok && board_close(&world.board)) ||
          error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
-    free(world.all);
+    comm_free_memory(&world.all->base);
     return ok;
 }
 

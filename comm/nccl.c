@@ -110,12 +110,6 @@ static void expect(Comm *comm, bool ok, const Error *err) {
                  comm->operation, doing != NULL ? doing : "it did not say what", err->message);
 }
 
-static void *allocate(Comm *comm, size_t bytes) {
-    void *memory = calloc(1, bytes);
-    if (memory == NULL) comm_give_up(comm, "out of memory: %zu bytes for %s", bytes, comm->operation);
-    return memory;
-}
-
 // ---- messages -----------------------------------------------------------------------------------------------------
 
 // Empty messages carry a byte, for NCCL sends none.
@@ -123,7 +117,7 @@ static size_t sent_bytes(const Message *message) { return message->bytes > 0 ? m
 
 static Message *note(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
     World *world = world_of(comm);
-    Message *message = allocate(comm, sizeof *message);
+    Message *message = comm_allocate(comm, 1, sizeof *message);
     *message =
         (Message){.receives = receives, .noted = true, .peer = nccl(comm)->member[peer], .data = data, .bytes = bytes};
     size_t room = (sent_bytes(message) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -246,8 +240,6 @@ static NcclComm *new_comm(World *world, int rank, int size) { // NULL: out of me
     return c;
 }
 
-static void nccl_release(Comm *comm) { free(comm); }
-
 static Comm *nccl_split(Comm *comm, int color, int key) {
     NcclComm *parent = nccl(comm);
     PairwiseSplit split = pairwise_split(comm, color, key, &parent->world->next_number);
@@ -260,7 +252,7 @@ static Comm *nccl_split(Comm *comm, int color, int key) {
 
 static const CommOperations nccl_operations = {
     .split = nccl_split,
-    .release = nccl_release,
+    .release = comm_free_memory,
     .doing = nccl_doing,
     .said = nccl_said,
     .moved = nccl_moved,
@@ -321,7 +313,7 @@ void nccl_close(Comm *all) {
     all->operation = "end";
     if (all->size > 1) pairwise_barrier(all);
     free_world(world);
-    free(all);
+    comm_free_memory(all);
 }
 
 bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {

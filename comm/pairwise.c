@@ -5,12 +5,6 @@
 
 static const int64_t SUM_BLOCK = 1 << 18; // floats of a segment that travel at once in a reduce-scatter
 
-static void *allocate(Comm *comm, size_t bytes) {
-    void *memory = calloc(1, bytes > 0 ? bytes : 1);
-    if (memory == NULL) comm_give_up(comm, "out of memory: %zu bytes for %s", bytes, comm->operation);
-    return memory;
-}
-
 static void *send_to(Comm *comm, int to, const void *data, size_t bytes) {
     return comm->operations->message_begin(comm, false, (void *)(uintptr_t)data, bytes, to);
 }
@@ -41,7 +35,7 @@ void pairwise_broadcast(Comm *comm, void *data, size_t bytes, int root) {
         end(comm, receive_from(comm, root, data, bytes));
         return;
     }
-    void **messages = allocate(comm, 2 * (size_t)comm->size * sizeof *messages);
+    void **messages = comm_allocate(comm, 1, 2 * (size_t)comm->size * sizeof *messages);
     for (int to = 0; to < comm->size; to++)
         if (to != root) messages[to] = send_to(comm, to, data, bytes);
     end_all(comm, messages);
@@ -50,7 +44,7 @@ void pairwise_broadcast(Comm *comm, void *data, size_t bytes, int root) {
 
 void pairwise_all_gather(Comm *comm, void *data, const size_t *bytes) {
     int size = comm->size, me = comm->rank;
-    void **messages = allocate(comm, 2 * (size_t)size * sizeof *messages);
+    void **messages = comm_allocate(comm, 1, 2 * (size_t)size * sizeof *messages);
     size_t offset = 0, my_offset = 0;
     for (int from = 0; from < size; from++) {
         if (from == me) my_offset = offset;
@@ -65,9 +59,9 @@ void pairwise_all_gather(Comm *comm, void *data, const size_t *bytes) {
 
 void pairwise_all_reduce_sum(Comm *comm, double *values, int count) {
     size_t size = (size_t)comm->size, stride = (size_t)count;
-    double *all = allocate(comm, size * stride * sizeof *all);
-    size_t *bytes = allocate(comm, size * sizeof *bytes);
-    const double **terms = allocate(comm, size * sizeof *terms);
+    double *all = comm_allocate(comm, 1, size * stride * sizeof *all);
+    size_t *bytes = comm_allocate(comm, 1, size * sizeof *bytes);
+    const double **terms = comm_allocate(comm, 1, size * sizeof *terms);
     for (size_t rank = 0; rank < size; rank++) {
         bytes[rank] = stride * sizeof *all;
         terms[rank] = all + rank * stride;
@@ -94,9 +88,9 @@ void pairwise_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_
         if (rank < me) my_offset += counts[rank];
     }
     int64_t stride = block_of(counts[me], 0);
-    float *received = allocate(comm, (size_t)(size * stride) * sizeof *received);
-    const float **terms = allocate(comm, (size_t)size * sizeof *terms);
-    void **messages = allocate(comm, 2 * (size_t)size * sizeof *messages);
+    float *received = comm_allocate(comm, 1, (size_t)(size * stride) * sizeof *received);
+    const float **terms = comm_allocate(comm, 1, (size_t)size * sizeof *terms);
+    void **messages = comm_allocate(comm, 1, 2 * (size_t)size * sizeof *messages);
     for (int64_t begin = 0; begin < longest; begin += SUM_BLOCK) {
         memset(messages, 0, 2 * (size_t)size * sizeof *messages);
         int64_t mine = block_of(counts[me], begin), offset = 0;
@@ -126,10 +120,10 @@ typedef struct Application {
 
 PairwiseSplit pairwise_split(Comm *comm, int color, int key, int *next_number) {
     size_t size = (size_t)comm->size;
-    PairwiseSplit split = {.members = allocate(comm, size * sizeof *split.members)};
-    Application *all = allocate(comm, size * sizeof *all);
-    size_t *bytes = allocate(comm, size * sizeof *bytes);
-    CommSeat *seats = allocate(comm, size * sizeof *seats);
+    PairwiseSplit split = {.members = comm_allocate(comm, 1, size * sizeof *split.members)};
+    Application *all = comm_allocate(comm, 1, size * sizeof *all);
+    size_t *bytes = comm_allocate(comm, 1, size * sizeof *bytes);
+    CommSeat *seats = comm_allocate(comm, 1, size * sizeof *seats);
     for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *all;
     all[comm->rank] = (Application){{color, key}, *next_number};
     pairwise_all_gather(comm, all, bytes);

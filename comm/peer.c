@@ -9,8 +9,7 @@
 // Each rank calls its own Device only. An event may be recorded only by its device, but waited for by any, so events
 // are what ranks lend each other. The invariant: AN EVENT IS RECORDED AGAIN ONLY WHEN NOBODY HAS YET TO WAIT FOR IT. (A
 // wait takes the event as it stands when the host asks for it; afterwards the event may change.) Messages count those
-// who have yet to wait in the event itself, SharedEvent.awaited. Collectives have two events of their own for each
-// rank, kept by their barriers.
+// who have yet to wait in the event itself, SharedEvent.awaited. Collectives are made of messages.
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -25,11 +24,7 @@ typedef struct SharedEvent {
 
 typedef struct PeerGroup { // one rank's view
     DeviceGroup group;
-    SharedEvent *events;     // this rank's, for messages; as many as were ever under way at once
-    struct PeerGroup **peer; // (size)
-    // Of the collective under way. Others read these between its barriers.
-    void *data;
-    Event *ready, *finished;
+    SharedEvent *events; // this rank's; as many as were ever under way at once
 } PeerGroup;
 
 static PeerGroup *peer_group(Comm *comm) { return (PeerGroup *)comm; }
@@ -43,7 +38,7 @@ static SharedEvent *record_event(Comm *comm, Stream stream, int waits) {
     SharedEvent *event = c->events;
     while (event != NULL && atomic_load(&event->awaited) > 0) event = event->next;
     if (event == NULL) {
-        event = device_group_allocate(comm, 1, sizeof *event);
+        event = comm_allocate(comm, 1, sizeof *event);
         *event = (SharedEvent){.next = c->events, .event = device->event_create(device)};
         c->events = event;
     }
@@ -98,77 +93,6 @@ static void peer_wait(Comm *comm, const CommRequest *request) {
     }
 }
 
-// ---- collectives --------------------------------------------------------------------------------------------------
-
-// In STREAM_WORK throughout: what comes after a collective needs its result. Two barriers keep the events: `ready` is
-// recorded before the first and waited for before the second; `finished` is recorded before the second, and waited for
-// before the first of the next collective, which comes before it is recorded again.
-
-// Others may read my data from this point on.
-static void open_data(Comm *comm, void *data) {
-    PeerGroup *c = peer_group(comm);
-    c->data = data;
-    comm->device->event_record(comm->device, STREAM_WORK, c->ready);
-    device_group_barrier(comm);
-}
-
-// Another rank's data, once they are ready.
-static void *data_of(Comm *comm, int rank) {
-    PeerGroup *peer = peer_group(comm)->peer[rank];
-    comm->device->stream_wait(comm->device, STREAM_WORK, peer->ready);
-    return peer->data;
-}
-
-// Until the others have finished reading them.
-static void close_data(Comm *comm) {
-    PeerGroup *c = peer_group(comm);
-    Device *device = comm->device;
-    device->event_record(device, STREAM_WORK, c->finished);
-    device_group_barrier(comm);
-    for (int rank = 0; rank < comm->size; rank++)
-        if (rank != comm->rank) device->stream_wait(device, STREAM_WORK, c->peer[rank]->finished);
-}
-
-static void peer_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    open_data(comm, data);
-    if (comm->rank != root) comm->device->copy_on(comm->device, STREAM_WORK, data, data_of(comm, root), bytes);
-    close_data(comm);
-}
-
-static void peer_all_gather(Comm *comm, void *data, const size_t *bytes) {
-    open_data(comm, data);
-    for (int step = 1; step < comm->size; step++) { // each begins with its neighbour, so that not all read from one
-        int rank = (comm->rank + step) % comm->size;
-        size_t offset = 0;
-        for (int before = 0; before < rank; before++) offset += bytes[before];
-        if (bytes[rank] == 0) continue;
-        comm->device->copy_on(comm->device, STREAM_WORK, (char *)data + offset, (char *)data_of(comm, rank) + offset,
-                              bytes[rank]);
-    }
-    close_data(comm);
-}
-
-// A rank only writes its own segment, which nobody else reads.
-static void peer_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    Device *device = comm->device;
-    SumPieces pieces = sum_pieces(comm, counts);
-    open_data(comm, in);
-    for (int64_t begin = 0; begin < pieces.mine; begin += pieces.floats) {
-        int64_t length = sum_piece_length(&pieces, pieces.mine, begin);
-        for (int rank = 0; rank < comm->size; rank++) {
-            pieces.term[rank] = in + pieces.offset + begin;
-            if (rank == comm->rank) continue;
-            float *piece = sum_piece_of(comm, &pieces, rank);
-            device->copy_on(device, STREAM_WORK, piece, (float *)data_of(comm, rank) + pieces.offset + begin,
-                            (size_t)length * sizeof *piece);
-            pieces.term[rank] = piece;
-        }
-        sum_piece_terms(comm, STREAM_WORK, &pieces, out + begin, length);
-    }
-    close_data(comm);
-    sum_pieces_free(&pieces);
-}
-
 // ---- groups -------------------------------------------------------------------------------------------------------
 
 static Comm *peer_split(Comm *comm, int color, int key) {
@@ -185,10 +109,7 @@ static void peer_release(Comm *comm) {
         free(event);
         event = next;
     }
-    device->event_release(device, c->ready);
-    device->event_release(device, c->finished);
-    free(c->peer);
-    free(c);
+    comm_free_memory(comm);
 }
 
 static const CommOperations peer_operations = {
@@ -199,25 +120,15 @@ static const CommOperations peer_operations = {
     .moved = device_group_moved,
     .end_all = device_group_end_all,
     .barrier = device_group_barrier,
-    .broadcast = peer_broadcast,
     .all_reduce_sum = device_group_all_reduce_sum,
-    .reduce_scatter_sum = peer_reduce_scatter_sum,
-    .all_gather = peer_all_gather,
+    .reduce_scatter_sum = device_group_reduce_scatter_sum,
+    .all_gather = device_group_all_gather,
     .exchange_begin = peer_exchange_begin,
     .wait = peer_wait,
 };
 
 Comm *comm_peers(Comm *host, Device *device) {
-    PeerGroup *c = device_group_allocate(host, 1, sizeof *c);
+    PeerGroup *c = comm_allocate(host, 1, sizeof *c);
     device_group_init(&c->group, &peer_operations, host, device);
-    c->ready = device->event_create(device);
-    c->finished = device->event_create(device);
-    if (host->size > 1) {
-        c->peer = device_group_allocate(host, (size_t)host->size, sizeof(PeerGroup *));
-        local_publish(host, c);
-        for (int rank = 0; rank < host->size; rank++)
-            c->peer[rank] = (PeerGroup *)(uintptr_t)local_published(host, rank);
-        comm_barrier(host);
-    }
     return &c->group.base;
 }

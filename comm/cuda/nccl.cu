@@ -85,11 +85,6 @@ static bool receive(void *pointer, void *data, size_t bytes, int from, Error *er
     return done(m->comm, ncclRecv(data, bytes, ncclUint8, from, m->comm, m->stream), err);
 }
 
-static bool broadcast(void *pointer, void *data, size_t bytes, int root, Error *err) {
-    const Member *m = static_cast<Member *>(pointer);
-    return done(m->comm, ncclBroadcast(data, data, bytes, ncclUint8, root, m->comm, m->stream), err);
-}
-
 static bool all_gather(void *pointer, void *data, size_t bytes_each, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     const unsigned char *mine = static_cast<unsigned char *>(data) + (size_t)m->rank * bytes_each;
@@ -106,5 +101,5 @@ static bool sound(void *pointer, Error *err) {
 }
 
 const CommCollectives cuda_nccl_collectives = {
-    nccl_opens, invite, invite_to, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
+    nccl_opens, invite, invite_to, join, leave, begin, end, send, receive, all_gather, watch_thread, sound,
 };
