@@ -41,7 +41,7 @@ static int send_notices(Board *board) {
         code = MPI_Test(&board->peer[rank].sending, &gone, MPI_STATUS_IGNORE);
         if (code == MPI_SUCCESS && gone) code = send_notice(board, rank, false);
     }
-    board->told_at = comm_seconds();
+    board->told_at = clock_seconds();
     board->told_waiting = atomic_load(&board->mine->awaits) >= 0;
     return code;
 }
@@ -76,7 +76,7 @@ static int receive_notices(Board *board) {
 static int exchange_notices(Board *board) {
     if (board->others_apart == 0) return MPI_SUCCESS;
     bool released = board->told_waiting && atomic_load(&board->mine->awaits) < 0;
-    if (!released && comm_seconds() - board->told_at < comm_look_interval(board->timeout)) return MPI_SUCCESS;
+    if (!released && clock_seconds() - board->told_at < comm_look_interval(board->timeout)) return MPI_SUCCESS;
     int code = send_notices(board);
     return code == MPI_SUCCESS ? receive_notices(board) : code;
 }
@@ -107,7 +107,7 @@ int board_beat(Board *board) {
 
 // One that waits looks many times a second, or is heard of several times per time-out.
 static bool is_asleep(const Board *board, const BoardPeer *peer) {
-    return peer->status != board->mine && comm_seconds() - peer->since > 0.75 * board->timeout;
+    return peer->status != board->mine && clock_seconds() - peer->since > 0.75 * board->timeout;
 }
 
 CommStanding board_standing(const void *pointer, int rank) {
@@ -125,7 +125,7 @@ CommStanding board_standing(const void *pointer, int rank) {
 }
 
 int board_chain(Board *board, uint64_t *state) {
-    double now = comm_seconds();
+    double now = clock_seconds();
     int code = board->others_apart > 0 ? receive_notices(board) : MPI_SUCCESS;
     for (int rank = 0; rank < board->size; rank++) {
         BoardPeer *peer = &board->peer[rank];

@@ -146,16 +146,12 @@ static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
 
 // ---- groups -------------------------------------------------------------------------------------------------------
 
-static Comm *collective_split(Comm *comm, int color, int key) {
-    return comm_collectives(comm_split(device_group(comm)->host, color, key), comm->device);
-}
-
 static void collective_release(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
     Device *device = comm->device;
     device->synchronize(device); // while the watchdog looks
     watchdog_stop(c->dog);
-    device_group_barrier(comm);
+    comm_host_barrier(comm, "free");
     calls(comm)->leave(c->member);
     for (Ticket *ticket = c->spare; ticket != NULL;) {
         Ticket *next = ticket->next;
@@ -169,14 +165,8 @@ static void collective_release(Comm *comm) {
 }
 
 static const CommOperations collective_operations = {
-    .split = collective_split,
+    .on_device = comm_collectives,
     .release = collective_release,
-    .doing = device_group_doing,
-    .said = device_group_said,
-    .moved = device_group_moved,
-    .end_all = device_group_end_all,
-    .barrier = device_group_barrier,
-    .all_reduce_sum = device_group_all_reduce_sum,
     .reduce_scatter_sum = device_group_reduce_scatter_sum,
     .all_gather = collective_all_gather,
     .exchange_begin = collective_exchange_begin,

@@ -1,24 +1,17 @@
 #include "comm/deadline.h"
 
 #include <math.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+static const double LONGEST_STEP = 0.5; // seconds between two looks, at most
+
 struct Deadline {
-    pthread_t thread;
-    pthread_mutex_t lock; // of what follows
-    pthread_cond_t changed;
-    bool over;
+    Ticker ticker;
     double seconds;
     const char *what;
     CommPatience patience;
 };
-
-static const double LONGEST_SLEEP = 0.25; // seconds
 
 // All ranks but the one that is missing come here at the same time; the lowest speaks, and the launcher ends the rest.
 static double patience_of_rank(double seconds) {
@@ -38,21 +31,10 @@ static void give_up(const Deadline *deadline) {
     _exit(EXIT_RUNTIME);
 }
 
-static void *keep(void *pointer) {
+static void look(void *pointer) {
     Deadline *deadline = pointer;
-    pthread_mutex_lock(&deadline->lock);
-    while (!deadline->over) {
-        if (isinf(deadline->seconds)) {
-            pthread_cond_wait(&deadline->changed, &deadline->lock);
-            continue;
-        }
-        if (comm_patience_spent(&deadline->patience) >= patience_of_rank(deadline->seconds)) give_up(deadline);
-        double until = comm_seconds() + LONGEST_SLEEP;
-        struct timespec then = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
-        pthread_cond_timedwait(&deadline->changed, &deadline->lock, &then);
-    }
-    pthread_mutex_unlock(&deadline->lock);
-    return NULL;
+    if (isinf(deadline->seconds)) return;
+    if (comm_patience_spent(&deadline->patience) >= patience_of_rank(deadline->seconds)) give_up(deadline);
 }
 
 Deadline *deadline_start(Error *err) {
@@ -62,39 +44,21 @@ Deadline *deadline_start(Error *err) {
         return NULL;
     }
     deadline->seconds = HUGE_VAL;
-    pthread_mutex_init(&deadline->lock, NULL);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&deadline->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
-    sigset_t all, before; // signals are for the rank's own thread
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int code = pthread_create(&deadline->thread, NULL, keep, deadline);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (code == 0) return deadline;
-    error_set(err, "no thread for the start of ranks: %s", strerror(code));
+    if (ticker_start(&deadline->ticker, look, deadline)) return deadline;
     free(deadline);
+    error_set(err, "no thread can be made to watch over the start of ranks; see ulimit -u");
     return NULL;
 }
 
 void deadline_set(Deadline *deadline, double seconds, const char *what) {
-    pthread_mutex_lock(&deadline->lock);
+    pthread_mutex_lock(&deadline->ticker.lock);
     deadline->seconds = seconds;
     deadline->what = what;
-    deadline->patience = comm_patience(2 * LONGEST_SLEEP);
-    pthread_cond_signal(&deadline->changed);
-    pthread_mutex_unlock(&deadline->lock);
+    deadline->patience = comm_patience(LONGEST_STEP);
+    pthread_mutex_unlock(&deadline->ticker.lock);
 }
 
 void deadline_stop(Deadline *deadline) {
-    pthread_mutex_lock(&deadline->lock);
-    deadline->over = true;
-    pthread_cond_signal(&deadline->changed);
-    pthread_mutex_unlock(&deadline->lock);
-    pthread_join(deadline->thread, NULL);
-    pthread_cond_destroy(&deadline->changed);
-    pthread_mutex_destroy(&deadline->lock);
+    ticker_stop(&deadline->ticker);
     free(deadline);
 }

@@ -4,12 +4,12 @@
 #include <stdlib.h>
 
 void device_group_init(DeviceGroup *group, const CommOperations *operations, Comm *host, Device *device) {
-    group->host = host;
     group->base = (Comm){.operations = operations,
                          .rank = host->rank,
                          .world_rank = host->world_rank,
                          .size = host->size,
                          .device = device,
+                         .host = host,
                          .timeout = host->timeout,
                          .operation = "start"};
 }
@@ -17,47 +17,11 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
 void device_group_close(DeviceGroup *group) {
     Device *device = group->base.device;
     if (group->base.size > 1) {
-        group->base.operation = "free";
         device->synchronize(device);
-        device_group_barrier(&group->base);
+        comm_host_barrier(&group->base, "free");
     }
     if (group->staging != NULL) device->release(device, group->staging, group->staging_bytes);
-    comm_free(group->host);
-}
-
-// ---- passed on ----------------------------------------------------------------------------------------------------
-
-static Comm *host_of(Comm *comm) {
-    Comm *host = device_group(comm)->host;
-    host->operation = comm->operation;
-    return host;
-}
-
-void device_group_doing(Comm *comm, const char *what, bool slowly) {
-    Comm *host = device_group(comm)->host;
-    host->operations->doing(host, what, slowly);
-}
-
-const char *device_group_said(Comm *comm) {
-    Comm *host = device_group(comm)->host;
-    return host->operations->said != NULL ? host->operations->said(host) : NULL;
-}
-
-int64_t device_group_moved(Comm *comm) {
-    Comm *host = device_group(comm)->host;
-    return host->operations->moved(host);
-}
-
-void device_group_end_all(Comm *comm, const Error *err) { comm_fail(device_group(comm)->host, err); }
-
-void device_group_barrier(Comm *comm) {
-    Comm *host = host_of(comm);
-    host->operations->barrier(host);
-}
-
-void device_group_all_reduce_sum(Comm *comm, double *values, int count) {
-    Comm *host = host_of(comm);
-    host->operations->all_reduce_sum(host, values, count);
+    comm_free(group->base.host);
 }
 
 // ---- sums ---------------------------------------------------------------------------------------------------------

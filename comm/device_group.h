@@ -1,7 +1,6 @@
 // Groups whose buffers lie in the memory of a device (comm_on_device): what their two kinds share. Private to comm/.
 //
-// Such a group stands on a group of the same ranks in host memory, its `host`, which serves whatever is no matter of
-// the device: barriers, sums of a few doubles, splits, time-outs and failures.
+// Such a group stands on a group of the same ranks in host memory, its `host`.
 #ifndef COMM_DEVICE_GROUP_H
 #define COMM_DEVICE_GROUP_H
 
@@ -10,7 +9,6 @@
 
 typedef struct DeviceGroup { // both kinds begin with this
     Comm base;
-    Comm *host; // its own; nobody else uses it
     float *staging;
     size_t staging_bytes;
 } DeviceGroup;
@@ -25,14 +23,6 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
 // Collective: waits until every rank and this device have done all they were told, then frees what init and staging
 // made.
 void device_group_close(DeviceGroup *group);
-// Entries of the table that only pass on to the host's group.
-void device_group_doing(Comm *comm, const char *what, bool slowly);
-const char *device_group_said(Comm *comm);
-int64_t device_group_moved(Comm *comm);
-void device_group_end_all(Comm *comm, const Error *err) __attribute__((noreturn));
-void device_group_barrier(Comm *comm);
-void device_group_all_reduce_sum(Comm *comm, double *values, int count);
-
 // ---- collectives made of exchanges -----------------------------------------------------------------------------------
 
 void device_group_all_gather(Comm *comm, void *data, const size_t *bytes);

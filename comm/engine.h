@@ -6,6 +6,7 @@
 #ifndef COMM_ENGINE_H
 #define COMM_ENGINE_H
 
+#include "base/clock.h"
 #include "comm/comm.h"
 
 #ifdef __cplusplus
@@ -13,12 +14,11 @@ extern "C" {
 #endif
 
 typedef struct CommOperations {
-    Comm *(*split)(Comm *, int color, int key);
+    // A new group of `size` of this group's ranks, of which this rank is `rank`; members (size): their ranks here.
+    // Collective over this group; groups made at once have one number, which no member has had before.
+    Comm *(*group)(Comm *, const int *members, int size, int rank, int number);
+    Comm *(*on_device)(Comm *host, struct Device *); // of groups on a device: another one on `host`
     void (*release)(Comm *);
-    void (*doing)(Comm *, const char *what, bool slowly);
-    const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
-    int64_t (*moved)(Comm *);    // signs of life of all ranks so far, as many as are known here. From any thread
-    void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
     void (*barrier)(Comm *);
     void (*broadcast)(Comm *, void *data, size_t bytes, int root);
     void (*all_reduce_sum)(Comm *, double *values, int count);
@@ -31,9 +31,13 @@ typedef struct CommOperations {
     void (*wait)(Comm *, const CommRequest *);
     void (*batch_begin)(Comm *); // NULL, and `batch_end` too, where exchanges are not better begun together
     void (*batch_end)(Comm *);
+    void (*doing)(Comm *, const char *what, bool slowly);
+    const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
+    int64_t (*moved)(Comm *);    // signs of life of all ranks so far, as many as are known here. From any thread
+    void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
     // Of engines whose collectives are made of messages (comm/pairwise.h): one side of a message of 0 bytes or more,
-    // and its end. They are matched apart from exchanges. NULL in other engines.
-    void *(*message_begin)(Comm *, bool receives, void *data, size_t bytes, int peer);
+    // and its end. Those of collectives are matched apart from exchanges. NULL in other engines.
+    void *(*message_begin)(Comm *, bool receives, void *data, size_t bytes, int peer, bool collective);
     void (*message_end)(Comm *, void *message);
 } CommOperations;
 
@@ -43,12 +47,20 @@ struct Comm {
     int rank, size;
     int world_rank;        // rank of the group that comm_run made; an engine fills in `rank`, comm_split the rest
     struct Device *device; // in whose memory the buffers lie; NULL: in the host's
+    Comm *host;            // of a group on a device: the same ranks in host memory, its own, for all that is no matter of
+                           // the device (barriers, sums of a few doubles, splits, time-outs and failures); else NULL
+    int *next_number;      // of groups, where the engine tells them apart by numbers; this process's own
     double timeout;        // seconds
     int64_t bytes_sent;
     const char *operation; // under way, for the time-out's message
     void *scratch;         // comm_scratch's
     size_t scratch_bytes;
 };
+
+// What the table says of the group in host memory.
+const char *comm_said(Comm *comm);
+int64_t comm_moved(Comm *comm);
+void comm_host_barrier(Comm *comm, const char *operation);
 
 // Host memory, zeroed; ends all ranks if there is none.
 void *comm_allocate(Comm *comm, size_t count, size_t size);
@@ -82,15 +94,6 @@ void comm_wait_part(Comm *comm, CommRequest *request);
 // The parts of an all-gather, begun as one batch (comm/exchanges.c).
 void comm_all_gather_parts(Comm *comm, void *data, const size_t *bytes, CommRequest *requests);
 
-// ---- split --------------------------------------------------------------------------------------------------------
-
-typedef struct CommSeat {
-    int color, key;
-} CommSeat; // what each rank of the parent asked for
-
-// Fills `members` with the parent's ranks of `color`, ordered by key, then by rank; returns how many.
-int comm_seat_members(const CommSeat *seats, int parent_size, int color, int *members);
-
 // ---- sums ---------------------------------------------------------------------------------------------------------
 
 // out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ...; out may be any of the terms. Every engine sums with these,
@@ -99,8 +102,6 @@ void comm_sum_floats(float *out, const float *const *terms, int term_count, int6
 void comm_sum_doubles(double *out, const double *const *terms, int term_count, int count);
 
 // ---- waiting, and giving up ---------------------------------------------------------------------------------------
-
-double comm_seconds(void); // of a clock that only runs forward
 
 // How long a wait has lasted since anything last moved. Time is added in steps of at most `longest_step`, so a program
 // that was stopped and continued does not take its own absence for the silence of others.

@@ -119,7 +119,7 @@ void comm_all_to_all_begin(Comm *comm, const void *send, const size_t *send_byte
 }
 
 void comm_all_to_all_sizes(Comm *comm, const size_t *send_bytes, size_t *receive_bytes, CommRequest *requests) {
-    Comm *host = comm->device != NULL ? device_group(comm)->host : comm;
+    Comm *host = comm->device != NULL ? comm->host : comm;
     for (int step = 0; step < comm->size; step++) {
         int to = after(comm, step), from = before(comm, step);
         requests[step] = comm_exchange_begin(host, &send_bytes[to], sizeof *send_bytes, to, &receive_bytes[from],

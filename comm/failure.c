@@ -19,19 +19,13 @@
 
 #include "comm/engine.h"
 
-double comm_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 CommPatience comm_patience(double longest_step) {
-    CommPatience patience = {.last = comm_seconds(), .longest_step = longest_step};
+    CommPatience patience = {.last = clock_seconds(), .longest_step = longest_step};
     return patience;
 }
 
 double comm_patience_spent(CommPatience *patience) {
-    double now = comm_seconds(), step = now - patience->last;
+    double now = clock_seconds(), step = now - patience->last;
     patience->waited += step < patience->longest_step ? step : patience->longest_step;
     patience->last = now;
     return patience->waited;
@@ -106,7 +100,7 @@ void comm_give_up(Comm *comm, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(err.message, sizeof err.message, format, arguments);
     va_end(arguments);
-    comm->operations->end_all(comm, &err);
+    comm_fail(comm, &err);
 }
 
 void comm_sizes_error(Comm *comm, int from, int to, size_t sent, size_t expected) {

@@ -125,9 +125,7 @@ static void wait_a_while(LocalComm *c, pthread_cond_t *changed, CommPatience *pa
     double left = world->timeout - patience->waited, sleep = comm_look_interval(world->timeout);
     if (left <= 0 || in_vain) fail_for_silence(c, patience->waited);
     if (sleep > LONGEST_SLEEP) sleep = LONGEST_SLEEP;
-    double until = comm_seconds() + (left < sleep ? left : sleep);
-    struct timespec deadline = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
-    pthread_cond_timedwait(changed, &c->group->lock, &deadline);
+    clock_condition_wait(changed, &c->group->lock, left < sleep ? left : sleep);
 }
 
 static void stop_waiting(LocalComm *c) { atomic_store(&status_of(c)->awaited, COMM_WORKING); }
@@ -310,15 +308,6 @@ static void free_group(Group *group) {
     free(group);
 }
 
-// The clock of the time-out must not jump when somebody sets the time of day.
-static void condition_init(pthread_cond_t *condition) {
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(condition, &attributes);
-    pthread_condattr_destroy(&attributes);
-}
-
 // NULL: out of memory.
 static Group *new_group(World *world, int size) {
     Group *group = calloc(1, sizeof *group);
@@ -326,10 +315,10 @@ static Group *new_group(World *world, int size) {
     group->world = world;
     group->size = group->users = size;
     pthread_mutex_init(&group->lock, NULL);
-    condition_init(&group->barrier_opened);
+    clock_condition_init(&group->barrier_opened);
     group->member = calloc((size_t)size, sizeof *group->member);
     group->channel = calloc((size_t)size * (size_t)size, sizeof *group->channel);
-    for (int rank = 0; group->member != NULL && rank < size; rank++) condition_init(&group->member[rank].noted);
+    for (int rank = 0; group->member != NULL && rank < size; rank++) clock_condition_init(&group->member[rank].noted);
     if (group->member == NULL || group->channel == NULL) {
         free_group(group);
         return NULL;
@@ -362,19 +351,10 @@ static void comm_init(LocalComm *c, Group *group, int rank) {
                      .group = group};
 }
 
-// Everyone publishes a seat; rank 0 of each new group makes it and publishes it in turn.
-static Comm *local_split(Comm *comm, int color, int key) {
-    Group *parent = local(comm)->group;
-    int *members = comm_allocate(comm, (size_t)comm->size, sizeof *members);
-    CommSeat *seats = comm_allocate(comm, (size_t)comm->size, sizeof *seats);
-    CommSeat mine = {color, key};
-    local_publish(comm, &mine);
-    for (int rank = 0; rank < comm->size; rank++) seats[rank] = *(const CommSeat *)local_published(comm, rank);
-    local_barrier(comm);
-
-    int size = comm_seat_members(seats, comm->size, color, members), rank = 0;
-    while (members[rank] != comm->rank) rank++;
-    Group *group = NULL;
+// Rank 0 of each new group makes it and publishes it.
+static Comm *local_group(Comm *comm, const int *members, int size, int rank, int number) {
+    (void)number;
+    Group *parent = local(comm)->group, *group = NULL;
     if (rank == 0) {
         group = new_group(parent->world, size);
         if (group == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", size);
@@ -383,15 +363,13 @@ static Comm *local_split(Comm *comm, int color, int key) {
     local_publish(comm, group);
     group = (Group *)local_published(comm, members[0]);
     local_barrier(comm);
-    free(seats);
-    free(members);
     LocalComm *made = comm_allocate(comm, 1, sizeof *made);
     comm_init(made, group, rank);
     return &made->base;
 }
 
 static const CommOperations local_operations = {
-    .split = local_split,
+    .group = local_group,
     .release = local_release,
     .doing = local_doing,
     .said = local_said,

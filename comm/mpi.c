@@ -34,16 +34,11 @@ typedef struct World {
     double timeout;
     int next_context, largest_tag;
     Board board;
-    struct MpiComm *all; // the group of all ranks
+    ProcessGroup *all; // the group of all ranks
     Deadline *deadline;
 } World;
 
-typedef struct MpiComm {
-    Comm base;
-    World *world;
-    int context;
-    int member[]; // (size): ranks of the world
-} MpiComm;
+typedef ProcessGroup MpiComm; // its number is its context
 
 typedef enum Stream { EXCHANGES, COLLECTIVES, NOTICES, STREAMS } Stream; // messages of each are matched apart
 
@@ -55,28 +50,24 @@ typedef struct Transfer { // one side of a message, in as many pieces as its siz
     MPI_Request request[];
 } Transfer;
 
-static MpiComm *mpi(Comm *comm) { return (MpiComm *)comm; }
+static MpiComm *mpi(Comm *comm) { return process_group(comm); }
+static World *world_of(MpiComm *c) { return c->world; }
 
 // ---- failing ------------------------------------------------------------------------------------------------------
 
 static void mpi_doing(Comm *comm, const char *what, bool slowly) {
     (void)slowly; // its signs of life are seen
-    board_say(&mpi(comm)->world->board, what);
+    board_say(&world_of(mpi(comm))->board, what);
 }
-static const char *mpi_said(Comm *comm) { return mpi(comm)->world->board.mine->doing; }
-static int64_t mpi_moved(Comm *comm) { return board_moved(&mpi(comm)->world->board); }
-
-static void sleep_for(double seconds) {
-    struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
-    nanosleep(&pause, NULL);
-}
+static const char *mpi_said(Comm *comm) { return world_of(mpi(comm))->board.mine->doing; }
+static int64_t mpi_moved(Comm *comm) { return board_moved(&world_of(mpi(comm))->board); }
 
 // The first rank of a machine speaks; the others leave it a few seconds to end them.
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     int code = err->exit_code ? err->exit_code : EXIT_RUNTIME;
-    if (atomic_exchange(mpi(comm)->world->board.failed, 1) == 0) comm_print_failure(err);
-    else sleep_for(5);
+    if (atomic_exchange(world_of(mpi(comm))->board.failed, 1) == 0) comm_print_failure(err);
+    else clock_sleep(5);
     MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
 }
@@ -92,7 +83,7 @@ static void check(MpiComm *c, int code, int peer) {
 
 static void fail_for_silence(MpiComm *c, double seconds) {
     Error err;
-    comm_silence_error(&err, board_standing, &c->world->board, c->world->size, c->member[c->base.rank], seconds);
+    comm_silence_error(&err, board_standing, &world_of(c)->board, world_of(c)->size, c->member[c->base.rank], seconds);
     end_all(&c->base, &err);
 }
 
@@ -103,7 +94,7 @@ static void beat(void *pointer) {
 
 // ---- transfers ----------------------------------------------------------------------------------------------------
 
-static int tag_of(const MpiComm *c, Stream stream) { return c->context * STREAMS + (int)stream; }
+static int tag_of(const MpiComm *c, Stream stream) { return c->number * STREAMS + (int)stream; }
 
 static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer, Stream stream) {
     int pieces = bytes == 0 ? 1 : (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE); // an empty message is one too
@@ -131,8 +122,8 @@ static bool arrived(MpiComm *c, MPI_Request *request, int peer, MPI_Status *stat
 
 static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
     if (arrived(c, request, peer, status)) return;
-    double timeout = c->world->timeout, pause = 0;
-    Board *board = &c->world->board;
+    double timeout = world_of(c)->timeout, pause = 0;
+    Board *board = &world_of(c)->board;
     CommPatience patience = comm_patience(LONGEST_STEP);
     check(c, board_wait(board, c->member[peer], c->base.operation), peer);
     while (!arrived(c, request, peer, status)) {
@@ -146,7 +137,7 @@ static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Sta
         check(c, board_look(board), peer);
         pause = pause == 0 ? SHORTEST_PAUSE : pause * 1.125;
         if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
-        sleep_for(pause);
+        clock_sleep(pause);
     }
     check(c, board_beat(board), peer);
 }
@@ -168,60 +159,22 @@ static void finish(MpiComm *c, Transfer *transfer) {
     pulse_beat();
 }
 
-static CommRequest mpi_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
-                                      size_t receive_bytes, int from) {
-    CommRequest request = {NULL, NULL};
-    if (receive_bytes > 0) request.receive = start(mpi(comm), true, receive, receive_bytes, from, EXCHANGES);
-    if (send_bytes > 0) request.send = start(mpi(comm), false, (void *)send, send_bytes, to, EXCHANGES);
-    return request;
-}
-
-static void mpi_wait(Comm *comm, const CommRequest *request) {
-    finish(mpi(comm), request->receive);
-    finish(mpi(comm), request->send);
-}
-
-// ---- messages of collectives (comm/pairwise.c) --------------------------------------------------------------------
-
-static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
-    return start(mpi(comm), receives, data, bytes, peer, COLLECTIVES);
+static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer, bool collective) {
+    return start(mpi(comm), receives, data, bytes, peer, collective ? COLLECTIVES : EXCHANGES);
 }
 
 static void message_end(Comm *comm, void *message) { finish(mpi(comm), message); }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
 
-static const CommOperations mpi_operations;
-
-static MpiComm *new_comm(World *world, int rank, int size, int context) { // NULL: out of memory
-    MpiComm *c = calloc(1, sizeof *c + (size_t)size * sizeof c->member[0]);
-    if (c == NULL) return NULL;
-    c->base = (Comm){.operations = &mpi_operations,
-                     .rank = rank,
-                     .world_rank = rank,
-                     .size = size,
-                     .timeout = world->timeout,
-                     .operation = "start"};
-    c->world = world;
-    c->context = context;
-    return c;
-}
-
-// The number of a group is its context.
-static Comm *mpi_split(Comm *comm, int color, int key) {
-    MpiComm *parent = mpi(comm);
-    World *world = parent->world;
-    PairwiseSplit split = pairwise_split(comm, color, key, &world->next_context);
-    if (split.number >= world->largest_tag / STREAMS) comm_give_up(comm, "more groups of ranks than MPI has tags for");
-    MpiComm *made = new_comm(world, split.rank, split.size, split.number);
-    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", split.size);
-    for (int i = 0; i < split.size; i++) made->member[i] = parent->member[split.members[i]];
-    free(split.members);
-    return &made->base;
+static Comm *mpi_group(Comm *comm, const int *members, int size, int rank, int number) {
+    if (number >= world_of(mpi(comm))->largest_tag / STREAMS)
+        comm_give_up(comm, "more groups of ranks than MPI has tags for");
+    return pairwise_group(comm, members, size, rank, number);
 }
 
 static const CommOperations mpi_operations = {
-    .split = mpi_split,
+    .group = mpi_group,
     .release = comm_free_memory,
     .doing = mpi_doing,
     .said = mpi_said,
@@ -232,8 +185,8 @@ static const CommOperations mpi_operations = {
     .all_reduce_sum = pairwise_all_reduce_sum,
     .reduce_scatter_sum = pairwise_reduce_scatter_sum,
     .all_gather = pairwise_all_gather,
-    .exchange_begin = mpi_exchange_begin,
-    .wait = mpi_wait,
+    .exchange_begin = pairwise_exchange_begin,
+    .wait = pairwise_wait,
     .message_begin = message_begin,
     .message_end = message_end,
 };
@@ -253,7 +206,7 @@ static void gather_places(MpiComm *c) {
     for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *place;
     if (size > 1) pairwise_all_gather(&c->base, place, bytes);
     for (size_t rank = 0; rank < size; rank++)
-        memcpy(c->world->board.peer[rank].place, place[rank].name, sizeof *place);
+        memcpy(world_of(c)->board.peer[rank].place, place[rank].name, sizeof *place);
     free(place);
     free(bytes);
 }
@@ -293,9 +246,8 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
     if (MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found) != MPI_SUCCESS || !found)
         return error_set(err, "MPI does not say how many tags it has");
     world.largest_tag = *largest_tag;
-    world.all = new_comm(&world, rank, world.size, 0);
+    world.all = process_group_new(&mpi_operations, &world, world.timeout, &world.next_context, rank, world.size);
     if (world.all == NULL) return error_set(err, "out of memory for %d ranks", world.size);
-    for (int i = 0; i < world.size; i++) world.all->member[i] = i;
     bool ok = board_open(&world.board, rank, world.size, tag_of(world.all, NOTICES), world.timeout);
     if (ok) run_rank(&world, rank_main, argument);
     ok = (ok && board_close(&world.board)) ||

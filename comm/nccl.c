@@ -51,7 +51,6 @@ typedef struct World {
     char *buffer;           // on the device
     size_t used;
     Message *first, *last; // noted, in the order begun
-    int next_number;       // of groups
     double timeout;
     _Atomic(const char *) doing;
     _Atomic double slow_until; // another rank may be, as the ranks said
@@ -59,14 +58,7 @@ typedef struct World {
     atomic_llong beats;        // signs of life of this rank
 } World;
 
-typedef struct NcclComm {
-    Comm base;
-    World *world;
-    int member[]; // (size): ranks of the world
-} NcclComm;
-
-static NcclComm *nccl(Comm *comm) { return (NcclComm *)comm; }
-static World *world_of(Comm *comm) { return nccl(comm)->world; }
+static World *world_of(Comm *comm) { return process_group(comm)->world; }
 static const CommCollectives *calls(const World *world) { return world->device->collectives; }
 
 // ---- failing ------------------------------------------------------------------------------------------------------
@@ -75,7 +67,7 @@ static void nccl_doing(Comm *comm, const char *what, bool slowly) {
     World *world = world_of(comm);
     atomic_store(&world->doing, what);
     world->slow_work_over = !slowly;
-    if (slowly) atomic_store(&world->slow_until, comm_seconds() + SLOW * world->timeout);
+    if (slowly) atomic_store(&world->slow_until, clock_seconds() + SLOW * world->timeout);
 }
 
 static const char *nccl_said(Comm *comm) { return atomic_load(&world_of(comm)->doing); }
@@ -84,13 +76,8 @@ static void beat(void *world) { atomic_fetch_add(&((World *)world)->beats, 1); }
 // While another rank may be slow, it is taken to give signs of life.
 static int64_t nccl_moved(Comm *comm) {
     World *world = world_of(comm);
-    if (comm_seconds() < atomic_load(&world->slow_until)) beat(world);
+    if (clock_seconds() < atomic_load(&world->slow_until)) beat(world);
     return atomic_load(&world->beats);
-}
-
-static void sleep_for(double seconds) {
-    struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
-    nanosleep(&pause, NULL);
 }
 
 // NCCL and the launcher find that this process has gone, and end the others.
@@ -103,11 +90,10 @@ static void end_all(Comm *comm, const Error *err) {
 
 static void expect(Comm *comm, bool ok, const Error *err) {
     if (ok) return;
-    const char *doing = nccl_said(comm);
     // The process whose end this follows from speaks first, and the launcher may end this one.
-    sleep_for(comm->timeout < 4 ? comm->timeout / 2 : 2);
+    clock_sleep(comm->timeout < 4 ? comm->timeout / 2 : 2);
     comm_give_up(comm, "rank %d (%s): %s failed (doing: %s): %s", comm->world_rank, world_of(comm)->place,
-                 comm->operation, doing != NULL ? doing : "it did not say what", err->message);
+                 comm->operation, comm_said(comm), err->message);
 }
 
 // ---- messages -----------------------------------------------------------------------------------------------------
@@ -119,7 +105,7 @@ static Message *note(Comm *comm, bool receives, void *data, size_t bytes, int pe
     World *world = world_of(comm);
     Message *message = comm_allocate(comm, 1, sizeof *message);
     *message =
-        (Message){.receives = receives, .noted = true, .peer = nccl(comm)->member[peer], .data = data, .bytes = bytes};
+        (Message){.receives = receives, .noted = true, .peer = process_group(comm)->member[peer], .data = data, .bytes = bytes};
     size_t room = (sent_bytes(message) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     message->own_memory = room > BUFFER_BYTES - world->used;
     if (message->own_memory) {
@@ -170,15 +156,14 @@ static void wait_until_over(Comm *comm) {
         if (!begun || now != moved) patience = comm_patience(LONGEST_STEP);
         moved = now;
         if (comm_patience_spent(&patience) > world->timeout) {
-            const char *doing = nccl_said(comm);
             comm_give_up(comm,
                          "rank %d (%s): %s has not ended for %.3g s (doing: %s): another rank hangs or has gone, or "
                          "allow more time with --timeout",
                          comm->world_rank, world->place, comm->operation, patience.waited,
-                         doing != NULL ? doing : "it did not say what");
+                         comm_said(comm));
         }
         if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
-        sleep_for(pause);
+        clock_sleep(pause);
     }
 }
 
@@ -200,7 +185,8 @@ static void carry_out_all(Comm *comm) {
     beat(world);
 }
 
-static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
+static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer, bool collective) {
+    (void)collective; // there are no tags
     return note(comm, receives, data, bytes, peer);
 }
 
@@ -210,48 +196,8 @@ static void message_end(Comm *comm, void *pointer) {
     free(message);
 }
 
-static CommRequest nccl_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
-                                       size_t receive_bytes, int from) {
-    CommRequest request = {NULL, NULL};
-    if (receive_bytes > 0) request.receive = note(comm, true, receive, receive_bytes, from);
-    if (send_bytes > 0) request.send = note(comm, false, (void *)(uintptr_t)send, send_bytes, to);
-    return request;
-}
-
-static void nccl_wait(Comm *comm, const CommRequest *request) {
-    if (request->receive != NULL) message_end(comm, request->receive);
-    if (request->send != NULL) message_end(comm, request->send);
-}
-
-// ---- groups -------------------------------------------------------------------------------------------------------
-
-static const CommOperations nccl_operations;
-
-static NcclComm *new_comm(World *world, int rank, int size) { // NULL: out of memory
-    NcclComm *c = calloc(1, sizeof *c + (size_t)size * sizeof c->member[0]);
-    if (c == NULL) return NULL;
-    c->base = (Comm){.operations = &nccl_operations,
-                     .rank = rank,
-                     .world_rank = rank,
-                     .size = size,
-                     .timeout = world->timeout,
-                     .operation = "start"};
-    c->world = world;
-    return c;
-}
-
-static Comm *nccl_split(Comm *comm, int color, int key) {
-    NcclComm *parent = nccl(comm);
-    PairwiseSplit split = pairwise_split(comm, color, key, &parent->world->next_number);
-    NcclComm *made = new_comm(parent->world, split.rank, split.size);
-    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", split.size);
-    for (int i = 0; i < split.size; i++) made->member[i] = parent->member[split.members[i]];
-    free(split.members);
-    return &made->base;
-}
-
 static const CommOperations nccl_operations = {
-    .split = nccl_split,
+    .group = pairwise_group,
     .release = comm_free_memory,
     .doing = nccl_doing,
     .said = nccl_said,
@@ -262,8 +208,8 @@ static const CommOperations nccl_operations = {
     .all_reduce_sum = pairwise_all_reduce_sum,
     .reduce_scatter_sum = pairwise_reduce_scatter_sum,
     .all_gather = pairwise_all_gather,
-    .exchange_begin = nccl_exchange_begin,
-    .wait = nccl_wait,
+    .exchange_begin = pairwise_exchange_begin,
+    .wait = pairwise_wait,
     .message_begin = message_begin,
     .message_end = message_end,
 };
@@ -281,7 +227,8 @@ static void free_world(World *world) {
 
 Comm *nccl_open(Device *device, const char *address, int rank, int size, double timeout, Error *err) {
     World *world = calloc(1, sizeof *world);
-    NcclComm *all = world != NULL ? new_comm(world, rank, size) : NULL;
+    ProcessGroup *all =
+        world != NULL ? process_group_new(&nccl_operations, world, timeout, NULL, rank, size) : NULL;
     char host[60] = "";
     CommInvitation invitation;
     if (all == NULL) {
@@ -292,8 +239,7 @@ Comm *nccl_open(Device *device, const char *address, int rank, int size, double 
     gethostname(host, sizeof host - 1);
     snprintf(world->place, sizeof world->place, "process %ld on %s", (long)getpid(), host);
     world->device = device;
-    all->base.timeout = world->timeout = timeout;
-    for (int i = 0; i < size; i++) all->member[i] = i;
+    world->timeout = timeout;
     world->buffer = device->allocate(device, BUFFER_BYTES, err);
     bool ok = world->buffer != NULL && calls(world)->invite_to(address, &invitation, err);
     if (ok) world->member = calls(world)->join(device, &invitation, rank, size, err);

@@ -6,10 +6,10 @@
 static const int64_t SUM_BLOCK = 1 << 18; // floats of a segment that travel at once in a reduce-scatter
 
 static void *send_to(Comm *comm, int to, const void *data, size_t bytes) {
-    return comm->operations->message_begin(comm, false, (void *)(uintptr_t)data, bytes, to);
+    return comm->operations->message_begin(comm, false, (void *)(uintptr_t)data, bytes, to, true);
 }
 static void *receive_from(Comm *comm, int from, void *data, size_t bytes) {
-    return comm->operations->message_begin(comm, true, data, bytes, from);
+    return comm->operations->message_begin(comm, true, data, bytes, from, true);
 }
 static void end(Comm *comm, void *message) { comm->operations->message_end(comm, message); }
 
@@ -113,29 +113,45 @@ void pairwise_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_
     free(received);
 }
 
-typedef struct Application {
-    CommSeat seat;
-    int next_number;
-} Application;
+// ---- groups and exchanges -------------------------------------------------------------------------------------------
 
-PairwiseSplit pairwise_split(Comm *comm, int color, int key, int *next_number) {
-    size_t size = (size_t)comm->size;
-    PairwiseSplit split = {.members = comm_allocate(comm, 1, size * sizeof *split.members)};
-    Application *all = comm_allocate(comm, 1, size * sizeof *all);
-    size_t *bytes = comm_allocate(comm, 1, size * sizeof *bytes);
-    CommSeat *seats = comm_allocate(comm, 1, size * sizeof *seats);
-    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *all;
-    all[comm->rank] = (Application){{color, key}, *next_number};
-    pairwise_all_gather(comm, all, bytes);
-    for (size_t rank = 0; rank < size; rank++) {
-        seats[rank] = all[rank].seat;
-        if (all[rank].next_number > split.number) split.number = all[rank].next_number;
-    }
-    *next_number = split.number + 1;
-    split.size = comm_seat_members(seats, comm->size, color, split.members);
-    while (split.members[split.rank] != comm->rank) split.rank++;
-    free(seats);
-    free(bytes);
-    free(all);
-    return split;
+ProcessGroup *process_group_new(const CommOperations *operations, void *world, double timeout, int *next_number,
+                                int rank, int size) {
+    ProcessGroup *group = calloc(1, sizeof *group + (size_t)size * sizeof group->member[0]);
+    if (group == NULL) return NULL;
+    group->base = (Comm){.operations = operations,
+                         .rank = rank,
+                         .world_rank = rank,
+                         .size = size,
+                         .next_number = next_number,
+                         .timeout = timeout,
+                         .operation = "start"};
+    group->world = world;
+    for (int i = 0; i < size; i++) group->member[i] = i;
+    return group;
+}
+
+Comm *pairwise_group(Comm *comm, const int *members, int size, int rank, int number) {
+    ProcessGroup *parent = process_group(comm);
+    ProcessGroup *made =
+        process_group_new(comm->operations, parent->world, comm->timeout, comm->next_number, rank, size);
+    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", size);
+    made->number = number;
+    for (int i = 0; i < size; i++) made->member[i] = parent->member[members[i]];
+    return &made->base;
+}
+
+CommRequest pairwise_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                    size_t receive_bytes, int from) {
+    CommRequest request = {NULL, NULL};
+    const CommOperations *its = comm->operations;
+    if (receive_bytes > 0) request.receive = its->message_begin(comm, true, receive, receive_bytes, from, false);
+    if (send_bytes > 0)
+        request.send = its->message_begin(comm, false, (void *)(uintptr_t)send, send_bytes, to, false);
+    return request;
+}
+
+void pairwise_wait(Comm *comm, const CommRequest *request) {
+    if (request->receive != NULL) comm->operations->message_end(comm, request->receive);
+    if (request->send != NULL) comm->operations->message_end(comm, request->send);
 }

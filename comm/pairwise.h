@@ -12,13 +12,20 @@ void pairwise_all_reduce_sum(Comm *comm, double *values, int count);
 void pairwise_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts);
 void pairwise_all_gather(Comm *comm, void *data, const size_t *bytes);
 
-// What becomes of a split: my group's members as ranks of `comm`, in their order, my place among them, and a number for
-// it that no member has used for another group. Groups of other colours get the same number, but share no ranks with
-// it. *next_number is this process's own, the lowest it has not used yet. `members` is to be freed.
-typedef struct PairwiseSplit {
-    int rank, size, number;
-    int *members;
-} PairwiseSplit;
-PairwiseSplit pairwise_split(Comm *comm, int color, int key, int *next_number);
+CommRequest pairwise_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                    size_t receive_bytes, int from);
+void pairwise_wait(Comm *comm, const CommRequest *request);
+Comm *pairwise_group(Comm *comm, const int *members, int size, int rank, int number);
+
+typedef struct ProcessGroup { // the groups of such engines
+    Comm base;
+    void *world;  // the engine's own
+    int number;   // of this group, 0: of all ranks
+    int member[]; // (size): ranks of the world
+} ProcessGroup;
+static inline ProcessGroup *process_group(Comm *comm) { return (ProcessGroup *)comm; }
+// All ranks, or so it begins. NULL: out of memory.
+ProcessGroup *process_group_new(const CommOperations *operations, void *world, double timeout, int *next_number,
+                                int rank, int size);
 
 #endif

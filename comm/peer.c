@@ -56,7 +56,7 @@ static void wait_for_event(Device *device, Stream stream, SharedEvent *event) {
 // One side of a message. Whoever comes second copies.
 static Note *begin_side(Comm *comm, bool sends, void *data, size_t bytes, int peer, SharedEvent *ready) {
     if (bytes == 0) return NULL;
-    Comm *host = device_group(comm)->host;
+    Comm *host = comm->host;
     Device *device = comm->device;
     Note *mine = local_new_note(host, sends, data, bytes, peer);
     mine->ready = ready;
@@ -82,7 +82,7 @@ static CommRequest peer_exchange_begin(Comm *comm, const void *send, size_t send
 
 // The host waits until the other side has come; my work, not the host, waits for the copy.
 static void peer_wait(Comm *comm, const CommRequest *request) {
-    Comm *host = device_group(comm)->host;
+    Comm *host = comm->host;
     Note *notes[] = {request->receive, request->send};
     host->operation = comm->operation;
     for (int i = 0; i < 2; i++) {
@@ -94,10 +94,6 @@ static void peer_wait(Comm *comm, const CommRequest *request) {
 }
 
 // ---- groups -------------------------------------------------------------------------------------------------------
-
-static Comm *peer_split(Comm *comm, int color, int key) {
-    return comm_peers(comm_split(device_group(comm)->host, color, key), comm->device);
-}
 
 static void peer_release(Comm *comm) {
     PeerGroup *c = peer_group(comm);
@@ -113,14 +109,8 @@ static void peer_release(Comm *comm) {
 }
 
 static const CommOperations peer_operations = {
-    .split = peer_split,
+    .on_device = comm_peers,
     .release = peer_release,
-    .doing = device_group_doing,
-    .said = device_group_said,
-    .moved = device_group_moved,
-    .end_all = device_group_end_all,
-    .barrier = device_group_barrier,
-    .all_reduce_sum = device_group_all_reduce_sum,
     .reduce_scatter_sum = device_group_reduce_scatter_sum,
     .all_gather = device_group_all_gather,
     .exchange_begin = peer_exchange_begin,
