@@ -17,6 +17,7 @@
 #include <stdlib.h>
 
 #include "comm/device_group.h"
+#include "comm/exchanges.h"
 #include "comm/watchdog.h"
 
 typedef struct Ticket { // an exchange under way, or all those of a batch
@@ -132,7 +133,7 @@ static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
     bool even = true;
     for (int rank = 1; rank < comm->size; rank++) even = even && bytes[rank] == bytes[0];
     if (!even) {
-        device_group_all_gather(comm, data, bytes);
+        exchanged_all_gather(comm, data, bytes);
         return;
     }
     if (bytes[0] == 0) return;
@@ -167,7 +168,7 @@ static void collective_release(Comm *comm) {
 static const CommOperations collective_operations = {
     .on_device = comm_collectives,
     .release = collective_release,
-    .reduce_scatter_sum = device_group_reduce_scatter_sum,
+    .reduce_scatter_sum = exchanged_reduce_scatter_sum,
     .all_gather = collective_all_gather,
     .exchange_begin = collective_exchange_begin,
     .wait = collective_wait,

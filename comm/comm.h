@@ -35,6 +35,7 @@ CommEngine comm_engine_here(CommEngine engine);   // what `auto` means for this 
 bool comm_ranks_are_processes(CommEngine engine); // this process would be one rank; else all of them, as threads
 bool comm_has_mpi(void);                          // compiled in
 bool comm_launched_by_mpi(void);  // this process was started by mpirun, mpiexec or srun (and not by torchrun in turn)
+int comm_process_count(void);     // by the launcher's environment; 1 without one, 0 if it does not say
 int comm_process_rank(void);      // before comm_run: rank of this process by the launcher's environment, 0 without one
 int comm_processes_here(void);    // how many of the launched processes share this machine (1 without a launcher)
 int comm_process_rank_here(void); // which of these this process is, from 0: for the choice of a GPU
@@ -108,7 +109,8 @@ typedef struct CommRequest {
 } CommRequest; // the engine's own
 
 // Starts sending `send` to rank `to` and receiving from rank `from`; either may be myself only if both are, and either
-// byte count may be 0 (nothing is sent or expected then). Between two ranks, messages are matched in the order begun.
+// byte count may be 0 (nothing is sent or expected then). Between two ranks, messages are matched in the order begun,
+// those that collectives are made of included.
 // Buffers belong to the exchange until comm_wait. Not collective.
 CommRequest comm_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                 size_t receive_bytes, int from);

@@ -27,7 +27,7 @@ static void give_up(const Deadline *deadline) {
         "the ranks have not all come to their %s within %.3g s, as rank %d has (process %ld): another process has "
         "been stopped or cannot be reached; see what holds it, or allow more time with --timeout",
         deadline->what, deadline->seconds, comm_process_rank(), (long)getpid());
-    comm_print_failure(&err);
+    error_print(&err);
     _exit(EXIT_RUNTIME);
 }
 

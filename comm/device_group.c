@@ -1,7 +1,7 @@
-// What the two kinds of groups share whose buffers lie in the memory of a device.
+// What the two kinds of groups share whose buffers lie in the memory of a device, and which of them it is to be.
 #include "comm/device_group.h"
 
-#include <stdlib.h>
+#include "comm/local.h"
 
 void device_group_init(DeviceGroup *group, const CommOperations *operations, Comm *host, Device *device) {
     group->base = (Comm){.operations = operations,
@@ -26,11 +26,11 @@ void device_group_close(DeviceGroup *group) {
 
 // ---- sums ---------------------------------------------------------------------------------------------------------
 
-static void have_staging(Comm *comm, size_t bytes) {
+float *device_group_staging(Comm *comm, size_t bytes) {
     DeviceGroup *group = device_group(comm);
     Device *device = comm->device;
     Error err = {0};
-    if (bytes <= group->staging_bytes) return;
+    if (bytes <= group->staging_bytes) return group->staging;
     if (group->staging != NULL) {
         device->synchronize(device);
         device->release(device, group->staging, group->staging_bytes);
@@ -38,6 +38,7 @@ static void have_staging(Comm *comm, size_t bytes) {
     group->staging = device->allocate(device, bytes, &err);
     if (group->staging == NULL) comm_fail(comm, &err);
     group->staging_bytes = bytes;
+    return group->staging;
 }
 
 // Of more terms than the device adds at once, what is summed so far stands in `room`, which has been added, and not in
@@ -53,44 +54,22 @@ void device_sum_terms(Device *device, float *out, const float **term, int count,
     device->sum_terms(device, STREAM_WORK, out, term, count, length);
 }
 
-static int64_t piece_of(int64_t count, int64_t begin, int64_t most) { // floats of a segment in the piece that begins there
-    int64_t left = count - begin;
-    return left < 0 ? 0 : left < most ? left : most;
-}
+// ---- putting a group on a device ------------------------------------------------------------------------------------
 
-void device_group_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    const int64_t ALIGNMENT = 64, others = comm->size - 1; // in floats: 256 bytes
-    int size = comm->size, me = comm->rank;
-    int64_t longest = 0, piece = COMM_STAGING_BYTES / (int64_t)sizeof *in / others / ALIGNMENT * ALIGNMENT;
-    for (int rank = 0; rank < size; rank++) longest = counts[rank] > longest ? counts[rank] : longest;
-    if (longest < piece) piece = (longest + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    have_staging(comm, (size_t)(piece * others) * sizeof(float));
-    float *staging = device_group(comm)->staging;
-    const float **term = comm_scratch(comm, (size_t)size * (sizeof *term + sizeof(CommRequest) + sizeof(int64_t)));
-    CommRequest *request = (CommRequest *)(term + size);
-    int64_t *offset = (int64_t *)(request + size);
-    offset[0] = 0;
-    for (int rank = 1; rank < size; rank++) offset[rank] = offset[rank - 1] + counts[rank - 1];
-    for (int64_t begin = 0; begin < longest; begin += piece) {
-        int64_t mine = piece_of(counts[me], begin, piece);
-        comm_batch_begin(comm);
-        for (int step = 1; step < size; step++) {
-            int to = (me + step) % size, from = (me + size - step) % size;
-            float *room = staging + (from < me ? from : from - 1) * piece;
-            request[step] = comm_exchange_part(comm, in + offset[to] + begin,
-                                               (size_t)piece_of(counts[to], begin, piece) * sizeof *in, to, room,
-                                               (size_t)mine * sizeof *in, from);
-            term[from] = room;
-        }
-        comm_batch_end(comm);
-        for (int step = 1; step < size; step++) comm_wait_part(comm, &request[step]);
-        term[me] = in + offset[me] + begin;
-        device_sum_terms(comm->device, out + begin, term, size, mine, staging);
+Comm *comm_on_device(Comm *comm, Device *device, bool collectives) {
+    Comm *host = comm_split(comm, 0, comm->rank);
+    if (device->host_memory) return host;
+    if (comm->size == 1) return comm_peers(host, device); // talks to nobody
+    if (collectives) {
+        if (device->collectives == NULL)
+            comm_give_up(comm, "device %s has no collectives: this program was built without NCCL", device->name);
+        return comm_collectives(host, device);
     }
-}
-
-void device_group_all_gather(Comm *comm, void *data, const size_t *bytes) {
-    CommRequest *request = comm_scratch(comm, (size_t)comm->size * sizeof *request);
-    comm_all_gather_parts(comm, data, bytes, request);
-    for (int i = 0; i < comm->size - 1; i++) comm_wait_part(comm, &request[i]);
+    if (!local_engine(comm)) {
+        comm_give_up(comm,
+                     "ranks that are processes reach each other's %s memory through NCCL alone, each with a GPU "
+                     "of its own: for ranks that share a GPU, start one process without a launcher",
+                     device->name);
+    }
+    return comm_peers(host, device);
 }

@@ -23,14 +23,9 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
 // Collective: waits until every rank and this device have done all they were told, then frees what init and staging
 // made.
 void device_group_close(DeviceGroup *group);
-// ---- collectives made of exchanges -----------------------------------------------------------------------------------
-
-void device_group_all_gather(Comm *comm, void *data, const size_t *bytes);
-// Terms arrive piece by piece in a buffer of this device and are summed there in the order of ranks, so that they have
-// the bits of every other engine. The buffer is made at the first call, and made larger when a later one needs more, up
-// to COMM_STAGING_BYTES for all terms together.
-void device_group_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts);
-
+// Memory of the device for terms of a sum, at least `bytes`: made at the first call, made larger when a later one needs
+// more.
+float *device_group_staging(Comm *comm, size_t bytes);
 // out = the sum of `count` terms of `length` floats, in their order, in STREAM_WORK. `out` may be one of them; `room` is
 // one of the first two, and may be written over.
 void device_sum_terms(Device *device, float *out, const float **term, int count, int64_t length, float *room);

@@ -35,10 +35,6 @@ typedef struct CommOperations {
     const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
     int64_t (*moved)(Comm *);    // signs of life of all ranks so far, as many as are known here. From any thread
     void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
-    // Of engines whose collectives are made of messages (comm/pairwise.h): one side of a message of 0 bytes or more,
-    // and its end. Those of collectives are matched apart from exchanges. NULL in other engines.
-    void *(*message_begin)(Comm *, bool receives, void *data, size_t bytes, int peer, bool collective);
-    void (*message_end)(Comm *, void *message);
 } CommOperations;
 
 // An engine's own group begins with this.
@@ -73,26 +69,12 @@ bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *),
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 
-// ---- what started this process ------------------------------------------------------------------------------------
-
-bool comm_launched_by_torchrun(void); // the environment has a place for this process among others (RANK, WORLD_SIZE)
-int comm_process_count(void);         // by the launcher's environment; 1 without one, 0 if it does not say
-
-typedef struct MeetingPlace {
-    int rank, size;
-    char address[300]; // "host:port", "[IPv6]:port": of rank 0, as NCCL_COMM_ID has it
-} MeetingPlace;
-// This process's place for engine `nccl`, one of `ranks`, by the environment. What is wrong with it is a usage error.
-bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err);
-
 // ---- exchanges as parts of a collective ------------------------------------------------------------------------------
 
 // comm_exchange_begin and comm_wait, but that the collective has counted the bytes and given its name.
 CommRequest comm_exchange_part(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                size_t receive_bytes, int from);
 void comm_wait_part(Comm *comm, CommRequest *request);
-// The parts of an all-gather, begun as one batch (comm/exchanges.c).
-void comm_all_gather_parts(Comm *comm, void *data, const size_t *bytes, CommRequest *requests);
 
 // ---- sums ---------------------------------------------------------------------------------------------------------
 
@@ -143,9 +125,6 @@ void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, 
 // comm_fail with a message made here.
 void comm_give_up(Comm *, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 void comm_sizes_error(Comm *, int from, int to, size_t sent, size_t expected) __attribute__((noreturn));
-
-// Flushes standard output and writes the error's line on standard error, in one piece.
-void comm_print_failure(const Error *err);
 
 #ifdef __cplusplus
 }

@@ -14,8 +14,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "comm/engine.h"
 
@@ -106,29 +104,4 @@ void comm_give_up(Comm *comm, const char *format, ...) {
 void comm_sizes_error(Comm *comm, int from, int to, size_t sent, size_t expected) {
     comm_give_up(comm, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error", from, sent, to,
                  expected);
-}
-
-// Another thread may be inside printf and hold the stream; it is given a moment, not waited for.
-static void flush_standard_output(void) {
-    struct timespec moment = {0, 1000000};
-    for (int attempt = 0; attempt < 100; attempt++) {
-        if (ftrylockfile(stdout) == 0) {
-            fflush(stdout);
-            funlockfile(stdout);
-            return;
-        }
-        nanosleep(&moment, NULL);
-    }
-}
-
-void comm_print_failure(const Error *err) {
-    flush_standard_output();
-    char line[sizeof err->message + 32];
-    const char *wipe = isatty(STDERR_FILENO) ? "\r\033[K" : ""; // a live progress line may stand there
-    int length = snprintf(line, sizeof line, "%strain_gpt: %s\n", wipe, err->message);
-    for (int written = 0; written < length;) {
-        ssize_t n = write(STDERR_FILENO, line + written, (size_t)(length - written));
-        if (n <= 0) return;
-        written += (int)n;
-    }
 }

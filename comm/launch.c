@@ -1,6 +1,7 @@
 // Starting ranks: which engine, and whether it can serve what was asked.
 #include <string.h>
 
+#include "base/launcher.h"
 #include "comm/engine.h"
 
 bool comm_engine_from_name(const char *name, CommEngine *engine) {
@@ -15,10 +16,46 @@ bool comm_engine_from_name(const char *name, CommEngine *engine) {
     return false;
 }
 
+// ---- what started this process --------------------------------------------------------------------------------------
+
+bool comm_has_mpi(void) {
+#ifdef HAVE_MPI
+    return true;
+#else
+    return false;
+#endif
+}
+
+bool comm_launched_by_mpi(void) { return launched_by_mpi(); }
+
+static bool placed(int *rank, int *count) { return launcher_place(comm_has_mpi(), rank, count); }
+
+int comm_process_rank(void) {
+    int rank, count;
+    return placed(&rank, &count) ? rank : 0;
+}
+
+int comm_process_count(void) {
+    int rank, count;
+    return placed(&rank, &count) ? count : 1;
+}
+
+int comm_processes_here(void) {
+    int rank, count;
+    return placed(&rank, &count) ? launcher_processes_here(count) : 1;
+}
+
+int comm_process_rank_here(void) {
+    int rank, count;
+    return placed(&rank, &count) ? launcher_rank_here(rank, count) : 0;
+}
+
+// ---- starting -------------------------------------------------------------------------------------------------------
+
 CommEngine comm_engine_here(CommEngine engine) {
     if (engine != COMM_AUTO) return engine;
-    if (comm_launched_by_mpi()) return comm_has_mpi() ? COMM_MPI : COMM_NCCL;
-    return comm_launched_by_torchrun() ? COMM_NCCL : COMM_LOCAL;
+    if (launched_by_mpi()) return comm_has_mpi() ? COMM_MPI : COMM_NCCL;
+    return launched_by_torchrun() ? COMM_NCCL : COMM_LOCAL;
 }
 
 bool comm_ranks_are_processes(CommEngine engine) { return comm_engine_here(engine) != COMM_LOCAL; }
@@ -26,12 +63,12 @@ bool comm_ranks_are_processes(CommEngine engine) { return comm_engine_here(engin
 // Processes that compute on processors.
 static bool refuse_processors(int ranks, Error *err) {
     const char *or_threads = "or leave the launcher out: ranks are then threads of one process";
-    if (comm_launched_by_mpi() && !comm_has_mpi())
+    if (launched_by_mpi() && !comm_has_mpi())
         return error_usage(err,
                            "this program was built without MPI, and NCCL serves GPUs alone: build it where MPI is "
                            "found, %s",
                            or_threads);
-    if (comm_launched_by_torchrun())
+    if (launched_by_torchrun())
         return error_usage(err,
                            "torchrun (RANK and WORLD_SIZE) starts ranks for GPUs alone: on processors use mpirun "
                            "-np %d, %s",
@@ -41,7 +78,7 @@ static bool refuse_processors(int ranks, Error *err) {
 
 bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err) {
     CommLaunch settled = *launch;
-    bool under_launcher = comm_launched_by_mpi();
+    bool under_launcher = launched_by_mpi();
     int processes = comm_process_count();
     if (settled.ranks < 1)
         return error_usage(err, "%d ranks asked for: --sp and --dp must be at least 1", settled.ranks);

@@ -76,7 +76,7 @@ static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 // The first rank to fail speaks for all. _exit, because exit handlers would run while the other threads still work.
 static void end_all(Comm *comm, const Error *err) {
     if (!atomic_flag_test_and_set(&local(comm)->group->world->failed)) {
-        comm_print_failure(err);
+        error_print(err);
         _exit(err->exit_code ? err->exit_code : EXIT_RUNTIME);
     }
     for (;;) pause();

@@ -10,7 +10,7 @@
 //
 // Whom each rank waits for and what it is doing stands on a board (comm/board.h). MPI's own start and end wait for all
 // ranks without a time-out, so a thread stands by that has one (comm/deadline.h).
-#include "comm/pairwise.h"
+#include "comm/process_group.h"
 
 #ifdef HAVE_MPI
 
@@ -34,13 +34,13 @@ typedef struct World {
     double timeout;
     int next_context, largest_tag;
     Board board;
-    ProcessGroup *all; // the group of all ranks
+    ProcessGroup *all, *end; // all ranks; the same, for the barrier at their end alone
     Deadline *deadline;
 } World;
 
 typedef ProcessGroup MpiComm; // its number is its context
 
-typedef enum Stream { EXCHANGES, COLLECTIVES, NOTICES, STREAMS } Stream; // messages of each are matched apart
+enum { MESSAGES, NOTICES, TAGS }; // what each group has tags for
 
 typedef struct Transfer { // one side of a message, in as many pieces as its size demands
     bool receives;
@@ -66,7 +66,7 @@ static int64_t mpi_moved(Comm *comm) { return board_moved(&world_of(mpi(comm))->
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     int code = err->exit_code ? err->exit_code : EXIT_RUNTIME;
-    if (atomic_exchange(world_of(mpi(comm))->board.failed, 1) == 0) comm_print_failure(err);
+    if (atomic_exchange(world_of(mpi(comm))->board.failed, 1) == 0) error_print(err);
     else clock_sleep(5);
     MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
@@ -94,10 +94,10 @@ static void beat(void *pointer) {
 
 // ---- transfers ----------------------------------------------------------------------------------------------------
 
-static int tag_of(const MpiComm *c, Stream stream) { return c->number * STREAMS + (int)stream; }
+static int tag_of(const MpiComm *c, int kind) { return c->number * TAGS + kind; }
 
-static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer, Stream stream) {
-    int pieces = bytes == 0 ? 1 : (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE); // an empty message is one too
+static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer) {
+    int pieces = (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE);
     Transfer *transfer = comm_allocate(&c->base, 1, sizeof *transfer + (size_t)pieces * sizeof transfer->request[0]);
     *transfer = (Transfer){.receives = receives, .peer = peer, .bytes = bytes, .pieces = pieces};
     for (int i = 0; i < pieces; i++) {
@@ -105,7 +105,7 @@ static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int 
         int count = (int)(bytes - begin < LARGEST_MESSAGE ? bytes - begin : LARGEST_MESSAGE);
         char *piece = (char *)data + begin;
         MPI_Request *request = &transfer->request[i];
-        int other = c->member[peer], tag = tag_of(c, stream);
+        int other = c->member[peer], tag = tag_of(c, MESSAGES);
         check(c,
               receives ? MPI_Irecv(piece, count, MPI_BYTE, other, tag, MPI_COMM_WORLD, request)
                        : MPI_Isend(piece, count, MPI_BYTE, other, tag, MPI_COMM_WORLD, request),
@@ -143,7 +143,6 @@ static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Sta
 }
 
 static void finish(MpiComm *c, Transfer *transfer) {
-    if (transfer == NULL) return;
     size_t bytes = 0;
     for (int i = 0; i < transfer->pieces; i++) {
         MPI_Status status;
@@ -159,18 +158,25 @@ static void finish(MpiComm *c, Transfer *transfer) {
     pulse_beat();
 }
 
-static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer, bool collective) {
-    return start(mpi(comm), receives, data, bytes, peer, collective ? COLLECTIVES : EXCHANGES);
+static CommRequest mpi_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                      size_t receive_bytes, int from) {
+    CommRequest request = {NULL, NULL};
+    if (receive_bytes > 0) request.receive = start(mpi(comm), true, receive, receive_bytes, from);
+    if (send_bytes > 0) request.send = start(mpi(comm), false, (void *)(uintptr_t)send, send_bytes, to);
+    return request;
 }
 
-static void message_end(Comm *comm, void *message) { finish(mpi(comm), message); }
+static void mpi_wait(Comm *comm, const CommRequest *request) {
+    if (request->receive != NULL) finish(mpi(comm), request->receive);
+    if (request->send != NULL) finish(mpi(comm), request->send);
+}
 
 // ---- groups -------------------------------------------------------------------------------------------------------
 
 static Comm *mpi_group(Comm *comm, const int *members, int size, int rank, int number) {
-    if (number >= world_of(mpi(comm))->largest_tag / STREAMS)
+    if (number >= world_of(mpi(comm))->largest_tag / TAGS)
         comm_give_up(comm, "more groups of ranks than MPI has tags for");
-    return pairwise_group(comm, members, size, rank, number);
+    return process_group_of(comm, members, size, rank, number);
 }
 
 static const CommOperations mpi_operations = {
@@ -180,15 +186,13 @@ static const CommOperations mpi_operations = {
     .said = mpi_said,
     .moved = mpi_moved,
     .end_all = end_all,
-    .barrier = pairwise_barrier,
-    .broadcast = pairwise_broadcast,
-    .all_reduce_sum = pairwise_all_reduce_sum,
-    .reduce_scatter_sum = pairwise_reduce_scatter_sum,
-    .all_gather = pairwise_all_gather,
-    .exchange_begin = pairwise_exchange_begin,
-    .wait = pairwise_wait,
-    .message_begin = message_begin,
-    .message_end = message_end,
+    .barrier = exchanged_barrier,
+    .broadcast = exchanged_broadcast,
+    .all_reduce_sum = exchanged_all_reduce_sum,
+    .reduce_scatter_sum = exchanged_reduce_scatter_sum,
+    .all_gather = exchanged_all_gather,
+    .exchange_begin = mpi_exchange_begin,
+    .wait = mpi_wait,
 };
 
 // ---- processes ----------------------------------------------------------------------------------------------------
@@ -204,7 +208,7 @@ static void gather_places(MpiComm *c) {
     MPI_Get_processor_name(host, &length);
     snprintf(place[c->base.rank].name, sizeof *place, "process %ld on %.48s", (long)getpid(), host);
     for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *place;
-    if (size > 1) pairwise_all_gather(&c->base, place, bytes);
+    if (size > 1) exchanged_all_gather(&c->base, place, bytes);
     for (size_t rank = 0; rank < size; rank++)
         memcpy(world_of(c)->board.peer[rank].place, place[rank].name, sizeof *place);
     free(place);
@@ -218,16 +222,16 @@ static void run_rank(World *world, void (*rank_main)(Comm *, void *), void *argu
     deadline_set(world->deadline, HUGE_VAL, "");
     pulse_connect(beat, world);
     rank_main(&c->base, argument);
-    c->base.operation = "end";
+    world->end->base.operation = "end";
     atomic_store(&world->board.mine->finished, 1);
-    if (world->size > 1) pairwise_barrier(&c->base);
+    if (world->size > 1) exchanged_barrier(&world->end->base);
     pulse_connect(NULL, NULL);
     deadline_set(world->deadline, world->timeout, "end");
 }
 
 static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*rank_main)(Comm *, void *),
                          void *argument, Error *err) {
-    World world = {.timeout = launch->timeout_seconds, .next_context = 1, .deadline = deadline};
+    World world = {.timeout = launch->timeout_seconds, .next_context = 2, .deadline = deadline};
     int rank, *largest_tag, found;
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -247,12 +251,15 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
         return error_set(err, "MPI does not say how many tags it has");
     world.largest_tag = *largest_tag;
     world.all = process_group_new(&mpi_operations, &world, world.timeout, &world.next_context, rank, world.size);
-    if (world.all == NULL) return error_set(err, "out of memory for %d ranks", world.size);
+    world.end = process_group_new(&mpi_operations, &world, world.timeout, &world.next_context, rank, world.size);
+    if (world.all == NULL || world.end == NULL) return error_set(err, "out of memory for %d ranks", world.size);
+    world.end->number = 1;
     bool ok = board_open(&world.board, rank, world.size, tag_of(world.all, NOTICES), world.timeout);
     if (ok) run_rank(&world, rank_main, argument);
     ok = (ok && board_close(&world.board)) ||
          error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
     comm_free_memory(&world.all->base);
+    comm_free_memory(&world.end->base);
     return ok;
 }
 

@@ -2,10 +2,10 @@
 //
 // NCCL starts by itself where every process knows one address: with NCCL_COMM_ID in the environment, all get the same
 // id, and rank 0 listens there until all have come ("NCCL Environment Variables"). Slurm's and torchrun's variables say
-// where (comm/launcher.c).
+// where (base/launcher.h).
 //
 // What ranks say to each other from host memory (sums of a few numbers, broadcasts, barriers, splits) goes by way of a
-// small buffer on the GPU, as messages between two ranks, of which comm/pairwise.c makes collectives. A message is only
+// small buffer on the GPU, as messages between two ranks, of which comm/exchanges.c makes collectives. A message is only
 // noted where it is begun; the first end that waits for one hands all that are noted to NCCL together, so that none of
 // them can wait for another. It goes in STREAM_EXCHANGE like everything else between GPUs (comm/collectives.c): the
 // operations of all groups of a rank have one order. There are no tags: what two ranks say to each other, in whatever
@@ -22,11 +22,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/launcher.h"
 #include "base/pulse.h"
 #include "comm/collectives.h"
 #include "comm/deadline.h"
 #include "comm/nccl.h"
-#include "comm/pairwise.h"
+#include "comm/process_group.h"
 #include "layers/device.h"
 
 static const size_t BUFFER_BYTES = 1 << 20, ALIGNMENT = 256;
@@ -84,7 +85,7 @@ static int64_t nccl_moved(Comm *comm) {
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     (void)comm;
-    comm_print_failure(err);
+    error_print(err);
     _exit(err->exit_code ? err->exit_code : EXIT_RUNTIME);
 }
 
@@ -98,15 +99,12 @@ static void expect(Comm *comm, bool ok, const Error *err) {
 
 // ---- messages -----------------------------------------------------------------------------------------------------
 
-// Empty messages carry a byte, for NCCL sends none.
-static size_t sent_bytes(const Message *message) { return message->bytes > 0 ? message->bytes : 1; }
-
 static Message *note(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
     World *world = world_of(comm);
     Message *message = comm_allocate(comm, 1, sizeof *message);
     *message =
         (Message){.receives = receives, .noted = true, .peer = process_group(comm)->member[peer], .data = data, .bytes = bytes};
-    size_t room = (sent_bytes(message) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t room = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     message->own_memory = room > BUFFER_BYTES - world->used;
     if (message->own_memory) {
         Error err = {0};
@@ -127,15 +125,15 @@ static void hand_over(Comm *comm) {
     Device *device = world->device;
     Error err = {0};
     for (Message *m = world->first; m != NULL; m = m->next)
-        if (!m->receives && m->bytes > 0) device->upload(device, m->on_device, m->data, m->bytes);
+        if (!m->receives) device->upload(device, m->on_device, m->data, m->bytes);
     device->event_record(device, STREAM_WORK, world->before);
     device->stream_wait(device, STREAM_EXCHANGE, world->before);
     device->event_record(device, STREAM_EXCHANGE, world->before);
     expect(comm, calls(world)->begin(&err), &err);
     for (Message *m = world->first; m != NULL; m = m->next)
         expect(comm,
-               m->receives ? calls(world)->receive(world->member, m->on_device, sent_bytes(m), m->peer, &err)
-                           : calls(world)->send(world->member, m->on_device, sent_bytes(m), m->peer, &err),
+               m->receives ? calls(world)->receive(world->member, m->on_device, m->bytes, m->peer, &err)
+                           : calls(world)->send(world->member, m->on_device, m->bytes, m->peer, &err),
                &err);
     expect(comm, calls(world)->end(world->member, &err), &err);
     device->event_record(device, STREAM_EXCHANGE, world->behind);
@@ -174,9 +172,9 @@ static void carry_out_all(Comm *comm) {
     wait_until_over(comm);
     for (Message *m = world->first, *next; m != NULL; m = next) {
         next = m->next; // whoever waits for it may free it from now on
-        if (m->receives && m->bytes > 0) device->download(device, m->data, m->on_device, m->bytes);
+        if (m->receives) device->download(device, m->data, m->on_device, m->bytes);
         if (m->own_memory)
-            device->release(device, m->on_device, (sent_bytes(m) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+            device->release(device, m->on_device, (m->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
         m->noted = false;
     }
     world->first = world->last = NULL;
@@ -185,33 +183,36 @@ static void carry_out_all(Comm *comm) {
     beat(world);
 }
 
-static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer, bool collective) {
-    (void)collective; // there are no tags
-    return note(comm, receives, data, bytes, peer);
+static CommRequest nccl_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
+                                       size_t receive_bytes, int from) {
+    CommRequest request = {NULL, NULL};
+    if (receive_bytes > 0) request.receive = note(comm, true, receive, receive_bytes, from);
+    if (send_bytes > 0) request.send = note(comm, false, (void *)(uintptr_t)send, send_bytes, to);
+    return request;
 }
 
-static void message_end(Comm *comm, void *pointer) {
-    Message *message = pointer;
-    if (message->noted) carry_out_all(comm);
-    free(message);
+static void nccl_wait(Comm *comm, const CommRequest *request) {
+    Message *messages[] = {request->receive, request->send};
+    for (int i = 0; i < 2; i++) {
+        if (messages[i] != NULL && messages[i]->noted) carry_out_all(comm);
+        free(messages[i]);
+    }
 }
 
 static const CommOperations nccl_operations = {
-    .group = pairwise_group,
+    .group = process_group_of,
     .release = comm_free_memory,
     .doing = nccl_doing,
     .said = nccl_said,
     .moved = nccl_moved,
     .end_all = end_all,
-    .barrier = pairwise_barrier,
-    .broadcast = pairwise_broadcast,
-    .all_reduce_sum = pairwise_all_reduce_sum,
-    .reduce_scatter_sum = pairwise_reduce_scatter_sum,
-    .all_gather = pairwise_all_gather,
-    .exchange_begin = pairwise_exchange_begin,
-    .wait = pairwise_wait,
-    .message_begin = message_begin,
-    .message_end = message_end,
+    .barrier = exchanged_barrier,
+    .broadcast = exchanged_broadcast,
+    .all_reduce_sum = exchanged_all_reduce_sum,
+    .reduce_scatter_sum = exchanged_reduce_scatter_sum,
+    .all_gather = exchanged_all_gather,
+    .exchange_begin = nccl_exchange_begin,
+    .wait = nccl_wait,
 };
 
 // ---- processes ----------------------------------------------------------------------------------------------------
@@ -257,7 +258,7 @@ Comm *nccl_open(Device *device, const char *address, int rank, int size, double 
 void nccl_close(Comm *all) {
     World *world = world_of(all);
     all->operation = "end";
-    if (all->size > 1) pairwise_barrier(all);
+    if (all->size > 1) exchanged_barrier(all);
     free_world(world);
     comm_free_memory(all);
 }
@@ -265,7 +266,7 @@ void nccl_close(Comm *all) {
 bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
     Device *device = launch->device;
     MeetingPlace place;
-    if (!comm_meeting_place(&place, launch->ranks, err)) return false;
+    if (!launcher_meeting_place(&place, launch->ranks, err)) return false;
     if (device->collectives == NULL || !device->collectives->available())
         return error_set(err, "--engine nccl: NCCL is not installed here (libnccl.so.2); install it, or start one "
                               "process without a launcher: ranks are then threads");

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #include "comm/device_group.h"
+#include "comm/exchanges.h"
 #include "comm/local.h"
 
 typedef struct SharedEvent {
@@ -111,8 +112,8 @@ static void peer_release(Comm *comm) {
 static const CommOperations peer_operations = {
     .on_device = comm_peers,
     .release = peer_release,
-    .reduce_scatter_sum = device_group_reduce_scatter_sum,
-    .all_gather = device_group_all_gather,
+    .reduce_scatter_sum = exchanged_reduce_scatter_sum,
+    .all_gather = exchanged_all_gather,
     .exchange_begin = peer_exchange_begin,
     .wait = peer_wait,
 };
