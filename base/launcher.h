@@ -10,8 +10,8 @@ bool launched_by_torchrun(void); // RANK and WORLD_SIZE, or what is left of them
 // This process's rank among `count` (0: the launcher does not say); false: there is no launcher. mpi_first: whose word
 // counts where both have spoken.
 bool launcher_place(bool mpi_first, int *rank, int *count);
-int launcher_processes_here(int all);        // how many of all processes are on this machine
-int launcher_rank_here(int rank, int all);   // which of these is process `rank`
+int launcher_processes_here(int all);      // how many of all processes are on this machine
+int launcher_rank_here(int rank, int all); // which of these is process `rank`
 
 typedef struct MeetingPlace {
     int rank, size;

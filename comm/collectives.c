@@ -1,38 +1,31 @@
-// Groups on a device that has collectives of its own: NCCL between GPUs, of one process or of many.
-//
-// The host's group (threads, MPI or sockets) carries the start-up: rank 0 makes an invitation, everyone gets it and
-// joins. From then on, what goes between ranks goes from GPU to GPU.
+// Groups on GPUs by NCCL, of one process or of many. The group in host memory carries the start-up.
 //
 // Every operation of every group of a rank is begun in its device's STREAM_EXCHANGE, and all ranks make the same calls
 // in the same order: so operations of two groups can never wait for each other crosswise, which they could on two
 // streams (NCCL's guide, "Using multiple NCCL communicators concurrently"). STREAM_EXCHANGE waits for the work done so
 // far before it touches a buffer; the work waits for it in comm_wait, or at the end of a collective.
 //
-// Sums are not NCCL's. Its order of adding depends on the machine, and its reduce-scatter wants segments of one length:
-// here terms are sent to the rank that sums them, piece by piece, and added in the order of ranks, so the bits are
-// those of every other engine. What a GPU sends and receives is the same as in a ring, (size - 1) / size of all; but on
-// several machines more of it crosses the network than a ring would send there.
+// Sums are not NCCL's, whose order depends on the machine: terms are sent to the rank that sums them
+// (comm/exchanges.c). A GPU sends as much as in a ring; but on several machines more of it crosses the network.
 #include "comm/collectives.h"
 
 #include <stdlib.h>
 
 #include "comm/device_group.h"
-#include "comm/exchanges.h"
-#include "comm/watchdog.h"
 
-typedef struct Ticket { // an exchange under way, or all those of a batch
-    struct Ticket *next;
+typedef struct Batch { // an exchange under way, or all those of a batch
+    struct Batch *next;
     Event *end;
     int waits; // that are still to come
-} Ticket;
+} Batch;
 
 typedef struct CollectiveGroup {
     DeviceGroup group;
     void *member; // of the device's collectives
     Watchdog *dog;
-    Event *turn;   // from one stream to the other, at once
-    Ticket *spare; // to use again
-    Ticket *batch; // of the one being begun, or NULL
+    Event *turn;  // from one stream to the other, at once
+    Batch *spare; // to use again
+    Batch *batch; // of the one being begun, or NULL
 } CollectiveGroup;
 
 static CollectiveGroup *collective_group(Comm *comm) { return (CollectiveGroup *)comm; }
@@ -72,28 +65,26 @@ static void receive(Comm *comm, void *data, size_t bytes, int from) {
     if (bytes > 0) expect(comm, calls(comm)->receive(collective_group(comm)->member, data, bytes, from, &err), &err);
 }
 
-// ---- point to point -----------------------------------------------------------------------------------------------
-
-static Ticket *new_ticket(Comm *comm) {
+static Batch *new_batch(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
-    Ticket *ticket = c->spare;
-    if (ticket != NULL) {
-        c->spare = ticket->next;
-        return ticket;
+    Batch *batch = c->spare;
+    if (batch != NULL) {
+        c->spare = batch->next;
+        return batch;
     }
-    ticket = comm_allocate(comm, 1, sizeof *ticket);
-    ticket->end = comm->device->event_create(comm->device);
-    return ticket;
+    batch = comm_allocate(comm, 1, sizeof *batch);
+    batch->end = comm->device->event_create(comm->device);
+    return batch;
 }
 
-static void drop_ticket(CollectiveGroup *c, Ticket *ticket) {
-    ticket->next = c->spare;
-    c->spare = ticket;
+static void free_batch(CollectiveGroup *c, Batch *batch) {
+    batch->next = c->spare;
+    c->spare = batch;
 }
 
 static void collective_batch_begin(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
-    c->batch = new_ticket(comm);
+    c->batch = new_batch(comm);
     c->batch->waits = 0;
     follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
@@ -103,7 +94,7 @@ static void collective_batch_end(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
     end_together(comm);
     comm->device->event_record(comm->device, STREAM_EXCHANGE, c->batch->end);
-    if (c->batch->waits == 0) drop_ticket(c, c->batch);
+    if (c->batch->waits == 0) free_batch(c, c->batch);
     c->batch = NULL;
 }
 
@@ -112,22 +103,20 @@ static CommRequest collective_exchange_begin(Comm *comm, const void *data, size_
     CollectiveGroup *c = collective_group(comm);
     bool alone = c->batch == NULL;
     if (alone) collective_batch_begin(comm);
-    Ticket *ticket = c->batch;
-    ticket->waits++;
+    Batch *batch = c->batch;
+    batch->waits++;
     send(comm, data, send_bytes, to);
     receive(comm, into, receive_bytes, from);
     if (alone) collective_batch_end(comm);
-    return (CommRequest){.receive = ticket};
+    return (CommRequest){.receive = batch};
 }
 
 static void collective_wait(Comm *comm, const CommRequest *request) {
     CollectiveGroup *c = collective_group(comm);
-    Ticket *ticket = request->receive;
-    comm->device->stream_wait(comm->device, STREAM_WORK, ticket->end);
-    if (--ticket->waits == 0) drop_ticket(c, ticket);
+    Batch *batch = request->receive;
+    comm->device->stream_wait(comm->device, STREAM_WORK, batch->end);
+    if (--batch->waits == 0) free_batch(c, batch);
 }
-
-// ---- collectives --------------------------------------------------------------------------------------------------
 
 static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
     bool even = true;
@@ -145,8 +134,6 @@ static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
     follow(comm, STREAM_WORK, STREAM_EXCHANGE);
 }
 
-// ---- groups -------------------------------------------------------------------------------------------------------
-
 static void collective_release(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
     Device *device = comm->device;
@@ -154,11 +141,11 @@ static void collective_release(Comm *comm) {
     watchdog_stop(c->dog);
     comm_host_barrier(comm, "free");
     calls(comm)->leave(c->member);
-    for (Ticket *ticket = c->spare; ticket != NULL;) {
-        Ticket *next = ticket->next;
-        device->event_release(device, ticket->end);
-        free(ticket);
-        ticket = next;
+    for (Batch *batch = c->spare; batch != NULL;) {
+        Batch *next = batch->next;
+        device->event_release(device, batch->end);
+        free(batch);
+        batch = next;
     }
     device->event_release(device, c->turn);
     device_group_close(&c->group);
@@ -183,13 +170,14 @@ Comm *comm_collectives(Comm *host, Device *device) {
     device_group_init(&c->group, &collective_operations, host, device);
     c->turn = device->event_create(device);
     c->dog = watchdog_start(comm);
-    CommInvitation invitation;
+    CommUniqueId id;
     Error err = {0};
-    if (host->rank == 0) expect(comm, calls(comm)->invite(&invitation, &err), &err);
-    comm_broadcast(host, &invitation, sizeof invitation, 0);
+    if (host->rank == 0) expect(comm, calls(comm)->unique_id(&id, &err), &err);
+    comm_broadcast(host, &id, sizeof id, 0);
     watchdog_enter(c->dog, comm->operation);
-    c->member = calls(comm)->join(device, &invitation, host->rank, host->size, &err);
+    c->member = calls(comm)->join(device, &id, host->rank, host->size, &err);
     expect(comm, c->member != NULL, &err);
+    watchdog_leave(c->dog);
     watchdog_member(c->dog, c->member);
     return comm;
 }

@@ -59,9 +59,8 @@ static Comm *split_host(Comm *comm, int color, int key) {
 
 Comm *comm_split(Comm *comm, int color, int key) {
     comm->operation = "split";
-    Comm *made = comm->host != NULL
-                     ? comm->operations->on_device(comm_split(comm->host, color, key), comm->device)
-                     : split_host(comm, color, key);
+    Comm *made = comm->host != NULL ? comm->operations->on_device(comm_split(comm->host, color, key), comm->device)
+                                    : split_host(comm, color, key);
     made->world_rank = comm->world_rank;
     return made;
 }
@@ -77,20 +76,20 @@ void comm_fail(Comm *comm, const Error *err) {
 
 static void say(Comm *comm, const char *what, bool slowly) {
     Comm *host = host_of(comm);
-    host->operations->doing(host, what, slowly);
+    host->operations->set_activity(host, what, slowly);
 }
 void comm_doing(Comm *comm, const char *what) { say(comm, what, false); }
 void comm_doing_slowly(Comm *comm, const char *what) { say(comm, what, true); }
 
-const char *comm_said(Comm *comm) {
+const char *comm_activity(Comm *comm) {
     Comm *host = host_of(comm);
-    const char *said = host->operations->said(host);
-    return said != NULL && *said != '\0' ? said : "it did not say what";
+    const char *activity = host->operations->activity(host);
+    return activity != NULL && *activity != '\0' ? activity : "it did not say what";
 }
 
-int64_t comm_moved(Comm *comm) {
+int64_t comm_heartbeats(Comm *comm) {
     Comm *host = host_of(comm);
-    return host->operations->moved(host);
+    return host->operations->heartbeats(host);
 }
 
 void *comm_allocate(Comm *comm, size_t count, size_t size) {

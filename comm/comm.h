@@ -17,10 +17,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Comm Comm;
 
 // ---- starting ranks -----------------------------------------------------------------------------------------------
@@ -53,7 +49,8 @@ typedef struct CommLaunch {
 //
 // nccl: each process is told its place by its environment.
 //   RANK, WORLD_SIZE                which rank of how many; or what mpirun, mpiexec or srun say
-//   MASTER_ADDR, MASTER_PORT        of rank 0's machine: where NCCL's ranks meet while they start. Under torchrun, which
+//   MASTER_ADDR, MASTER_PORT        of rank 0's machine: where NCCL's ranks meet while they start. Under torchrun,
+//   which
 //                                   holds that port itself (TORCHELASTIC_RUN_ID is set), the port after it. Under srun
 //                                   they may be left out: the step's first machine, and a port made of the job's number
 //   LOCAL_RANK, LOCAL_WORLD_SIZE    the same, of the ranks on this machine; may be left out
@@ -81,13 +78,13 @@ void comm_doing_slowly(Comm *comm, const char *what);
 
 // A new group of the same ranks whose buffers (of reduce_scatter_sum, all_gather and exchanges; not the few values of
 // all_reduce_sum; there is no broadcast) lie in the memory of `device`, and in its stream: what the device was told
-// before is done before, what it is told afterwards sees the result. The host does not wait for the device. Groups split
-// from it are of the same kind. Where the device's memory is the host's, it is a group like any other. Collective.
-// `collectives`: by the device's own (NCCL), each rank with a GPU to itself. Else by copies between the devices of this
-// process, some of which may be one GPU (engine local only). The same on every rank.
-// Sums have the same bits as in host memory, and bytes are counted the same.
-// Such a group is freed by all its ranks together, after their exchanges and before their devices are closed.
-// A group of two ranks or more takes up to COMM_STAGING_BYTES of the device's memory at its first reduce_scatter_sum.
+// before is done before, what it is told afterwards sees the result. The host does not wait for the device. Groups
+// split from it are of the same kind. Where the device's memory is the host's, it is a group like any other.
+// Collective. `collectives`: by the device's own (NCCL), each rank with a GPU to itself. Else by copies between the
+// devices of this process, some of which may be one GPU (engine local only). The same on every rank. Sums have the same
+// bits as in host memory, and bytes are counted the same. Such a group is freed by all its ranks together, after their
+// exchanges and before their devices are closed. A group of two ranks or more takes up to COMM_STAGING_BYTES of the
+// device's memory at its first reduce_scatter_sum.
 enum { COMM_STAGING_BYTES = 32 << 20 };
 Comm *comm_on_device(Comm *comm, struct Device *device, bool collectives);
 
@@ -123,10 +120,10 @@ void comm_batch_end(Comm *comm);
 
 // ---- collectives overlapped with work -------------------------------------------------------------------------------
 
-// Begun, worked beside, and waited for; in host memory and on devices. What a call is given belongs to it from its begin
-// to its wait: buffers, which all lie in the group's memory, and `requests`, host memory of the caller's. All ranks of
-// the group begin them in the same order. On a device what is sent is ready, and where it comes to is free, once the
-// work told so far is done; work told after the wait sees the result.
+// Begun, worked beside, and waited for; in host memory and on devices. What a call is given belongs to it from its
+// begin to its wait: buffers, which all lie in the group's memory, and `requests`, host memory of the caller's. All
+// ranks of the group begin them in the same order. On a device what is sent is ready, and where it comes to is free,
+// once the work told so far is done; work told after the wait sees the result.
 
 void comm_wait_all(Comm *comm, CommRequest *requests, int count);
 
@@ -138,8 +135,7 @@ void comm_all_gather_wait(Comm *comm, CommRequest *requests);
 // order of ranks; `out` may be that segment of `in`, which is not written otherwise. room (size - 1, counts[rank]):
 // where the others' terms come to. requests (size - 1). begin and wait are given the same. Sent per rank: all of `in`
 // but its own segment.
-void comm_reduce_scatter_begin(Comm *comm, const float *in, const int64_t *counts, float *room,
-                               CommRequest *requests);
+void comm_reduce_scatter_begin(Comm *comm, const float *in, const int64_t *counts, float *room, CommRequest *requests);
 void comm_reduce_scatter_wait(Comm *comm, float *out, const float *in, const int64_t *counts, float *room,
                               CommRequest *requests);
 
@@ -168,7 +164,4 @@ void comm_all_to_all_begin(Comm *comm, const void *send, const size_t *send_byte
 // (size). Sent per rank: (size - 1) * sizeof(size_t).
 void comm_all_to_all_sizes(Comm *comm, const size_t *send_bytes, size_t *receive_bytes, CommRequest *requests);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

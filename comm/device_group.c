@@ -24,8 +24,6 @@ void device_group_close(DeviceGroup *group) {
     comm_free(group->base.host);
 }
 
-// ---- sums ---------------------------------------------------------------------------------------------------------
-
 float *device_group_staging(Comm *comm, size_t bytes) {
     DeviceGroup *group = device_group(comm);
     Device *device = comm->device;
@@ -53,8 +51,6 @@ void device_sum_terms(Device *device, float *out, const float **term, int count,
     }
     device->sum_terms(device, STREAM_WORK, out, term, count, length);
 }
-
-// ---- putting a group on a device ------------------------------------------------------------------------------------
 
 Comm *comm_on_device(Comm *comm, Device *device, bool collectives) {
     Comm *host = comm_split(comm, 0, comm->rank);

@@ -9,10 +9,6 @@
 #include "base/clock.h"
 #include "comm/comm.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct CommOperations {
     // A new group of `size` of this group's ranks, of which this rank is `rank`; members (size): their ranks here.
     // Collective over this group; groups made at once have one number, which no member has had before.
@@ -31,9 +27,9 @@ typedef struct CommOperations {
     void (*wait)(Comm *, const CommRequest *);
     void (*batch_begin)(Comm *); // NULL, and `batch_end` too, where exchanges are not better begun together
     void (*batch_end)(Comm *);
-    void (*doing)(Comm *, const char *what, bool slowly);
-    const char *(*said)(Comm *); // what this rank is doing, as it last said; may be NULL
-    int64_t (*moved)(Comm *);    // signs of life of all ranks so far, as many as are known here. From any thread
+    void (*set_activity)(Comm *, const char *what, bool slowly);
+    const char *(*activity)(Comm *); // what this rank is doing, as it last said; may be NULL
+    int64_t (*heartbeats)(Comm *);   // signs of life of all ranks so far, as many as are known here. From any thread
     void (*end_all)(Comm *, const Error *) __attribute__((noreturn));
 } CommOperations;
 
@@ -43,10 +39,10 @@ struct Comm {
     int rank, size;
     int world_rank;        // rank of the group that comm_run made; an engine fills in `rank`, comm_split the rest
     struct Device *device; // in whose memory the buffers lie; NULL: in the host's
-    Comm *host;            // of a group on a device: the same ranks in host memory, its own, for all that is no matter of
-                           // the device (barriers, sums of a few doubles, splits, time-outs and failures); else NULL
-    int *next_number;      // of groups, where the engine tells them apart by numbers; this process's own
-    double timeout;        // seconds
+    Comm *host;       // of a group on a device: the same ranks in host memory, its own, for all that is no matter of
+                      // the device (barriers, sums of a few doubles, splits, time-outs and failures); else NULL
+    int *next_number; // of groups, where the engine tells them apart by numbers; this process's own
+    double timeout;   // seconds
     int64_t bytes_sent;
     const char *operation; // under way, for the time-out's message
     void *scratch;         // comm_scratch's
@@ -54,8 +50,8 @@ struct Comm {
 };
 
 // What the table says of the group in host memory.
-const char *comm_said(Comm *comm);
-int64_t comm_moved(Comm *comm);
+const char *comm_activity(Comm *comm);
+int64_t comm_heartbeats(Comm *comm);
 void comm_host_barrier(Comm *comm, const char *operation);
 
 // Host memory, zeroed; ends all ranks if there is none.
@@ -69,12 +65,21 @@ bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *),
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err);
 
-// ---- exchanges as parts of a collective ------------------------------------------------------------------------------
+// ---- exchanges as parts of a collective
 
 // comm_exchange_begin and comm_wait, but that the collective has counted the bytes and given its name.
 CommRequest comm_exchange_part(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                size_t receive_bytes, int from);
 void comm_wait_part(Comm *comm, CommRequest *request);
+
+// Entries of CommOperations as they stand, for groups whose collectives are made of exchanges (comm/exchanges.c).
+void exchanged_all_gather(Comm *comm, void *data, const size_t *bytes);
+// On a device, terms come into the group's staging memory, at most COMM_STAGING_BYTES.
+void exchanged_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts);
+// In host memory alone:
+void exchanged_barrier(Comm *comm);
+void exchanged_broadcast(Comm *comm, void *data, size_t bytes, int root);
+void exchanged_all_reduce_sum(Comm *comm, double *values, int count);
 
 // ---- sums ---------------------------------------------------------------------------------------------------------
 
@@ -87,46 +92,43 @@ void comm_sum_doubles(double *out, const double *const *terms, int term_count, i
 
 // How long a wait has lasted since anything last moved. Time is added in steps of at most `longest_step`, so a program
 // that was stopped and continued does not take its own absence for the silence of others.
-typedef struct CommPatience {
+typedef struct CommTimer {
     double waited, last, longest_step;
     double looked; // `waited` at the last look
     uint64_t seen; // then
-} CommPatience;
-CommPatience comm_patience(double longest_step);
-double comm_patience_spent(CommPatience *patience);
+} CommTimer;
+CommTimer comm_timer_start(double longest_step);
+double comm_timer_elapsed(CommTimer *timer);
 
 // A rank that waits looks a few times per time-out how those it waits for stand. What it sees (any number that changes
-// when they move) starts its patience anew if it is not what it saw before.
-double comm_look_interval(double timeout);                                 // seconds between two looks
-bool comm_patience_look_due(const CommPatience *patience, double timeout); // always when it is at its end
-void comm_patience_saw(CommPatience *patience, uint64_t state);
+// when they move) starts its timer anew if it is not what it saw before.
+double comm_look_interval(double timeout);                        // seconds between two looks
+bool comm_timer_look_due(const CommTimer *timer, double timeout); // always when it is at its end
+void comm_timer_saw(CommTimer *timer, uint64_t state);
 
 enum { COMM_WORKING = -1, COMM_FINISHED = -2 };
 
-typedef struct CommStanding { // where a rank of the world stands, as far as can be seen from here
-    int awaits;               // the rank it waits for, or COMM_WORKING, or COMM_FINISHED
-    bool finished;            // it has returned from rank_main; it may still wait for others to do so
-    bool asleep;              // it says that it waits, but does not look whether its wait is over: it has been stopped
-    int64_t beats;            // its signs of life so far
-    const char *operation;    // in which it waits
-    const char *doing;        // what it said it was doing, or NULL
-    const char *place;        // where it runs, or NULL
-} CommStanding;
+typedef struct CommStatus { // where a rank of the world stands, as far as can be seen from here
+    int waits_for;          // the rank it waits for, or COMM_WORKING, or COMM_FINISHED
+    bool finished;          // it has returned from rank_main; it may still wait for others to do so
+    bool stopped;           // it says that it waits, but does not look whether its wait is over: it has been stopped
+    int64_t beats;          // its signs of life so far
+    const char *operation;  // in which it waits
+    const char *doing;      // what it said it was doing, or NULL
+    const char *place;      // where it runs, or NULL
+} CommStatus;
 
 // Rank `waiting` waits for one that waits for one, and so on: where all of these stand, in one number, which changes
 // when any of them moves.
-uint64_t comm_chain_state(CommStanding (*standing)(const void *world, int rank), const void *world, int world_size,
+uint64_t comm_chain_state(CommStatus (*status)(const void *world, int rank), const void *world, int world_size,
                           int waiting);
 
 // The line about rank `waiting`, for which nothing has moved for `seconds`: who it is that does not answer.
-void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, int rank), const void *world,
+void comm_silence_error(Error *err, CommStatus (*status)(const void *world, int rank), const void *world,
                         int world_size, int waiting, double seconds);
 
 // comm_fail with a message made here.
 void comm_give_up(Comm *, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 void comm_sizes_error(Comm *, int from, int to, size_t sent, size_t expected) __attribute__((noreturn));
 
-#ifdef __cplusplus
-}
-#endif
 #endif

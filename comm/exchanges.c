@@ -4,7 +4,7 @@
 // Most are the same shift pattern: in step s a rank sends to the one s places after it and receives from the one s
 // places before it, so that no rank is everyone's target at once. All steps are begun together. Sums are taken by the
 // receiver, in the order of ranks.
-#include "comm/exchanges.h"
+#include "comm/engine.h"
 
 #include <string.h>
 
@@ -40,8 +40,8 @@ static void begin_all_gather(Comm *comm, char *all, const size_t *bytes, CommReq
     comm_batch_begin(comm);
     for (int step = 1; step < comm->size; step++) {
         int to = after(comm, step), from = before(comm, step);
-        requests[step - 1] = comm_exchange_part(comm, mine, bytes[comm->rank], to, all + bytes_before(bytes, from),
-                                                bytes[from], from);
+        requests[step - 1] =
+            comm_exchange_part(comm, mine, bytes[comm->rank], to, all + bytes_before(bytes, from), bytes[from], from);
     }
     comm_batch_end(comm);
 }
@@ -61,17 +61,10 @@ void exchanged_all_gather(Comm *comm, void *data, const size_t *bytes) {
 }
 
 void comm_gather_states(Comm *comm, void *states, size_t bytes, CommRequest *requests) {
-    char *all = states;
-    comm->operation = "gathering of states";
-    comm->bytes_sent += (int64_t)bytes * (comm->size - 1);
-    comm_batch_begin(comm);
-    for (int step = 1; step < comm->size; step++) {
-        int to = after(comm, step), from = before(comm, step);
-        requests[step - 1] = comm_exchange_part(comm, all + (size_t)comm->rank * bytes, bytes, to,
-                                                all + (size_t)from * bytes, bytes, from);
-    }
-    comm_batch_end(comm);
-    wait_for_parts(comm, requests, comm->size - 1);
+    size_t *each = comm_scratch(comm, (size_t)comm->size * sizeof *each);
+    for (int rank = 0; rank < comm->size; rank++) each[rank] = bytes;
+    comm_all_gather_begin(comm, states, each, requests);
+    comm_all_gather_wait(comm, requests);
 }
 
 void exchanged_broadcast(Comm *comm, void *data, size_t bytes, int root) {
@@ -98,8 +91,7 @@ void exchanged_barrier(Comm *comm) {
 
 void exchanged_all_reduce_sum(Comm *comm, double *values, int count) {
     size_t size = (size_t)comm->size, stride = (size_t)count;
-    CommRequest *requests =
-        comm_scratch(comm, size * (sizeof *requests + sizeof(double *) + stride * sizeof *values));
+    CommRequest *requests = comm_scratch(comm, size * (sizeof *requests + sizeof(double *) + stride * sizeof *values));
     const double **terms = (const double **)(requests + size);
     double *all = (double *)(terms + size);
     for (size_t rank = 0; rank < size; rank++) terms[rank] = all + rank * stride;
@@ -142,8 +134,7 @@ static void sum_piece(Comm *comm, float *out, const float *in, int64_t length, f
     else device_sum_terms(comm->device, out, term, comm->size, length, room);
 }
 
-void comm_reduce_scatter_begin(Comm *comm, const float *in, const int64_t *counts, float *room,
-                               CommRequest *requests) {
+void comm_reduce_scatter_begin(Comm *comm, const float *in, const int64_t *counts, float *room, CommRequest *requests) {
     comm->operation = "reduce-scatter";
     comm->bytes_sent += (floats_before(counts, comm->size) - counts[comm->rank]) * (int64_t)sizeof *in;
     begin_piece(comm, in, counts, 0, INT64_MAX, room, counts[comm->rank], requests);
@@ -182,15 +173,15 @@ void exchanged_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64
 
 void comm_halo_begin(Comm *comm, const CommHalo *halo, CommRequest requests[2]) {
     int rank = comm->rank, last = comm->size - 1;
-    bool has_next = rank < last, has_previous = rank > 0;
+    bool has_next = rank<last, has_previous = rank> 0;
     int next = has_next ? rank + 1 : rank - 1, previous = has_previous ? rank - 1 : rank + 1; // of no bytes: any other
     requests[0] = requests[1] = (CommRequest){NULL, NULL};
     if (last == 0) return;
     comm_batch_begin(comm);
     requests[0] = comm_exchange_begin(comm, halo->my_last, has_next ? halo->before_bytes : 0, next, halo->before,
                                       has_previous ? halo->before_bytes : 0, previous);
-    requests[1] = comm_exchange_begin(comm, halo->my_first, has_previous ? halo->after_bytes : 0, previous,
-                                      halo->after, has_next ? halo->after_bytes : 0, next);
+    requests[1] = comm_exchange_begin(comm, halo->my_first, has_previous ? halo->after_bytes : 0, previous, halo->after,
+                                      has_next ? halo->after_bytes : 0, next);
     comm_batch_end(comm);
 }
 
@@ -199,9 +190,9 @@ void comm_all_to_all_begin(Comm *comm, const void *send, const size_t *send_byte
     comm_batch_begin(comm);
     for (int step = 0; step < comm->size; step++) {
         int to = after(comm, step), from = before(comm, step);
-        requests[step] = comm_exchange_begin(comm, (const char *)send + bytes_before(send_bytes, to), send_bytes[to],
-                                             to, (char *)receive + bytes_before(receive_bytes, from),
-                                             receive_bytes[from], from);
+        requests[step] =
+            comm_exchange_begin(comm, (const char *)send + bytes_before(send_bytes, to), send_bytes[to], to,
+                                (char *)receive + bytes_before(receive_bytes, from), receive_bytes[from], from);
     }
     comm_batch_end(comm);
 }

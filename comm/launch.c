@@ -16,8 +16,6 @@ bool comm_engine_from_name(const char *name, CommEngine *engine) {
     return false;
 }
 
-// ---- what started this process --------------------------------------------------------------------------------------
-
 bool comm_has_mpi(void) {
 #ifdef HAVE_MPI
     return true;
@@ -28,29 +26,30 @@ bool comm_has_mpi(void) {
 
 bool comm_launched_by_mpi(void) { return launched_by_mpi(); }
 
-static bool placed(int *rank, int *count) { return launcher_place(comm_has_mpi(), rank, count); }
-
-int comm_process_rank(void) {
+typedef struct Place {
     int rank, count;
-    return placed(&rank, &count) ? rank : 0;
+    bool launched;
+} Place;
+
+static Place place_of_this(void) {
+    Place place = {0, 1, false};
+    int rank, count;
+    if (launcher_place(comm_has_mpi(), &rank, &count)) place = (Place){rank, count, true};
+    return place;
 }
 
-int comm_process_count(void) {
-    int rank, count;
-    return placed(&rank, &count) ? count : 1;
-}
+int comm_process_rank(void) { return place_of_this().rank; }
+int comm_process_count(void) { return place_of_this().count; }
 
 int comm_processes_here(void) {
-    int rank, count;
-    return placed(&rank, &count) ? launcher_processes_here(count) : 1;
+    Place place = place_of_this();
+    return place.launched ? launcher_processes_here(place.count) : 1;
 }
 
 int comm_process_rank_here(void) {
-    int rank, count;
-    return placed(&rank, &count) ? launcher_rank_here(rank, count) : 0;
+    Place place = place_of_this();
+    return place.launched ? launcher_rank_here(place.rank, place.count) : 0;
 }
-
-// ---- starting -------------------------------------------------------------------------------------------------------
 
 CommEngine comm_engine_here(CommEngine engine) {
     if (engine != COMM_AUTO) return engine;

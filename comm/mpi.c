@@ -2,14 +2,8 @@
 //
 // Everything is built from MPI_Isend, MPI_Irecv and MPI_Test. Blocking calls of MPI spin, and wait for ever; here a
 // rank that waits polls, sleeps an eighth of the time it has waited so far (at most a millisecond) between two looks,
-// and gives up at the time-out. Sums are taken by the receiver, in the order of ranks, so they have the same bits as
-// with ranks as threads.
-//
-// A group is a list of ranks of MPI_COMM_WORLD and a number, its context, from which the tags of its messages are
-// made. A split agrees on a context that no member has seen, so two groups that share two ranks never share a tag.
-//
-// Whom each rank waits for and what it is doing stands on a board (comm/board.h). MPI's own start and end wait for all
-// ranks without a time-out, so a thread stands by that has one (comm/deadline.h).
+// and gives up at the time-out. The tags of a group's messages are made from its number, its context, which no member
+// has had before. Whom each rank waits for and what it is doing stands in a table (comm/status.h).
 #include "comm/process_group.h"
 
 #ifdef HAVE_MPI
@@ -23,8 +17,7 @@
 #include <unistd.h>
 
 #include "base/pulse.h"
-#include "comm/board.h"
-#include "comm/deadline.h"
+#include "comm/status.h"
 
 static const size_t LARGEST_MESSAGE = (size_t)1 << 30;                                // bytes; MPI counts with an int
 static const double SHORTEST_PAUSE = 1e-7, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
@@ -33,14 +26,14 @@ typedef struct World {
     int size;
     double timeout;
     int next_context, largest_tag;
-    Board board;
+    StatusTable table;
     ProcessGroup *all, *end; // all ranks; the same, for the barrier at their end alone
     Deadline *deadline;
 } World;
 
 typedef ProcessGroup MpiComm; // its number is its context
 
-enum { MESSAGES, NOTICES, TAGS }; // what each group has tags for
+enum { MESSAGES, STATUS, TAGS }; // what each group has tags for
 
 typedef struct Transfer { // one side of a message, in as many pieces as its size demands
     bool receives;
@@ -57,16 +50,16 @@ static World *world_of(MpiComm *c) { return c->world; }
 
 static void mpi_doing(Comm *comm, const char *what, bool slowly) {
     (void)slowly; // its signs of life are seen
-    board_say(&world_of(mpi(comm))->board, what);
+    status_say(&world_of(mpi(comm))->table, what);
 }
-static const char *mpi_said(Comm *comm) { return world_of(mpi(comm))->board.mine->doing; }
-static int64_t mpi_moved(Comm *comm) { return board_moved(&world_of(mpi(comm))->board); }
+static const char *mpi_said(Comm *comm) { return world_of(mpi(comm))->table.mine->doing; }
+static int64_t mpi_moved(Comm *comm) { return status_moved(&world_of(mpi(comm))->table); }
 
 // The first rank of a machine speaks; the others leave it a few seconds to end them.
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     int code = err->exit_code ? err->exit_code : EXIT_RUNTIME;
-    if (atomic_exchange(world_of(mpi(comm))->board.failed, 1) == 0) error_print(err);
+    if (atomic_exchange(world_of(mpi(comm))->table.failed, 1) == 0) error_print(err);
     else clock_sleep(5);
     MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
@@ -83,13 +76,13 @@ static void check(MpiComm *c, int code, int peer) {
 
 static void fail_for_silence(MpiComm *c, double seconds) {
     Error err;
-    comm_silence_error(&err, board_standing, &world_of(c)->board, world_of(c)->size, c->member[c->base.rank], seconds);
+    comm_silence_error(&err, status_of_rank, &world_of(c)->table, world_of(c)->size, c->member[c->base.rank], seconds);
     end_all(&c->base, &err);
 }
 
 static void beat(void *pointer) {
     World *world = pointer;
-    check(world->all, board_beat(&world->board), world->all->base.rank);
+    check(world->all, status_beat(&world->table), world->all->base.rank);
 }
 
 // ---- transfers ----------------------------------------------------------------------------------------------------
@@ -123,23 +116,23 @@ static bool arrived(MpiComm *c, MPI_Request *request, int peer, MPI_Status *stat
 static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
     if (arrived(c, request, peer, status)) return;
     double timeout = world_of(c)->timeout, pause = 0;
-    Board *board = &world_of(c)->board;
-    CommPatience patience = comm_patience(LONGEST_STEP);
-    check(c, board_wait(board, c->member[peer], c->base.operation), peer);
+    StatusTable *table = &world_of(c)->table;
+    CommTimer timer = comm_timer_start(LONGEST_STEP);
+    check(c, status_wait(table, c->member[peer], c->base.operation), peer);
     while (!arrived(c, request, peer, status)) {
-        comm_patience_spent(&patience);
-        if (comm_patience_look_due(&patience, timeout)) {
+        comm_timer_elapsed(&timer);
+        if (comm_timer_look_due(&timer, timeout)) {
             uint64_t state;
-            check(c, board_chain(board, &state), peer);
-            comm_patience_saw(&patience, state);
+            check(c, status_chain(table, &state), peer);
+            comm_timer_saw(&timer, state);
         }
-        if (patience.waited >= timeout) fail_for_silence(c, patience.waited);
-        check(c, board_look(board), peer);
+        if (timer.waited >= timeout) fail_for_silence(c, timer.waited);
+        check(c, status_look(table), peer);
         pause = pause == 0 ? SHORTEST_PAUSE : pause * 1.125;
         if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
         clock_sleep(pause);
     }
-    check(c, board_beat(board), peer);
+    check(c, status_beat(table), peer);
 }
 
 static void finish(MpiComm *c, Transfer *transfer) {
@@ -182,9 +175,9 @@ static Comm *mpi_group(Comm *comm, const int *members, int size, int rank, int n
 static const CommOperations mpi_operations = {
     .group = mpi_group,
     .release = comm_free_memory,
-    .doing = mpi_doing,
-    .said = mpi_said,
-    .moved = mpi_moved,
+    .set_activity = mpi_doing,
+    .activity = mpi_said,
+    .heartbeats = mpi_moved,
     .end_all = end_all,
     .barrier = exchanged_barrier,
     .broadcast = exchanged_broadcast,
@@ -197,33 +190,14 @@ static const CommOperations mpi_operations = {
 
 // ---- processes ----------------------------------------------------------------------------------------------------
 
-static void gather_places(MpiComm *c) {
-    typedef struct Place {
-        char name[sizeof((BoardPeer *)NULL)->place];
-    } Place;
-    char host[MPI_MAX_PROCESSOR_NAME] = "";
-    int length;
-    size_t size = (size_t)c->base.size, *bytes = comm_allocate(&c->base, 1, size * sizeof *bytes);
-    Place *place = comm_allocate(&c->base, 1, size * sizeof *place);
-    MPI_Get_processor_name(host, &length);
-    snprintf(place[c->base.rank].name, sizeof *place, "process %ld on %.48s", (long)getpid(), host);
-    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *place;
-    if (size > 1) exchanged_all_gather(&c->base, place, bytes);
-    for (size_t rank = 0; rank < size; rank++)
-        memcpy(world_of(c)->board.peer[rank].place, place[rank].name, sizeof *place);
-    free(place);
-    free(bytes);
-}
-
 // The last barrier has the time-out too: a rank with a long last word gives signs of life.
 static void run_rank(World *world, void (*rank_main)(Comm *, void *), void *argument) {
     MpiComm *c = world->all;
-    gather_places(c);
     deadline_set(world->deadline, HUGE_VAL, "");
     pulse_connect(beat, world);
     rank_main(&c->base, argument);
     world->end->base.operation = "end";
-    atomic_store(&world->board.mine->finished, 1);
+    atomic_store(&world->table.mine->finished, 1);
     if (world->size > 1) exchanged_barrier(&world->end->base);
     pulse_connect(NULL, NULL);
     deadline_set(world->deadline, world->timeout, "end");
@@ -254,9 +228,9 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
     world.end = process_group_new(&mpi_operations, &world, world.timeout, &world.next_context, rank, world.size);
     if (world.all == NULL || world.end == NULL) return error_set(err, "out of memory for %d ranks", world.size);
     world.end->number = 1;
-    bool ok = board_open(&world.board, rank, world.size, tag_of(world.all, NOTICES), world.timeout);
+    bool ok = status_open(&world.table, rank, world.size, tag_of(world.all, STATUS), world.timeout);
     if (ok) run_rank(&world, rank_main, argument);
-    ok = (ok && board_close(&world.board)) ||
+    ok = (ok && status_close(&world.table)) ||
          error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
     comm_free_memory(&world.all->base);
     comm_free_memory(&world.end->base);

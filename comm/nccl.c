@@ -1,19 +1,14 @@
-// Engine `nccl`: ranks are processes, each with a GPU of its own, and NCCL alone connects them.
+// Engine `nccl`: ranks are processes, each with a GPU of its own, and NCCL alone connects them. It starts by itself
+// where every process knows one address: with NCCL_COMM_ID in the environment, all get the same id, and rank 0 listens
+// there until all have come ("NCCL Environment Variables").
 //
-// NCCL starts by itself where every process knows one address: with NCCL_COMM_ID in the environment, all get the same
-// id, and rank 0 listens there until all have come ("NCCL Environment Variables"). Slurm's and torchrun's variables say
-// where (base/launcher.h).
+// What ranks say to each other from host memory goes by way of a small buffer on the GPU. A message is only noted where
+// it is begun; the first wait hands all that are noted to NCCL together, in STREAM_EXCHANGE like everything else
+// between GPUs (comm/collectives.c), so that none of them can wait for another. There are no tags: what two ranks say
+// to each other, in whatever group, is matched in the order begun.
 //
-// What ranks say to each other from host memory (sums of a few numbers, broadcasts, barriers, splits) goes by way of a
-// small buffer on the GPU, as messages between two ranks, of which comm/exchanges.c makes collectives. A message is only
-// noted where it is begun; the first end that waits for one hands all that are noted to NCCL together, so that none of
-// them can wait for another. It goes in STREAM_EXCHANGE like everything else between GPUs (comm/collectives.c): the
-// operations of all groups of a rank have one order. There are no tags: what two ranks say to each other, in whatever
-// group, is matched in the order begun.
-//
-// A rank polls for the end of its operation, sleeps in between, and gives up at the time-out or when NCCL reports an
-// error, as it does when another process has gone. Signs of life of other ranks cannot be seen; so while the ranks say
-// that one of them may be slow (comm_doing_slowly), waits may last SLOW time-outs.
+// A rank polls for the end of its operation, and gives up at the time-out or when NCCL reports an error, as it does
+// when another process has gone. Signs of life of other ranks cannot be seen: see comm_doing_slowly.
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -25,8 +20,7 @@
 #include "base/launcher.h"
 #include "base/pulse.h"
 #include "comm/collectives.h"
-#include "comm/deadline.h"
-#include "comm/nccl.h"
+#include "comm/device_group.h"
 #include "comm/process_group.h"
 #include "layers/device.h"
 
@@ -35,8 +29,8 @@ static const double SHORTEST_PAUSE = 1e-6, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 
 static const double SLOW = 10;                                                        // time-outs
 
 typedef struct Message {  // one side of it
-    struct Message *next; // of those noted
-    bool receives, noted;
+    struct Message *next; // of those pending
+    bool receives, pending;
     int peer; // rank of the world
     void *data;
     size_t bytes;
@@ -51,7 +45,7 @@ typedef struct World {
     Event *before, *behind; // the operations under way
     char *buffer;           // on the device
     size_t used;
-    Message *first, *last; // noted, in the order begun
+    Message *first, *last; // pending, in the order begun
     double timeout;
     _Atomic(const char *) doing;
     _Atomic double slow_until; // another rank may be, as the ranks said
@@ -94,16 +88,16 @@ static void expect(Comm *comm, bool ok, const Error *err) {
     // The process whose end this follows from speaks first, and the launcher may end this one.
     clock_sleep(comm->timeout < 4 ? comm->timeout / 2 : 2);
     comm_give_up(comm, "rank %d (%s): %s failed (doing: %s): %s", comm->world_rank, world_of(comm)->place,
-                 comm->operation, comm_said(comm), err->message);
+                 comm->operation, comm_activity(comm), err->message);
 }
 
 // ---- messages -----------------------------------------------------------------------------------------------------
 
-static Message *note(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
+static Message *post(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
     World *world = world_of(comm);
     Message *message = comm_allocate(comm, 1, sizeof *message);
-    *message =
-        (Message){.receives = receives, .noted = true, .peer = process_group(comm)->member[peer], .data = data, .bytes = bytes};
+    *message = (Message){
+        .receives = receives, .pending = true, .peer = process_group(comm)->member[peer], .data = data, .bytes = bytes};
     size_t room = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     message->own_memory = room > BUFFER_BYTES - world->used;
     if (message->own_memory) {
@@ -143,7 +137,7 @@ static void hand_over(Comm *comm) {
 static void wait_until_over(Comm *comm) {
     World *world = world_of(comm);
     Device *device = world->device;
-    CommPatience patience = comm_patience(LONGEST_STEP);
+    CommTimer timer = comm_timer_start(LONGEST_STEP);
     bool begun = false;
     int64_t moved = nccl_moved(comm);
     for (double pause = SHORTEST_PAUSE; !device->event_done(device, world->behind); pause *= 1.125) {
@@ -151,14 +145,13 @@ static void wait_until_over(Comm *comm) {
         expect(comm, calls(world)->sound(world->member, &err), &err);
         begun = begun || device->event_done(device, world->before);
         int64_t now = nccl_moved(comm);
-        if (!begun || now != moved) patience = comm_patience(LONGEST_STEP);
+        if (!begun || now != moved) timer = comm_timer_start(LONGEST_STEP);
         moved = now;
-        if (comm_patience_spent(&patience) > world->timeout) {
+        if (comm_timer_elapsed(&timer) > world->timeout) {
             comm_give_up(comm,
                          "rank %d (%s): %s has not ended for %.3g s (doing: %s): another rank hangs or has gone, or "
                          "allow more time with --timeout",
-                         comm->world_rank, world->place, comm->operation, patience.waited,
-                         comm_said(comm));
+                         comm->world_rank, world->place, comm->operation, timer.waited, comm_activity(comm));
         }
         if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
         clock_sleep(pause);
@@ -173,9 +166,8 @@ static void carry_out_all(Comm *comm) {
     for (Message *m = world->first, *next; m != NULL; m = next) {
         next = m->next; // whoever waits for it may free it from now on
         if (m->receives) device->download(device, m->data, m->on_device, m->bytes);
-        if (m->own_memory)
-            device->release(device, m->on_device, (m->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-        m->noted = false;
+        if (m->own_memory) device->release(device, m->on_device, (m->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+        m->pending = false;
     }
     world->first = world->last = NULL;
     world->used = 0;
@@ -186,15 +178,15 @@ static void carry_out_all(Comm *comm) {
 static CommRequest nccl_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                        size_t receive_bytes, int from) {
     CommRequest request = {NULL, NULL};
-    if (receive_bytes > 0) request.receive = note(comm, true, receive, receive_bytes, from);
-    if (send_bytes > 0) request.send = note(comm, false, (void *)(uintptr_t)send, send_bytes, to);
+    if (receive_bytes > 0) request.receive = post(comm, true, receive, receive_bytes, from);
+    if (send_bytes > 0) request.send = post(comm, false, (void *)(uintptr_t)send, send_bytes, to);
     return request;
 }
 
 static void nccl_wait(Comm *comm, const CommRequest *request) {
     Message *messages[] = {request->receive, request->send};
     for (int i = 0; i < 2; i++) {
-        if (messages[i] != NULL && messages[i]->noted) carry_out_all(comm);
+        if (messages[i] != NULL && messages[i]->pending) carry_out_all(comm);
         free(messages[i]);
     }
 }
@@ -202,9 +194,9 @@ static void nccl_wait(Comm *comm, const CommRequest *request) {
 static const CommOperations nccl_operations = {
     .group = process_group_of,
     .release = comm_free_memory,
-    .doing = nccl_doing,
-    .said = nccl_said,
-    .moved = nccl_moved,
+    .set_activity = nccl_doing,
+    .activity = nccl_said,
+    .heartbeats = nccl_moved,
     .end_all = end_all,
     .barrier = exchanged_barrier,
     .broadcast = exchanged_broadcast,
@@ -228,10 +220,9 @@ static void free_world(World *world) {
 
 Comm *nccl_open(Device *device, const char *address, int rank, int size, double timeout, Error *err) {
     World *world = calloc(1, sizeof *world);
-    ProcessGroup *all =
-        world != NULL ? process_group_new(&nccl_operations, world, timeout, NULL, rank, size) : NULL;
+    ProcessGroup *all = world != NULL ? process_group_new(&nccl_operations, world, timeout, NULL, rank, size) : NULL;
     char host[60] = "";
-    CommInvitation invitation;
+    CommUniqueId id;
     if (all == NULL) {
         free(world);
         error_set(err, "out of memory for %d ranks", size);
@@ -242,8 +233,8 @@ Comm *nccl_open(Device *device, const char *address, int rank, int size, double 
     world->device = device;
     world->timeout = timeout;
     world->buffer = device->allocate(device, BUFFER_BYTES, err);
-    bool ok = world->buffer != NULL && calls(world)->invite_to(address, &invitation, err);
-    if (ok) world->member = calls(world)->join(device, &invitation, rank, size, err);
+    bool ok = world->buffer != NULL && calls(world)->unique_id_of(address, &id, err);
+    if (ok) world->member = calls(world)->join(device, &id, rank, size, err);
     ok = ok && world->member != NULL;
     if (!ok) {
         free_world(world);

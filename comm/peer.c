@@ -6,15 +6,13 @@
 // and records another, and whoever owns a buffer makes its work wait for that one. Every wait is for an event recorded
 // before, so the devices cannot wait in a circle.
 //
-// Each rank calls its own Device only. An event may be recorded only by its device, but waited for by any, so events
-// are what ranks lend each other. The invariant: AN EVENT IS RECORDED AGAIN ONLY WHEN NOBODY HAS YET TO WAIT FOR IT. (A
-// wait takes the event as it stands when the host asks for it; afterwards the event may change.) Messages count those
-// who have yet to wait in the event itself, SharedEvent.awaited. Collectives are made of messages.
+// Each rank calls its own Device only; events are what ranks lend each other. AN EVENT IS RECORDED AGAIN ONLY WHEN
+// NOBODY HAS YET TO WAIT FOR IT, which it counts itself. (A wait takes the event as it stands when the host asks for
+// it.)
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #include "comm/device_group.h"
-#include "comm/exchanges.h"
 #include "comm/local.h"
 
 typedef struct SharedEvent {
@@ -29,8 +27,6 @@ typedef struct PeerGroup { // one rank's view
 } PeerGroup;
 
 static PeerGroup *peer_group(Comm *comm) { return (PeerGroup *)comm; }
-
-// ---- point to point -----------------------------------------------------------------------------------------------
 
 // An event at this point of my stream, for so many waits.
 static SharedEvent *record_event(Comm *comm, Stream stream, int waits) {
@@ -55,20 +51,20 @@ static void wait_for_event(Device *device, Stream stream, SharedEvent *event) {
 }
 
 // One side of a message. Whoever comes second copies.
-static Note *begin_side(Comm *comm, bool sends, void *data, size_t bytes, int peer, SharedEvent *ready) {
+static Message *begin_side(Comm *comm, bool sends, void *data, size_t bytes, int peer, SharedEvent *ready) {
     if (bytes == 0) return NULL;
     Comm *host = comm->host;
     Device *device = comm->device;
-    Note *mine = local_new_note(host, sends, data, bytes, peer);
+    Message *mine = local_new_message(host, sends, data, bytes, peer);
     mine->ready = ready;
-    Note *other = local_post(host, mine);
+    Message *other = local_post(host, mine);
     if (other == NULL) return mine;
     wait_for_event(device, STREAM_EXCHANGE, ready);
     wait_for_event(device, STREAM_EXCHANGE, other->ready);
     device->copy_on(device, STREAM_EXCHANGE, sends ? other->data : data, sends ? data : other->data, bytes);
     mine->copied = other->copied = record_event(comm, STREAM_EXCHANGE, 2);
     mine->done = true;
-    local_tell(host, other, peer);
+    local_complete(host, other, peer);
     return mine;
 }
 
@@ -84,17 +80,15 @@ static CommRequest peer_exchange_begin(Comm *comm, const void *send, size_t send
 // The host waits until the other side has come; my work, not the host, waits for the copy.
 static void peer_wait(Comm *comm, const CommRequest *request) {
     Comm *host = comm->host;
-    Note *notes[] = {request->receive, request->send};
+    Message *messages[] = {request->receive, request->send};
     host->operation = comm->operation;
     for (int i = 0; i < 2; i++) {
-        if (notes[i] == NULL) continue;
-        local_wait_for_note(host, notes[i]);
-        wait_for_event(comm->device, STREAM_WORK, notes[i]->copied);
-        local_drop_note(host, notes[i]);
+        if (messages[i] == NULL) continue;
+        local_wait_for_message(host, messages[i]);
+        wait_for_event(comm->device, STREAM_WORK, messages[i]->copied);
+        local_free_message(host, messages[i]);
     }
 }
-
-// ---- groups -------------------------------------------------------------------------------------------------------
 
 static void peer_release(Comm *comm) {
     PeerGroup *c = peer_group(comm);

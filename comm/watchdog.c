@@ -7,7 +7,8 @@
 // would not do: the host may be a step ahead of the device, and a step over a long context takes longer than any
 // time-out. Nor is it silence while any rank gives signs of life: the one that should take part may be writing a
 // checkpoint.
-#include "comm/watchdog.h"
+#include "comm/collectives.h"
+#include "comm/device_group.h"
 
 #include <stdlib.h>
 
@@ -16,6 +17,7 @@ static const double LONGEST_STEP = 0.4; // seconds between two looks, at most
 typedef struct Operation {
     struct Operation *next;
     Event *before, *behind;
+    bool handed_over; // to the device; else the call that does so has not returned
     const char *name;
 } Operation;
 
@@ -24,61 +26,56 @@ struct Watchdog {
     Ticker ticker; // whose lock is that of everything below
     void *member;
     Operation *first, *last; // of those under way, in their order
-    Operation *call;         // which the rank is handing over, or NULL
     Operation *spare;        // to use again
-    CommPatience patience_with_call, patience_with_first;
-    int64_t moved; // signs of life of all ranks at the last look
+    CommTimer timer;         // of the first
+    int64_t heartbeats;      // signs of life of all ranks at the last look
 };
 
 static void fail_for_silence(Watchdog *dog, const char *operation, double seconds) {
     comm_give_up(dog->comm,
                  "rank %d: %s between GPUs has not ended for %.3g s (doing: %s): another rank hangs, or allow more "
                  "time with --timeout",
-                 dog->comm->world_rank, operation, seconds, comm_said(dog->comm));
+                 dog->comm->world_rank, operation, seconds, comm_activity(dog->comm));
 }
 
 static void fail_for_error(Watchdog *dog, const char *operation, const Error *err) {
     comm_give_up(dog->comm, "rank %d: %s between GPUs failed (doing: %s): %s", dog->comm->world_rank, operation,
-                 comm_said(dog->comm), err->message);
+                 comm_activity(dog->comm), err->message);
 }
 
-// Forgets the operations that are over.
+static void start_timer(Watchdog *dog) { dog->timer = comm_timer_start(LONGEST_STEP); }
+
+// Forgets the operations that are over. The time of one that has not begun on the device does not count.
 static void forget_passed(Watchdog *dog) {
     Device *device = dog->comm->device;
-    while (dog->first != NULL && device->event_done(device, dog->first->behind)) {
+    while (dog->first != NULL && dog->first->handed_over && device->event_done(device, dog->first->behind)) {
         Operation *over = dog->first;
         dog->first = over->next;
         over->next = dog->spare;
         dog->spare = over;
-        dog->patience_with_first = comm_patience(LONGEST_STEP);
+        start_timer(dog);
     }
-    if (dog->first != NULL && !device->event_done(device, dog->first->before))
-        dog->patience_with_first = comm_patience(LONGEST_STEP);
+    if (dog->first != NULL && dog->first->handed_over && !device->event_done(device, dog->first->before))
+        start_timer(dog);
 }
 
 // With the lock held, but while it fails: the rank may want it then.
 static void look(void *pointer) {
     Watchdog *dog = pointer;
     Device *device = dog->comm->device;
-    device->collectives->watch_thread(device);
     Error err = {0};
+    device->collectives->watch_thread(device);
     bool sound = dog->member == NULL || device->collectives->sound(dog->member, &err);
-    if (sound) forget_passed(dog);
-    const char *name = dog->first != NULL ? dog->first->name : dog->call != NULL ? dog->call->name : "start";
-    if (!sound) {
-        pthread_mutex_unlock(&dog->ticker.lock);
-        fail_for_error(dog, name, &err);
-    }
-    int64_t moved = comm_moved(dog->comm);
-    if (moved != dog->moved) dog->patience_with_first = dog->patience_with_call = comm_patience(LONGEST_STEP);
-    dog->moved = moved;
-    bool silent_first = dog->first != NULL && comm_patience_spent(&dog->patience_with_first) > dog->comm->timeout;
-    bool silent_call = dog->call != NULL && comm_patience_spent(&dog->patience_with_call) > dog->comm->timeout;
-    if (silent_call || silent_first) {
-        if (silent_call) name = dog->call->name;
-        pthread_mutex_unlock(&dog->ticker.lock);
-        fail_for_silence(dog, name, dog->comm->timeout);
-    }
+    forget_passed(dog);
+    const char *name = dog->first != NULL ? dog->first->name : "start";
+    int64_t heartbeats = comm_heartbeats(dog->comm);
+    if (heartbeats != dog->heartbeats) start_timer(dog);
+    dog->heartbeats = heartbeats;
+    bool silent = dog->first != NULL && comm_timer_elapsed(&dog->timer) > dog->comm->timeout;
+    if (sound && !silent) return;
+    pthread_mutex_unlock(&dog->ticker.lock);
+    if (!sound) fail_for_error(dog, name, &err);
+    fail_for_silence(dog, name, dog->comm->timeout);
 }
 
 Watchdog *watchdog_start(Comm *comm) {
@@ -91,9 +88,6 @@ Watchdog *watchdog_start(Comm *comm) {
 void watchdog_member(Watchdog *dog, void *member) {
     pthread_mutex_lock(&dog->ticker.lock);
     dog->member = member;
-    dog->call->next = dog->spare;
-    dog->spare = dog->call;
-    dog->call = NULL;
     pthread_mutex_unlock(&dog->ticker.lock);
 }
 
@@ -131,25 +125,25 @@ static Operation *new_operation(Watchdog *dog) {
 void watchdog_enter(Watchdog *dog, const char *name) {
     Device *device = dog->comm->device;
     pthread_mutex_lock(&dog->ticker.lock);
-    dog->call = new_operation(dog);
-    dog->call->name = name;
-    dog->call->next = NULL;
-    device->event_record(device, STREAM_EXCHANGE, dog->call->before);
-    dog->patience_with_call = comm_patience(LONGEST_STEP);
+    Operation *operation = new_operation(dog);
+    operation->name = name;
+    operation->handed_over = false;
+    operation->next = NULL;
+    device->event_record(device, STREAM_EXCHANGE, operation->before);
+    if (dog->first == NULL) {
+        dog->first = operation;
+        start_timer(dog);
+    } else {
+        dog->last->next = operation;
+    }
+    dog->last = operation;
     pthread_mutex_unlock(&dog->ticker.lock);
 }
 
 void watchdog_leave(Watchdog *dog) {
     Device *device = dog->comm->device;
     pthread_mutex_lock(&dog->ticker.lock);
-    device->event_record(device, STREAM_EXCHANGE, dog->call->behind);
-    if (dog->first == NULL) {
-        dog->first = dog->call;
-        dog->patience_with_first = comm_patience(LONGEST_STEP);
-    } else {
-        dog->last->next = dog->call;
-    }
-    dog->last = dog->call;
-    dog->call = NULL;
+    device->event_record(device, STREAM_EXCHANGE, dog->last->behind);
+    dog->last->handed_over = true;
     pthread_mutex_unlock(&dog->ticker.lock);
 }

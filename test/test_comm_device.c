@@ -17,7 +17,7 @@
 
 #include "base/pulse.h"
 #include "base/random.h"
-#include "comm/nccl.h"
+#include "comm/device_group.h"
 
 enum { MOST_RANKS = 5, MOST_BYTES = 60000 };
 
