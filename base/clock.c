@@ -20,6 +20,15 @@ void clock_sleep(double seconds) {
     nanosleep(&pause, NULL);
 }
 
+Timer timer_start(double longest_step) { return (Timer){.last = clock_seconds(), .longest_step = longest_step}; }
+
+double timer_elapsed(Timer *timer) {
+    double now = clock_seconds(), step = now - timer->last;
+    timer->waited += step < timer->longest_step ? step : timer->longest_step;
+    timer->last = now;
+    return timer->waited;
+}
+
 void clock_condition_init(pthread_cond_t *condition) {
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);

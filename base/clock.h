@@ -4,9 +4,20 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 double clock_seconds(void);
 void clock_sleep(double seconds);
+
+// How long something has lasted. Time is added in steps of at most `longest_step`, so a program that was stopped and
+// continued does not take its own absence for the silence of others.
+typedef struct Timer {
+    double waited, last, longest_step;
+    double looked; // `waited` when whoever waits last looked for progress (comm/failure.c)
+    uint64_t seen; // then
+} Timer;
+Timer timer_start(double longest_step);
+double timer_elapsed(Timer *timer);
 
 // A condition variable for clock_condition_wait, which waits for at most so long, or less; the lock is held before and
 // after.

@@ -32,7 +32,9 @@ static CollectiveGroup *collective_group(Comm *comm) { return (CollectiveGroup *
 static const CommCollectives *calls(Comm *comm) { return comm->device->collectives; }
 
 static void expect(Comm *comm, bool ok, const Error *err) {
-    if (!ok) comm_give_up(comm, "rank %d: %s between GPUs failed: %s", comm->world_rank, comm->operation, err->message);
+    if (!ok)
+        comm_give_up(comm, "rank %d (%s): %s between GPUs failed: %s", comm->world_rank, comm_place_here().text,
+                     comm->operation, err->message);
 }
 
 // What `later` is told from here on comes after what `earlier` was told so far.

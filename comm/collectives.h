@@ -1,8 +1,5 @@
-// What a device offers when it can carry collectives itself: NCCL, for GPUs (comm/cuda/nccl.cu).
-//
-// The table is thin. It starts, in STREAM_EXCHANGE of the device, what NCCL knows how to do; everything else (which
-// operations make up a collective of comm.h, streams and events, start-up, giving up) is in comm/collectives.c, in
-// plain C.
+// What a device offers when it can carry collectives itself: NCCL, for GPUs (comm/cuda/nccl.cu). The table is thin: it
+// starts, in STREAM_EXCHANGE, what NCCL knows how to do. The rest is in comm/collectives.c, in plain C.
 #ifndef COMM_COLLECTIVES_H
 #define COMM_COLLECTIVES_H
 

@@ -1,9 +1,8 @@
 // The part of comm that does not depend on how ranks reach each other: groups of one, messages to oneself, empty
 // messages, the count of bytes, and the sums that every engine takes in the same order.
 //
-// Bytes are counted here, from the arguments, and not by the engines: a rank is charged for what the operation hands to
-// other ranks, however the engine carries it out (threads only read each other's memory). So the count is the same
-// under every engine and can be held against a formula.
+// Bytes are counted here, from the arguments, and not by the engines: so the count is the same under every engine and
+// can be held against a formula.
 #include "comm/comm.h"
 
 #include <stdlib.h>
@@ -11,8 +10,6 @@
 
 #include "comm/engine.h"
 #include "layers/device.h"
-
-// ---- the group ----------------------------------------------------------------------------------------------------
 
 int comm_rank(const Comm *comm) { return comm->rank; }
 int comm_size(const Comm *comm) { return comm->size; }
@@ -119,8 +116,6 @@ static void copy_own(Comm *comm, void *to, const void *from, size_t bytes) {
     else memcpy(to, from, bytes);
 }
 
-// ---- collectives --------------------------------------------------------------------------------------------------
-
 void comm_host_barrier(Comm *comm, const char *operation) {
     Comm *host = host_of(comm);
     host->operation = operation;
@@ -186,8 +181,6 @@ void comm_sum_doubles(double *out, const double *const *terms, int term_count, i
         out[i] = sum;
     }
 }
-
-// ---- point to point -----------------------------------------------------------------------------------------------
 
 CommRequest comm_exchange_part(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                size_t receive_bytes, int from) {

@@ -47,13 +47,9 @@ typedef struct CommLaunch {
 // Runs rank_main(world, argument) on every rank and returns when all have. local: one thread per rank, all in this
 // process, `argument` shared. mpi and nccl: this process is one rank.
 //
-// nccl: each process is told its place by its environment.
-//   RANK, WORLD_SIZE                which rank of how many; or what mpirun, mpiexec or srun say
-//   MASTER_ADDR, MASTER_PORT        of rank 0's machine: where NCCL's ranks meet while they start. Under torchrun,
-//   which
-//                                   holds that port itself (TORCHELASTIC_RUN_ID is set), the port after it. Under srun
-//                                   they may be left out: the step's first machine, and a port made of the job's number
-//   LOCAL_RANK, LOCAL_WORLD_SIZE    the same, of the ranks on this machine; may be left out
+// nccl: each process is told its place by RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or by mpirun or srun; and
+// by MASTER_ADDR and MASTER_PORT where NCCL's ranks meet, on rank 0's machine (under torchrun, which holds that port
+// itself, the one after it). Under srun those two may be left out: base/launcher.h.
 bool comm_run(const CommLaunch *launch, void (*rank_main)(Comm *world, void *argument), void *argument, Error *err);
 
 // ---- the group ----------------------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ void device_group_init(DeviceGroup *group, const CommOperations *operations, Com
 // Collective: waits until every rank and this device have done all they were told, then frees what init and staging
 // made.
 void device_group_close(DeviceGroup *group);
-// Memory of the device for terms of a sum, at least `bytes`: made at the first call, made larger when a later one needs
-// more.
+// Memory of the device for terms of a sum, at least `bytes`: made, or made larger, where a call needs it.
 float *device_group_staging(Comm *comm, size_t bytes);
 // out = the sum of `count` terms of `length` floats, in their order, in STREAM_WORK. `out` may be one of them; `room`
 // is one of the first two, and may be written over.
@@ -44,8 +43,6 @@ void watchdog_stop(Watchdog *dog);
 // is not theirs. `name`: a string literal.
 void watchdog_enter(Watchdog *dog, const char *name);
 void watchdog_leave(Watchdog *dog);
-
-// ---- the ranks of engine `nccl` (comm/nccl.c); a test opens it for ranks that are threads
 
 // Collective over `size` ranks that know the same address ("host:port", in NCCL_COMM_ID too); returns when all have
 // come. `device` is this thread's, and stays open. The group's buffers lie in host memory. NULL: error.

@@ -90,21 +90,16 @@ void comm_sum_doubles(double *out, const double *const *terms, int term_count, i
 
 // ---- waiting, and giving up ---------------------------------------------------------------------------------------
 
-// How long a wait has lasted since anything last moved. Time is added in steps of at most `longest_step`, so a program
-// that was stopped and continued does not take its own absence for the silence of others.
-typedef struct CommTimer {
-    double waited, last, longest_step;
-    double looked; // `waited` at the last look
-    uint64_t seen; // then
-} CommTimer;
-CommTimer comm_timer_start(double longest_step);
-double comm_timer_elapsed(CommTimer *timer);
-
 // A rank that waits looks a few times per time-out how those it waits for stand. What it sees (any number that changes
 // when they move) starts its timer anew if it is not what it saw before.
-double comm_look_interval(double timeout);                        // seconds between two looks
-bool comm_timer_look_due(const CommTimer *timer, double timeout); // always when it is at its end
-void comm_timer_saw(CommTimer *timer, uint64_t state);
+double comm_look_interval(double timeout);                    // seconds between two looks
+bool comm_timer_look_due(const Timer *timer, double timeout); // always when it is at its end
+void comm_timer_saw(Timer *timer, uint64_t state);
+
+typedef struct CommPlace { // "process 1234 on host"
+    char text[80];
+} CommPlace;
+CommPlace comm_place_here(void);
 
 enum { COMM_WORKING = -1, COMM_FINISHED = -2 };
 

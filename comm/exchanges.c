@@ -2,8 +2,8 @@
 // engines have that know nothing but messages (mpi, nccl) and groups on devices.
 //
 // Most are the same shift pattern: in step s a rank sends to the one s places after it and receives from the one s
-// places before it, so that no rank is everyone's target at once. All steps are begun together. Sums are taken by the
-// receiver, in the order of ranks.
+// places before it, so that no rank is everyone's target at once. Sums are taken by the receiver, in the order of
+// ranks.
 #include "comm/engine.h"
 
 #include <string.h>
@@ -32,8 +32,6 @@ static void wait_for_parts(Comm *comm, CommRequest *requests, int count) {
 void comm_wait_all(Comm *comm, CommRequest *requests, int count) {
     for (int i = 0; i < count; i++) comm_wait(comm, &requests[i]);
 }
-
-// ---- to all -------------------------------------------------------------------------------------------------------
 
 static void begin_all_gather(Comm *comm, char *all, const size_t *bytes, CommRequest *requests) {
     const char *mine = all + bytes_before(bytes, comm->rank);
@@ -86,8 +84,6 @@ void exchanged_barrier(Comm *comm) {
         comm_wait_part(comm, &request);
     }
 }
-
-// ---- sums ---------------------------------------------------------------------------------------------------------
 
 void exchanged_all_reduce_sum(Comm *comm, double *values, int count) {
     size_t size = (size_t)comm->size, stride = (size_t)count;
@@ -168,8 +164,6 @@ void exchanged_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64
         sum_piece(comm, out + begin, own + begin, piece_of(counts[comm->rank], begin, piece), room, piece, term);
     }
 }
-
-// ---- edges and pieces of any size -----------------------------------------------------------------------------------
 
 void comm_halo_begin(Comm *comm, const CommHalo *halo, CommRequest requests[2]) {
     int rank = comm->rank, last = comm->size - 1;

@@ -10,20 +10,16 @@
 // read the same whichever comes first. Where the rank matters, the message itself names it.
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
+#include <unistd.h>
 
 #include "comm/engine.h"
 
-CommTimer comm_timer_start(double longest_step) {
-    CommTimer timer = {.last = clock_seconds(), .longest_step = longest_step};
-    return timer;
-}
-
-double comm_timer_elapsed(CommTimer *timer) {
-    double now = clock_seconds(), step = now - timer->last;
-    timer->waited += step < timer->longest_step ? step : timer->longest_step;
-    timer->last = now;
-    return timer->waited;
+CommPlace comm_place_here(void) {
+    CommPlace place;
+    char host[60] = "";
+    gethostname(host, sizeof host - 1);
+    snprintf(place.text, sizeof place.text, "process %ld on %s", (long)getpid(), host);
+    return place;
 }
 
 double comm_look_interval(double timeout) {
@@ -31,11 +27,11 @@ double comm_look_interval(double timeout) {
     return timeout / 8 < LONGEST ? timeout / 8 : LONGEST;
 }
 
-bool comm_timer_look_due(const CommTimer *timer, double timeout) {
+bool comm_timer_look_due(const Timer *timer, double timeout) {
     return timer->waited - timer->looked >= comm_look_interval(timeout) || timer->waited >= timeout;
 }
 
-void comm_timer_saw(CommTimer *timer, uint64_t state) {
+void comm_timer_saw(Timer *timer, uint64_t state) {
     if (state != timer->seen) timer->waited = 0;
     timer->looked = timer->waited;
     timer->seen = state;

@@ -8,10 +8,9 @@ bool comm_engine_from_name(const char *name, CommEngine *engine) {
     static const char *const names[] = {
         [COMM_AUTO] = "auto", [COMM_LOCAL] = "local", [COMM_MPI] = "mpi", [COMM_NCCL] = "nccl"};
     for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *engine = (CommEngine)i;
-            return true;
-        }
+        if (strcmp(name, names[i]) != 0) continue;
+        *engine = (CommEngine)i;
+        return true;
     }
     return false;
 }
@@ -61,17 +60,11 @@ bool comm_ranks_are_processes(CommEngine engine) { return comm_engine_here(engin
 
 // Processes that compute on processors.
 static bool refuse_processors(int ranks, Error *err) {
-    const char *or_threads = "or leave the launcher out: ranks are then threads of one process";
-    if (launched_by_mpi() && !comm_has_mpi())
-        return error_usage(err,
-                           "this program was built without MPI, and NCCL serves GPUs alone: build it where MPI is "
-                           "found, %s",
-                           or_threads);
-    if (launched_by_torchrun())
-        return error_usage(err,
-                           "torchrun (RANK and WORLD_SIZE) starts ranks for GPUs alone: on processors use mpirun "
-                           "-np %d, %s",
-                           ranks, or_threads);
+    const char *threads = "or leave the launcher out: ranks are then threads of one process";
+    const char *no_mpi = "this program was built without MPI, and NCCL serves GPUs alone: build it where MPI is found";
+    const char *torchrun = "torchrun (RANK and WORLD_SIZE) starts ranks for GPUs alone: on processors use mpirun -np";
+    if (launched_by_mpi() && !comm_has_mpi()) return error_usage(err, "%s, %s", no_mpi, threads);
+    if (launched_by_torchrun()) return error_usage(err, "%s %d, %s", torchrun, ranks, threads);
     return error_usage(err, "--engine nccl serves GPUs alone: on processors use --engine mpi or --engine local");
 }
 

@@ -10,7 +10,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/pulse.h"
@@ -113,13 +112,13 @@ static const double LONGEST_SLEEP = 0.25; // seconds between two looks at the cl
 
 // Sleeps until `changed` is signalled or a short time has passed; the caller looks again whether what it waits for is
 // there, and calls stop_waiting when it is. The group's lock is held before and after.
-static void wait_a_while(LocalComm *c, pthread_cond_t *changed, CommTimer *timer, int awaited) {
+static void wait_a_while(LocalComm *c, pthread_cond_t *changed, Timer *timer, int awaited) {
     Status *status = status_of(c);
     World *world = c->group->world;
     int me = c->group->member[c->base.rank].world_rank, awaited_in_world = c->group->member[awaited].world_rank;
     atomic_store(&status->operation, c->base.operation);
     atomic_store(&status->awaited, awaited_in_world);
-    comm_timer_elapsed(timer);
+    timer_elapsed(timer);
     if (comm_timer_look_due(timer, world->timeout))
         comm_timer_saw(timer, comm_chain_state(rank_status, world, world->size, me));
     bool in_vain = atomic_load(&world->status[awaited_in_world].awaited) == COMM_FINISHED;
@@ -148,7 +147,7 @@ static void local_barrier(Comm *comm) {
         group->barriers++;
         pthread_cond_broadcast(&group->barrier_opened);
     } else {
-        CommTimer timer = comm_timer_start(LONGEST_SLEEP);
+        Timer timer = timer_start(LONGEST_SLEEP);
         while (group->barriers == this_barrier) wait_a_while(c, &group->barrier_opened, &timer, first_absent(group));
         stop_waiting(c);
     }
@@ -158,20 +157,21 @@ static void local_barrier(Comm *comm) {
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
-void local_publish(Comm *comm, const void *pointer) {
+// A barrier, after which every rank may read what the others published, until the next barrier.
+static void publish(Comm *comm, const void *pointer) {
     local(comm)->group->member[comm->rank].published = pointer;
     local_barrier(comm);
 }
 
-const void *local_published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
+static const void *published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
 
 // Rank r only writes its own segment, which nobody else reads.
 static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
     const float **terms = comm_scratch(comm, (size_t)comm->size * sizeof *terms);
     int64_t offset = 0;
     for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
-    local_publish(comm, in);
-    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)local_published(comm, rank) + offset;
+    publish(comm, in);
+    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)published(comm, rank) + offset;
     comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
     local_barrier(comm);
 }
@@ -226,7 +226,7 @@ void local_wait_for_message(Comm *comm, Message *message) {
     LocalComm *c = local(comm);
     pthread_mutex_lock(&c->group->lock);
     if (!message->done) {
-        CommTimer timer = comm_timer_start(LONGEST_SLEEP);
+        Timer timer = timer_start(LONGEST_SLEEP);
         while (!message->done) wait_a_while(c, &c->group->member[comm->rank].message_done, &timer, message->peer);
         stop_waiting(c);
     }
@@ -334,8 +334,8 @@ static Comm *local_group(Comm *comm, const int *members, int size, int rank, int
         if (group == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", size);
         for (int i = 0; i < size; i++) group->member[i].world_rank = parent->member[members[i]].world_rank;
     }
-    local_publish(comm, group);
-    group = (Group *)local_published(comm, members[0]);
+    publish(comm, group);
+    group = (Group *)published(comm, members[0]);
     local_barrier(comm);
     LocalComm *made = comm_allocate(comm, 1, sizeof *made);
     comm_init(made, group, rank);

@@ -9,10 +9,6 @@ struct SharedEvent; // comm/peer.c
 
 bool local_engine(const Comm *comm); // is it one?
 
-// A barrier, after which every rank may read what the others published, until the next barrier.
-void local_publish(Comm *comm, const void *pointer);
-const void *local_published(Comm *comm, int rank);
-
 typedef struct Message { // one side of a message: left by the rank that comes first, found by the second
     struct Message *next;
     bool sends;
@@ -25,9 +21,8 @@ typedef struct Message { // one side of a message: left by the rank that comes f
 
 Message *local_new_message(Comm *comm, bool sends, void *data, size_t bytes, int peer);
 void local_free_message(Comm *comm, Message *message);
-// Leaves my message for the other side and returns NULL; or, if the other side's message is there, takes and returns
-// that: then the copy, local_complete and nothing else is done with it, and mine was not left. Sizes that differ end
-// all ranks.
+// Leaves my message for the other side and returns NULL; or takes and returns the other side's: then the copy and
+// local_complete remain to be done, and mine was not left. Sizes that differ end all ranks.
 Message *local_post(Comm *comm, Message *mine);
 void local_complete(Comm *comm, Message *message, int owner); // done: wakes the one who left it
 void local_wait_for_message(Comm *comm, Message *message);    // until done

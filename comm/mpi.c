@@ -10,10 +10,8 @@
 
 #include <math.h>
 #include <mpi.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/pulse.h"
@@ -45,8 +43,6 @@ typedef struct Transfer { // one side of a message, in as many pieces as its siz
 
 static MpiComm *mpi(Comm *comm) { return process_group(comm); }
 static World *world_of(MpiComm *c) { return c->world; }
-
-// ---- failing ------------------------------------------------------------------------------------------------------
 
 static void mpi_doing(Comm *comm, const char *what, bool slowly) {
     (void)slowly; // its signs of life are seen
@@ -85,8 +81,6 @@ static void beat(void *pointer) {
     check(world->all, status_beat(&world->table), world->all->base.rank);
 }
 
-// ---- transfers ----------------------------------------------------------------------------------------------------
-
 static int tag_of(const MpiComm *c, int kind) { return c->number * TAGS + kind; }
 
 static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer) {
@@ -117,10 +111,10 @@ static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Sta
     if (arrived(c, request, peer, status)) return;
     double timeout = world_of(c)->timeout, pause = 0;
     StatusTable *table = &world_of(c)->table;
-    CommTimer timer = comm_timer_start(LONGEST_STEP);
+    Timer timer = timer_start(LONGEST_STEP);
     check(c, status_wait(table, c->member[peer], c->base.operation), peer);
     while (!arrived(c, request, peer, status)) {
-        comm_timer_elapsed(&timer);
+        timer_elapsed(&timer);
         if (comm_timer_look_due(&timer, timeout)) {
             uint64_t state;
             check(c, status_chain(table, &state), peer);
@@ -164,8 +158,6 @@ static void mpi_wait(Comm *comm, const CommRequest *request) {
     if (request->send != NULL) finish(mpi(comm), request->send);
 }
 
-// ---- groups -------------------------------------------------------------------------------------------------------
-
 static Comm *mpi_group(Comm *comm, const int *members, int size, int rank, int number) {
     if (number >= world_of(mpi(comm))->largest_tag / TAGS)
         comm_give_up(comm, "more groups of ranks than MPI has tags for");
@@ -187,8 +179,6 @@ static const CommOperations mpi_operations = {
     .exchange_begin = mpi_exchange_begin,
     .wait = mpi_wait,
 };
-
-// ---- processes ----------------------------------------------------------------------------------------------------
 
 // The last barrier has the time-out too: a rank with a long last word gives signs of life.
 static void run_rank(World *world, void (*rank_main)(Comm *, void *), void *argument) {

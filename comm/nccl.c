@@ -13,8 +13,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/launcher.h"
@@ -25,8 +23,7 @@
 #include "layers/device.h"
 
 static const size_t BUFFER_BYTES = 1 << 20, ALIGNMENT = 256;
-static const double SHORTEST_PAUSE = 1e-6, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
-static const double SLOW = 10;                                                        // time-outs
+static const double SHORTEST_PAUSE = 1e-6, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25, SLOW = 10; // s, s, s, time-outs
 
 typedef struct Message {  // one side of it
     struct Message *next; // of those pending
@@ -41,12 +38,13 @@ typedef struct Message {  // one side of it
 typedef struct World {
     Device *device;
     void *member; // of NCCL's communicator of all ranks
-    char place[100];
+    CommPlace place;
     Event *before, *behind; // the operations under way
     char *buffer;           // on the device
     size_t used;
     Message *first, *last; // pending, in the order begun
     double timeout;
+    Deadline *deadline; // for calls that connect with other ranks; NULL: none
     _Atomic(const char *) doing;
     _Atomic double slow_until; // another rank may be, as the ranks said
     bool slow_work_over;       // this rank's, at least: the others' is when an operation has ended
@@ -55,8 +53,6 @@ typedef struct World {
 
 static World *world_of(Comm *comm) { return process_group(comm)->world; }
 static const CommCollectives *calls(const World *world) { return world->device->collectives; }
-
-// ---- failing ------------------------------------------------------------------------------------------------------
 
 static void nccl_doing(Comm *comm, const char *what, bool slowly) {
     World *world = world_of(comm);
@@ -68,10 +64,12 @@ static void nccl_doing(Comm *comm, const char *what, bool slowly) {
 static const char *nccl_said(Comm *comm) { return atomic_load(&world_of(comm)->doing); }
 static void beat(void *world) { atomic_fetch_add(&((World *)world)->beats, 1); }
 
+static bool is_slow(World *world) { return clock_seconds() < atomic_load(&world->slow_until); }
+
 // While another rank may be slow, it is taken to give signs of life.
 static int64_t nccl_moved(Comm *comm) {
     World *world = world_of(comm);
-    if (clock_seconds() < atomic_load(&world->slow_until)) beat(world);
+    if (is_slow(world)) beat(world);
     return atomic_load(&world->beats);
 }
 
@@ -87,17 +85,14 @@ static void expect(Comm *comm, bool ok, const Error *err) {
     if (ok) return;
     // The process whose end this follows from speaks first, and the launcher may end this one.
     clock_sleep(comm->timeout < 4 ? comm->timeout / 2 : 2);
-    comm_give_up(comm, "rank %d (%s): %s failed (doing: %s): %s", comm->world_rank, world_of(comm)->place,
+    comm_give_up(comm, "rank %d (%s): %s failed (doing: %s): %s", comm->world_rank, world_of(comm)->place.text,
                  comm->operation, comm_activity(comm), err->message);
 }
-
-// ---- messages -----------------------------------------------------------------------------------------------------
 
 static Message *post(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
     World *world = world_of(comm);
     Message *message = comm_allocate(comm, 1, sizeof *message);
-    *message = (Message){
-        .receives = receives, .pending = true, .peer = process_group(comm)->member[peer], .data = data, .bytes = bytes};
+    *message = (Message){NULL, receives, true, process_group(comm)->member[peer], data, bytes, NULL, false};
     size_t room = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     message->own_memory = room > BUFFER_BYTES - world->used;
     if (message->own_memory) {
@@ -123,6 +118,8 @@ static void hand_over(Comm *comm) {
     device->event_record(device, STREAM_WORK, world->before);
     device->stream_wait(device, STREAM_EXCHANGE, world->before);
     device->event_record(device, STREAM_EXCHANGE, world->before);
+    if (world->deadline != NULL) // it may be the first time that this rank talks to another
+        deadline_set(world->deadline, (is_slow(world) ? SLOW : 1) * world->timeout, comm->operation);
     expect(comm, calls(world)->begin(&err), &err);
     for (Message *m = world->first; m != NULL; m = m->next)
         expect(comm,
@@ -130,6 +127,7 @@ static void hand_over(Comm *comm) {
                            : calls(world)->send(world->member, m->on_device, m->bytes, m->peer, &err),
                &err);
     expect(comm, calls(world)->end(world->member, &err), &err);
+    if (world->deadline != NULL) deadline_set(world->deadline, HUGE_VAL, "");
     device->event_record(device, STREAM_EXCHANGE, world->behind);
 }
 
@@ -137,7 +135,7 @@ static void hand_over(Comm *comm) {
 static void wait_until_over(Comm *comm) {
     World *world = world_of(comm);
     Device *device = world->device;
-    CommTimer timer = comm_timer_start(LONGEST_STEP);
+    Timer timer = timer_start(LONGEST_STEP);
     bool begun = false;
     int64_t moved = nccl_moved(comm);
     for (double pause = SHORTEST_PAUSE; !device->event_done(device, world->behind); pause *= 1.125) {
@@ -145,13 +143,13 @@ static void wait_until_over(Comm *comm) {
         expect(comm, calls(world)->sound(world->member, &err), &err);
         begun = begun || device->event_done(device, world->before);
         int64_t now = nccl_moved(comm);
-        if (!begun || now != moved) timer = comm_timer_start(LONGEST_STEP);
+        if (!begun || now != moved) timer = timer_start(LONGEST_STEP);
         moved = now;
-        if (comm_timer_elapsed(&timer) > world->timeout) {
+        if (timer_elapsed(&timer) > world->timeout) {
             comm_give_up(comm,
                          "rank %d (%s): %s has not ended for %.3g s (doing: %s): another rank hangs or has gone, or "
                          "allow more time with --timeout",
-                         comm->world_rank, world->place, comm->operation, timer.waited, comm_activity(comm));
+                         comm->world_rank, world->place.text, comm->operation, timer.waited, comm_activity(comm));
         }
         if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
         clock_sleep(pause);
@@ -207,8 +205,6 @@ static const CommOperations nccl_operations = {
     .wait = nccl_wait,
 };
 
-// ---- processes ----------------------------------------------------------------------------------------------------
-
 static void free_world(World *world) {
     Device *device = world->device;
     if (world->member != NULL) calls(world)->leave(world->member);
@@ -221,15 +217,13 @@ static void free_world(World *world) {
 Comm *nccl_open(Device *device, const char *address, int rank, int size, double timeout, Error *err) {
     World *world = calloc(1, sizeof *world);
     ProcessGroup *all = world != NULL ? process_group_new(&nccl_operations, world, timeout, NULL, rank, size) : NULL;
-    char host[60] = "";
     CommUniqueId id;
     if (all == NULL) {
         free(world);
         error_set(err, "out of memory for %d ranks", size);
         return NULL;
     }
-    gethostname(host, sizeof host - 1);
-    snprintf(world->place, sizeof world->place, "process %ld on %s", (long)getpid(), host);
+    world->place = comm_place_here();
     world->device = device;
     world->timeout = timeout;
     world->buffer = device->allocate(device, BUFFER_BYTES, err);
@@ -272,6 +266,7 @@ bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), 
         return false;
     }
     deadline_set(deadline, HUGE_VAL, "");
+    world_of(all)->deadline = deadline;
     pulse_connect(beat, world_of(all));
     rank_main(all, argument);
     pulse_connect(NULL, NULL);

@@ -36,7 +36,7 @@ struct Deadline {
     Ticker ticker;
     double seconds;
     const char *what;
-    CommTimer timer;
+    Timer timer;
 };
 
 // All ranks but the one that is missing come here at the same time; the lowest speaks, and the launcher ends the rest.
@@ -60,19 +60,15 @@ static void give_up(const Deadline *deadline) {
 static void look(void *pointer) {
     Deadline *deadline = pointer;
     if (isinf(deadline->seconds)) return;
-    if (comm_timer_elapsed(&deadline->timer) >= limit_of_rank(deadline->seconds)) give_up(deadline);
+    if (timer_elapsed(&deadline->timer) >= limit_of_rank(deadline->seconds)) give_up(deadline);
 }
 
 Deadline *deadline_start(Error *err) {
     Deadline *deadline = calloc(1, sizeof *deadline);
-    if (deadline == NULL) {
-        error_set(err, "out of memory for the start of ranks");
-        return NULL;
-    }
-    deadline->seconds = HUGE_VAL;
-    if (ticker_start(&deadline->ticker, look, deadline)) return deadline;
+    if (deadline != NULL) deadline->seconds = HUGE_VAL;
+    if (deadline != NULL && ticker_start(&deadline->ticker, look, deadline)) return deadline;
     free(deadline);
-    error_set(err, "no thread can be made to watch over the start of ranks; see ulimit -u");
+    error_set(err, "no memory or no thread to watch over the start of ranks; see ulimit -u and -v");
     return NULL;
 }
 
@@ -80,7 +76,7 @@ void deadline_set(Deadline *deadline, double seconds, const char *what) {
     pthread_mutex_lock(&deadline->ticker.lock);
     deadline->seconds = seconds;
     deadline->what = what;
-    deadline->timer = comm_timer_start(LONGEST_STEP);
+    deadline->timer = timer_start(LONGEST_STEP);
     pthread_mutex_unlock(&deadline->ticker.lock);
 }
 

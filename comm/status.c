@@ -2,12 +2,8 @@
 
 #ifdef HAVE_MPI
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-// ---- saying -------------------------------------------------------------------------------------------------------
 
 static void write_text(char *to, size_t size, const char *text) {
     size_t length = text != NULL ? strnlen(text, size - 1) : 0;
@@ -41,8 +37,6 @@ static int send_statuses(StatusTable *table) {
     return code;
 }
 
-// ---- hearing ------------------------------------------------------------------------------------------------------
-
 static int receive_statuses(StatusTable *table) {
     for (;;) {
         int there = 0;
@@ -66,8 +60,6 @@ static int exchange_statuses(StatusTable *table) {
     return code == MPI_SUCCESS ? receive_statuses(table) : code;
 }
 
-// ---- this rank ----------------------------------------------------------------------------------------------------
-
 void status_say(StatusTable *table, const char *doing) {
     write_text(table->mine->doing, sizeof table->mine->doing, doing);
 }
@@ -89,8 +81,6 @@ int status_beat(StatusTable *table) {
     atomic_fetch_add(&table->mine->beats, 1);
     return exchange_statuses(table);
 }
-
-// ---- the others ---------------------------------------------------------------------------------------------------
 
 // One that waits looks many times a second, or is heard of several times per time-out.
 static bool is_stopped(const StatusTable *table, const PeerStatus *peer) {
@@ -130,8 +120,6 @@ int64_t status_moved(const StatusTable *table) {
     return sum;
 }
 
-// ---- start and end ------------------------------------------------------------------------------------------------
-
 // Each rank of this machine puts its status on the page. Where there is no room for one, each keeps its own to itself,
 // as if it were alone there.
 static bool share_page(StatusTable *table, MPI_Comm machine) {
@@ -165,11 +153,7 @@ static bool share_page(StatusTable *table, MPI_Comm machine) {
 }
 
 static bool gather_places(StatusTable *table) {
-    char host[MPI_MAX_PROCESSOR_NAME] = "";
-    int length;
-    Place mine, *all = calloc((size_t)table->size, sizeof *all);
-    MPI_Get_processor_name(host, &length);
-    snprintf(mine.text, sizeof mine.text, "process %ld on %.48s", (long)getpid(), host);
+    CommPlace mine = comm_place_here(), *all = calloc((size_t)table->size, sizeof *all);
     bool ok = all != NULL &&
               MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, MPI_COMM_WORLD) == MPI_SUCCESS;
     for (int rank = 0; ok && rank < table->size; rank++) table->peer[rank].place = all[rank];

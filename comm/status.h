@@ -1,8 +1,7 @@
 // What the ranks of engine `mpi` know of each other: whom each waits for, what it is doing, its signs of life.
 //
-// Ranks on one machine write this on a page that they share. Ranks on other machines cannot see it, and tell each other
-// in small messages, a few times per time-out: as they wait, and with their signs of life. MPI moves messages only
-// inside its calls, so a rank that makes none is not heard; nor is it heard where it has nothing to say.
+// Ranks on one machine write this on a page that they share. Those on others are told in small messages, a few times
+// per time-out: as ranks wait, and with their signs of life. MPI moves messages only inside its calls.
 #ifndef COMM_STATUS_H
 #define COMM_STATUS_H
 
@@ -21,10 +20,6 @@ typedef struct RankStatus {    // of one rank. Others read it at any time; half 
     char operation[24], doing[96];
 } RankStatus;
 
-typedef struct Place {
-    char text[80]; // "process 1234 on host"
-} Place;
-
 typedef struct PeerStatus {
     RankStatus *status; // on the page, or `heard`
     RankStatus heard;   // of a rank on another machine: what it said last
@@ -32,7 +27,7 @@ typedef struct PeerStatus {
     MPI_Request sending;
     int64_t looks; // when I last looked, and since when
     double since;
-    Place place;
+    CommPlace place;
 } PeerStatus;
 
 typedef struct StatusTable {

@@ -1,12 +1,9 @@
 // Looks, a few times a second, whether the operations of a group are sound and come to an end.
 //
-// Three things are watched. A call that hands over operations may itself wait for the other ranks (NCCL connects when
-// it first needs to). An operation under way may fail: the network, another rank's end. And one may never end, because
-// a rank hangs that should take part. For this last, every operation under way has an event before it and one behind:
-// what counts as silence is that the device is between the two for all the time of the time-out. The event behind alone
-// would not do: the host may be a step ahead of the device, and a step over a long context takes longer than any
-// time-out. Nor is it silence while any rank gives signs of life: the one that should take part may be writing a
-// checkpoint.
+// A call that hands over operations may itself wait for the other ranks (NCCL connects when it first needs to). An
+// operation may fail: the network, another rank's end. And it may never end. For this it has an event before it and one
+// behind: silence is that the device is between the two for all of the time-out, in which no rank gives signs of life.
+// The event behind alone would not do: the host may be a step ahead of the device, and steps may take longer.
 #include "comm/collectives.h"
 #include "comm/device_group.h"
 
@@ -27,23 +24,24 @@ struct Watchdog {
     void *member;
     Operation *first, *last; // of those under way, in their order
     Operation *spare;        // to use again
-    CommTimer timer;         // of the first
+    Timer timer;             // of the first
     int64_t heartbeats;      // signs of life of all ranks at the last look
 };
 
 static void fail_for_silence(Watchdog *dog, const char *operation, double seconds) {
-    comm_give_up(dog->comm,
-                 "rank %d: %s between GPUs has not ended for %.3g s (doing: %s): another rank hangs, or allow more "
-                 "time with --timeout",
-                 dog->comm->world_rank, operation, seconds, comm_activity(dog->comm));
+    comm_give_up(
+        dog->comm,
+        "rank %d (%s): %s between GPUs has not ended for %.3g s (doing: %s): another rank hangs, or allow more "
+        "time with --timeout",
+        dog->comm->world_rank, comm_place_here().text, operation, seconds, comm_activity(dog->comm));
 }
 
 static void fail_for_error(Watchdog *dog, const char *operation, const Error *err) {
-    comm_give_up(dog->comm, "rank %d: %s between GPUs failed (doing: %s): %s", dog->comm->world_rank, operation,
-                 comm_activity(dog->comm), err->message);
+    comm_give_up(dog->comm, "rank %d (%s): %s between GPUs failed (doing: %s): %s", dog->comm->world_rank,
+                 comm_place_here().text, operation, comm_activity(dog->comm), err->message);
 }
 
-static void start_timer(Watchdog *dog) { dog->timer = comm_timer_start(LONGEST_STEP); }
+static void start_timer(Watchdog *dog) { dog->timer = timer_start(LONGEST_STEP); }
 
 // Forgets the operations that are over. The time of one that has not begun on the device does not count.
 static void forget_passed(Watchdog *dog) {
@@ -71,7 +69,7 @@ static void look(void *pointer) {
     int64_t heartbeats = comm_heartbeats(dog->comm);
     if (heartbeats != dog->heartbeats) start_timer(dog);
     dog->heartbeats = heartbeats;
-    bool silent = dog->first != NULL && comm_timer_elapsed(&dog->timer) > dog->comm->timeout;
+    bool silent = dog->first != NULL && timer_elapsed(&dog->timer) > dog->comm->timeout;
     if (sound && !silent) return;
     pthread_mutex_unlock(&dog->ticker.lock);
     if (!sound) fail_for_error(dog, name, &err);
