@@ -24,6 +24,9 @@ bool error_usage(Error *err, const char *format, ...) __attribute__((format(prin
 
 // Prints "train_gpt: MESSAGE" on standard error and ends the process with the error's exit code.
 void die(const Error *err) __attribute__((noreturn));
+// Flushes standard output and writes the same line on standard error, in one piece: of a process whose other threads
+// still work.
+void error_print(const Error *err);
 
 #ifdef __cplusplus
 }

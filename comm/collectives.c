@@ -1,44 +1,40 @@
-// Groups on a device that has collectives of its own: NCCL between GPUs, of one process or of many.
-//
-// The host's group (threads, MPI or sockets) carries the start-up: rank 0 makes an invitation, everyone gets it and
-// joins. From then on, what goes between ranks goes from GPU to GPU.
+// Groups on GPUs by NCCL, of one process or of many. The group in host memory carries the start-up.
 //
 // Every operation of every group of a rank is begun in its device's STREAM_EXCHANGE, and all ranks make the same calls
 // in the same order: so operations of two groups can never wait for each other crosswise, which they could on two
 // streams (NCCL's guide, "Using multiple NCCL communicators concurrently"). STREAM_EXCHANGE waits for the work done so
 // far before it touches a buffer; the work waits for it in comm_wait, or at the end of a collective.
 //
-// Sums are not NCCL's. Its order of adding depends on the machine, and its reduce-scatter wants segments of one length:
-// here terms are sent to the rank that sums them, piece by piece, and added in the order of ranks, so the bits are
-// those of every other engine. What a GPU sends and receives is the same as in a ring, (size - 1) / size of all; but on
-// several machines more of it crosses the network than a ring would send there.
+// Sums are not NCCL's, whose order depends on the machine: terms are sent to the rank that sums them
+// (comm/exchanges.c). A GPU sends as much as in a ring; but on several machines more of it crosses the network.
 #include "comm/collectives.h"
 
 #include <stdlib.h>
 
 #include "comm/device_group.h"
-#include "comm/watchdog.h"
 
-typedef struct Ticket { // an exchange under way, or all those of a batch
-    struct Ticket *next;
+typedef struct Batch { // an exchange under way, or all those of a batch
+    struct Batch *next;
     Event *end;
     int waits; // that are still to come
-} Ticket;
+} Batch;
 
 typedef struct CollectiveGroup {
     DeviceGroup group;
     void *member; // of the device's collectives
     Watchdog *dog;
-    Event *turn;   // from one stream to the other, at once
-    Ticket *spare; // to use again
-    Ticket *batch; // of the one being begun, or NULL
+    Event *turn;  // from one stream to the other, at once
+    Batch *spare; // to use again
+    Batch *batch; // of the one being begun, or NULL
 } CollectiveGroup;
 
 static CollectiveGroup *collective_group(Comm *comm) { return (CollectiveGroup *)comm; }
 static const CommCollectives *calls(Comm *comm) { return comm->device->collectives; }
 
 static void expect(Comm *comm, bool ok, const Error *err) {
-    if (!ok) comm_give_up(comm, "rank %d: %s between GPUs failed: %s", comm->world_rank, comm->operation, err->message);
+    if (!ok)
+        comm_give_up(comm, "rank %d (%s): %s between GPUs failed: %s", comm->world_rank, comm_place_here().text,
+                     comm->operation, err->message);
 }
 
 // What `later` is told from here on comes after what `earlier` was told so far.
@@ -71,33 +67,26 @@ static void receive(Comm *comm, void *data, size_t bytes, int from) {
     if (bytes > 0) expect(comm, calls(comm)->receive(collective_group(comm)->member, data, bytes, from, &err), &err);
 }
 
-static void broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    Error err = {0};
-    if (bytes > 0) expect(comm, calls(comm)->broadcast(collective_group(comm)->member, data, bytes, root, &err), &err);
-}
-
-// ---- point to point -----------------------------------------------------------------------------------------------
-
-static Ticket *new_ticket(Comm *comm) {
+static Batch *new_batch(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
-    Ticket *ticket = c->spare;
-    if (ticket != NULL) {
-        c->spare = ticket->next;
-        return ticket;
+    Batch *batch = c->spare;
+    if (batch != NULL) {
+        c->spare = batch->next;
+        return batch;
     }
-    ticket = device_group_allocate(comm, 1, sizeof *ticket);
-    ticket->end = comm->device->event_create(comm->device);
-    return ticket;
+    batch = comm_allocate(comm, 1, sizeof *batch);
+    batch->end = comm->device->event_create(comm->device);
+    return batch;
 }
 
-static void drop_ticket(CollectiveGroup *c, Ticket *ticket) {
-    ticket->next = c->spare;
-    c->spare = ticket;
+static void free_batch(CollectiveGroup *c, Batch *batch) {
+    batch->next = c->spare;
+    c->spare = batch;
 }
 
 static void collective_batch_begin(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
-    c->batch = new_ticket(comm);
+    c->batch = new_batch(comm);
     c->batch->waits = 0;
     follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
@@ -107,7 +96,7 @@ static void collective_batch_end(Comm *comm) {
     CollectiveGroup *c = collective_group(comm);
     end_together(comm);
     comm->device->event_record(comm->device, STREAM_EXCHANGE, c->batch->end);
-    if (c->batch->waits == 0) drop_ticket(c, c->batch);
+    if (c->batch->waits == 0) free_batch(c, c->batch);
     c->batch = NULL;
 }
 
@@ -116,84 +105,35 @@ static CommRequest collective_exchange_begin(Comm *comm, const void *data, size_
     CollectiveGroup *c = collective_group(comm);
     bool alone = c->batch == NULL;
     if (alone) collective_batch_begin(comm);
-    Ticket *ticket = c->batch;
-    ticket->waits++;
+    Batch *batch = c->batch;
+    batch->waits++;
     send(comm, data, send_bytes, to);
     receive(comm, into, receive_bytes, from);
     if (alone) collective_batch_end(comm);
-    return (CommRequest){.receive = ticket};
+    return (CommRequest){.receive = batch};
 }
 
 static void collective_wait(Comm *comm, const CommRequest *request) {
     CollectiveGroup *c = collective_group(comm);
-    Ticket *ticket = request->receive;
-    comm->device->stream_wait(comm->device, STREAM_WORK, ticket->end);
-    if (--ticket->waits == 0) drop_ticket(c, ticket);
-}
-
-// ---- collectives --------------------------------------------------------------------------------------------------
-
-static void collective_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
-    begin_together(comm);
-    broadcast(comm, data, bytes, root);
-    end_together(comm);
-    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
+    Batch *batch = request->receive;
+    comm->device->stream_wait(comm->device, STREAM_WORK, batch->end);
+    if (--batch->waits == 0) free_batch(c, batch);
 }
 
 static void collective_all_gather(Comm *comm, void *data, const size_t *bytes) {
     bool even = true;
-    size_t offset = 0;
     for (int rank = 1; rank < comm->size; rank++) even = even && bytes[rank] == bytes[0];
-    if (even && bytes[0] == 0) return;
+    if (!even) {
+        exchanged_all_gather(comm, data, bytes);
+        return;
+    }
+    if (bytes[0] == 0) return;
+    Error err = {0};
     follow(comm, STREAM_EXCHANGE, STREAM_WORK);
     begin_together(comm);
-    if (even) {
-        Error err = {0};
-        expect(comm, calls(comm)->all_gather(collective_group(comm)->member, data, bytes[0], &err), &err);
-    }
-    for (int rank = 0; !even && rank < comm->size; rank++) {
-        broadcast(comm, (char *)data + offset, bytes[rank], rank);
-        offset += bytes[rank];
-    }
+    expect(comm, calls(comm)->all_gather(collective_group(comm)->member, data, bytes[0], &err), &err);
     end_together(comm);
     follow(comm, STREAM_WORK, STREAM_EXCHANGE);
-}
-
-// Sends to every other rank its piece of `in`, and receives from every other the terms of mine.
-static void trade_pieces(Comm *comm, const SumPieces *pieces, const float *in, const int64_t *counts, int64_t begin) {
-    int64_t mine = sum_piece_length(pieces, pieces->mine, begin), offset = 0;
-    begin_together(comm);
-    for (int rank = 0; rank < comm->size; rank++) {
-        if (rank == comm->rank) {
-            pieces->term[rank] = in + pieces->offset + begin;
-        } else {
-            float *piece = sum_piece_of(comm, pieces, rank);
-            int64_t theirs = sum_piece_length(pieces, counts[rank], begin);
-            send(comm, in + offset + begin, (size_t)theirs * sizeof *in, rank);
-            receive(comm, piece, (size_t)mine * sizeof *piece, rank);
-            pieces->term[rank] = piece;
-        }
-        offset += counts[rank];
-    }
-    end_together(comm);
-}
-
-static void collective_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    SumPieces pieces = sum_pieces(comm, counts);
-    follow(comm, STREAM_EXCHANGE, STREAM_WORK);
-    for (int64_t begin = 0; begin < pieces.longest; begin += pieces.floats) {
-        int64_t length = sum_piece_length(&pieces, pieces.mine, begin);
-        trade_pieces(comm, &pieces, in, counts, begin);
-        sum_piece_terms(comm, STREAM_EXCHANGE, &pieces, out + begin, length);
-    }
-    follow(comm, STREAM_WORK, STREAM_EXCHANGE);
-}
-
-// ---- groups -------------------------------------------------------------------------------------------------------
-
-static Comm *collective_split(Comm *comm, int color, int key) {
-    return comm_collectives(comm_split(device_group(comm)->host, color, key), comm->device);
 }
 
 static void collective_release(Comm *comm) {
@@ -201,30 +141,23 @@ static void collective_release(Comm *comm) {
     Device *device = comm->device;
     device->synchronize(device); // while the watchdog looks
     watchdog_stop(c->dog);
-    device_group_barrier(comm);
+    comm_host_barrier(comm, "free");
     calls(comm)->leave(c->member);
-    for (Ticket *ticket = c->spare; ticket != NULL;) {
-        Ticket *next = ticket->next;
-        device->event_release(device, ticket->end);
-        free(ticket);
-        ticket = next;
+    for (Batch *batch = c->spare; batch != NULL;) {
+        Batch *next = batch->next;
+        device->event_release(device, batch->end);
+        free(batch);
+        batch = next;
     }
     device->event_release(device, c->turn);
     device_group_close(&c->group);
-    free(c);
+    comm_free_memory(comm);
 }
 
 static const CommOperations collective_operations = {
-    .split = collective_split,
+    .on_device = comm_collectives,
     .release = collective_release,
-    .doing = device_group_doing,
-    .said = device_group_said,
-    .moved = device_group_moved,
-    .end_all = device_group_end_all,
-    .barrier = device_group_barrier,
-    .broadcast = collective_broadcast,
-    .all_reduce_sum = device_group_all_reduce_sum,
-    .reduce_scatter_sum = collective_reduce_scatter_sum,
+    .reduce_scatter_sum = exchanged_reduce_scatter_sum,
     .all_gather = collective_all_gather,
     .exchange_begin = collective_exchange_begin,
     .wait = collective_wait,
@@ -234,18 +167,19 @@ static const CommOperations collective_operations = {
 
 Comm *comm_collectives(Comm *host, Device *device) {
     if (host->size == 1) return comm_peers(host, device); // talks to nobody
-    CollectiveGroup *c = device_group_allocate(host, 1, sizeof *c);
+    CollectiveGroup *c = comm_allocate(host, 1, sizeof *c);
     Comm *comm = &c->group.base;
     device_group_init(&c->group, &collective_operations, host, device);
     c->turn = device->event_create(device);
     c->dog = watchdog_start(comm);
-    CommInvitation invitation;
+    CommUniqueId id;
     Error err = {0};
-    if (host->rank == 0) expect(comm, calls(comm)->invite(&invitation, &err), &err);
-    comm_broadcast(host, &invitation, sizeof invitation, 0);
+    if (host->rank == 0) expect(comm, calls(comm)->unique_id(&id, &err), &err);
+    comm_broadcast(host, &id, sizeof id, 0);
     watchdog_enter(c->dog, comm->operation);
-    c->member = calls(comm)->join(device, &invitation, host->rank, host->size, &err);
+    c->member = calls(comm)->join(device, &id, host->rank, host->size, &err);
     expect(comm, c->member != NULL, &err);
+    watchdog_leave(c->dog);
     watchdog_member(c->dog, c->member);
     return comm;
 }

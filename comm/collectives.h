@@ -1,8 +1,5 @@
-// What a device offers when it can carry collectives itself: NCCL, for GPUs (comm/cuda/nccl.cu).
-//
-// The table is thin. It starts, in STREAM_EXCHANGE of the device, what NCCL knows how to do; everything else (which
-// operations make up a collective of comm.h, streams and events, start-up, giving up) is in comm/collectives.c, in
-// plain C.
+// What a device offers when it can carry collectives itself: NCCL, for GPUs (comm/cuda/nccl.cu). The table is thin: it
+// starts, in STREAM_EXCHANGE, what NCCL knows how to do. The rest is in comm/collectives.c, in plain C.
 #ifndef COMM_COLLECTIVES_H
 #define COMM_COLLECTIVES_H
 
@@ -16,36 +13,32 @@ extern "C" {
 
 struct Device;
 
-enum { COMM_INVITATION_BYTES = 128 }; // ncclUniqueId
-typedef struct CommInvitation {
-    char bytes[COMM_INVITATION_BYTES];
-} CommInvitation;
+enum { COMM_UNIQUE_ID_BYTES = 128 }; // ncclUniqueId
+typedef struct CommUniqueId {
+    char bytes[COMM_UNIQUE_ID_BYTES];
+} CommUniqueId;
 
 // Functions that return false have filled the error. `member` is what `join` returned. All but watch_thread and sound
 // are called by the rank's own thread.
 typedef struct CommCollectives {
     bool (*available)(void); // what carries them is installed; where it is not, the rest may not be called
 
-    // ---- start and end ----
-    bool (*invite)(CommInvitation *, Error *); // on one rank; all ranks then need it to join
+    bool (*unique_id)(CommUniqueId *, Error *); // on one rank; all ranks then need it to join
     // On every rank, the same: rank 0 listens at `address` ("host:port") when it joins. NCCL_COMM_ID must be that
     // address until all have joined.
-    bool (*invite_to)(const char *address, CommInvitation *, Error *);
+    bool (*unique_id_of)(const char *address, CommUniqueId *, Error *);
     // Every rank with its own number; returns when all have joined. The device is this thread's. NULL: error.
-    void *(*join)(struct Device *, const CommInvitation *, int rank, int size, Error *);
+    void *(*join)(struct Device *, const CommUniqueId *, int rank, int size, Error *);
     void (*leave)(void *member); // collective; everything begun has ended
 
-    // ---- operations, each begun in STREAM_EXCHANGE; the host does not wait for their end ----
     // Between `begin` and `end` they go together: in any order, none waits for another. Messages between two ranks are
     // matched in the order begun, with equal byte counts.
     bool (*begin)(Error *);
     bool (*end)(void *member, Error *);
     bool (*send)(void *member, const void *data, size_t bytes, int to, Error *);
     bool (*receive)(void *member, void *data, size_t bytes, int from, Error *);
-    bool (*broadcast)(void *member, void *data, size_t bytes, int root, Error *); // in place
-    bool (*all_gather)(void *member, void *data, size_t bytes_each, Error *);     // in place, segments of one size
+    bool (*all_gather)(void *member, void *data, size_t bytes_each, Error *); // in place, segments of one size
 
-    // ---- for a thread that watches over the operations ----
     void (*watch_thread)(struct Device *); // what such a thread calls first
     bool (*sound)(void *member, Error *);  // false: something begun earlier has failed
 } CommCollectives;

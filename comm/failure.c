@@ -1,40 +1,25 @@
 // Waiting for another rank, and giving up.
 //
-// A rank that waits too long is seldom waiting for the culprit: it waits for one that waits for one that hangs. Each
-// engine keeps, for every rank it can see, whom it waits for; following these from rank to rank leads to one that does
-// not wait (it is slow, or hangs, or has left), or does not look up from its wait (its process was stopped), or round
-// in a circle (the program is wrong). That one is named.
-//
-// Slow is not silent: a rank at long work of its own gives signs of life (base/pulse.h), which are counted, and so is
-// every wait that ends. The time-out is for a chain of waiting ranks in which no count changes. A chain read while its
-// ranks run may be one that never was; but not one that stands still for so long.
+// A rank that waits too long is seldom waiting for the culprit: it waits for one that waits for one that hangs.
+// Following these leads to one that does not wait (it is slow, or hangs, or has left), or does not look up from its
+// wait (its process was stopped), or round in a circle (the program is wrong). That one is named. A chain read while
+// its ranks run may be one that never was; but not one in which no count of signs of life changes for the time of the
+// time-out.
 //
 // A failing rank's line is printed as it is, with no rank before it: what fails on every rank (a bad file, say) must
 // read the same whichever comes first. Where the rank matters, the message itself names it.
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "comm/engine.h"
 
-double comm_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-CommPatience comm_patience(double longest_step) {
-    CommPatience patience = {.last = comm_seconds(), .longest_step = longest_step};
-    return patience;
-}
-
-double comm_patience_spent(CommPatience *patience) {
-    double now = comm_seconds(), step = now - patience->last;
-    patience->waited += step < patience->longest_step ? step : patience->longest_step;
-    patience->last = now;
-    return patience->waited;
+CommPlace comm_place_here(void) {
+    CommPlace place;
+    char host[60] = "";
+    gethostname(host, sizeof host - 1);
+    snprintf(place.text, sizeof place.text, "process %ld on %s", (long)getpid(), host);
+    return place;
 }
 
 double comm_look_interval(double timeout) {
@@ -42,44 +27,44 @@ double comm_look_interval(double timeout) {
     return timeout / 8 < LONGEST ? timeout / 8 : LONGEST;
 }
 
-bool comm_patience_look_due(const CommPatience *patience, double timeout) {
-    return patience->waited - patience->looked >= comm_look_interval(timeout) || patience->waited >= timeout;
+bool comm_timer_look_due(const Timer *timer, double timeout) {
+    return timer->waited - timer->looked >= comm_look_interval(timeout) || timer->waited >= timeout;
 }
 
-void comm_patience_saw(CommPatience *patience, uint64_t state) {
-    if (state != patience->seen) patience->waited = 0;
-    patience->looked = patience->waited;
-    patience->seen = state;
+void comm_timer_saw(Timer *timer, uint64_t state) {
+    if (state != timer->seen) timer->waited = 0;
+    timer->looked = timer->waited;
+    timer->seen = state;
 }
 
 static uint64_t mix(uint64_t hash, uint64_t word) { // FNV-1a, a word at a time
     return (hash ^ word) * UINT64_C(0x100000001b3);
 }
 
-uint64_t comm_chain_state(CommStanding (*standing)(const void *world, int rank), const void *world, int world_size,
+uint64_t comm_chain_state(CommStatus (*status)(const void *world, int rank), const void *world, int world_size,
                           int waiting) {
     uint64_t state = UINT64_C(0xcbf29ce484222325);
     int rank = waiting;
     for (int hops = 0; rank >= 0 && hops <= world_size; hops++) { // round in a circle, if it is one
-        CommStanding its = standing(world, rank);
+        CommStatus its = status(world, rank);
         state = mix(mix(state, (uint64_t)rank), (uint64_t)its.beats);
-        rank = its.awaits;
+        rank = its.waits_for;
     }
     return mix(state, (uint64_t)rank);
 }
 
 static const char *or_unsaid(const char *what) { return what != NULL && *what != '\0' ? what : "it did not say what"; }
 
-void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, int rank), const void *world,
+void comm_silence_error(Error *err, CommStatus (*status)(const void *world, int rank), const void *world,
                         int world_size, int waiting, double seconds) {
     int witness = waiting, silent = waiting, hops = 0;
-    CommStanding its = standing(world, waiting), witness_was = its;
+    CommStatus its = status(world, waiting), witness_was = its;
     bool in_vain = false; // one that has finished waits only for others to finish, and only these for it
-    while (its.awaits >= 0 && !its.asleep && !in_vain && hops++ <= world_size) {
+    while (its.waits_for >= 0 && !its.stopped && !in_vain && hops++ <= world_size) {
         witness = silent;
         witness_was = its;
-        silent = its.awaits;
-        its = standing(world, silent);
+        silent = its.waits_for;
+        its = status(world, silent);
         in_vain = its.finished && !witness_was.finished;
     }
     char who[200], where[200];
@@ -87,7 +72,7 @@ void comm_silence_error(Error *err, CommStanding (*standing)(const void *world, 
     snprintf(where, sizeof where, "%s (doing: %s)", witness_was.operation, or_unsaid(witness_was.doing));
     if (in_vain) {
         error_set(err, "%s has finished, but rank %d waits for it in %s: a programming error", who, witness, where);
-    } else if (its.awaits >= 0 && !its.asleep) {
+    } else if (its.waits_for >= 0 && !its.stopped) {
         error_set(
             err,
             "the ranks have waited for each other for %.3g s: rank %d for %s in %s, and so on: a programming error",
@@ -106,35 +91,10 @@ void comm_give_up(Comm *comm, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(err.message, sizeof err.message, format, arguments);
     va_end(arguments);
-    comm->operations->end_all(comm, &err);
+    comm_fail(comm, &err);
 }
 
 void comm_sizes_error(Comm *comm, int from, int to, size_t sent, size_t expected) {
     comm_give_up(comm, "rank %d sends %zu bytes to rank %d, which expects %zu: a programming error", from, sent, to,
                  expected);
-}
-
-// Another thread may be inside printf and hold the stream; it is given a moment, not waited for.
-static void flush_standard_output(void) {
-    struct timespec moment = {0, 1000000};
-    for (int attempt = 0; attempt < 100; attempt++) {
-        if (ftrylockfile(stdout) == 0) {
-            fflush(stdout);
-            funlockfile(stdout);
-            return;
-        }
-        nanosleep(&moment, NULL);
-    }
-}
-
-void comm_print_failure(const Error *err) {
-    flush_standard_output();
-    char line[sizeof err->message + 32];
-    const char *wipe = isatty(STDERR_FILENO) ? "\r\033[K" : ""; // a live progress line may stand there
-    int length = snprintf(line, sizeof line, "%strain_gpt: %s\n", wipe, err->message);
-    for (int written = 0; written < length;) {
-        ssize_t n = write(STDERR_FILENO, line + written, (size_t)(length - written));
-        if (n <= 0) return;
-        written += (int)n;
-    }
 }

@@ -1,19 +1,19 @@
 // Engine `local`: ranks are threads of this process.
 //
-// Threads see each other's memory, so nothing is sent: a collective publishes every rank's pointer, waits for all at a
-// barrier, lets each rank do its share by reading the others directly, and waits again before anybody may change what
-// was read. A point-to-point message is copied once, straight from the sender's buffer to the receiver's, by whichever
-// of the two comes second: the first only leaves a note of its buffer and goes on working.
+// Threads see each other's memory, so nothing is sent. A message is copied once, straight from the sender's buffer to
+// the receiver's, by whichever of the two comes second: the first only leaves word of its buffer and goes on working.
+// Collectives are made of messages (comm/exchanges.c), but for the large sum: there every rank publishes its pointer,
+// and after a barrier each sums its segment by reading the others' directly.
 //
-// A group has one lock. It guards counters and notes, never a copy or a sum, so it is held for moments only.
+// A group has one lock. It guards counters and messages, never a copy or a sum, so it is held for moments only.
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/pulse.h"
+#include "base/threads.h"
 #include "comm/local.h"
 
 typedef struct Status { // of one rank of the world, for whoever has to report a time-out
@@ -29,15 +29,15 @@ typedef struct World { // one comm_run
     Status *status;
 } World;
 
-typedef struct Channel { // notes of one rank for another, in the order they came; all sends, or all receives
-    Note *first, *last;
+typedef struct Channel { // messages of one rank for another, in the order they came; all sends, or all receives
+    Message *first, *last;
 } Channel;
 
 typedef struct Member {
     int world_rank;
-    int64_t arrivals;      // at barriers
-    const void *published; // during a collective
-    pthread_cond_t noted;  // one of its notes is done
+    int64_t arrivals;            // at barriers
+    const void *published;       // during a collective
+    pthread_cond_t message_done; // one of its messages is done
 } Member;
 
 typedef struct Group { // shared by its ranks
@@ -50,13 +50,12 @@ typedef struct Group { // shared by its ranks
     int users;        // ranks that have not released the group
     Member *member;   // (size)
     Channel *channel; // (size, size): from, to
-    void **terms;     // (size, size): each rank's list of what it adds up
 } Group;
 
 typedef struct LocalComm { // one rank's view of a group
     Comm base;
     Group *group;
-    Note *spare; // to use again
+    Message *spare; // to use again
 } LocalComm;
 
 static LocalComm *local(Comm *comm) { return (LocalComm *)comm; }
@@ -77,22 +76,20 @@ static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 // The first rank to fail speaks for all. _exit, because exit handlers would run while the other threads still work.
 static void end_all(Comm *comm, const Error *err) {
     if (!atomic_flag_test_and_set(&local(comm)->group->world->failed)) {
-        comm_print_failure(err);
+        error_print(err);
         _exit(err->exit_code ? err->exit_code : EXIT_RUNTIME);
     }
     for (;;) pause();
 }
 
-static void fail_for_memory(Comm *comm) { comm_give_up(comm, "out of memory for messages between ranks"); }
-
-static CommStanding standing(const void *pointer, int rank) {
+static CommStatus rank_status(const void *pointer, int rank) {
     Status *status = &((const World *)pointer)->status[rank];
-    int awaits = atomic_load(&status->awaited);
-    return (CommStanding){.awaits = awaits,
-                          .finished = awaits == COMM_FINISHED,
-                          .beats = atomic_load(&status->beats),
-                          .operation = atomic_load(&status->operation),
-                          .doing = atomic_load(&status->doing)};
+    int waits_for = atomic_load(&status->awaited);
+    return (CommStatus){.waits_for = waits_for,
+                        .finished = waits_for == COMM_FINISHED,
+                        .beats = atomic_load(&status->beats),
+                        .operation = atomic_load(&status->operation),
+                        .doing = atomic_load(&status->doing)};
 }
 
 static int64_t local_moved(Comm *comm) {
@@ -105,7 +102,7 @@ static int64_t local_moved(Comm *comm) {
 static void fail_for_silence(LocalComm *c, double seconds) {
     const World *world = c->group->world;
     Error err;
-    comm_silence_error(&err, standing, world, world->size, c->group->member[c->base.rank].world_rank, seconds);
+    comm_silence_error(&err, rank_status, world, world->size, c->group->member[c->base.rank].world_rank, seconds);
     end_all(&c->base, &err);
 }
 
@@ -115,22 +112,20 @@ static const double LONGEST_SLEEP = 0.25; // seconds between two looks at the cl
 
 // Sleeps until `changed` is signalled or a short time has passed; the caller looks again whether what it waits for is
 // there, and calls stop_waiting when it is. The group's lock is held before and after.
-static void wait_a_while(LocalComm *c, pthread_cond_t *changed, CommPatience *patience, int awaited) {
+static void wait_a_while(LocalComm *c, pthread_cond_t *changed, Timer *timer, int awaited) {
     Status *status = status_of(c);
     World *world = c->group->world;
     int me = c->group->member[c->base.rank].world_rank, awaited_in_world = c->group->member[awaited].world_rank;
     atomic_store(&status->operation, c->base.operation);
     atomic_store(&status->awaited, awaited_in_world);
-    comm_patience_spent(patience);
-    if (comm_patience_look_due(patience, world->timeout))
-        comm_patience_saw(patience, comm_chain_state(standing, world, world->size, me));
+    timer_elapsed(timer);
+    if (comm_timer_look_due(timer, world->timeout))
+        comm_timer_saw(timer, comm_chain_state(rank_status, world, world->size, me));
     bool in_vain = atomic_load(&world->status[awaited_in_world].awaited) == COMM_FINISHED;
-    double left = world->timeout - patience->waited, sleep = comm_look_interval(world->timeout);
-    if (left <= 0 || in_vain) fail_for_silence(c, patience->waited);
+    double left = world->timeout - timer->waited, sleep = comm_look_interval(world->timeout);
+    if (left <= 0 || in_vain) fail_for_silence(c, timer->waited);
     if (sleep > LONGEST_SLEEP) sleep = LONGEST_SLEEP;
-    double until = comm_seconds() + (left < sleep ? left : sleep);
-    struct timespec deadline = {(time_t)until, (long)(1e9 * (until - (double)(time_t)until))};
-    pthread_cond_timedwait(changed, &c->group->lock, &deadline);
+    clock_condition_wait(changed, &c->group->lock, left < sleep ? left : sleep);
 }
 
 static void stop_waiting(LocalComm *c) { atomic_store(&status_of(c)->awaited, COMM_WORKING); }
@@ -152,8 +147,8 @@ static void local_barrier(Comm *comm) {
         group->barriers++;
         pthread_cond_broadcast(&group->barrier_opened);
     } else {
-        CommPatience patience = comm_patience(LONGEST_SLEEP);
-        while (group->barriers == this_barrier) wait_a_while(c, &group->barrier_opened, &patience, first_absent(group));
+        Timer timer = timer_start(LONGEST_SLEEP);
+        while (group->barriers == this_barrier) wait_a_while(c, &group->barrier_opened, &timer, first_absent(group));
         stop_waiting(c);
     }
     pthread_mutex_unlock(&group->lock);
@@ -162,62 +157,21 @@ static void local_barrier(Comm *comm) {
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
-void local_publish(Comm *comm, const void *pointer) {
+// A barrier, after which every rank may read what the others published, until the next barrier.
+static void publish(Comm *comm, const void *pointer) {
     local(comm)->group->member[comm->rank].published = pointer;
     local_barrier(comm);
 }
 
-const void *local_published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
-
-static void local_broadcast(Comm *comm, void *data, size_t bytes, int root) {
-    local_publish(comm, data);
-    if (comm->rank != root) memcpy(data, local_published(comm, root), bytes);
-    local_barrier(comm);
-}
-
-static void local_all_gather(Comm *comm, void *data, const size_t *bytes) {
-    local_publish(comm, data);
-    size_t offset = 0;
-    for (int rank = 0; rank < comm->size; rank++) {
-        if (rank != comm->rank && bytes[rank] > 0) {
-            memcpy((char *)data + offset, (const char *)local_published(comm, rank) + offset, bytes[rank]);
-        }
-        offset += bytes[rank];
-    }
-    local_barrier(comm);
-}
-
-static void *allocate(Comm *comm, size_t count, size_t size) {
-    void *memory = calloc(count, size);
-    if (memory == NULL) fail_for_memory(comm);
-    return memory;
-}
-
-enum { FEW_VALUES = 16 }; // whose sum is made on the stack
-
-// This rank's list, of the group's: nothing is allocated from one step to the next.
-static void *terms_of(Comm *comm) {
-    return local(comm)->group->terms + (size_t)comm->rank * (size_t)comm->size;
-}
-
-static void local_all_reduce_sum(Comm *comm, double *values, int count) {
-    double few[FEW_VALUES], *sum = count <= FEW_VALUES ? few : allocate(comm, (size_t)count, sizeof *sum);
-    const double **terms = terms_of(comm);
-    local_publish(comm, values);
-    for (int rank = 0; rank < comm->size; rank++) terms[rank] = local_published(comm, rank);
-    comm_sum_doubles(sum, terms, comm->size, count);
-    local_barrier(comm); // everyone has read: now the values may change
-    memcpy(values, sum, (size_t)count * sizeof *sum);
-    if (sum != few) free(sum);
-}
+static const void *published(Comm *comm, int rank) { return local(comm)->group->member[rank].published; }
 
 // Rank r only writes its own segment, which nobody else reads.
 static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const int64_t *counts) {
-    const float **terms = terms_of(comm);
+    const float **terms = comm_scratch(comm, (size_t)comm->size * sizeof *terms);
     int64_t offset = 0;
     for (int rank = 0; rank < comm->rank; rank++) offset += counts[rank];
-    local_publish(comm, in);
-    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)local_published(comm, rank) + offset;
+    publish(comm, in);
+    for (int rank = 0; rank < comm->size; rank++) terms[rank] = (const float *)published(comm, rank) + offset;
     comm_sum_floats(out, terms, comm->size, counts[comm->rank]);
     local_barrier(comm);
 }
@@ -226,31 +180,31 @@ static void local_reduce_scatter_sum(Comm *comm, float *out, float *in, const in
 
 // As many at once as are ever under way, so that none is made in the middle of training: an all-to-all of attention has
 // both sides of 4 messages with every rank.
-static void make_notes(Comm *comm) {
+static void make_messages(Comm *comm) {
     const int ENOUGH = 512, wanted = 2 * 4 * comm->size;
-    for (int i = 0; i < wanted && i < ENOUGH; i++) local_drop_note(comm, allocate(comm, 1, sizeof(Note)));
+    for (int i = 0; i < wanted && i < ENOUGH; i++) local_free_message(comm, comm_allocate(comm, 1, sizeof(Message)));
 }
 
-Note *local_new_note(Comm *comm, bool sends, void *data, size_t bytes, int peer) {
+Message *local_new_message(Comm *comm, bool sends, void *data, size_t bytes, int peer) {
     LocalComm *c = local(comm);
-    if (c->spare == NULL) make_notes(comm);
-    Note *note = c->spare;
-    c->spare = note->next;
-    *note = (Note){.sends = sends, .data = data, .bytes = bytes, .peer = peer};
-    return note;
+    if (c->spare == NULL) make_messages(comm);
+    Message *message = c->spare;
+    c->spare = message->next;
+    *message = (Message){.sends = sends, .data = data, .bytes = bytes, .peer = peer};
+    return message;
 }
 
-void local_drop_note(Comm *comm, Note *note) {
-    note->next = local(comm)->spare;
-    local(comm)->spare = note;
+void local_free_message(Comm *comm, Message *message) {
+    message->next = local(comm)->spare;
+    local(comm)->spare = message;
 }
 
-Note *local_post(Comm *comm, Note *mine) {
+Message *local_post(Comm *comm, Message *mine) {
     Group *group = local(comm)->group;
     int from = mine->sends ? comm->rank : mine->peer, to = mine->sends ? mine->peer : comm->rank;
     Channel *channel = &group->channel[(size_t)from * (size_t)group->size + (size_t)to];
     pthread_mutex_lock(&group->lock);
-    Note *other = channel->first;
+    Message *other = channel->first;
     if (other != NULL && other->sends != mine->sends) {
         channel->first = other->next;
     } else {
@@ -267,57 +221,57 @@ Note *local_post(Comm *comm, Note *mine) {
     return other;
 }
 
-void local_tell(Comm *comm, Note *note, int owner) {
+void local_complete(Comm *comm, Message *message, int owner) {
     Group *group = local(comm)->group;
     pthread_mutex_lock(&group->lock);
-    note->done = true;
-    pthread_cond_signal(&group->member[owner].noted);
+    message->done = true;
+    pthread_cond_signal(&group->member[owner].message_done);
     pthread_mutex_unlock(&group->lock);
 }
 
-void local_wait_for_note(Comm *comm, Note *note) {
+void local_wait_for_message(Comm *comm, Message *message) {
     LocalComm *c = local(comm);
     pthread_mutex_lock(&c->group->lock);
-    if (!note->done) {
-        CommPatience patience = comm_patience(LONGEST_SLEEP);
-        while (!note->done) wait_a_while(c, &c->group->member[comm->rank].noted, &patience, note->peer);
+    if (!message->done) {
+        Timer timer = timer_start(LONGEST_SLEEP);
+        while (!message->done) wait_a_while(c, &c->group->member[comm->rank].message_done, &timer, message->peer);
         stop_waiting(c);
     }
     pthread_mutex_unlock(&c->group->lock);
     pulse_beat();
 }
 
-// Posts one side of a message: NULL and *mine, or the other side's note if that was first.
-static Note *begin_side(Comm *comm, bool sends, void *data, size_t bytes, int peer, void **mine) {
+// Posts one side of a message: NULL and *mine, or the other side's message if that was first.
+static Message *begin_side(Comm *comm, bool sends, void *data, size_t bytes, int peer, void **mine) {
     if (bytes == 0) return NULL;
-    Note *note = local_new_note(comm, sends, data, bytes, peer), *other = local_post(comm, note);
-    if (other == NULL) *mine = note;
-    else local_drop_note(comm, note);
+    Message *message = local_new_message(comm, sends, data, bytes, peer), *other = local_post(comm, message);
+    if (other == NULL) *mine = message;
+    else local_free_message(comm, message);
     return other;
 }
 
 static CommRequest local_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                         size_t receive_bytes, int from) {
     CommRequest request = {NULL, NULL};
-    Note *sender = begin_side(comm, false, receive, receive_bytes, from, &request.receive);
-    Note *receiver = begin_side(comm, true, (void *)send, send_bytes, to, &request.send);
+    Message *sender = begin_side(comm, false, receive, receive_bytes, from, &request.receive);
+    Message *receiver = begin_side(comm, true, (void *)send, send_bytes, to, &request.send);
     if (receiver != NULL) {
         memcpy(receiver->data, send, send_bytes);
-        local_tell(comm, receiver, to);
+        local_complete(comm, receiver, to);
     }
     if (sender != NULL) {
         memcpy(receive, sender->data, receive_bytes);
-        local_tell(comm, sender, from);
+        local_complete(comm, sender, from);
     }
     return request;
 }
 
 static void local_wait(Comm *comm, const CommRequest *request) {
-    Note *notes[] = {request->receive, request->send};
+    Message *messages[] = {request->receive, request->send};
     for (int i = 0; i < 2; i++) {
-        if (notes[i] == NULL) continue;
-        local_wait_for_note(comm, notes[i]);
-        local_drop_note(comm, notes[i]);
+        if (messages[i] == NULL) continue;
+        local_wait_for_message(comm, messages[i]);
+        local_free_message(comm, messages[i]);
     }
 }
 
@@ -326,22 +280,12 @@ static void local_wait(Comm *comm, const CommRequest *request) {
 static void free_group(Group *group) {
     if (group == NULL) return;
     for (int rank = 0; group->member != NULL && rank < group->size; rank++)
-        pthread_cond_destroy(&group->member[rank].noted);
+        pthread_cond_destroy(&group->member[rank].message_done);
     pthread_cond_destroy(&group->barrier_opened);
     pthread_mutex_destroy(&group->lock);
     free(group->member);
     free(group->channel);
-    free(group->terms);
     free(group);
-}
-
-// The clock of the time-out must not jump when somebody sets the time of day.
-static void condition_init(pthread_cond_t *condition) {
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(condition, &attributes);
-    pthread_condattr_destroy(&attributes);
 }
 
 // NULL: out of memory.
@@ -351,12 +295,12 @@ static Group *new_group(World *world, int size) {
     group->world = world;
     group->size = group->users = size;
     pthread_mutex_init(&group->lock, NULL);
-    condition_init(&group->barrier_opened);
+    clock_condition_init(&group->barrier_opened);
     group->member = calloc((size_t)size, sizeof *group->member);
     group->channel = calloc((size_t)size * (size_t)size, sizeof *group->channel);
-    group->terms = calloc((size_t)size * (size_t)size, sizeof *group->terms);
-    for (int rank = 0; group->member != NULL && rank < size; rank++) condition_init(&group->member[rank].noted);
-    if (group->member == NULL || group->channel == NULL || group->terms == NULL) {
+    for (int rank = 0; group->member != NULL && rank < size; rank++)
+        clock_condition_init(&group->member[rank].message_done);
+    if (group->member == NULL || group->channel == NULL) {
         free_group(group);
         return NULL;
     }
@@ -365,16 +309,16 @@ static Group *new_group(World *world, int size) {
 
 static void local_release(Comm *comm) {
     LocalComm *c = local(comm);
-    for (Note *note = c->spare; note != NULL;) {
-        Note *next = note->next;
-        free(note);
-        note = next;
+    for (Message *message = c->spare; message != NULL;) {
+        Message *next = message->next;
+        free(message);
+        message = next;
     }
     pthread_mutex_lock(&c->group->lock);
     bool last = --c->group->users == 0;
     pthread_mutex_unlock(&c->group->lock);
     if (last) free_group(c->group);
-    free(c);
+    comm_free_memory(comm);
 }
 
 static const CommOperations local_operations;
@@ -388,46 +332,35 @@ static void comm_init(LocalComm *c, Group *group, int rank) {
                      .group = group};
 }
 
-// Everyone publishes a seat; rank 0 of each new group makes it and publishes it in turn.
-static Comm *local_split(Comm *comm, int color, int key) {
-    Group *parent = local(comm)->group;
-    int *members = allocate(comm, (size_t)comm->size, sizeof *members);
-    CommSeat *seats = allocate(comm, (size_t)comm->size, sizeof *seats);
-    CommSeat mine = {color, key};
-    local_publish(comm, &mine);
-    for (int rank = 0; rank < comm->size; rank++) seats[rank] = *(const CommSeat *)local_published(comm, rank);
-    local_barrier(comm);
-
-    int size = comm_seat_members(seats, comm->size, color, members), rank = 0;
-    while (members[rank] != comm->rank) rank++;
-    Group *group = NULL;
+// Rank 0 of each new group makes it and publishes it.
+static Comm *local_group(Comm *comm, const int *members, int size, int rank, int number) {
+    (void)number;
+    Group *parent = local(comm)->group, *group = NULL;
     if (rank == 0) {
         group = new_group(parent->world, size);
-        if (group == NULL) fail_for_memory(comm);
+        if (group == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", size);
         for (int i = 0; i < size; i++) group->member[i].world_rank = parent->member[members[i]].world_rank;
     }
-    local_publish(comm, group);
-    group = (Group *)local_published(comm, members[0]);
+    publish(comm, group);
+    group = (Group *)published(comm, members[0]);
     local_barrier(comm);
-    free(seats);
-    free(members);
-    LocalComm *made = allocate(comm, 1, sizeof *made);
+    LocalComm *made = comm_allocate(comm, 1, sizeof *made);
     comm_init(made, group, rank);
     return &made->base;
 }
 
 static const CommOperations local_operations = {
-    .split = local_split,
+    .group = local_group,
     .release = local_release,
-    .doing = local_doing,
-    .said = local_said,
-    .moved = local_moved,
+    .set_activity = local_doing,
+    .activity = local_said,
+    .heartbeats = local_moved,
     .end_all = end_all,
     .barrier = local_barrier,
-    .broadcast = local_broadcast,
-    .all_reduce_sum = local_all_reduce_sum,
+    .broadcast = exchanged_broadcast,
+    .all_reduce_sum = exchanged_all_reduce_sum,
     .reduce_scatter_sum = local_reduce_scatter_sum,
-    .all_gather = local_all_gather,
+    .all_gather = exchanged_all_gather,
     .exchange_begin = local_exchange_begin,
     .wait = local_wait,
 };
@@ -436,93 +369,41 @@ bool local_engine(const Comm *comm) { return comm->operations == &local_operatio
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 
-enum { STACK_BYTES = 16 << 20 }; // whatever the shell's limit: a rank keeps small arrays on its stack
-
-typedef struct Gate { // holds the threads back until all have been made
-    pthread_mutex_t lock;
-    pthread_cond_t decided;
-    enum { UNDECIDED, GO, GIVE_UP } decision;
-} Gate;
-
-typedef struct Thread {
-    pthread_t id;
-    LocalComm *comm;
-    Gate *gate;
+typedef struct Start { // what every thread needs
+    LocalComm **comm;
     void (*rank_main)(Comm *, void *);
     void *argument;
-} Thread;
+} Start;
 
 static void beat(void *status) { atomic_fetch_add(&((Status *)status)->beats, 1); }
 
-static void run_rank(Thread *thread) {
-    pulse_connect(beat, status_of(thread->comm));
-    thread->rank_main(&thread->comm->base, thread->argument);
+static void run_rank(int rank, void *pointer) {
+    const Start *start = pointer;
+    LocalComm *comm = start->comm[rank];
+    pulse_connect(beat, status_of(comm));
+    start->rank_main(&comm->base, start->argument);
     pulse_connect(NULL, NULL);
-    atomic_store(&status_of(thread->comm)->awaited, COMM_FINISHED);
-}
-
-static void *thread_main(void *pointer) {
-    Thread *thread = pointer;
-    pthread_mutex_lock(&thread->gate->lock);
-    while (thread->gate->decision == UNDECIDED) pthread_cond_wait(&thread->gate->decided, &thread->gate->lock);
-    bool go = thread->gate->decision == GO;
-    pthread_mutex_unlock(&thread->gate->lock);
-    if (go) run_rank(thread);
-    return NULL;
-}
-
-static int start_threads(Thread *threads, int count) { // returns how many were made
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    int made = 0;
-    while (made < count && pthread_create(&threads[made].id, &attributes, thread_main, &threads[made]) == 0) made++;
-    pthread_attr_destroy(&attributes);
-    return made;
-}
-
-// The calling thread is rank 0.
-static bool run_threads(Thread *threads, int ranks, Gate *gate, Error *err) {
-    int made = 1 + start_threads(threads + 1, ranks - 1);
-    pthread_mutex_lock(&gate->lock);
-    gate->decision = made == ranks ? GO : GIVE_UP;
-    pthread_cond_broadcast(&gate->decided);
-    pthread_mutex_unlock(&gate->lock);
-    if (made == ranks) run_rank(&threads[0]);
-    for (int rank = 1; rank < made; rank++) pthread_join(threads[rank].id, NULL);
-    if (made == ranks) return true;
-    return error_set(
-        err,
-        "only %d of the %d threads for --sp x --dp could be made: ask for fewer ranks, or see ulimit -u, -v and -d",
-        made, ranks);
+    atomic_store(&status_of(comm)->awaited, COMM_FINISHED);
 }
 
 bool comm_run_local(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
-    int ranks = launch->ranks;
+    int ranks = launch->ranks, made = 0;
     World world = {.size = ranks, .timeout = launch->timeout_seconds, .failed = ATOMIC_FLAG_INIT};
-    Gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, UNDECIDED};
+    Start start = {calloc((size_t)ranks, sizeof *start.comm), rank_main, argument};
     world.status = calloc((size_t)ranks, sizeof *world.status);
-    Thread *threads = calloc((size_t)ranks, sizeof *threads);
     Group *group = new_group(&world, ranks);
-    bool ok = world.status != NULL && threads != NULL && group != NULL;
-    for (int rank = 0; ok && rank < ranks; rank++) {
-        LocalComm *comm = malloc(sizeof *comm);
-        ok = comm != NULL;
-        if (!ok) break;
-        comm_init(comm, group, rank);
-        group->member[rank].world_rank = rank;
-        atomic_init(&world.status[rank].awaited, COMM_WORKING);
-        threads[rank] = (Thread){.comm = comm, .gate = &gate, .rank_main = rank_main, .argument = argument};
+    bool ok = world.status != NULL && start.comm != NULL && group != NULL;
+    while (ok && made < ranks && (start.comm[made] = malloc(sizeof **start.comm)) != NULL) {
+        comm_init(start.comm[made], group, made);
+        group->member[made].world_rank = made;
+        atomic_init(&world.status[made++].awaited, COMM_WORKING);
     }
-    if (ok) ok = run_threads(threads, ranks, &gate, err);
-    else error_set(err, "out of memory for %d ranks", ranks);
-
-    int made = 0;
-    while (threads != NULL && made < ranks && threads[made].comm != NULL) made++;
+    ok =
+        made == ranks ? threads_run(ranks, run_rank, &start, err) : error_set(err, "out of memory for %d ranks", ranks);
     if (group != NULL) group->users = made;
     if (made == 0) free_group(group);
-    for (int rank = 0; rank < made; rank++) local_release(&threads[rank].comm->base);
-    free(threads);
+    for (int rank = 0; rank < made; rank++) local_release(&start.comm[rank]->base);
+    free(start.comm);
     free(world.status);
     return ok;
 }

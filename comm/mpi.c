@@ -2,29 +2,20 @@
 //
 // Everything is built from MPI_Isend, MPI_Irecv and MPI_Test. Blocking calls of MPI spin, and wait for ever; here a
 // rank that waits polls, sleeps an eighth of the time it has waited so far (at most a millisecond) between two looks,
-// and gives up at the time-out. Sums are taken by the receiver, in the order of ranks, so they have the same bits as
-// with ranks as threads.
-//
-// A group is a list of ranks of MPI_COMM_WORLD and a number, its context, from which the tags of its messages are
-// made. A split agrees on a context that no member has seen, so two groups that share two ranks never share a tag.
-//
-// Whom each rank waits for and what it is doing stands on a board (comm/board.h). MPI's own start and end wait for all
-// ranks without a time-out, so a thread stands by that has one (comm/deadline.h).
-#include "comm/pairwise.h"
+// and gives up at the time-out. The tags of a group's messages are made from its number, its context, which no member
+// has had before. Whom each rank waits for and what it is doing stands in a table (comm/status.h).
+#include "comm/process_group.h"
 
 #ifdef HAVE_MPI
 
 #include <math.h>
 #include <mpi.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/pulse.h"
-#include "comm/board.h"
-#include "comm/deadline.h"
+#include "comm/status.h"
 
 static const size_t LARGEST_MESSAGE = (size_t)1 << 30;                                // bytes; MPI counts with an int
 static const double SHORTEST_PAUSE = 1e-7, LONGEST_PAUSE = 1e-3, LONGEST_STEP = 0.25; // seconds
@@ -33,19 +24,14 @@ typedef struct World {
     int size;
     double timeout;
     int next_context, largest_tag;
-    Board board;
-    struct MpiComm *all; // the group of all ranks
+    StatusTable table;
+    ProcessGroup *all, *end; // all ranks; the same, for the barrier at their end alone
     Deadline *deadline;
 } World;
 
-typedef struct MpiComm {
-    Comm base;
-    World *world;
-    int context;
-    int member[]; // (size): ranks of the world
-} MpiComm;
+typedef ProcessGroup MpiComm; // its number is its context
 
-typedef enum Stream { EXCHANGES, COLLECTIVES, NOTICES, STREAMS } Stream; // messages of each are matched apart
+enum { MESSAGES, STATUS, TAGS }; // what each group has tags for
 
 typedef struct Transfer { // one side of a message, in as many pieces as its size demands
     bool receives;
@@ -55,28 +41,22 @@ typedef struct Transfer { // one side of a message, in as many pieces as its siz
     MPI_Request request[];
 } Transfer;
 
-static MpiComm *mpi(Comm *comm) { return (MpiComm *)comm; }
-
-// ---- failing ------------------------------------------------------------------------------------------------------
+static MpiComm *mpi(Comm *comm) { return process_group(comm); }
+static World *world_of(MpiComm *c) { return c->world; }
 
 static void mpi_doing(Comm *comm, const char *what, bool slowly) {
     (void)slowly; // its signs of life are seen
-    board_say(&mpi(comm)->world->board, what);
+    status_say(&world_of(mpi(comm))->table, what);
 }
-static const char *mpi_said(Comm *comm) { return mpi(comm)->world->board.mine->doing; }
-static int64_t mpi_moved(Comm *comm) { return board_moved(&mpi(comm)->world->board); }
-
-static void sleep_for(double seconds) {
-    struct timespec pause = {(time_t)seconds, (long)(1e9 * (seconds - (double)(time_t)seconds))};
-    nanosleep(&pause, NULL);
-}
+static const char *mpi_said(Comm *comm) { return world_of(mpi(comm))->table.mine->doing; }
+static int64_t mpi_moved(Comm *comm) { return status_moved(&world_of(mpi(comm))->table); }
 
 // The first rank of a machine speaks; the others leave it a few seconds to end them.
 static void end_all(Comm *comm, const Error *err) __attribute__((noreturn));
 static void end_all(Comm *comm, const Error *err) {
     int code = err->exit_code ? err->exit_code : EXIT_RUNTIME;
-    if (atomic_exchange(mpi(comm)->world->board.failed, 1) == 0) comm_print_failure(err);
-    else sleep_for(5);
+    if (atomic_exchange(world_of(mpi(comm))->table.failed, 1) == 0) error_print(err);
+    else clock_sleep(5);
     MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
 }
@@ -90,37 +70,29 @@ static void check(MpiComm *c, int code, int peer) {
                  c->member[peer], text);
 }
 
-static void *allocate(MpiComm *c, size_t bytes) {
-    void *memory = calloc(1, bytes > 0 ? bytes : 1);
-    if (memory == NULL) comm_give_up(&c->base, "out of memory: %zu bytes for %s", bytes, c->base.operation);
-    return memory;
-}
-
 static void fail_for_silence(MpiComm *c, double seconds) {
     Error err;
-    comm_silence_error(&err, board_standing, &c->world->board, c->world->size, c->member[c->base.rank], seconds);
+    comm_silence_error(&err, status_of_rank, &world_of(c)->table, world_of(c)->size, c->member[c->base.rank], seconds);
     end_all(&c->base, &err);
 }
 
 static void beat(void *pointer) {
     World *world = pointer;
-    check(world->all, board_beat(&world->board), world->all->base.rank);
+    check(world->all, status_beat(&world->table), world->all->base.rank);
 }
 
-// ---- transfers ----------------------------------------------------------------------------------------------------
+static int tag_of(const MpiComm *c, int kind) { return c->number * TAGS + kind; }
 
-static int tag_of(const MpiComm *c, Stream stream) { return c->context * STREAMS + (int)stream; }
-
-static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer, Stream stream) {
-    int pieces = bytes == 0 ? 1 : (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE); // an empty message is one too
-    Transfer *transfer = allocate(c, sizeof *transfer + (size_t)pieces * sizeof transfer->request[0]);
+static Transfer *start(MpiComm *c, bool receives, void *data, size_t bytes, int peer) {
+    int pieces = (int)((bytes + LARGEST_MESSAGE - 1) / LARGEST_MESSAGE);
+    Transfer *transfer = comm_allocate(&c->base, 1, sizeof *transfer + (size_t)pieces * sizeof transfer->request[0]);
     *transfer = (Transfer){.receives = receives, .peer = peer, .bytes = bytes, .pieces = pieces};
     for (int i = 0; i < pieces; i++) {
         size_t begin = (size_t)i * LARGEST_MESSAGE;
         int count = (int)(bytes - begin < LARGEST_MESSAGE ? bytes - begin : LARGEST_MESSAGE);
         char *piece = (char *)data + begin;
         MPI_Request *request = &transfer->request[i];
-        int other = c->member[peer], tag = tag_of(c, stream);
+        int other = c->member[peer], tag = tag_of(c, MESSAGES);
         check(c,
               receives ? MPI_Irecv(piece, count, MPI_BYTE, other, tag, MPI_COMM_WORLD, request)
                        : MPI_Isend(piece, count, MPI_BYTE, other, tag, MPI_COMM_WORLD, request),
@@ -137,28 +109,27 @@ static bool arrived(MpiComm *c, MPI_Request *request, int peer, MPI_Status *stat
 
 static void wait_for_request(MpiComm *c, MPI_Request *request, int peer, MPI_Status *status) {
     if (arrived(c, request, peer, status)) return;
-    double timeout = c->world->timeout, pause = 0;
-    Board *board = &c->world->board;
-    CommPatience patience = comm_patience(LONGEST_STEP);
-    check(c, board_wait(board, c->member[peer], c->base.operation), peer);
+    double timeout = world_of(c)->timeout, pause = 0;
+    StatusTable *table = &world_of(c)->table;
+    Timer timer = timer_start(LONGEST_STEP);
+    check(c, status_wait(table, c->member[peer], c->base.operation), peer);
     while (!arrived(c, request, peer, status)) {
-        comm_patience_spent(&patience);
-        if (comm_patience_look_due(&patience, timeout)) {
+        timer_elapsed(&timer);
+        if (comm_timer_look_due(&timer, timeout)) {
             uint64_t state;
-            check(c, board_chain(board, &state), peer);
-            comm_patience_saw(&patience, state);
+            check(c, status_chain(table, &state), peer);
+            comm_timer_saw(&timer, state);
         }
-        if (patience.waited >= timeout) fail_for_silence(c, patience.waited);
-        check(c, board_look(board), peer);
+        if (timer.waited >= timeout) fail_for_silence(c, timer.waited);
+        check(c, status_look(table), peer);
         pause = pause == 0 ? SHORTEST_PAUSE : pause * 1.125;
         if (pause > LONGEST_PAUSE) pause = LONGEST_PAUSE;
-        sleep_for(pause);
+        clock_sleep(pause);
     }
-    check(c, board_beat(board), peer);
+    check(c, status_beat(table), peer);
 }
 
 static void finish(MpiComm *c, Transfer *transfer) {
-    if (transfer == NULL) return;
     size_t bytes = 0;
     for (int i = 0; i < transfer->pieces; i++) {
         MPI_Status status;
@@ -177,112 +148,54 @@ static void finish(MpiComm *c, Transfer *transfer) {
 static CommRequest mpi_exchange_begin(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                       size_t receive_bytes, int from) {
     CommRequest request = {NULL, NULL};
-    if (receive_bytes > 0) request.receive = start(mpi(comm), true, receive, receive_bytes, from, EXCHANGES);
-    if (send_bytes > 0) request.send = start(mpi(comm), false, (void *)send, send_bytes, to, EXCHANGES);
+    if (receive_bytes > 0) request.receive = start(mpi(comm), true, receive, receive_bytes, from);
+    if (send_bytes > 0) request.send = start(mpi(comm), false, (void *)(uintptr_t)send, send_bytes, to);
     return request;
 }
 
 static void mpi_wait(Comm *comm, const CommRequest *request) {
-    finish(mpi(comm), request->receive);
-    finish(mpi(comm), request->send);
+    if (request->receive != NULL) finish(mpi(comm), request->receive);
+    if (request->send != NULL) finish(mpi(comm), request->send);
 }
 
-// ---- messages of collectives (comm/pairwise.c) --------------------------------------------------------------------
-
-static void *message_begin(Comm *comm, bool receives, void *data, size_t bytes, int peer) {
-    return start(mpi(comm), receives, data, bytes, peer, COLLECTIVES);
-}
-
-static void message_end(Comm *comm, void *message) { finish(mpi(comm), message); }
-
-// ---- groups -------------------------------------------------------------------------------------------------------
-
-static const CommOperations mpi_operations;
-
-static MpiComm *new_comm(World *world, int rank, int size, int context) { // NULL: out of memory
-    MpiComm *c = calloc(1, sizeof *c + (size_t)size * sizeof c->member[0]);
-    if (c == NULL) return NULL;
-    c->base = (Comm){.operations = &mpi_operations,
-                     .rank = rank,
-                     .world_rank = rank,
-                     .size = size,
-                     .timeout = world->timeout,
-                     .operation = "start"};
-    c->world = world;
-    c->context = context;
-    return c;
-}
-
-static void mpi_release(Comm *comm) { free(comm); }
-
-// The number of a group is its context.
-static Comm *mpi_split(Comm *comm, int color, int key) {
-    MpiComm *parent = mpi(comm);
-    World *world = parent->world;
-    PairwiseSplit split = pairwise_split(comm, color, key, &world->next_context);
-    if (split.number >= world->largest_tag / STREAMS) comm_give_up(comm, "more groups of ranks than MPI has tags for");
-    MpiComm *made = new_comm(world, split.rank, split.size, split.number);
-    if (made == NULL) comm_give_up(comm, "out of memory for a group of %d ranks", split.size);
-    for (int i = 0; i < split.size; i++) made->member[i] = parent->member[split.members[i]];
-    free(split.members);
-    return &made->base;
+static Comm *mpi_group(Comm *comm, const int *members, int size, int rank, int number) {
+    if (number >= world_of(mpi(comm))->largest_tag / TAGS)
+        comm_give_up(comm, "more groups of ranks than MPI has tags for");
+    return process_group_of(comm, members, size, rank, number);
 }
 
 static const CommOperations mpi_operations = {
-    .split = mpi_split,
-    .release = mpi_release,
-    .doing = mpi_doing,
-    .said = mpi_said,
-    .moved = mpi_moved,
+    .group = mpi_group,
+    .release = comm_free_memory,
+    .set_activity = mpi_doing,
+    .activity = mpi_said,
+    .heartbeats = mpi_moved,
     .end_all = end_all,
-    .barrier = pairwise_barrier,
-    .broadcast = pairwise_broadcast,
-    .all_reduce_sum = pairwise_all_reduce_sum,
-    .reduce_scatter_sum = pairwise_reduce_scatter_sum,
-    .all_gather = pairwise_all_gather,
+    .barrier = exchanged_barrier,
+    .broadcast = exchanged_broadcast,
+    .all_reduce_sum = exchanged_all_reduce_sum,
+    .reduce_scatter_sum = exchanged_reduce_scatter_sum,
+    .all_gather = exchanged_all_gather,
     .exchange_begin = mpi_exchange_begin,
     .wait = mpi_wait,
-    .message_begin = message_begin,
-    .message_end = message_end,
 };
-
-// ---- processes ----------------------------------------------------------------------------------------------------
-
-static void gather_places(MpiComm *c) {
-    typedef struct Place {
-        char name[sizeof((BoardPeer *)NULL)->place];
-    } Place;
-    char host[MPI_MAX_PROCESSOR_NAME] = "";
-    int length;
-    size_t size = (size_t)c->base.size, *bytes = allocate(c, size * sizeof *bytes);
-    Place *place = allocate(c, size * sizeof *place);
-    MPI_Get_processor_name(host, &length);
-    snprintf(place[c->base.rank].name, sizeof *place, "process %ld on %.48s", (long)getpid(), host);
-    for (size_t rank = 0; rank < size; rank++) bytes[rank] = sizeof *place;
-    if (size > 1) pairwise_all_gather(&c->base, place, bytes);
-    for (size_t rank = 0; rank < size; rank++)
-        memcpy(c->world->board.peer[rank].place, place[rank].name, sizeof *place);
-    free(place);
-    free(bytes);
-}
 
 // The last barrier has the time-out too: a rank with a long last word gives signs of life.
 static void run_rank(World *world, void (*rank_main)(Comm *, void *), void *argument) {
     MpiComm *c = world->all;
-    gather_places(c);
     deadline_set(world->deadline, HUGE_VAL, "");
     pulse_connect(beat, world);
     rank_main(&c->base, argument);
-    c->base.operation = "end";
-    atomic_store(&world->board.mine->finished, 1);
-    if (world->size > 1) pairwise_barrier(&c->base);
+    world->end->base.operation = "end";
+    atomic_store(&world->table.mine->finished, 1);
+    if (world->size > 1) exchanged_barrier(&world->end->base);
     pulse_connect(NULL, NULL);
     deadline_set(world->deadline, world->timeout, "end");
 }
 
 static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*rank_main)(Comm *, void *),
                          void *argument, Error *err) {
-    World world = {.timeout = launch->timeout_seconds, .next_context = 1, .deadline = deadline};
+    World world = {.timeout = launch->timeout_seconds, .next_context = 2, .deadline = deadline};
     int rank, *largest_tag, found;
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -301,14 +214,16 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
     if (MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found) != MPI_SUCCESS || !found)
         return error_set(err, "MPI does not say how many tags it has");
     world.largest_tag = *largest_tag;
-    world.all = new_comm(&world, rank, world.size, 0);
-    if (world.all == NULL) return error_set(err, "out of memory for %d ranks", world.size);
-    for (int i = 0; i < world.size; i++) world.all->member[i] = i;
-    bool ok = board_open(&world.board, rank, world.size, tag_of(world.all, NOTICES), world.timeout);
+    world.all = process_group_new(&mpi_operations, &world, world.timeout, &world.next_context, rank, world.size);
+    world.end = process_group_new(&mpi_operations, &world, world.timeout, &world.next_context, rank, world.size);
+    if (world.all == NULL || world.end == NULL) return error_set(err, "out of memory for %d ranks", world.size);
+    world.end->number = 1;
+    bool ok = status_open(&world.table, rank, world.size, tag_of(world.all, STATUS), world.timeout);
     if (ok) run_rank(&world, rank_main, argument);
-    ok = (ok && board_close(&world.board)) ||
+    ok = (ok && status_close(&world.table)) ||
          error_set(err, "MPI fails between %d ranks, or memory is short", world.size);
-    free(world.all);
+    comm_free_memory(&world.all->base);
+    comm_free_memory(&world.end->base);
     return ok;
 }
 

@@ -260,6 +260,153 @@ static void check_ring(Rank *me, size_t bytes) {
     free(next);
 }
 
+// ---- collectives overlapped with work -------------------------------------------------------------------------------
+
+enum { MOST_RANKS = 16 };
+
+// All-gather, reduce-scatter, edges and all-to-all under way at once, and waited for in another order on each rank.
+typedef struct Overlapped {
+    size_t bytes[MOST_RANKS], send_bytes[MOST_RANKS], receive_bytes[MOST_RANKS];
+    int64_t counts[MOST_RANKS], first; // floats before this rank's
+    CommRequest gathering[MOST_RANKS], summing[MOST_RANKS], edges[2], trading[MOST_RANKS];
+    unsigned char *gathered, *expected_gathered, *sent, *received, *expected_received;
+    float *in, *room, *sum, *expected_sum;
+    size_t gathered_bytes, received_bytes;
+    CommHalo halo;
+    float edge[4][40]; // my first, my last, before, after
+} Overlapped;
+
+static size_t piece_bytes(int from, int to, int round) {
+    return (size_t)random_below(SEED_MESSAGE, (uint64_t)round << 40 | (uint64_t)from << 20 | (uint64_t)to, 0, 3) *
+           (size_t)count_of(from + to, round);
+}
+
+static void prepare_gather(Overlapped *o, int rank, int size, int round) {
+    size_t begin = 0;
+    for (int r = 0; r < size; r++) {
+        o->bytes[r] = (size_t)count_of(r, round);
+        if (r < rank) begin += o->bytes[r];
+        o->gathered_bytes += o->bytes[r];
+    }
+    o->gathered = get(o->gathered_bytes);
+    o->expected_gathered = get(o->gathered_bytes);
+    for (size_t i = 0; i < o->gathered_bytes; i++) o->expected_gathered[i] = (unsigned char)(i * 31 + (size_t)round);
+    memcpy(o->gathered + begin, o->expected_gathered + begin, o->bytes[rank]);
+}
+
+static void prepare_sum(Overlapped *o, int rank, int size, int round) {
+    int64_t total = 0;
+    for (int r = 0; r < size; r++) {
+        o->counts[r] = count_of(r, round + 1000);
+        if (r < rank) o->first += o->counts[r];
+        total += o->counts[r];
+    }
+    size_t mine = (size_t)o->counts[rank];
+    o->in = get((size_t)total * sizeof *o->in);
+    o->room = get((size_t)(size - 1) * mine * sizeof *o->room);
+    o->sum = round % 2 == 0 ? o->in + o->first : get(mine * sizeof *o->sum);
+    o->expected_sum = get(mine * sizeof *o->expected_sum);
+    for (int64_t i = 0; i < total; i++) o->in[i] = value(rank, round, i);
+    for (size_t i = 0; i < mine; i++) {
+        o->expected_sum[i] = value(0, round, o->first + (int64_t)i);
+        for (int r = 1; r < size; r++) o->expected_sum[i] += value(r, round, o->first + (int64_t)i);
+    }
+}
+
+static void prepare_trade(Overlapped *o, int rank, int size, int round) {
+    size_t sent = 0, received = 0;
+    for (int r = 0; r < size; r++) {
+        sent += o->send_bytes[r] = piece_bytes(rank, r, round);
+        received += piece_bytes(r, rank, round);
+    }
+    o->received_bytes = received;
+    o->sent = get(sent);
+    o->received = get(received);
+    o->expected_received = get(received);
+    for (int r = 0, at = 0; r < size; at += (int)o->send_bytes[r], r++)
+        for (size_t i = 0; i < o->send_bytes[r]; i++) o->sent[at + (int)i] = (unsigned char)(rank * 7 + r * 3 + (int)i);
+    for (int r = 0, at = 0; r < size; at += (int)piece_bytes(r, rank, round), r++)
+        for (size_t i = 0; i < piece_bytes(r, rank, round); i++)
+            o->expected_received[at + (int)i] = (unsigned char)(r * 7 + rank * 3 + (int)i);
+}
+
+static void prepare_edges(Overlapped *o, int rank, int round) {
+    for (int i = 0; i < 40; i++) {
+        o->edge[0][i] = value(rank, round, i);
+        o->edge[1][i] = value(rank, round, 40 + i);
+        o->edge[2][i] = o->edge[3][i] = -1;
+    }
+    o->halo = (CommHalo){o->edge[0], o->edge[1], o->edge[2], o->edge[3], 4 * (size_t)(round % 3 * 20),
+                         4 * (size_t)(round % 2 * 11)};
+}
+
+static void check_edges(Rank *me, const Overlapped *o, int rank, int size, int round) {
+    float before[40], after[40];
+    for (int i = 0; i < 40; i++) {
+        before[i] = rank > 0 && i < (int)o->halo.before_bytes / 4 ? value(rank - 1, round, 40 + i) : -1;
+        after[i] = rank < size - 1 && i < (int)o->halo.after_bytes / 4 ? value(rank + 1, round, i) : -1;
+    }
+    check_bytes(me, o->edge[2], before, sizeof before, "edge before", round);
+    check_bytes(me, o->edge[3], after, sizeof after, "edge after", round);
+}
+
+static void check_overlapped(Rank *me, int round) {
+    Comm *comm = me->comm;
+    int size = comm_size(comm), rank = comm_rank(comm);
+    Overlapped *o = get(sizeof *o);
+    prepare_gather(o, rank, size, round);
+    prepare_sum(o, rank, size, round);
+    prepare_trade(o, rank, size, round);
+    prepare_edges(o, rank, round);
+    int64_t before = comm_bytes_sent(comm), sent;
+    comm_all_to_all_sizes(comm, o->send_bytes, o->receive_bytes, o->trading);
+    check_sent(me, before, (int64_t)sizeof(size_t) * (size - 1), "bytes of sizes");
+    for (int r = 0; r < size; r++)
+        check(me, o->receive_bytes[r] == piece_bytes(r, rank, round), "size of a piece", r, (long long)o->receive_bytes[r]);
+
+    before = comm_bytes_sent(comm);
+    comm_all_gather_begin(comm, o->gathered, o->bytes, o->gathering);
+    check_sent(me, before, sent = (int64_t)o->bytes[rank] * (size - 1), "bytes of all-gather begun");
+    comm_reduce_scatter_begin(comm, o->in, o->counts, o->room, o->summing);
+    for (int r = 0; r < size; r++) sent += r == rank ? 0 : o->counts[r] * 4;
+    check_sent(me, before, sent, "bytes of reduce-scatter begun");
+    comm_halo_begin(comm, &o->halo, o->edges);
+    sent += (int64_t)(rank < size - 1 ? o->halo.before_bytes : 0) + (int64_t)(rank > 0 ? o->halo.after_bytes : 0);
+    check_sent(me, before, sent, "bytes of edges");
+    comm_all_to_all_begin(comm, o->sent, o->send_bytes, o->received, o->receive_bytes, o->trading);
+    for (int r = 0; r < size; r++) sent += r == rank ? 0 : (int64_t)o->send_bytes[r];
+    check_sent(me, before, sent, "bytes of all-to-all");
+
+    for (int turn = 0; turn < 4; turn++) {
+        int which = (turn + rank + round) % 4;
+        if (which == 0) comm_all_gather_wait(comm, o->gathering);
+        if (which == 1) comm_reduce_scatter_wait(comm, o->sum, o->in, o->counts, o->room, o->summing);
+        if (which == 2) comm_wait_all(comm, o->edges, 2);
+        if (which == 3) comm_wait_all(comm, o->trading, size);
+    }
+    check_sent(me, before, sent, "bytes of waits");
+    check_bytes(me, o->gathered, o->expected_gathered, o->gathered_bytes, "all-gather begun", round);
+    check_bytes(me, o->sum, o->expected_sum, (size_t)o->counts[rank] * sizeof(float), "reduce-scatter begun", round);
+    check_bytes(me, o->received, o->expected_received, o->received_bytes, "all-to-all", round);
+    check_edges(me, o, rank, size, round);
+
+    before = comm_bytes_sent(comm);
+    float states[MOST_RANKS][3], expected[MOST_RANKS][3];
+    for (int r = 0; r < size; r++)
+        for (int i = 0; i < 3; i++) {
+            expected[r][i] = value(r, round, 100 + i);
+            states[r][i] = r == rank ? expected[r][i] : 0;
+        }
+    comm_gather_states(comm, states, sizeof states[0], o->gathering);
+    check_sent(me, before, (int64_t)sizeof states[0] * (size - 1), "bytes of states");
+    check_bytes(me, states, expected, (size_t)size * sizeof states[0], "states", round);
+    if (round % 2 != 0) free(o->sum);
+    void *made[] = {o->gathered, o->expected_gathered, o->sent, o->received, o->expected_received,
+                    o->in,       o->room,              o->expected_sum};
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) free(made[i]);
+    free(o);
+}
+
 // ---- groups -------------------------------------------------------------------------------------------------------
 
 // The ranks as a grid of rows (one sequence each) and columns (replicas), as in training, used in turns.
@@ -281,6 +428,7 @@ static void check_groups(Rank *me, int rounds) {
             check_exchanges(&in_row, 9);
             check_reduce_scatter(&in_column, round);
             check_all_gather(&in_row, round);
+            check_overlapped(&in_column, round);
             check_all_reduce(&all, round);
             check_all_reduce(&in_column, round);
             comm_barrier(round % 2 ? row : column);
@@ -310,6 +458,7 @@ static void rank_main(Comm *world, void *argument) {
     check_collectives(&me, slowness > 1 ? 12 : 40);
     check_exchanges(&me, slowness > 1 ? 80 : 400);
     check_chain(&me);
+    for (int round = 0; round < 12; round++) check_overlapped(&me, round);
     check_ring(&me, slowness > 1 ? 100000 : 3000000);
     check_groups(&me, slowness > 1 ? 2 : 4);
 
@@ -362,7 +511,7 @@ static void test_local(void **state) {
 
 static void test_mpi(void **state) {
     if (!mpi_can_be_tested()) skip();
-    static const int sizes[] = {1, 2, 4};
+    static const int sizes[] = {1, 2, 3, 4, 8};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         Command command = {0};
         char count[16], expected[64];

@@ -17,7 +17,7 @@
 
 #include "base/pulse.h"
 #include "base/random.h"
-#include "comm/nccl.h"
+#include "comm/device_group.h"
 
 enum { MOST_RANKS = 5, MOST_BYTES = 60000 };
 
@@ -217,7 +217,8 @@ static void compare(Rank *me, const Box *box, size_t offset, const void *expecte
 
 // ---- collectives --------------------------------------------------------------------------------------------------
 
-static void check_broadcast(Rank *me, int round) {
+static void check_broadcast(Rank *me, int round) { // there is none on devices
+    if (!me->device->host_memory) return;
     int64_t before = sent_beyond(me);
     int root = round % comm_size(me->comm);
     size_t count = (size_t)count_of(root, round), bytes = count * sizeof(float);
@@ -329,10 +330,8 @@ static void check_one_after_the_other(Rank *me) {
     for (int i = 0; i < 3; i++) {
         comm_reduce_scatter_sum(me->comm, (float *)box.buffer + rank * EACH, box.buffer, counts);
         comm_all_gather(me->comm, box.buffer, bytes);
-        comm_broadcast(me->comm, box.buffer, EACH, i % size);
         comm_reduce_scatter_sum(me->host, data + rank * EACH, data, counts);
         comm_all_gather(me->host, data, bytes);
-        comm_broadcast(me->host, data, EACH, i % size);
     }
     take(me, &box, box.bytes);
     compare(me, &box, 0, data, box.bytes, "one collective after the other", 0);
@@ -400,9 +399,7 @@ static void check_exchanges(Rank *me, int messages) {
         if (n % 9 == 8) {
             check(me, comm_bytes_sent(me->comm) - before == sent, "bytes of exchange", n, sent);
             int64_t collective = comm_bytes_sent(me->comm);
-            Box box = make_box(me, 400);
-            comm_broadcast(me->comm, box.buffer, 400, n % size);
-            free_box(me, &box);
+            check_all_gather(me, n);
             before += comm_bytes_sent(me->comm) - collective;
         }
     }
@@ -508,6 +505,74 @@ static void check_chain(Rank *me) {
     free_box(me, &received);
 }
 
+// ---- collectives overlapped with work -------------------------------------------------------------------------------
+
+// Each begun on the device and on the host's engine, whose results test_comm.c has held against serial ones; between
+// begin and wait the device works on something else. All-gather, reduce-scatter and all-to-all are under way at once.
+static void check_overlapped(Rank *me, int round) {
+    int size = comm_size(me->comm), rank = comm_rank(me->comm);
+    size_t bytes[MOST_RANKS], send_bytes[MOST_RANKS], receive_bytes[MOST_RANKS], total = 0, sent = 0, received = 0;
+    int64_t counts[MOST_RANKS], floats = 0, first = 0, before = sent_beyond(me);
+    CommRequest gathering[2][MOST_RANKS], summing[2][MOST_RANKS], trading[2][MOST_RANKS], edges[2][2];
+    for (int r = 0; r < size; r++) {
+        total += bytes[r] = 4 * (size_t)count_of(r, round);
+        counts[r] = count_of(r, round + 50);
+        if (r < rank) first += counts[r];
+        floats += counts[r];
+        sent += send_bytes[r] = 4 * (size_t)count_of(rank * MOST_RANKS + r, round);
+    }
+    comm_all_to_all_sizes(me->comm, send_bytes, receive_bytes, trading[0]);
+    comm_all_to_all_sizes(me->host, send_bytes, receive_bytes, trading[0]);
+    for (int r = 0; r < size; r++) received += receive_bytes[r];
+    size_t mine = (size_t)counts[rank] * sizeof(float), in_bytes = (size_t)floats * sizeof(float);
+    enum { GATHERED, IN, ROOM, SENT, RECEIVED, FIRST, LAST, BEFORE, AFTER, BOXES };
+    const size_t sizes[BOXES] = {total, in_bytes, mine * (size_t)(size - 1), sent, received, 300, 300, 300, 300};
+    Box box[BOXES], work = make_box(me, 4000);
+    float *host[BOXES];
+    for (int i = 0; i < BOXES; i++) {
+        host[i] = get(sizes[i]);
+        fill(host[i], (int64_t)(sizes[i] / sizeof(float)), rank + i, round);
+        box[i] = make_box(me, sizes[i]);
+        put(me, &box[i], host[i], sizes[i]);
+    }
+    for (int on_device = 0; on_device < 2; on_device++) {
+        Comm *comm = on_device ? me->comm : me->host;
+        void *at[BOXES];
+        for (int i = 0; i < BOXES; i++) at[i] = on_device ? box[i].buffer : host[i];
+        CommHalo halo = {at[FIRST], at[LAST], at[BEFORE], at[AFTER], 4 * (size_t)(round % 4) * 25, 300};
+        comm_all_gather_begin(comm, at[GATHERED], bytes, gathering[on_device]);
+        comm_reduce_scatter_begin(comm, at[IN], counts, at[ROOM], summing[on_device]);
+        comm_all_to_all_begin(comm, at[SENT], send_bytes, at[RECEIVED], receive_bytes, trading[on_device]);
+        comm_halo_begin(comm, &halo, edges[on_device]);
+        if (on_device) me->device->add_float(me->device, work.buffer, work.source, 1000);
+        comm_wait_all(comm, edges[on_device], 2);
+        comm_reduce_scatter_wait(comm, (float *)at[IN] + first, at[IN], counts, at[ROOM], summing[on_device]);
+        comm_wait_all(comm, trading[on_device], size);
+        comm_all_gather_wait(comm, gathering[on_device]);
+    }
+    check_same_sent(me, before, "bytes of overlapped collectives", round);
+    static const char *const names[BOXES] = {"all-gather begun", "reduce-scatter begun", "", "all-to-all sent",
+                                             "all-to-all", "first", "last", "edge before", "edge after"};
+    for (int i = 0; i < BOXES; i++) {
+        take(me, &box[i], sizes[i]);
+        if (i != ROOM) compare(me, &box[i], 0, host[i], sizes[i], names[i], round);
+    }
+    for (int i = 0; i < BOXES; i++) {
+        free_box(me, &box[i]);
+        free(host[i]);
+    }
+    float states[MOST_RANKS][2];
+    for (int r = 0; r < size; r++) fill(states[r], 2, r == rank ? rank : 99, round);
+    Box box_of_states = make_box(me, (size_t)size * sizeof states[0]);
+    put(me, &box_of_states, states, (size_t)size * sizeof states[0]);
+    comm_gather_states(me->comm, box_of_states.buffer, sizeof states[0], gathering[1]);
+    take(me, &box_of_states, (size_t)size * sizeof states[0]);
+    for (int r = 0; r < size; r++) fill(states[r], 2, r, round);
+    compare(me, &box_of_states, 0, states, (size_t)size * sizeof states[0], "states", round);
+    free_box(me, &box_of_states);
+    free_box(me, &work);
+}
+
 // ---- groups -------------------------------------------------------------------------------------------------------
 
 static Rank split(Rank *me, int color, int key) {
@@ -570,6 +635,7 @@ static void rank_of_engine(Comm *world, Checks *checks) {
         check_batches(&me);
         check_ring(&me);
         check_chain(&me);
+        for (int round = 0; round < 3; round++) check_overlapped(&me, round);
         check_groups(&me);
         check_pieces(&me);
         free_ranks(&me);
@@ -601,6 +667,7 @@ static void rank_main(Comm *world, void *argument) {
     check_batches(&me);
     check_ring(&me);
     check_chain(&me);
+    for (int round = 0; round < 3; round++) check_overlapped(&me, round);
     if (checks->fault == NO_FAULT) {
         check_groups(&me);
         check_pieces(&me);
@@ -850,9 +917,9 @@ static void test_failures(void **state) {
     (void)state;
     if (!emulated_can_be_tested()) skip();
     expect_failure("EMULATED_NCCL_FAIL=1:3", "-", "collectives",
-                   "rank 1: exchange between GPUs failed (doing: reading data): NCCL: ", "planted");
-    expect_failure("EMULATED_NCCL_FAIL=0:0", "-", "collectives", "rank 0: exchange", "doing: step 12");
-    expect_failure("EMULATED_SEED=2", "hang", "collectives", "rank 0: exchange between GPUs has not ended for 1 s",
+                   "): exchange between GPUs failed (doing: reading data): NCCL: ", "planted");
+    expect_failure("EMULATED_NCCL_FAIL=0:0", "-", "collectives", "rank 0 (process ", "): exchange between GPUs failed");
+    expect_failure("EMULATED_SEED=2", "hang", "collectives", "): exchange between GPUs has not ended for 1 s",
                    "step 12");
     expect_failure("EMULATED_SEED=2", "hang", "peers", "rank 1 has not answered for 1 s (doing: reading data)",
                    "exchange");

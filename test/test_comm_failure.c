@@ -4,8 +4,8 @@
 // The program starts itself as the one that fails: `test_comm_failure RANKS TROUBLE OPERATION`.
 #include <pthread.h>
 
+#include "base/launcher.h"
 #include "base/pulse.h"
-#include "comm/engine.h"
 #include "test/ranks.h"
 
 static const char *const operations[] = {"exchange",   "barrier",        "broadcast", "all-reduce",
@@ -422,7 +422,7 @@ static void test_launch(void **state) {
 static void expect_place(int rank, int size, const char *address) {
     MeetingPlace place;
     Error err = {0};
-    if (!comm_meeting_place(&place, size, &err)) fail_msg("%s: %s", address, err.message);
+    if (!launcher_meeting_place(&place, size, &err)) fail_msg("%s: %s", address, err.message);
     assert_int_equal(place.rank, rank);
     assert_int_equal(place.size, size);
     assert_string_equal(place.address, address);
@@ -430,7 +430,7 @@ static void expect_place(int rank, int size, const char *address) {
 static void expect_no_place(int ranks, const char *part) {
     MeetingPlace place;
     Error err = {0};
-    assert_false(comm_meeting_place(&place, ranks, &err));
+    assert_false(launcher_meeting_place(&place, ranks, &err));
     assert_int_equal(err.exit_code, EXIT_USAGE);
     if (strstr(err.message, part) == NULL) fail_msg("expected \"%s\" in: %s", part, err.message);
 }

@@ -34,32 +34,32 @@ bool done(ncclComm_t comm, ncclResult_t result, Error *err) {
     return result == ncclSuccess || failed(comm, result, err);
 }
 
-bool invite(CommInvitation *invitation, Error *err) {
-    static_assert(sizeof(ncclUniqueId) == sizeof(CommInvitation), "an invitation is NCCL's unique id");
+bool unique_id(CommUniqueId *made, Error *err) {
+    static_assert(sizeof(ncclUniqueId) == sizeof(CommUniqueId), "it is NCCL's");
     ncclUniqueId id;
     if (!done(NULL, ncclGetUniqueId(&id), err)) return false;
-    memcpy(invitation->bytes, &id, sizeof id);
+    memcpy(made->bytes, &id, sizeof id);
     return true;
 }
 
 // NCCL makes the same id of NCCL_COMM_ID in every process, but for its first 8 bytes, by which strangers are told apart:
 // before version 2.23 or so these were random even then, and ranks did not know each other. They are the address's here.
-bool invite_to(const char *address, CommInvitation *invitation, Error *err) {
+bool unique_id_of(const char *address, CommUniqueId *id, Error *err) {
     uint64_t hash = 0xcbf29ce484222325; // FNV-1a
     for (const char *c = address; *c != '\0'; c++) hash = (hash ^ static_cast<unsigned char>(*c)) * 0x100000001b3;
-    if (!invite(invitation, err)) return false;
-    memcpy(invitation->bytes, &hash, sizeof hash);
+    if (!unique_id(id, err)) return false;
+    memcpy(id->bytes, &hash, sizeof hash);
     return true;
 }
 
-void *join(Device *device, const CommInvitation *invitation, int rank, int size, Error *err) {
+void *join(Device *device, const CommUniqueId *shared, int rank, int size, Error *err) {
     Member *member = static_cast<Member *>(calloc(1, sizeof(Member)));
     if (member == NULL) {
         error_set(err, "out of memory");
         return NULL;
     }
     ncclUniqueId id;
-    memcpy(&id, invitation->bytes, sizeof id);
+    memcpy(&id, shared->bytes, sizeof id);
     CUDA_CHECK(cudaSetDevice(context_of(device)->gpu));
     member->stream = context_of(device)->stream[STREAM_EXCHANGE];
     member->rank = rank;
@@ -87,11 +87,6 @@ bool receive(void *pointer, void *data, size_t bytes, int from, Error *err) {
     return done(m->comm, ncclRecv(data, bytes, ncclUint8, from, m->comm, m->stream), err);
 }
 
-bool broadcast(void *pointer, void *data, size_t bytes, int root, Error *err) {
-    const Member *m = static_cast<Member *>(pointer);
-    return done(m->comm, ncclBroadcast(data, data, bytes, ncclUint8, root, m->comm, m->stream), err);
-}
-
 bool all_gather(void *pointer, void *data, size_t bytes_each, Error *err) {
     const Member *m = static_cast<Member *>(pointer);
     const unsigned char *mine = static_cast<unsigned char *>(data) + (size_t)m->rank * bytes_each;
@@ -110,5 +105,5 @@ bool sound(void *pointer, Error *err) {
 } // namespace
 
 const CommCollectives cuda_nccl_collectives = {
-    nccl_opens, invite, invite_to, join, leave, begin, end, send, receive, broadcast, all_gather, watch_thread, sound,
+    nccl_opens, unique_id, unique_id_of, join, leave, begin, end, send, receive, all_gather, watch_thread, sound,
 };

@@ -1,10 +1,9 @@
-// What a launcher (mpirun, mpiexec, srun, torchrun) has told this process, by its environment; MPI itself is not asked.
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "comm/engine.h"
+#include "base/launcher.h"
 
 // A launcher tells each process its place in these variables: Open MPI's mpirun; MPICH's and Intel's mpiexec; srun,
 // whose count is that of the job step (a batch script has a job, but is no step of several tasks).
@@ -15,14 +14,6 @@ static const struct Launcher {
     {"PMI_RANK", "PMI_SIZE"},
     {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"},
 };
-
-bool comm_has_mpi(void) {
-#ifdef HAVE_MPI
-    return true;
-#else
-    return false;
-#endif
-}
 
 static const char *text_from_environment(const char *name) { // NULL: not there, or empty
     const char *text = getenv(name);
@@ -55,14 +46,14 @@ static bool launched(int *rank, int *count) {
     return number_from_environment("PMIX_RANK", rank);
 }
 
-bool comm_launched_by_mpi(void) {
+bool launched_by_mpi(void) {
     int rank, count;
     return launched(&rank, &count);
 }
 
-// A place among several, even a wrong one, which comm_meeting_place then tells. One of the two names alone may be
+// A place among several, even a wrong one, which launcher_meeting_place then tells. One of the two names alone may be
 // anybody's, where there is no MASTER_ADDR beside it.
-bool comm_launched_by_torchrun(void) {
+bool launched_by_torchrun(void) {
     const char *rank = text_from_environment("RANK"), *size = text_from_environment("WORLD_SIZE");
     if (rank != NULL && size != NULL) return strcmp(size, "1") != 0;
     if (rank == NULL && size == NULL) return false;
@@ -117,7 +108,7 @@ static bool first_of_slurm(MeetingPlace *place, const char *list, int port, Erro
     return set_address(place, host, length, port, err);
 }
 
-bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err) {
+bool launcher_meeting_place(MeetingPlace *place, int ranks, Error *err) {
     *place = (MeetingPlace){0};
     int port = 0, job;
     if (!read_place(place, ranks, err)) return false;
@@ -147,39 +138,30 @@ bool comm_meeting_place(MeetingPlace *place, int ranks, Error *err) {
 
 // ---- any of them --------------------------------------------------------------------------------------------------
 
-static bool placed(int *rank, int *count) { // as the engine is chosen
-    if (comm_has_mpi() && launched(rank, count)) return true;
-    if (comm_launched_by_torchrun() && number_from_environment("RANK", rank) &&
-        number_from_environment("WORLD_SIZE", count))
+bool launcher_place(bool mpi_first, int *rank, int *count) {
+    if (mpi_first && launched(rank, count)) return true;
+    if (launched_by_torchrun() && number_from_environment("RANK", rank) && number_from_environment("WORLD_SIZE", count))
         return true;
     return launched(rank, count);
 }
 
-int comm_process_rank(void) {
-    int rank, count;
-    return placed(&rank, &count) ? rank : 0;
+static bool first_number(const char *const *names, int count, int *number) {
+    for (int i = 0; i < count; i++)
+        if (number_from_environment(names[i], number)) return true;
+    return false;
 }
 
-int comm_process_count(void) {
-    int rank, count;
-    return placed(&rank, &count) ? count : 1;
-}
-
-int comm_processes_here(void) {
+int launcher_processes_here(int all) {
     static const char *const counts[] = {"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
                                          "SLURM_NTASKS_PER_NODE"};
-    int rank, all, here;
-    if (!placed(&rank, &all)) return 1;
-    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
-        if (number_from_environment(counts[i], &here) && here > 0) return here;
+    int here;
+    if (first_number(counts, sizeof counts / sizeof *counts, &here) && here > 0) return here;
     return all > 0 ? all : 1; // not told: all of them, so that none takes processors from another
 }
 
-int comm_process_rank_here(void) {
+int launcher_rank_here(int rank, int all) {
     static const char *const ranks[] = {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"};
-    int rank, all, here;
-    if (!placed(&rank, &all)) return 0;
-    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++)
-        if (number_from_environment(ranks[i], &here)) return here;
-    return rank % comm_processes_here(); // machines are filled one after the other, as a rule
+    int here;
+    if (first_number(ranks, sizeof ranks / sizeof *ranks, &here)) return here;
+    return rank % launcher_processes_here(all); // machines are filled one after the other, as a rule
 }
