@@ -18,7 +18,7 @@ CommPlace comm_place_here(void) {
     CommPlace place;
     char host[60] = "";
     gethostname(host, sizeof host - 1);
-    snprintf(place.text, sizeof place.text, "process %ld on %s", (long)getpid(), host);
+    snprintf(place.text, sizeof place.text, "process %ld on %.48s", (long)getpid(), host);
     return place;
 }
 
