@@ -174,14 +174,6 @@ void comm_sum_floats(float *out, const float *const *terms, int term_count, int6
     }
 }
 
-void comm_sum_doubles(double *out, const double *const *terms, int term_count, int count) {
-    for (int i = 0; i < count; i++) {
-        double sum = terms[0][i];
-        for (int t = 1; t < term_count; t++) sum += terms[t][i];
-        out[i] = sum;
-    }
-}
-
 CommRequest comm_exchange_part(Comm *comm, const void *send, size_t send_bytes, int to, void *receive,
                                size_t receive_bytes, int from) {
     CommRequest complete = {NULL, NULL};

@@ -26,7 +26,6 @@ struct Device; // layers/device.h
 // auto: mpi under mpirun or srun, where it is compiled in; else nccl under torchrun, mpirun or srun; else local.
 typedef enum CommEngine { COMM_AUTO, COMM_LOCAL, COMM_MPI, COMM_NCCL } CommEngine;
 
-bool comm_engine_from_name(const char *name, CommEngine *engine);
 CommEngine comm_engine_here(CommEngine engine);   // what `auto` means for this process; any other is itself
 bool comm_ranks_are_processes(CommEngine engine); // this process would be one rank; else all of them, as threads
 bool comm_has_mpi(void);                          // compiled in
@@ -81,9 +80,9 @@ void comm_doing_slowly(Comm *comm, const char *what);
 // bits as in host memory, and bytes are counted the same. Such a group is freed by all its ranks together, after their
 // exchanges and before their devices are closed.
 Comm *comm_on_device(Comm *comm, struct Device *device, bool collectives);
-// What reduce_scatter_sum of a group on a device needs of its memory beside the vectors, at most COMM_STAGING_BYTES, where
-// the longest segment has so many floats. It is lent, before the first sum and until the group is freed; a group to which
-// nothing is lent takes as much at its first sum.
+// What reduce_scatter_sum of a group on a device needs of its memory beside the vectors, at most COMM_STAGING_BYTES,
+// where the longest segment has so many floats. It is lent, before the first sum and until the group is freed; a group
+// to which nothing is lent takes as much at its first sum.
 enum { COMM_STAGING_BYTES = 32 << 20 };
 size_t comm_staging_bytes(int ranks, int64_t longest_segment);
 void comm_lend_staging(Comm *comm, void *memory, size_t bytes); // a group in host memory needs none

@@ -83,10 +83,9 @@ void exchanged_all_reduce_sum(Comm *comm, double *values, int count);
 
 // ---- sums ---------------------------------------------------------------------------------------------------------
 
-// out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ...; out may be any of the terms. Every engine sums with these,
+// out[i] = ((term[0][i] + term[1][i]) + term[2][i]) + ...; out may be any of the terms. Every engine sums with this,
 // so they all give the same bits.
 void comm_sum_floats(float *out, const float *const *terms, int term_count, int64_t count);
-void comm_sum_doubles(double *out, const double *const *terms, int term_count, int count);
 
 // ---- waiting, and giving up ---------------------------------------------------------------------------------------
 

@@ -87,10 +87,8 @@ void exchanged_barrier(Comm *comm) {
 
 void exchanged_all_reduce_sum(Comm *comm, double *values, int count) {
     size_t size = (size_t)comm->size, stride = (size_t)count;
-    CommRequest *requests = comm_scratch(comm, size * (sizeof *requests + sizeof(double *) + stride * sizeof *values));
-    const double **terms = (const double **)(requests + size);
-    double *all = (double *)(terms + size);
-    for (size_t rank = 0; rank < size; rank++) terms[rank] = all + rank * stride;
+    CommRequest *requests = comm_scratch(comm, size * (sizeof *requests + stride * sizeof *values));
+    double *all = (double *)(requests + size);
     memcpy(all + (size_t)comm->rank * stride, values, stride * sizeof *all);
     for (int step = 1; step < comm->size; step++) {
         int from = before(comm, step);
@@ -98,7 +96,11 @@ void exchanged_all_reduce_sum(Comm *comm, double *values, int count) {
                                                 all + (size_t)from * stride, stride * sizeof *all, from);
     }
     wait_for_parts(comm, requests, comm->size - 1);
-    comm_sum_doubles(values, terms, comm->size, count);
+    for (size_t i = 0; i < stride; i++) {
+        double sum = all[i];
+        for (size_t rank = 1; rank < size; rank++) sum += all[rank * stride + i];
+        values[i] = sum;
+    }
 }
 
 // Floats of a segment of `count` in the piece that begins at `begin`.

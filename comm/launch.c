@@ -1,19 +1,6 @@
 // Starting ranks: which engine, and whether it can serve what was asked.
-#include <string.h>
-
 #include "base/launcher.h"
 #include "comm/engine.h"
-
-bool comm_engine_from_name(const char *name, CommEngine *engine) {
-    static const char *const names[] = {
-        [COMM_AUTO] = "auto", [COMM_LOCAL] = "local", [COMM_MPI] = "mpi", [COMM_NCCL] = "nccl"};
-    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++) {
-        if (strcmp(name, names[i]) != 0) continue;
-        *engine = (CommEngine)i;
-        return true;
-    }
-    return false;
-}
 
 bool comm_has_mpi(void) {
 #ifdef HAVE_MPI

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/deadline.h"
 #include "base/pulse.h"
 #include "comm/status.h"
 
@@ -229,7 +230,7 @@ static bool run_in_world(const CommLaunch *launch, Deadline *deadline, void (*ra
 
 bool comm_run_mpi(const CommLaunch *launch, void (*rank_main)(Comm *, void *), void *argument, Error *err) {
     int level;
-    Deadline *deadline = deadline_start(err);
+    Deadline *deadline = deadline_start(comm_process_rank(), err);
     if (deadline == NULL) return false;
     deadline_set(deadline, launch->start_seconds, "start");
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level) != MPI_SUCCESS) {

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/deadline.h"
 #include "base/launcher.h"
 #include "base/pulse.h"
 #include "comm/collectives.h"
@@ -255,7 +256,7 @@ bool comm_run_nccl(const CommLaunch *launch, void (*rank_main)(Comm *, void *), 
     if (device->collectives == NULL || !device->collectives->available())
         return error_set(err, "--engine nccl: NCCL is not installed here (libnccl.so.2); install it, or start one "
                               "process without a launcher: ranks are then threads");
-    Deadline *deadline = deadline_start(err);
+    Deadline *deadline = deadline_start(comm_process_rank(), err);
     if (deadline == NULL) return false;
     deadline_set(deadline, launch->start_seconds, "start");
     setenv("NCCL_COMM_ID", place.address, 1); // rank 0 listens there as it joins

@@ -1,3 +1,5 @@
+// Where ranks stand that are processes under MPI: in memory that those of a machine share, by messages between
+// machines.
 #include "comm/status.h"
 
 #ifdef HAVE_MPI

@@ -525,22 +525,11 @@ static void test_mpi(void **state) {
     }
 }
 
-static void test_engine_names(void **state) {
-    (void)state;
-    CommEngine engine = COMM_AUTO;
-    assert_true(comm_engine_from_name("mpi", &engine) && engine == COMM_MPI);
-    assert_true(comm_engine_from_name("local", &engine) && engine == COMM_LOCAL);
-    assert_true(comm_engine_from_name("auto", &engine) && engine == COMM_AUTO);
-    assert_true(comm_engine_from_name("nccl", &engine) && engine == COMM_NCCL);
-    assert_false(comm_engine_from_name("tcp", &engine));
-}
-
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "ranks") == 0) return run_as_rank(atoi(argv[2]));
     alarm(300);
     pass_over_what_is_not_ours();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_engine_names),
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_mpi),
     };
