@@ -208,6 +208,7 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
                                    r->documents, err))
             return false;
         d->upload(d, pass->first_visible + b * T, r->documents, T * sizeof(int32_t));
+        if (loader == &r->loader) r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
     }
     return true;
 }
@@ -220,6 +221,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
     d->zero(d, r->model.gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
+    r->flops_saved = 0;
     for (int64_t done = 0; done < per_replica; done += micro) {
         bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
         if (!all_well(r, loaded, err)) return false;
@@ -340,6 +342,8 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
 static void report_speed(const Rank *r, Training *t, StepReport *report) {
     const Run *run = r->run;
     double tokens = tokens_in_step(run), flops = model_flops(&run->config, &run->table, run->options.context);
+    // Of what documents hide, the sequences of this replica stand for all.
+    flops -= r->flops_saved / (tokens / (double)run->options.dp);
     double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
     t->usual_seconds = usual;
     report->tokens_per_second = tokens / report->seconds;

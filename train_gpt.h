@@ -38,6 +38,7 @@ typedef struct Rank {
     size_t terms_bytes;
     Loader loader;
     int32_t *documents; // host: (T) pass.first_visible of one sequence, on its way there
+    double flops_saved; // by documents, in this step's sequences of this replica so far
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
     float *host_vector; // host: (total) on its way to a file, NULL at other times
     float *dump_logits; // host: (n, V) of the pass at work, NULL: not wanted

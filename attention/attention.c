@@ -55,7 +55,8 @@ static void lay_out_walk(Walk *walk, int ranks, const AttentionConfig *config, A
         return;
     }
     for (int i = 0; i < 2; i++) {
-        walk->block[i] = arena_take(arena, "attention: travelling keys and values", tokens * token * config->element_bytes);
+        walk->block[i] =
+            arena_take(arena, "attention: travelling keys and values", tokens * token * config->element_bytes);
     }
 }
 

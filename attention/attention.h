@@ -57,8 +57,10 @@ bool attention_resolve(AttentionConfig *config, Error *err);
 // Documents change nothing: only the ranks that hold the queries know where they end. config: resolved.
 typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
 AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank);
-// Of all layers together.
-AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank);
+
+// Operations of training that documents leave out in one sequence, all layers and ranks together: those of pairs that a
+// window alone would have let see each other. first: as in Visibility, (T) in host memory.
+double attention_flops_saved(const AttentionConfig *config, const int32_t *first);
 
 typedef struct Attention {
     AttentionConfig config; // resolved

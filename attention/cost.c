@@ -1,4 +1,4 @@
-// What each exchange sends, by formula, and which one to use.
+// What each exchange sends, by formula, and which one to use; how many pairs are worked on.
 #include <string.h>
 
 #include "attention/exchange.h"
@@ -22,9 +22,9 @@ const char *exchange_name(Exchange exchange) { return names[exchange]; }
 //           backward  the same + 4 w T (every gradient block passes every rank once)
 //   gather  forward   w e ((R-1) e_r + r l_r)
 //           backward  the same + 4 w (sum of e_j over j != r  +  sum of l_j over j > r)
-// With a window of W tokens, what is seen of a chunk is what its reader's next chunk sees: the last W - 1 of its tokens,
-// less those between the two chunks. In the ring that is the chunk that comes right after it, as long as its rank is
-// still to come; and of a gradient no more goes round than somebody else sees.
+// With a window of W tokens, what is seen of a chunk is what its reader's next chunk sees: the last W - 1 of its
+// tokens, less those between the two chunks. In the ring that is the chunk that comes right after it, as long as its
+// rank is still to come; and of a gradient no more goes round than somebody else sees.
 //
 // With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
 // it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.)
@@ -79,15 +79,23 @@ AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, in
     return (AttentionBytes){walk.forward + ulysses.forward, walk.backward + ulysses.backward};
 }
 
-AttentionBytes attention_bytes_of_layers(const AttentionConfig *config, int rank) {
-    if (config->window_count == 0) return attention_bytes(config, 0, rank);
-    AttentionBytes all = {0, 0};
-    for (int i = 0; i < config->window_count; i++) {
-        AttentionBytes layer = attention_bytes(config, config->windows[i].window, rank);
-        all.forward += config->windows[i].layers * layer.forward;
-        all.backward += config->windows[i].layers * layer.backward;
-    }
-    return all;
+// 2 products forward and 5 backward of 2 D operations per pair and head.
+static double flops_of_pair(const AttentionConfig *config) {
+    return 14.0 * (double)(config->shape.heads * config->shape.head_dim);
+}
+
+static double pairs_saved(const AttentionConfig *config, int64_t window, const int32_t *first) {
+    const Visibility without = {window, NULL, 0}, with = {window, first, config->context};
+    const Chunk all = {0, config->context};
+    return (double)(visibility_pairs(&without, 0, all) - visibility_pairs(&with, 0, all));
+}
+
+double attention_flops_saved(const AttentionConfig *config, const int32_t *first) {
+    if (config->window_count == 0) return flops_of_pair(config) * pairs_saved(config, 0, first);
+    double pairs = 0;
+    for (int i = 0; i < config->window_count; i++)
+        pairs += (double)config->windows[i].layers * pairs_saved(config, config->windows[i].window, first);
+    return flops_of_pair(config) * pairs;
 }
 
 // ---- choosing -----------------------------------------------------------------------------------

@@ -55,10 +55,22 @@ typedef struct Load {
     Shard owner, piece;
 } Load;
 
-// ---- the walk (attention/walk.c) ----------------------------------------------------------------
+// ---- the walk (attention/walk.c), and what travels (attention/passage.c) ----------------------------------------------------------------
 
 int64_t walk_token_elements(const AttentionShape *shape); // of a block: 2 B KV D
 int walk_rank(const Walk *walk, int distance); // the rank `distance` places after mine (< 0: before), round the ring
+// Neighbouring tokens of a block.
+typedef struct Span {
+    int64_t first, tokens;
+} Span;
+// The parts of a block that hold these pieces of its owner's chunks: two at most, no tokens in those that are not
+// needed.
+int walk_spans_of(const Shard *owner, const Shard *piece, Span span[2]);
+
+int64_t walk_values_offset(const AttentionShape *shape); // of a token's values, behind its keys
+TokenView walk_block_keys(const Walk *walk, const void *block);
+TokenView walk_block_values(const Walk *walk, const void *block);
+
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
 // What `reader` sees of the block of `owner`, in this layer; and what it or any rank behind it round the ring does.
 Shard walk_seen(const Walk *walk, int owner, int reader);

@@ -49,9 +49,8 @@ void gather_forward(const Walk *walk, const Tensors *mine) {
 // before me has of mine.
 static Passage exchange_parts(const Walk *walk, int step, float *part, float *arriving) {
     int owner = walk_rank(walk, step), reader = walk_rank(walk, -step);
-    return walk_pass(walk, seen_by(walk, part, owner, walk->rank), owner,
-                     seen_by(walk, arriving, walk->rank, reader), reader,
-                     (size_t)walk_token_elements(&walk->shape) * sizeof *part);
+    return walk_pass(walk, seen_by(walk, part, owner, walk->rank), owner, seen_by(walk, arriving, walk->rank, reader),
+                     reader, (size_t)walk_token_elements(&walk->shape) * sizeof *part);
 }
 
 static void add_arrived(const Walk *walk, int step, Passage *parts, float *sum, const float *arriving) {

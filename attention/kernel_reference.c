@@ -10,6 +10,7 @@
 #include <math.h>
 
 #include "attention/kernel.h"
+#include "attention/reference_whole.h"
 
 // Row (b, t, h) of a view: D values. `t` counts from the start of the chunk.
 static const float *token_row(TokenView view, int64_t b, int64_t t, int64_t h, int64_t D) {
@@ -180,39 +181,6 @@ static void backward_pair(Device *device, const AttentionShape *shape, const Que
 }
 
 // Storage is fp32: what is summed up can stand where the result will be.
-static FloatView as_floats(TokenView view) { return (FloatView){view.data, view.batch_stride, view.token_stride}; }
-
-static void forward_whole(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv,
-                          TokenView out, RowView log_sum_exp) {
-    QueryForward state = *query;
-    state.accumulator = as_floats(out);
-    begin(device, shape, &state);
-    forward_pair(device, shape, &state, kv);
-    finish(device, shape, &state, out, log_sum_exp);
-}
-
-static void zero(const AttentionShape *shape, FloatView view, int64_t tokens, int64_t heads) {
-    for (int64_t b = 0; b < shape->batch; b++) {
-        for (int64_t t = 0; t < tokens; t++) {
-            float *row = float_row(view, b, t, 0, shape->head_dim);
-            for (int64_t i = 0; i < heads * shape->head_dim; i++) row[i] = 0;
-        }
-    }
-}
-
-static void backward_whole(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv,
-                           TokenView d_q, TokenView d_k, TokenView d_v) {
-    QueryBackward query_sums = *query;
-    KeyValue key_sums = *kv;
-    query_sums.d_q = as_floats(d_q);
-    key_sums.d_k = as_floats(d_k);
-    key_sums.d_v = as_floats(d_v);
-    zero(shape, query_sums.d_q, query->chunk.length, shape->heads);
-    zero(shape, key_sums.d_k, kv->chunk.length, shape->kv_heads);
-    zero(shape, key_sums.d_v, kv->chunk.length, shape->kv_heads);
-    backward_pair(device, shape, &query_sums, &key_sums);
-}
-
 static const char *unsupported(const AttentionShape *shape) {
     (void)shape;
     return NULL;
@@ -221,9 +189,9 @@ static const char *unsupported(const AttentionShape *shape) {
 const AttentionKernels attention_kernels_reference = {.begin = begin,
                                                       .forward_pair = forward_pair,
                                                       .finish = finish,
-                                                      .forward_whole = forward_whole,
+                                                      .forward_whole = reference_forward_whole,
                                                       .row_delta = row_delta,
                                                       .backward_pair = backward_pair,
-                                                      .backward_whole = backward_whole,
+                                                      .backward_whole = reference_backward_whole,
                                                       .unsupported = unsupported,
                                                       .limits_visibility = true};

@@ -13,84 +13,15 @@ int64_t walk_token_elements(const AttentionShape *shape) {
 
 int walk_rank(const Walk *walk, int distance) { return (walk->rank + walk->ranks + distance) % walk->ranks; }
 
-static int64_t values_offset(const AttentionShape *shape) { return shape->batch * shape->kv_heads * shape->head_dim; }
+int64_t walk_values_offset(const AttentionShape *shape) { return shape->batch * shape->kv_heads * shape->head_dim; }
 
-static TokenView block_keys(const Walk *walk, const void *block) {
+TokenView walk_block_keys(const Walk *walk, const void *block) {
     const AttentionShape *shape = &walk->shape;
     return (TokenView){(void *)block, shape->kv_heads * shape->head_dim, walk_token_elements(shape)};
 }
 
-static TokenView block_values(const Walk *walk, const void *block) {
-    return block_keys(walk, at(walk->device, block, values_offset(&walk->shape)));
-}
-
-void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
-    const AttentionShape *shape = &walk->shape;
-    Device *device = walk->device;
-    int64_t bytes = (int64_t)device->element_bytes, width = shape->kv_heads * shape->head_dim;
-    TokenView from[2] = {k, v}, to[2] = {block_keys(walk, block), block_values(walk, block)};
-    for (int i = 0; i < 2; i++) {
-        for (int64_t b = 0; b < shape->batch; b++) {
-            device->copy_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride * bytes,
-                                 at(device, from[i].data, b * from[i].batch_stride), from[i].token_stride * bytes,
-                                 walk->shard.tokens, (size_t)(width * bytes));
-        }
-    }
-}
-
-// ---- what travels -------------------------------------------------------------------------------
-// Of a window, every rank knows what it leaves to be seen; of documents, which the data decide, only who holds the
-// queries needs to know. So keys travel as if there were a window at most, and documents save work alone.
-
-Shard walk_seen(const Walk *walk, int owner, int reader) {
-    return shard_seen(walk->context, walk->ranks, owner, reader, walk->visibility.window);
-}
-
-Shard walk_seen_from(const Walk *walk, int owner, int reader) {
-    return shard_seen_from(walk->context, walk->ranks, owner, reader, walk->visibility.window);
-}
-
-Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
-    return (Load){block, shard_of(walk->context, walk->ranks, owner), piece};
-}
-
-size_t walk_token_bytes(const Walk *walk) {
-    return (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
-}
-
-// Neighbouring tokens of a block.
-typedef struct Span {
-    int64_t first, tokens;
-} Span;
-
-// The parts of a block that hold these pieces of its owner's chunks: two at most, no tokens in those that are not needed.
-static int spans_of(const Shard *owner, const Shard *piece, Span span[2]) {
-    int count = 0;
-    span[0] = span[1] = (Span){0, 0};
-    for (int i = 0; i < piece->count; i++) {
-        if (piece->chunk[i].length == 0) continue;
-        int64_t first = shard_offset(owner, piece->chunk[i].start);
-        if (count > 0 && span[0].first + span[0].tokens == first) span[0].tokens += piece->chunk[i].length;
-        else span[count++] = (Span){first, piece->chunk[i].length};
-    }
-    return count;
-}
-
-Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, size_t token_bytes) {
-    Span out[2], in[2];
-    int sends = spans_of(&sent.owner, &sent.piece, out), receives = spans_of(&received.owner, &received.piece, in);
-    Passage passage = {.count = sends > receives ? sends : receives};
-    for (int i = 0; i < passage.count; i++)
-        passage.request[i] =
-            comm_exchange_begin(walk->group, (char *)sent.block + (size_t)out[i].first * token_bytes,
-                                (size_t)out[i].tokens * token_bytes, to,
-                                (char *)received.block + (size_t)in[i].first * token_bytes,
-                                (size_t)in[i].tokens * token_bytes, from);
-    return passage;
-}
-
-void walk_wait(const Walk *walk, Passage *passage) {
-    for (int i = 0; i < passage->count; i++) comm_wait(walk->group, &passage->request[i]);
+TokenView walk_block_values(const Walk *walk, const void *block) {
+    return walk_block_keys(walk, at(walk->device, block, walk_values_offset(&walk->shape)));
 }
 
 // ---- chunks of a shard's tensors, beginning at token `offset` -----------------------------------
@@ -118,12 +49,12 @@ static FloatView gradient_chunk(const Walk *walk, float *gradient, int64_t offse
 // My own keys and values are used where they are; those of others are in their block.
 static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient,
                                 Chunk chunk, int64_t offset) {
-    TokenView k = owner == walk->rank ? mine->k : block_keys(walk, block);
-    TokenView v = owner == walk->rank ? mine->v : block_values(walk, block);
+    TokenView k = owner == walk->rank ? mine->k : walk_block_keys(walk, block);
+    TokenView v = owner == walk->rank ? mine->v : walk_block_values(walk, block);
     KeyValue kv = {.chunk = chunk, .k = token_chunk(walk, k, offset), .v = token_chunk(walk, v, offset)};
     if (gradient != NULL) {
         kv.d_k = gradient_chunk(walk, gradient, offset);
-        kv.d_v = gradient_chunk(walk, gradient + values_offset(&walk->shape), offset);
+        kv.d_v = gradient_chunk(walk, gradient + walk_values_offset(&walk->shape), offset);
     }
     return kv;
 }
@@ -213,7 +144,7 @@ void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void 
     Shard keys = shard_of(walk->context, walk->ranks, owner), seen = walk_seen(walk, owner, walk->rank);
     int64_t token = walk_token_elements(&walk->shape);
     Span span[2];
-    for (int i = 0, spans = spans_of(&keys, &seen, span); i < spans; i++)
+    for (int i = 0, spans = walk_spans_of(&keys, &seen, span); i < spans; i++)
         walk->device->zero(walk->device, gradient + span[i].first * token,
                            (size_t)(span[i].tokens * token) * sizeof *gradient);
     for (int i = 0; i < walk->shard.count; i++) {
@@ -232,7 +163,7 @@ void walk_add_gradient(const Walk *walk, float *sum, const float *part, int owne
     Shard keys = shard_of(walk->context, walk->ranks, owner);
     int64_t token = walk_token_elements(&walk->shape);
     Span span[2];
-    for (int i = 0, spans = spans_of(&keys, &piece, span); i < spans; i++)
+    for (int i = 0, spans = walk_spans_of(&keys, &piece, span); i < spans; i++)
         walk->device->add_float(walk->device, sum + span[i].first * token, part + span[i].first * token,
                                 span[i].tokens * token);
 }
@@ -253,7 +184,7 @@ void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k,
     for (int i = 0; i < 2; i++) {
         for (int64_t b = 0; b < walk->shape.batch; b++) {
             device->to_storage_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride,
-                                       gradient + i * values_offset(&walk->shape) + b * width, token,
+                                       gradient + i * walk_values_offset(&walk->shape) + b * width, token,
                                        walk->shard.tokens, width);
         }
     }

@@ -9,12 +9,11 @@
 //   SIMD=avx2 dev/bench_attention                with another of the CPU's compiled copies (portable, avx2, avx512)
 //
 // Causal. CPU: one sequence, 4 heads, all processors. GPU: 2,048 channels, and as many sequences as make 16,384 tokens.
-// Operations are the useful ones: a causal product over the scores counts 2 x T^2/2 x D a head, or with a window 2 D for
-// each pair of a query and a key that it sees; the forward pass has
-// two of them, the backward pass five, however many the kernels make. The exponentials are not counted. Backward is
-// what training on one rank does: delta, and the kernels. The matrix rate is measured again before each pass, since a
-// shared machine changes its speed; each figure is a median over rounds, each share that of the ratio to the rate just
-// measured.
+// Operations are the useful ones: a causal product over the scores counts 2 x T^2/2 x D a head, or with a window 2 D
+// for each pair of a query and a key that it sees; the forward pass has two of them, the backward pass five, however
+// many the kernels make. The exponentials are not counted. Backward is what training on one rank does: delta, and the
+// kernels. The matrix rate is measured again before each pass, since a shared machine changes its speed; each figure is
+// a median over rounds, each share that of the ratio to the rate just measured.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,8 +86,10 @@ static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device
     bool gpu = strcmp(device->name, "cuda") == 0; // the emulated one is for correctness only
     int64_t heads = !gpu ? CPU_HEADS : GPU_CHANNELS / D > 0 ? GPU_CHANNELS / D : 1;
     int64_t batch = !gpu || T >= GPU_TOKENS ? 1 : GPU_TOKENS / T;
-    Problem p = {
-        .shape = {batch, heads, heads, D, 1.0f / 8}, .T = T, .C = heads * D, .visibility.window = window < T ? window : 0};
+    Problem p = {.shape = {batch, heads, heads, D, 1.0f / 8},
+                 .T = T,
+                 .C = heads * D,
+                 .visibility.window = window < T ? window : 0};
     Error err;
     const char *why = device->attention->unsupported == NULL ? NULL : device->attention->unsupported(&p.shape);
     if (why != NULL) {
@@ -148,9 +149,9 @@ static void backward(const Problem *p, Device *device) {
 }
 
 static void vanilla_forward(const Problem *p, Device *device) {
-    device->attention->vanilla_forward(device, &p->shape, p->T, &p->visibility, p->probabilities,
-                                       tokens_of(p, p->out), p->log_sum_exp, token_part(p, device, p->qkv, 0), token_part(p, device, p->qkv, 1),
-                                       token_part(p, device, p->qkv, 2));
+    device->attention->vanilla_forward(device, &p->shape, p->T, &p->visibility, p->probabilities, tokens_of(p, p->out),
+                                       p->log_sum_exp, token_part(p, device, p->qkv, 0),
+                                       token_part(p, device, p->qkv, 1), token_part(p, device, p->qkv, 2));
 }
 static void vanilla_backward(const Problem *p, Device *device) {
     TokenView out = tokens_of(p, p->out), d_out = tokens_of(p, p->d_out);

@@ -49,8 +49,7 @@ static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
     size_t n = (size_t)s->rows;
     kept->buffer[QKV] =
         arena_take(arena, "activations: queries, keys, values", n * (size_t)qkv_width(c) * s->element_bytes);
-    kept->buffer[ATTENDED] =
-        arena_take(arena, "activations: attention", n * (size_t)heads_width(c) * s->element_bytes);
+    kept->buffer[ATTENDED] = arena_take(arena, "activations: attention", n * (size_t)heads_width(c) * s->element_bytes);
     kept->buffer[LOG_SUM_EXP] = arena_take(arena, "activations: attention", n * (size_t)c->heads * sizeof(float));
 }
 
@@ -108,7 +107,8 @@ static void attend_cached(const Mixing *m, Heads new_rows) {
     Device *d = m->model->device;
     const KeyValueCache *cache = m->pass->cache;
     int64_t width = c->kv_heads * c->head_dim, n = m->pass->rows;
-    void *k = at(d, cache->k, m->layer * cache->capacity * width), *v = at(d, cache->v, m->layer * cache->capacity * width);
+    void *k = at(d, cache->k, m->layer * cache->capacity * width),
+         *v = at(d, cache->v, m->layer * cache->capacity * width);
     int64_t row = width * (int64_t)d->element_bytes, stride = qkv_width(c) * (int64_t)d->element_bytes;
     d->copy_strided(d, at(d, k, cache->length * width), row, new_rows.k.data, stride, n, (size_t)row);
     d->copy_strided(d, at(d, v, cache->length * width), row, new_rows.v.data, stride, n, (size_t)row);
@@ -137,16 +137,15 @@ static void mix(const Mixing *m) {
     Heads heads = heads_of(m, qkv);
     if (m->pass->cache != NULL) attend_cached(m, heads);
     else
-        attention_forward(model->attention, d, visibility_of(m), attended_view(m, m->kept.buffer[ATTENDED]), m->kept.buffer[LOG_SUM_EXP],
-                          heads.q, heads.k, heads.v);
+        attention_forward(model->attention, d, visibility_of(m), attended_view(m, m->kept.buffer[ATTENDED]),
+                          m->kept.buffer[LOG_SUM_EXP], heads.q, heads.k, heads.v);
 }
 
 static void output(const Mixing *m) {
     const Model *model = m->model;
     model->device->matmul_forward(model->device, m->pass->branch, m->kept.buffer[ATTENDED],
-                                  weight(model, m->tensor[ATTENTION_OUT]),
-                                  weight(model, m->tensor[ATTENTION_OUT_BIAS]), m->pass->rows,
-                                  heads_width(model->config), model->config->dim);
+                                  weight(model, m->tensor[ATTENTION_OUT]), weight(model, m->tensor[ATTENTION_OUT_BIAS]),
+                                  m->pass->rows, heads_width(model->config), model->config->dim);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -161,8 +160,8 @@ static void backward(const Mixing *m) {
                        gradient(model, m->tensor[ATTENTION_OUT_BIAS]), p->d_residual, attended,
                        weight(model, m->tensor[ATTENTION_OUT]), p->rows, heads_width(c), c->dim, false);
     Heads heads = heads_of(m, m->kept.buffer[QKV]), d_heads = heads_of(m, d_qkv);
-    attention_backward(model->attention, d, visibility_of(m), d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k, heads.v,
-                       attended_view(m, attended), m->kept.buffer[LOG_SUM_EXP], attended_view(m, d_attended));
+    attention_backward(model->attention, d, visibility_of(m), d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k,
+                       heads.v, attended_view(m, attended), m->kept.buffer[LOG_SUM_EXP], attended_view(m, d_attended));
     rotate(m, d_qkv, true);
     d->matmul_backward(d, p->d_normed, gradient(model, m->tensor[ATTENTION_QKV]),
                        gradient(model, m->tensor[ATTENTION_QKV_BIAS]), d_qkv, p->normed,
@@ -174,8 +173,7 @@ static void backward(const Mixing *m) {
 static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
     const Visibility visibility = {.window = config_window(c, layer, context)};
     double keys = 0.5 * (double)context;
-    if (visibility.window > 0)
-        keys = (double)visibility_pairs(&visibility, 0, (Chunk){0, context}) / (double)context;
+    if (visibility.window > 0) keys = (double)visibility_pairs(&visibility, 0, (Chunk){0, context}) / (double)context;
     return 14.0 * keys * (double)heads_width(c);
 }
 

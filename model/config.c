@@ -1,9 +1,9 @@
 // What makes a configuration sound, and how it is written as config.json.
 //
-// The keys are those of transformers' GPT2Config, LlamaConfig, MistralConfig and Qwen2Config. The rotary embedding is written in the
-// older form (rope_theta and rope_scaling), which every version of the library that knows these classes reads. What the
-// file had that the model came from and that is not this program's to say stays as it was: tokens, dropout, the keys of
-// other tasks.
+// The keys are those of transformers' GPT2Config, LlamaConfig, MistralConfig and Qwen2Config. The rotary embedding is
+// written in the older form (rope_theta and rope_scaling), which every version of the library that knows these classes
+// reads. What the file had that the model came from and that is not this program's to say stays as it was: tokens,
+// dropout, the keys of other tasks.
 #include "model/config.h"
 
 #include <errno.h>
@@ -132,8 +132,7 @@ bool config_has_windows(const ModelConfig *c, int64_t tokens) {
 }
 
 bool config_check(const ModelConfig *c, Error *err) {
-    if (!check_sizes(c, err) || !check_heads(c, err) || !check_biases(c, err) || !check_windows(c, err))
-        return false;
+    if (!check_sizes(c, err) || !check_heads(c, err) || !check_biases(c, err) || !check_windows(c, err)) return false;
     if (!positive(c->norm_epsilon))
         return error_usage(err, "the norms' epsilon is %g; it must be above 0", c->norm_epsilon);
     if (!(isfinite(c->init_std) && c->init_std >= 0))
@@ -273,8 +272,7 @@ static void put_windows(FILE *file, const ModelConfig *c, Source *source, SavedC
     if (class == MISTRAL && !windows) fprintf(file, "  \"sliding_window\": null,\n");
     if (class == OURS) {
         fprintf(file, "  \"window_pattern\": [");
-        for (int64_t l = 0; l < c->window_period; l++)
-            fprintf(file, "%s%" PRId64, l == 0 ? "" : ", ", c->windows[l]);
+        for (int64_t l = 0; l < c->window_period; l++) fprintf(file, "%s%" PRId64, l == 0 ? "" : ", ", c->windows[l]);
         fprintf(file, "],\n");
         put_integer(file, 2, "full_window_layers", c->full_layers);
     }

@@ -129,7 +129,8 @@ static bool take_mistral_window(const ConfigReader *r, const ConfigKey *rule, co
     if (!r->mistral && value->type != JSON_NULL) return unknown_here(r, rule);
     c->window_period = value->type == JSON_NULL ? 0 : 1; // null: none, where an absent one is the class's own
     if (value->type == JSON_NULL) return true;
-    if (!value->is_integer || value->integer < 1) return refuse(r, rule, "must be a whole number of at least 1, or null");
+    if (!value->is_integer || value->integer < 1)
+        return refuse(r, rule, "must be a whole number of at least 1, or null");
     c->windows[0] = value->integer;
     return true;
 }
@@ -186,8 +187,9 @@ static bool must_be_as_windows(const ConfigReader *r, const ConfigKey *rule, con
     for (int i = 0; same && i < value->count; i++)
         same = value->item[i].type == JSON_STRING &&
                strcmp(value->item[i].string, i < full ? "full_attention" : "sliding_attention") == 0;
-    return same || refuse(r, rule, "is supported only as \"use_sliding_window\" and \"max_window_layers\" have it: "
-                                   "\"full_attention\" first, then \"sliding_attention\"");
+    return same || refuse(r, rule,
+                          "is supported only as \"use_sliding_window\" and \"max_window_layers\" have it: "
+                          "\"full_attention\" first, then \"sliding_attention\"");
 }
 
 static bool must_be_full_attention(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
@@ -362,10 +364,10 @@ static const ConfigKey keys[] = {
     {"use_sliding_window", LLAMA, must_be_false, 0},
     {"use_sliding_window", QWEN2, take_qwen2_windows, 0},
     {"sliding_window", LLAMA, take_mistral_window, 0},
-    {"window_pattern", ANY, take_pattern, 0},       // of our own classes
+    {"window_pattern", ANY, take_pattern, 0},         // of our own classes
     {"full_window_layers", ANY, take_full_layers, 0}, // and the layers before it
-    {"use_mrope", QWEN2, must_be_false, 0},     // positions of pictures
-    {"attention_bias", QWEN2, must_be_true, 0}, // the class always has them on q, k, v
+    {"use_mrope", QWEN2, must_be_false, 0},           // positions of pictures
+    {"attention_bias", QWEN2, must_be_true, 0},       // the class always has them on q, k, v
     {"mlp_bias", QWEN2, must_be_false, 0},
     {"add_cross_attention", ANY, must_be_false, 0},
     {"is_encoder_decoder", ANY, must_be_false, 0},

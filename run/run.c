@@ -10,8 +10,8 @@
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
-#include "run/kept_options.h"
 #include "run/preset.h"
+#include "run/run_parts.h"
 #include "terminal/report.h"
 #include "terminal/sample.h"
 
@@ -31,160 +31,12 @@ static bool settle_context(Options *o, Error *err) {
     return error_usage(err, "--init %s: its %lld tokens are too few for --sp %lld: a rank owns two chunks; lower --sp",
                        o->init, (long long)o->context, (long long)o->sp);
 }
-// A plan without --data is made for data that are elsewhere: of what kind, only the vocabulary says.
-static bool has_data(const Options *o) { return o->data_count > 0 || !o->plan; }
-
-static bool open_data(Run *run, Error *err) {
-    const Options *o = &run->options;
-    size_t size;
-    if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, o->data_format, err);
-    else {
-        const unsigned char *corpus = bundled_corpus(&size);
-        run->train = tokens_open_memory(corpus, size, err);
-    }
-    if (run->train == NULL) return false;
-    if (o->val_data_count > 0) {
-        run->validation = tokens_open(o->val_data, o->val_data_count, o->data_format, err);
-        if (run->validation == NULL) return false;
-        run->train_end = tokens_count(run->train);
-        run->validation_end = tokens_count(run->validation);
-        if (strcmp(tokens_kind(run->train), tokens_kind(run->validation)) != 0)
-            return error_usage(err, "--val-data: %s holds %s, but --data, %s, holds %s; give data of one kind",
-                               tokens_name(run->validation), tokens_kind(run->validation), tokens_name(run->train),
-                               tokens_kind(run->train));
-        return true;
-    }
-    run->validation = run->train;
-    run->validation_end = run->train_end = tokens_count(run->train);
-    if (o->plan) return true; // needs the vocabulary only, whatever the context
-    if (!loader_split(run->train, o->context, &run->train_end, err)) return false;
-    run->validation_begin = run->train_end;
-    return true;
-}
-
-// The same files cut elsewhere are other training data.
-static uint64_t with_split(const Run *run, uint64_t fingerprint) {
-    return fingerprint ^ ((uint64_t)run->train_end * UINT64_C(0x9E3779B97F4A7C15));
-}
-
-uint64_t run_data_fingerprint(const Run *run) {
-    uint64_t fingerprint = with_split(run, tokens_fingerprint(run->train));
-    return fingerprint != 0 ? fingerprint : 1; // 0 is "not kept" in a checkpoint
-}
-
-void run_describe_data(const Run *run, TrainingState *state) {
-    state->data_fingerprint = with_split(run, tokens_sizes_fingerprint(run->train));
-    state->data_content = run_data_fingerprint(run);
-    state->data_tokens = run->train_end;
-    snprintf(state->data_name, sizeof state->data_name, "%s", tokens_name(run->train));
-}
-
-// A resume's place in the data means nothing in others. Earlier checkpoints know no more than sizes.
-static bool check_same_data(const Run *run, const TrainingState *then, Error *err) {
-    TrainingState now;
-    run_describe_data(run, &now);
-    bool sizes_agree = then->data_fingerprint == now.data_fingerprint;
-    if (then->data_content == 0)
-        return sizes_agree || error_usage(err,
-                                          "--resume: %s was trained on other data (files, their sizes or "
-                                          "--val-data differ); give the same, or use --init",
-                                          run->resume_from);
-    if (then->data_content == now.data_content) return true;
-    return error_usage(
-        err,
-        "--resume: %s was trained on %s (%lld training tokens), not on %s (%lld), which has %s; give the "
-        "same --data and --val-data, or use --init",
-        run->resume_from, then->data_name, (long long)then->data_tokens, now.data_name, (long long)now.data_tokens,
-        sizes_agree ? "the same sizes but another content" : "other files, sizes or another split");
-}
-
-static void note_change(Run *run, const char *option, int64_t now, int64_t was) {
-    size_t used = strlen(run->changes);
-    if (now != was)
-        snprintf(run->changes + used, sizeof run->changes - used, "%s--%s %lld (was %lld)", used > 0 ? ", " : "",
-                 option, (long long)now, (long long)was);
-}
-
-// What the command line leaves open is as it was; what it gives has to fit, and is told where it is another.
-static bool settle_resumed(Run *run, Error *err) {
-    Options *o = &run->options;
-    const TrainingState *state = &run->resumed;
-    if (!options_given(o, "steps")) o->steps = state->steps;
-    if (!options_given(o, "batch")) o->batch = state->batch;
-    note_change(run, "steps", o->steps, state->steps);
-    note_change(run, "batch", o->batch, state->batch);
-    if (!kept_options_restore(o, &state->kept, run->changes, sizeof run->changes, err)) {
-        char why[sizeof err->message];
-        memcpy(why, err->message, sizeof why);
-        return error_set(err, "%.300s/training_state.json: %.600s", run->resume_from, why);
-    }
-    if (!options_given(o, "warmup") && o->warmup > o->steps) o->warmup = o->steps;
-    return options_check(o, err);
-}
-
-// The state of the run to resume, and its context, by which the data are split.
-static bool find_resumed(Run *run, Error *err) {
-    Options *o = &run->options;
-    TrainingState *state = &run->resumed;
-    if (!checkpoint_find(o->out, run->resume_from, sizeof run->resume_from, err)) return false;
-    if (!checkpoint_read_state(run->resume_from, state, err)) return false;
-    if (!options_given(o, "context")) o->context = state->context;
-    return state->context == o->context ||
-           error_usage(
-               err, "--resume: %s was trained with --context %lld, not %lld; leave it out, or use --init for a new run",
-               run->resume_from, (long long)state->context, (long long)o->context);
-}
-
-// That it is the same run.
-static bool open_resumed(Run *run, Error *err) {
-    Options *o = &run->options;
-    const TrainingState *state = &run->resumed;
-    if (!check_same_data(run, state, err)) return false;
-    run->train_checked = state->data_content != 0 && state->step > 0; // before its first step
-    if (!options_given(o, "seed")) o->seed = (int64_t)state->seed;
-    if ((uint64_t)o->seed != state->seed)
-        return error_usage(err, "--seed %lld: %s was trained with seed %llu; leave --seed out", (long long)o->seed,
-                           run->resume_from, (unsigned long long)state->seed);
-    return settle_resumed(run, err);
-}
-
-// Sizes that were typed beside --resume must be those of the checkpoint.
-static bool same_sizes(const Options *o, const ModelConfig *c, const char *from, Error *err) {
-    const struct Size {
-        const char *option;
-        int64_t given, has;
-    } sizes[] = {
-        {"layers", o->layers, c->layers}, {"heads", o->heads, c->heads}, {"kv-heads", o->kv_heads, c->kv_heads},
-        {"dim", o->dim, c->dim},          {"ffn", o->ffn, c->ffn_dim},   {"vocab-size", o->vocab_size, c->vocab_size}};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
-        if (options_given(o, sizes[i].option) && sizes[i].given > 0 && sizes[i].given != sizes[i].has)
-            return error_usage(err, "--%s %lld: %s has %lld; leave it out", sizes[i].option, (long long)sizes[i].given,
-                               from, (long long)sizes[i].has);
-    if (options_given(o, "arch") && (o->arch == ARCH_GPT2) == config_is_rotary(c))
-        return error_usage(err, "--arch %s: %s has the other architecture; leave it out",
-                           o->arch == ARCH_GPT2 ? "gpt2" : "llama", from);
-    if ((o->untied && c->tied_embeddings) || (o->qkv_bias && !c->qkv_bias))
-        return error_usage(err, "--%s: %s is without it; leave it out",
-                           o->untied && c->tied_embeddings ? "untied" : "qkv-bias", from);
-    for (int64_t l = 0; o->resume && o->window_count > 0 && l < c->layers; l++)
-        if (config_window(c, l, INT64_MAX) != o->windows[l % o->window_count])
-            return error_usage(err, "--window %s: layer %lld of %s has %lld; leave it out", o->window, (long long)l, from,
-                               (long long)config_window(c, l, INT64_MAX));
-    ModelConfig named;
-    if (!options_given(o, "model")) return true;
-    if (!config_from_options(&named, o, c->vocab_size, err)) return false;
-    if (named.layers != c->layers || named.dim != c->dim || named.heads != c->heads)
-        return error_usage(err, "--model %s: %s has %lld layers, %lld heads and width %lld; leave it out", o->model,
-                           from, (long long)c->layers, (long long)c->heads, (long long)c->dim);
-    return true;
-}
-
 // Bytes are token numbers of one vocabulary only; in another their values stand for tokens that have nothing to do with
 // them.
 static bool check_bytes(const Run *run, const char *from, Error *err) {
     const Options *o = &run->options;
     long long has = run->config.vocab_size, bytes = BYTE_VOCABULARY;
-    if (!has_data(o) || !tokens_are_bytes(run->train) || has == bytes) return true;
+    if (!run_has_data(o) || !tokens_are_bytes(run->train) || has == bytes) return true;
     if (from == NULL)
         return error_usage(err,
                            "--vocab-size %lld: %s is bytes, whose vocabulary is %lld; leave it out, or give --data "
@@ -231,7 +83,7 @@ static bool choose_model(Run *run, Error *err) {
         if (!config_is_rotary(c) && o->context > c->max_positions)
             return error_usage(err, "--context %lld: %s has learned %lld positions; give at most that",
                                (long long)o->context, from, (long long)c->max_positions);
-        if (!same_sizes(o, c, from, err)) return false;
+        if (!run_same_sizes(o, c, from, err)) return false;
         if (options_given(o, "rope-theta")) c->rope_theta = o->rope_theta;
         config_set_windows(c, o);
         if (!config_check(c, err)) return false;
@@ -356,7 +208,7 @@ static bool read_prompt(Run *run, Error *err) {
     bool generates = true;
     for (int64_t l = 0; l < c->layers; l++) generates = generates && layer_kind(c, l).tokens->generates;
     if (o->sample_tokens == 0 || !generates) return true;
-    int64_t positions = config_positions(c), vocabulary = has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
+    int64_t positions = config_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;
@@ -364,8 +216,11 @@ static bool read_prompt(Run *run, Error *err) {
     if (run->sample_end > positions) run->sample_end = positions;
     const AttentionKernels *kernels = run->devices.kernels;
     if (kernels != NULL && !kernels->limits_visibility && config_has_windows(c, run->sample_end))
-        return error_usage(err, "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
-                           "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu", (long long)o->sample_tokens);
+        return error_usage(
+            err,
+            "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
+            "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu",
+            (long long)o->sample_tokens);
     return true;
 }
 
@@ -381,7 +236,7 @@ bool run_open(Run *run, bool writes, Error *err) {
         return error_usage(
             err, "--out %s: it holds the checkpoints of a run; --resume continues it, another folder starts anew",
             o->out);
-    if (o->resume && !find_resumed(run, err)) return false;
+    if (o->resume && !run_find_resumed(run, err)) return false;
     if (!settle_context(o, err)) return false;
     if (o->context > INT32_MAX - 2 * o->sp)
         return error_usage(err, "--context %lld: positions are 32-bit numbers; give less than 2^31 - 2 --sp",
@@ -391,8 +246,8 @@ bool run_open(Run *run, bool writes, Error *err) {
             err, "--sp %lld x --dp %lld: at most %d ranks can be threads of one process; start MPI processes for more",
             (long long)o->sp, (long long)o->dp, DEVICES_MOST_RANKS);
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
-    if (!open_data(run, err)) return false;
-    if (o->resume && !open_resumed(run, err)) return false;
+    if (!run_open_data(run, err)) return false;
+    if (o->resume && !run_open_resumed(run, err)) return false;
     if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) ||
         !choose_document_end(run, err) || !configure_attention(run, err))
         return false;
@@ -406,98 +261,4 @@ void run_close(Run *run) {
     if (run->validation != run->train) tokens_close(run->validation);
     tokens_close(run->train);
     options_free(&run->options);
-}
-
-static const char *ranks_are(const Run *run) {
-    if (!run->processes) return "threads of this process";
-    return comm_engine_here(run->options.engine) == COMM_MPI ? "MPI processes" : "processes, over NCCL";
-}
-
-static void print_machine(const Run *run, FILE *out) {
-    const Devices *d = &run->devices;
-    char rate[64] = "matrix products not measured (out of memory)";
-    bool cpu = d->kind == DEVICE_CPU;
-    if (d->matrix_rate > 0)
-        snprintf(rate, sizeof rate, "%.0f %s in matrix products, measured now", (cpu ? 1e-9 : 1e-12) * d->matrix_rate,
-                 cpu ? "GFLOP/s" : "TFLOP/s");
-    if (cpu)
-        fprintf(out, "machine    %d threads, %s, %s vectors: %s\n", run->threads, cpu_matrix_library(),
-                simd_level_name(simd_level()), rate);
-    else if (d->kind == DEVICE_EMULATED)
-        fprintf(out, "machine    %s: CUDA's kernels run by this processor, to check results; its speed means nothing\n",
-                d->description);
-    else
-        fprintf(out, "machine    %d x %s%s: %s\n", d->distinct, d->description, d->shared ? ", shared by ranks" : "",
-                rate);
-}
-
-static void print_data(const Run *run, FILE *out) {
-    const Options *o = &run->options;
-    fprintf(out, "data       %s, %lld training tokens",
-            o->data_count > 0 ? tokens_name(run->train) : "the program's own sources and documents",
-            (long long)run->train_end);
-    bool guessed = o->vocab_size == 0 && o->init == NULL && !o->resume;
-    if (tokens_without_header(run->train) && guessed)
-        fprintf(out, " (%s, taken for numbers below %lld)", tokens_kind(run->train), (long long)run->config.vocab_size);
-    if (run->validation != run->train)
-        fprintf(out, "; validation on %s, %lld tokens", tokens_name(run->validation),
-                (long long)tokens_count(run->validation));
-    fprintf(out, "\n");
-}
-
-// What attention does not see, in the order of the layers, as far as that repeats itself.
-static void print_visibility(const Run *run, FILE *out) {
-    const ModelConfig *c = &run->config;
-    int64_t T = run->options.context, shown = c->layers;
-    if (c->full_layers == 0 && c->window_period > 0 && c->window_period < shown) shown = c->window_period;
-    if (!config_has_windows(c, T) && !run->options.document_mask) return;
-    fprintf(out, "attention  ");
-    if (config_has_windows(c, T)) {
-        fprintf(out, "over windows of");
-        for (int64_t l = 0; l < shown && l < CONFIG_MAX_WINDOWS; l++) {
-            int64_t window = config_window(c, l, T);
-            if (window > 0) fprintf(out, "%s %lld", l == 0 ? "" : ",", (long long)window);
-            else fprintf(out, "%s all", l == 0 ? "" : ",");
-        }
-        fprintf(out, shown < c->layers || shown > CONFIG_MAX_WINDOWS ? ", ... tokens by layer" : " tokens by layer");
-    }
-    if (run->options.document_mask)
-        fprintf(out, "%swithin documents, which token %d ends", config_has_windows(c, T) ? "; " : "", run->document_end);
-    fprintf(out, "\n");
-}
-
-void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
-    const ModelConfig *c = &run->config;
-    const Options *o = &run->options;
-    const char *const architectures[] = {"gpt2", "llama", "llama with q, k, v biases"};
-    char parameters[32], memory[32], tokens[32];
-    format_count(parameters, (double)run->table.total);
-    format_bytes(memory, (double)rank_arena->used);
-    format_count(tokens, (double)o->batch * (double)o->context);
-    fprintf(out,
-            "model      %s, %lld layers, width %lld, %lld heads (%lld key/value) of %lld, MLP %lld, vocabulary %lld: "
-            "%s parameters\n",
-            architectures[c->architecture], (long long)c->layers, (long long)c->dim, (long long)c->heads,
-            (long long)c->kv_heads, (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size,
-            parameters);
-    print_visibility(run, out);
-    bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
-    fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
-            o->dp == 1 ? "replica" : "replicas", ranks_are(run),
-            alone ? "on one rank" : exchange_name(run->attention.exchange));
-    if (run->attention.exchange == EXCHANGE_ULYSSES_RING)
-        fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
-    fprintf(out, "; %s per rank\n", memory);
-    fprintf(out, "step       %lld %s of %lld tokens", (long long)o->batch, o->batch == 1 ? "sequence" : "sequences",
-            (long long)o->context);
-    if (o->init != NULL && !options_given(o, "context") && c->max_positions > o->context)
-        fprintf(out, " (of %lld that the model takes; see --context)", (long long)c->max_positions);
-    fprintf(out, " = %s tokens, in passes of %lld; %lld steps\n", tokens, (long long)run->micro_batch,
-            (long long)run->steps);
-    print_data(run, out);
-    print_machine(run, out);
-    if (run->resume_from[0] != '\0')
-        fprintf(out, "resuming   %s, step %lld%s%s\n", run->resume_from, (long long)run->resumed.step,
-                *run->changes ? "; otherwise than before: " : "", run->changes);
-    fflush(out);
 }

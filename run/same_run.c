@@ -44,6 +44,10 @@ static char *description_of(const Run *run) {
     fprintf(out, "--device %s\n", run->devices.name);
     fprintf(out, "a vocabulary of %lld\n", (long long)run->config.vocab_size);
     fprintf(out, "%lld parameters\n", (long long)run->table.total);
+    for (int64_t l = 0; l < run->config.layers; l++)
+        fprintf(out, "a window of %lld tokens (0: all) in layer %lld\n",
+                (long long)config_window(&run->config, l, run->options.context), (long long)l);
+    fprintf(out, "%d as the end of a document\n", (int)run->document_end);
     describe_data(out, "training", run->train, run_data_fingerprint(run));
     describe_data(out, "validation", run->validation, tokens_fingerprint(run->validation));
     fprintf(out, "a checkpoint of step %lld to go on from\n", (long long)run->resumed.step);

@@ -25,9 +25,9 @@ Shard shard_of(int64_t T, int ranks, int rank);
 int64_t shard_offset(const Shard *shard, int64_t position);
 
 // What some query of rank `reader` sees of the chunks of rank `owner`: a piece of each of them, perhaps of no length.
-// window: of the layer, 0 for none (sequence/visibility.h). A late chunk lies after every query of the ranks that follow
-// its owner, so those see only the early one: a quarter of all keys and values need not travel. And of what a window
-// leaves, only the end.
+// window: of the layer, 0 for none (sequence/visibility.h). A late chunk lies after every query of the ranks that
+// follow its owner, so those see only the early one: a quarter of all keys and values need not travel. And of what a
+// window leaves, only the end.
 Shard shard_seen(int64_t T, int ranks, int owner, int reader, int64_t window);
 
 // What `reader` or any rank behind it sees of them, where blocks go round a ring towards lower ranks: reader, reader -

@@ -1,8 +1,8 @@
 // Who sees whom: which keys a query attends to, as data. Every kernel, walk, exchange and cost asks here.
 //
-// The query at position i sees the keys first(i) to i: never a later one (causal), and of the earlier ones all, those of
-// a window, those of its own document, or those of both. first(i) never falls as i grows, and that makes it simple to
-// leave out what nobody sees: the first key that any of some neighbouring queries sees is that of the first of them.
+// The query at position i sees the keys first(i) to i: never a later one (causal), and of the earlier ones all, those
+// of a window, those of its own document, or those of both. first(i) never falls as i grows, and that makes it simple
+// to leave out what nobody sees: the first key that any of some neighbouring queries sees is that of the first of them.
 #ifndef SEQUENCE_VISIBILITY_H
 #define SEQUENCE_VISIBILITY_H
 
@@ -31,7 +31,8 @@ static inline int64_t visibility_first(const Visibility *v, int64_t b, int64_t p
 // Whether any earlier key may be hidden.
 static inline bool visibility_is_limited(const Visibility *v) { return v->window > 0 || v->first != NULL; }
 
-// The keys of one chunk that some query of another, or of the same, sees: a piece of it, of no length if there are none.
+// The keys of one chunk that some query of another, or of the same, sees: a piece of it, of no length if there are
+// none.
 Chunk visibility_seen(const Visibility *v, int64_t b, Chunk queries, Chunk keys);
 // Whether there are any.
 static inline bool visibility_sees(const Visibility *v, int64_t b, Chunk queries, Chunk keys) {

@@ -388,7 +388,8 @@ static bool parse_windows(Options *options, Error *err) {
         errno = 0;
         long long window = isdigit((unsigned char)*at) ? strtoll(at, &end, 10) : -1;
         if (window < 0 || errno != 0 || window > INT32_MAX || (*end != '\0' && *end != ','))
-            return error_usage(err, "--window: \"%s\" is not a list of whole numbers from 0 to %d, such as 512 or 512,512,0",
+            return error_usage(err,
+                               "--window: \"%s\" is not a list of whole numbers from 0 to %d, such as 512 or 512,512,0",
                                shown_text(options->window).text, INT32_MAX);
         if (options->window_count == OPTIONS_MAX_WINDOWS)
             return error_usage(err, "--window: more than %d numbers; the list is repeated over the layers",

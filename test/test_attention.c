@@ -101,7 +101,8 @@ static void exact_seen(int64_t B, int64_t T, int64_t H, int64_t KV, Visibility v
     free_problem(&problem);
 }
 
-// A window of one token, smaller than a chunk, of several chunks, and of all but one token; chunks uneven, heads grouped.
+// A window of one token, smaller than a chunk, of several chunks, and of all but one token; chunks uneven, heads
+// grouped.
 static void windows(void **state) {
     (void)state;
     static const int64_t windows[] = {1, 2, 5, 23, 84};
@@ -292,12 +293,8 @@ static void storage_may_have_another_size(void **state) {
 // ---- bytes and choices --------------------------------------------------------------------------
 
 static AttentionConfig config_of(int64_t T, int P, Exchange exchange, int U, AttentionShape shape) {
-    return (AttentionConfig){.context = T,
-                             .ranks = P,
-                             .exchange = exchange,
-                             .ulysses = U,
-                             .shape = shape,
-                             .element_bytes = sizeof(float)};
+    return (AttentionConfig){
+        .context = T, .ranks = P, .exchange = exchange, .ulysses = U, .shape = shape, .element_bytes = sizeof(float)};
 }
 
 static AttentionConfig resolved(int64_t T, int P, Exchange exchange, int64_t B, int64_t H, int64_t KV, int64_t D) {
@@ -389,6 +386,36 @@ static void windows_save_bytes(void **state) {
     }
 }
 
+// Counted one by one: the operations of pairs that documents hide and the layers' windows do not.
+static void operations_saved_by_documents(void **state) {
+    (void)state;
+    enum { T = 85 };
+    int32_t *first = random_documents(1, T, 30);
+    AttentionConfig config = config_of(T, 1, EXCHANGE_RING, 1, (AttentionShape){1, 4, 2, 16, 1});
+    config.window_count = 2;
+    config.windows[0] = (struct LayersOfWindow){0, 3};
+    config.windows[1] = (struct LayersOfWindow){7, 2};
+    int64_t hidden = 0;
+    for (int64_t i = 0; i < T; i++)
+        for (int64_t j = 0; j <= i; j++)
+            if (j < first[i]) hidden += i - j < 7 ? 5 : 3;
+    assert_true(hidden > 0 && attention_flops_saved(&config, first) == 14.0 * 4 * 16 * (double)hidden);
+    free(first);
+}
+
+// The exchange is chosen for all layers together: with little to send, what waits least; and it can serve.
+static void windows_change_the_choice(void **state) {
+    (void)state;
+    Error err = {0};
+    AttentionConfig config = config_of(1 << 17, 8, EXCHANGE_AUTO, 0, (AttentionShape){1, 16, 16, 64, 1});
+    AttentionConfig windows = config;
+    windows.window_count = 1;
+    windows.windows[0] = (struct LayersOfWindow){4, 12};
+    assert_true(attention_resolve(&config, &err) && attention_resolve(&windows, &err));
+    assert_int_equal(config.exchange, EXCHANGE_RING);    // hidden behind T^2 of work
+    assert_int_equal(windows.exchange, EXCHANGE_GATHER); // ends of chunks, at once
+}
+
 static void table_of_bytes(void **state) {
     (void)state;
     print_message("bytes sent per layer by ranks 0 to 3 of 4: T = 129, B = 1, H = 8, KV = 2, D = 16, fp32\n");
@@ -449,6 +476,20 @@ static void what_cannot_be_served_is_refused(void **state) {
     assert_refused(config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 6, 4, 8, 1}), sharing + 2, 2);
     assert_refused(config_of(64, 1, EXCHANGE_AUTO, 0, (AttentionShape){1, 1, 1, 257, 1}), sharing + 2, 1);
     assert_refused(config_of(15, 8, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
+    static const char *const window[] = {"--window", "--device cpu"}, *const documents[] = {"--document-mask"};
+    AttentionKernels plain = attention_kernels_cpu;
+    plain.limits_visibility = false;
+    AttentionConfig limited = config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1});
+    limited.kernels = &plain;
+    limited.window_count = 2;
+    limited.windows[1] = (struct LayersOfWindow){8, 1};
+    assert_refused(limited, window, 2);
+    limited.window_count = 1; // whose window is none
+    limited.documents = true;
+    assert_refused(limited, documents, 1);
+    limited.documents = false;
+    Error err = {0};
+    assert_true(attention_resolve(&limited, &err));
     assert_refused(config_of(3, 2, EXCHANGE_AUTO, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
 }
 
@@ -471,6 +512,8 @@ int main(void) {
         cmocka_unit_test(storage_may_have_another_size),
         cmocka_unit_test(bytes_in_closed_form),
         cmocka_unit_test(windows_save_bytes),
+        cmocka_unit_test(operations_saved_by_documents),
+        cmocka_unit_test(windows_change_the_choice),
         cmocka_unit_test(table_of_bytes),
         cmocka_unit_test(chosen_exchange_can_serve),
         cmocka_unit_test(what_cannot_be_served_is_refused),

@@ -83,8 +83,12 @@ static RowView rows(const Tensors *t, float *data, int64_t start) {
 
 static QueryForward query_forward(const Tensors *t, Chunk chunk) {
     FloatView accumulator = {t->accumulator + chunk.start * t->plain, t->plain_batch, t->plain};
-    return (QueryForward){chunk, token_part(t, t->qkv, Q, chunk.start), accumulator, rows(t, t->max, chunk.start),
-                          rows(t, t->sum, chunk.start), t->visibility};
+    return (QueryForward){chunk,
+                          token_part(t, t->qkv, Q, chunk.start),
+                          accumulator,
+                          rows(t, t->max, chunk.start),
+                          rows(t, t->sum, chunk.start),
+                          t->visibility};
 }
 static QueryBackward query_backward(const Tensors *t, Chunk chunk) {
     return (QueryBackward){chunk,
@@ -273,10 +277,10 @@ static void check_copy(const Direct *exact, const Direct *single, SimdLevel leve
     assert_int_equal(setenv("SIMD", simd_level_name(level), 1), 0);
     for (int w = 0; w < WALK_COUNT; w++) {
         char what[200];
-        snprintf(what, sizeof what,
-                 "%s copy, B=%d T=%d H=%d KV=%d D=%d gain %g, window %d%s, %d x %d chunks, order %d",
+        snprintf(what, sizeof what, "%s copy, B=%d T=%d H=%d KV=%d D=%d gain %g, window %d%s, %d x %d chunks, order %d",
                  simd_level_name(level), (int)p.B, (int)p.T, (int)p.H, (int)p.KV, (int)p.D, p.gain,
-                 (int)exact->visibility.window, exact->visibility.first != NULL ? ", documents" : "", WALKS[w].query_chunks, WALKS[w].key_chunks, (int)WALKS[w].order);
+                 (int)exact->visibility.window, exact->visibility.first != NULL ? ", documents" : "",
+                 WALKS[w].query_chunks, WALKS[w].key_chunks, (int)WALKS[w].order);
         Tensors t = tensors_of(exact);
         run(&attention_kernels_cpu, 1, &t, WALKS[w]);
         assert_gaps_untouched(&t);
@@ -356,8 +360,8 @@ static int32_t *random_documents(Problem p, int64_t longest, uint64_t seed) {
 // fp32 rounds scores in the same way, so there part of that cancels.
 static void test_reference(void **state) {
     (void)state;
-    Problem problems[] = {{2, 16, 2, 1, 8, 1},   {1, 37, 6, 2, 20, 1}, {1, 129, 2, 2, 64, 1}, {1, 129, 4, 1, 32, 300},
-                          {2, 129, 4, 2, 16, 1}, {2, 60, 2, 1, 16, 1}};
+    Problem problems[] = {{2, 16, 2, 1, 8, 1},     {1, 37, 6, 2, 20, 1},  {1, 129, 2, 2, 64, 1},
+                          {1, 129, 4, 1, 32, 300}, {2, 129, 4, 2, 16, 1}, {2, 60, 2, 1, 16, 1}};
     static const int64_t windows[] = {0, 0, 0, 0, 20, 0};
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
         int32_t *first = i < 4 ? NULL : random_documents(problems[i], 30, i);
@@ -532,6 +536,35 @@ static void check_window_of_one(const AttentionKernels *kernels) {
     direct_free(&x);
 }
 
+// What nobody sees is not computed: where the first 64 keys are no numbers, queries that see keys from 64 on alone have
+// sound results (0 times a NaN would be none), and so have the keys that only they see.
+static void check_hidden_is_not_computed(const AttentionKernels *kernels) {
+    enum { BAD = 64, SOUND = 96, T = 200 };
+    Problem p = {1, T, 2, 1, 16, 1};
+    int32_t first[T];
+    for (int i = 0; i < T; i++) first[i] = i < BAD ? 0 : BAD;
+    const Visibility limits[] = {{.window = 1 + SOUND - BAD}, {.first = first, .stride = T}};
+    for (int documents = 0; documents < 2; documents++) {
+        Direct x = direct_random(p, 25);
+        x.visibility = limits[documents];
+        Tensors t = tensors_of(&x);
+        for (int64_t i = 0; i < BAD; i++) *part_data(&t, t.qkv, K, i) = *part_data(&t, t.qkv, V, i) = NAN;
+        run(kernels, 1, &t, (Walk){1, 1, 0});
+        for (int64_t i = SOUND; i < T; i++) {
+            for (int64_t n = 0; n < p.H * p.D; n++) assert_true(isfinite(t.out[i * t.plain + n]));
+            for (int64_t n = 0; n < (p.H + 2 * p.KV) * p.D; n++) assert_true(isfinite(t.d_qkv[i * t.fused + n]));
+        }
+        assert_true(isnan(t.out[(BAD - 1) * t.plain]));
+        tensors_free(&t);
+        direct_free(&x);
+    }
+}
+
+static void test_hidden_is_not_computed(void **state) {
+    (void)state;
+    for_every_kernel(check_hidden_is_not_computed);
+}
+
 static void test_window_of_one(void **state) {
     (void)state;
     for_every_kernel(check_window_of_one);
@@ -666,6 +699,7 @@ int main(void) {
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_windows_and_documents),
         cmocka_unit_test(test_window_of_one),
+        cmocka_unit_test(test_hidden_is_not_computed),
         cmocka_unit_test(test_future_is_not_seen),
         cmocka_unit_test(test_rows_without_keys),
         cmocka_unit_test(test_gradients_are_added),

@@ -1,15 +1,12 @@
 // Bad input, given to the real program: a case is one command line, its exact message and exit code, and a time limit.
-//
-// In a case, @ stands for a folder of files made once, before the first case (make_files); * in a message stands for
-// any text, where a number belongs to the machine or to the seed. What a case does not give is that of a tiny run.
-#include "base/cpu_features.h"
+// The files it names are made once, before the first case (make_files); what @ and * stand for, test/tiny_run.h says.
 #include "base/random.h"
 #include "checkpoint/sha256.h"
 #include "layers/device.h"
 #include "test/ranks.h"
+#include "test/tiny_run.h"
 #include "test/token_files.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <sys/resource.h>
 
@@ -113,6 +110,24 @@ static const BadInput bad_inputs[] = {
      "--model gpt3: no such model; give gpt2, gpt2-medium, gpt2-large, gpt2-xl or dN with N from 1 to 1024; a "
      "folder of weights is read by --init"},
 
+    {"window_that_is_no_list", 2, "--window 4,x",
+     "--window: \"4,x\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_with_an_empty_place", 2, "--window 4,,0",
+     "--window: \"4,,0\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_below_zero", 2, "--window=-4",
+     "--window: \"-4\" is not a list of whole numbers from 0 to 2147483647, such as 512 or 512,512,0"},
+    {"window_beyond_numbers", 2, "--window 4,99999999999999999999",
+     "--window: \"4,99999999999999999999\" is not a list of whole numbers from 0 to 2147483647, such as 512 or "
+     "512,512,0"},
+    {"window_of_too_many", 2, "--window 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+     "--window: more than 32 numbers; the list is repeated over the layers"},
+    {"document_end_without_a_mask", 2, "--document-end 10",
+     "--document-end is for --document-mask, which is not given"},
+    {"document_end_beyond_the_vocabulary", 2, "--document-mask --document-end 257",
+     "--document-end 257: the vocabulary has 257 tokens"},
+    {"documents_without_an_end", 2, "--document-mask --data @/shard32",
+     "--document-mask: nothing says which token ends a document; give --document-end N"},
+
     // Ranks that cannot be served.
     {"context_shorter_than_ranks", 2, "--sp 16",
      "--context 16 is too short for --sp 16: a rank owns two chunks, give at least 32"},
@@ -149,6 +164,8 @@ static const BadInput bad_inputs[] = {
      "--warmup 99 is longer than the run: --steps is 98"},
     {"resume_with_another_model", 2, "--out @/run --resume --layers 2",
      "--layers 2: @/run/step-00000002 has 1; leave it out"},
+    {"resume_with_another_window", 2, "--out @/run --resume --window 8",
+     "--window 8: layer 0 of @/run/step-00000002 has 0; leave it out"},
     {"new_run_over_an_old_one", 2, "--out @/run",
      "--out @/run: it holds the checkpoints of a run; --resume continues it, another folder starts anew"},
     {"init_missing", 1, "--init @/none", "@/none/config.json: cannot open: No such file or directory"},
@@ -224,36 +241,22 @@ static const BadInput bad_inputs[] = {
      "--out @/text/runs/a: @/text: cannot make this folder: File exists; give a folder that can be written"},
     {"out_in_proc", 2, "--out /proc/x",
      "--out /proc/x: /proc/x: cannot make this folder: No such file or directory; give a folder that can be written"},
-    {"save_minutes_without_out", 2, "--save-minutes 1", "--save-minutes needs --out DIR, the folder of the checkpoints"},
+    {"save_minutes_without_out", 2, "--save-minutes 1",
+     "--save-minutes needs --out DIR, the folder of the checkpoints"},
 
     // Numbers that run away.
     {"loss_that_runs_away", 1, "--steps 9 --lr 1e30 --warmup 0",
-     "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is lost: no --out was "
+     "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is lost: no --out "
+     "was "
      "given"},
     {"loss_that_runs_away_on_four_ranks", 1, "--steps 9 --lr 1e30 --warmup 0 --sp 2 --dp 2",
-     "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is lost: no --out was "
+     "step 2: the loss is * and the gradient's norm *; give a smaller --lr or --grad-clip; step 1 is lost: no --out "
+     "was "
      "given"},
 
 };
 
 // ---- the files that the table names ---------------------------------------------------------------------------------
-
-static char folder[PROGRAM_PATH];
-
-static const char *in_folder(char out[PROGRAM_PATH], const char *name) { return path_join(out, folder, name); }
-
-static void make_file(const char *name, const void *data, size_t bytes) {
-    char path[PROGRAM_PATH];
-    write_file(in_folder(path, name), data, bytes);
-}
-
-static void make_text(const char *name, size_t bytes) {
-    char *text = malloc(bytes);
-    if (text == NULL) fail_msg("out of memory");
-    for (size_t i = 0; i < bytes; i++) text[i] = (char)('a' + (i * i + i / 7) % 26);
-    make_file(name, text, bytes);
-    free(text);
-}
 
 // A shard of 1,000 tokens, all of them `token`, with one word of its header changed and the last bytes left out.
 static void make_bad_shard(const char *name, uint32_t token, int word, uint32_t value, size_t left_out) {
@@ -376,97 +379,7 @@ static void put_pipe(const char *name, const char *step, const char *file) {
     make_pipe(file_name);
 }
 
-// ---- running a case -------------------------------------------------------------------------------------------------
-
-// The command of a tiny run; an option that `options` names itself is left out. Words lie in `text`.
-static void build_command(Command *command, char *text, size_t size, const char *options) {
-    static const char *const usual[][2] = {{"--data", "--data @/text"},
-                                           {"--context", "--context 16"},
-                                           {"--sp", "--sp 1"},
-                                           {"--steps", "--steps 2"},
-                                           {"--layers", "--layers 1"},
-                                           {"--heads", "--heads 2"},
-                                           {"--dim", "--dim 16"},
-                                           {"--ffn", "--ffn 16"},
-                                           {"--threads", "--threads 1"},
-                                           {"--eval-windows", "--eval-windows 1"},
-                                           {"--sample-tokens", "--sample-tokens 0"},
-                                           {"--device", "--device cpu"}};
-    bool sized = strstr(options, "--init") || strstr(options, "--resume") || strstr(options, "--model ");
-    char all[4096];
-    int used = snprintf(all, sizeof all, "%s", options);
-    for (size_t i = 0; i < sizeof usual / sizeof *usual; i++) {
-        char with_space[32];
-        snprintf(with_space, sizeof with_space, "%s ", usual[i][0]);
-        if (strstr(options, with_space) || (sized && i >= 4 && i <= 7)) continue;
-        used += snprintf(all + used, sizeof all - (size_t)used, " %s", usual[i][1]);
-    }
-    size_t n = 0, begin = 0;
-    add_word(command, train_gpt_path());
-    for (const char *c = all; n + PROGRAM_PATH < size; c++) { // the folder's own name may hold spaces
-        if (*c == '@') n += (size_t)snprintf(text + n, size - n, "%s", folder);
-        else text[n++] = *c == ' ' ? '\0' : *c;
-        if (text[n - 1] != '\0') continue;
-        if (n - begin > 1) add_word(command, text + begin);
-        begin = n;
-        if (*c == '\0') break;
-    }
-}
-
-// Does the text match, where * in the pattern stands for anything and @ for the folder?
-static bool matches(const char *pattern, const char *text) {
-    for (; *pattern != '\0'; pattern++) {
-        if (*pattern == '*') {
-            for (const char *rest = text;; rest++) {
-                if (matches(pattern + 1, rest)) return true;
-                if (*rest == '\0') return false;
-            }
-        } else if (*pattern == '@') {
-            if (strncmp(text, folder, strlen(folder)) != 0) return false;
-            text += strlen(folder);
-        } else if (*pattern != *text++) {
-            return false;
-        }
-    }
-    return *text == '\0';
-}
-
-// Runs a command; checks its exit code and all that it says on standard error ("" for nothing). A mistake in the usage
-// must be told before the first step. Returns standard output, to be freed; NULL if anything is wrong.
-static char *try_command(const Command *command, int exit_code, const char *message) {
-    char expected[2048];
-    ProgramResult result = run_program(command->argv, 20);
-    snprintf(expected, sizeof expected, "train_gpt: %s\n", message);
-    if (*message == '\0') *expected = '\0';
-    bool right = !result.timed_out && result.exit_code == exit_code && matches(expected, result.err);
-    bool in_time = exit_code != 2 || strstr(result.out, "step 1/") == NULL;
-    if (!right || !in_time) {
-        print_command(command);
-        fprintf(stderr, "  expected: %d, %s  received: %d, %s%s%s\n", exit_code, expected, result.exit_code, result.err,
-                result.timed_out ? "  and it did not end" : "", in_time ? "" : "  and said so only after training");
-    }
-    free(result.err);
-    if (right && in_time) return result.out;
-    free(result.out);
-    return NULL;
-}
-
-// The tiny training with `options`.
-static char *try_run(int exit_code, const char *options, const char *message) {
-    Command command = {0};
-    char *text = malloc(16 * PROGRAM_PATH);
-    if (text == NULL) fail_msg("out of memory");
-    build_command(&command, text, 16 * PROGRAM_PATH, options);
-    char *output = try_command(&command, exit_code, message);
-    free(text);
-    return output;
-}
-
-static char *check_run(int exit_code, const char *options, const char *message) {
-    char *output = try_run(exit_code, options, message);
-    assert_non_null(output);
-    return output;
-}
+// ---- the cases ------------------------------------------------------------------------------------------------------
 
 static void bad_input(void **state) {
     const BadInput *bad = *state;
@@ -511,8 +424,7 @@ static void data_unreadable(void **state) {
     free(output);
 }
 
-// ---- data
-// ------------------------------------------------------------------------------------------------------------
+// ---- data -----------------------------------------------------------------------------------------------------------
 
 static void says(const char *output, const char *text) {
     if (strstr(output, text) == NULL) fail_msg("\"%s\" is not in: %s", text, output);
@@ -674,24 +586,6 @@ static void torchrun_on_processors(void **state) {
 
 // ---- cases that leave something behind ------------------------------------------------------------------------------
 
-static int count_entries(const char *name) {
-    char path[PROGRAM_PATH];
-    DIR *directory = opendir(in_folder(path, name));
-    if (directory == NULL) fail_msg("cannot read %s: %s", path, strerror(errno));
-    int count = 0;
-    for (struct dirent *entry; (entry = readdir(directory)) != NULL;) count += entry->d_name[0] != '.';
-    closedir(directory);
-    return count;
-}
-
-// The checkpoint in folder/name, and nothing else there, can be resumed from.
-static void check_one_good_checkpoint(const char *name) {
-    assert_int_equal(count_entries(name), 1);
-    char options[100];
-    snprintf(options, sizeof options, "--resume --steps 3 --out @/%s", name);
-    free(check_run(0, options, ""));
-}
-
 static void memory_is_refused_with_the_plan(void **state) {
     (void)state;
     char *output =
@@ -790,213 +684,6 @@ static void init_has_a_context_of_its_own(void **state) {
                   "--init @/published: its 16 tokens are too few for --sp 16: a rank owns two chunks; lower --sp"));
 }
 
-// ---- standard output and error that are not there -------------------------------------------------------------------
-
-// The tiny run with `options`, its outputs redirected by a shell as `redirection` says.
-static ProgramResult run_redirected(const char *redirection, const char *options) {
-    Command command = {0};
-    char script[100], *text = malloc(16 * PROGRAM_PATH);
-    if (text == NULL) fail_msg("out of memory");
-    snprintf(script, sizeof script, "exec %s; exec \"$@\"", redirection);
-    add_words(&command, "sh", "-c", script, folder, NULL); // $0 is the folder
-    build_command(&command, text, 16 * PROGRAM_PATH, options);
-    ProgramResult result = run_program(command.argv, 20);
-    free(text);
-    return result;
-}
-
-static void check_log(const char *name, int steps) {
-    char path[PROGRAM_PATH], *log = read_file(in_folder(path, name), NULL), *line = log;
-    for (int step = 1; step <= steps; step++) {
-        char start[30];
-        snprintf(start, sizeof start, "{\"step\": %d,", step);
-        assert_memory_equal(line, start, strlen(start));
-        line += strcspn(line, "\n") + 1;
-    }
-    assert_string_equal(line, "");
-    free(log);
-}
-
-// The log must not take the number of a descriptor that is closed, nor must checkpoints.
-static void closed_descriptors(void **state) {
-    (void)state;
-    static const char *const closed[] = {"0<&-", ">&-", "2>&-", "0<&- >&-", "0<&- >&- 2>&-"};
-    for (size_t i = 0; i < sizeof closed / sizeof *closed; i++) {
-        ProgramResult result = run_redirected(closed[i], "--log @/log");
-        assert_false(result.timed_out);
-        assert_int_equal(result.exit_code, 0);
-        assert_string_equal(result.err, "");
-        check_log("log", 2);
-        free_result(&result);
-    }
-}
-
-// What is printed is lost, the run is not; and it is said once.
-static void full_output(void **state) {
-    (void)state;
-    if (!path_exists("/dev/full")) skip();
-    static const char *const lines[] = {"--help", "--version", "--plan", "--out @/printed-nowhere --log @/log",
-                                        "--sp 2 --dp 2 --batch 2"};
-    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        ProgramResult result = run_redirected(">/dev/full", lines[i]);
-        assert_false(result.timed_out);
-        assert_string_equal(result.err, "train_gpt: standard output: cannot write: No space left on device; lines are "
-                                        "lost: make room, or send it elsewhere\n");
-        assert_int_equal(result.exit_code, 1);
-        free_result(&result);
-    }
-    check_log("log", 2);
-    check_one_good_checkpoint("printed-nowhere");
-    ProgramResult result = run_redirected("2>/dev/full", "--sample-tokens 4");
-    assert_int_equal(result.exit_code, 0);
-    free_result(&result);
-}
-
-// As `| head` leaves it: a pipe that nobody reads.
-static void reader_that_has_gone(void **state) {
-    (void)state;
-    char path[PROGRAM_PATH];
-    if (mkfifo(in_folder(path, "unread"), 0600) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
-    static const char *const lines[] = {"--help", "--plan", "--steps 20 --log @/log"};
-    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
-        ProgramResult result = run_redirected("3<>\"$0/unread\" >\"$0/unread\" 3<&-", lines[i]);
-        assert_false(result.timed_out);
-        assert_string_equal(result.err, "");
-        assert_int_equal(result.exit_code, 0);
-        free_result(&result);
-    }
-    check_log("log", 20);
-}
-
-// ---- limits, and the environment of libraries ----------------------------------------------------------------------
-
-// Runs the tiny training with `options` after a shell's `limits`, such as "ulimit -v 100000".
-static ProgramResult run_limited(const char *limits, const char *options) {
-    Command command = {0};
-    static char shell[200], text[16 * PROGRAM_PATH];
-    snprintf(shell, sizeof shell, "%s && exec \"$@\"", limits);
-    add_words(&command, "sh", "-c", shell, "sh", NULL);
-    build_command(&command, text, sizeof text, options);
-    return run_program(command.argv, 20);
-}
-
-// Standard error is the program's one line, or nothing where all went well.
-static bool ended_well(const ProgramResult *r) {
-    const char *end = strchr(r->err, '\n');
-    if (r->timed_out) return false;
-    if (r->exit_code == 0) return *r->err == '\0';
-    return r->exit_code <= 2 && strncmp(r->err, "train_gpt: ", 11) == 0 && end != NULL && end[1] == '\0';
-}
-
-static void memory_limits(void **state) {
-    (void)state;
-    if (program_slowness() > 1) skip(); // sanitizers take terabytes of addresses
-    const int kilobytes[] = {50000, 100000, 200000, 300000, 400000, 500000, 800000};
-    const char *const runs[] = {"--help", "--plan", "--sp 2 --threads 4"};
-    for (size_t i = 0; i < sizeof kilobytes / sizeof *kilobytes; i++) {
-        for (int run = 0; run < 3; run++) {
-            char limit[40];
-            snprintf(limit, sizeof limit, "ulimit -v %d", kilobytes[i]);
-            ProgramResult result = run_limited(limit, runs[run]);
-            bool loaded = result.exit_code != 127; // else its libraries alone take more
-            if (loaded && !ended_well(&result))
-                fail_msg("%s: %s: exit code %d%s: %s", limit, runs[run], result.exit_code,
-                         result.timed_out ? ", too late" : "", result.err);
-            if (loaded && kilobytes[i] >= 800000) assert_int_equal(result.exit_code, 0); // it needs a fraction of that
-            free_result(&result);
-        }
-    }
-}
-
-static void threads_that_cannot_be_made(void **state) {
-    (void)state;
-#ifndef HAVE_OPENMP
-    skip();
-#endif
-    if (program_slowness() > 1 || cpu_count() < 2) skip();
-    const char limits[] = "ulimit -s 2000000 && ulimit -v 1000000"; // one thread's stack is more than all there is
-    const char *const allowed[] = {"sh", "-c", limits, NULL};
-    ProgramResult result = run_program(allowed, 20);
-    bool may = result.exit_code == 0;
-    free_result(&result);
-    if (!may) skip();
-    result = run_limited(limits, "--threads 2");
-    assert_string_equal(result.err, "train_gpt: only 1 of 2 threads of a rank could be made: give a smaller --threads, "
-                                    "or see ulimit -u, -v, -d and -s\n");
-    assert_int_equal(result.exit_code, 1);
-    free_result(&result);
-}
-
-// A broken library is nothing to a run that does not ask for one, and one line to a run that does.
-static void broken_blas(void **state) {
-    (void)state;
-    static const char *const names[] = {"libopenblas.so.0", "libopenblas.so", "libblis.so.4", "libcblas.so.3"};
-    char path[PROGRAM_PATH], file[PROGRAM_PATH];
-    const char *before = getenv("LD_LIBRARY_PATH");
-    char *usual = strdup(before != NULL ? before : ""), *search = malloc(strlen(usual) + PROGRAM_PATH);
-    if (usual == NULL || search == NULL) fail_msg("out of memory");
-    if (mkdir(in_folder(path, "broken"), 0755) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        write_file(path_join(file, path, names[i]), "no ELF\n", 7);
-    sprintf(search, "%s%s%s", path, *usual ? ":" : "", usual);
-    setenv("LD_LIBRARY_PATH", search, 1);
-    char *normal = try_run(0, "", "");
-    setenv("MATMUL", "cblas", 1);
-#ifdef HAVE_CBLAS
-    char *wanted = try_run(2, "",
-                           "MATMUL=cblas: no CBLAS library can be opened (*libopenblas.so.0: *): install OpenBLAS, or "
-                           "leave MATMUL out");
-#else
-    char *wanted = try_run(2, "", "MATMUL=cblas: this program was built without CBLAS libraries; leave MATMUL out");
-#endif
-    char *help = try_run(0, "--help", "");
-    unsetenv("MATMUL");
-    setenv("SIMD", "portable", 1); // where a library is the first choice
-    char *portable = try_run(0, "", "");
-    unsetenv("SIMD");
-    if (before != NULL) setenv("LD_LIBRARY_PATH", usual, 1);
-    else unsetenv("LD_LIBRARY_PATH");
-    assert_true(normal != NULL && wanted != NULL && help != NULL && portable != NULL);
-    assert_non_null(strstr(portable, "built-in blocked product, portable vectors"));
-    free(normal), free(wanted), free(help), free(portable), free(usual), free(search);
-}
-
-static void matmul_of_the_environment(void **state) {
-    (void)state;
-    setenv("MATMUL", "mkl", 1);
-    char *output = try_run(2, "", "MATMUL=mkl in the environment: give builtin or cblas, or leave it out");
-    unsetenv("MATMUL");
-    assert_non_null(output);
-    free(output);
-#ifdef HAVE_CBLAS
-    if (program_slowness() > 1) return;
-    setenv("MATMUL", "cblas", 1);
-    ProgramResult result = run_limited("ulimit -v 300000", "");
-    unsetenv("MATMUL");
-    assert_string_equal(result.err,
-                        "train_gpt: MATMUL=cblas: such a library may wait for ever for memory where that is "
-                        "limited: lift the limit (ulimit -v, ulimit -d), or leave MATMUL out\n");
-    assert_int_equal(result.exit_code, 2);
-    free_result(&result);
-#endif
-}
-
-// Job scripts set these for programs of one OpenMP team; here they must not bring all ranks to one processor.
-static void openmp_binds_nothing(void **state) {
-    (void)state;
-    char expected[60];
-    snprintf(expected, sizeof expected, "machine    %d threads,", cpu_count());
-    const char *const settings[][2] = {{"OMP_PROC_BIND", "true"}, {"OMP_PROC_BIND", "spread"}, {"OMP_PLACES", "cores"}};
-    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
-        setenv(settings[i][0], settings[i][1], 1);
-        char *output = try_run(0, "--threads 0 --sp 2", "");
-        unsetenv(settings[i][0]);
-        assert_non_null(output);
-        if (strstr(output, expected) == NULL) fail_msg("%s: not \"%s\":\n%s", settings[i][0], expected, output);
-        free(output);
-    }
-}
-
 static void expect_file(const char *name, const char *text) {
     char path[PROGRAM_PATH];
     size_t bytes;
@@ -1070,14 +757,6 @@ int main(void) {
         cmocka_unit_test(version),
         cmocka_unit_test(init_has_a_context_of_its_own),
         cmocka_unit_test(sample_of_few_positions),
-        cmocka_unit_test(closed_descriptors),
-        cmocka_unit_test(full_output),
-        cmocka_unit_test(reader_that_has_gone),
-        cmocka_unit_test(memory_limits),
-        cmocka_unit_test(threads_that_cannot_be_made),
-        cmocka_unit_test(broken_blas),
-        cmocka_unit_test(matmul_of_the_environment),
-        cmocka_unit_test(openmp_binds_nothing),
         cmocka_unit_test(foreign_files_are_kept),
     };
     enum { IN_TABLE = sizeof bad_inputs / sizeof *bad_inputs, BY_HAND = sizeof by_hand / sizeof *by_hand };

@@ -402,7 +402,8 @@ static void test_windows_written(void **state) {
         {ARCH_GPT2, {8}, 1, {"\"TrainGptGPT2LMHeadModel\"", "\"model_type\": \"train_gpt_gpt2\""}, "sliding"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const char *plain[] = {"{\"model_type\": \"gpt2\"}", "{\"model_type\": \"llama\"}", "{\"model_type\": \"qwen2\"}"};
+        const char *plain[] = {"{\"model_type\": \"gpt2\"}", "{\"model_type\": \"llama\"}",
+                               "{\"model_type\": \"qwen2\"}"};
         ModelConfig c = read_good(plain[cases[i].architecture]);
         Error err;
         c.layers = 4;
@@ -523,7 +524,8 @@ static void test_refused_keys(void **state) {
          "\"use_sliding_window\" needs \"sliding_window\" above 0 and \"max_window_layers\" of at least 0"},
         {"qwen2", "\"use_sliding_window\": true, \"max_window_layers\": \"all\"",
          "\"use_sliding_window\" needs \"sliding_window\" above 0 and \"max_window_layers\" of at least 0"},
-        {"qwen2", "\"use_sliding_window\": true, \"max_window_layers\": 1, \"layer_types\": [\"sliding_attention\", "
+        {"qwen2",
+         "\"use_sliding_window\": true, \"max_window_layers\": 1, \"layer_types\": [\"sliding_attention\", "
          "\"full_attention\"]",
          "\"layer_types\" is supported only as \"use_sliding_window\" and \"max_window_layers\" have it: "
          "\"full_attention\" first, then \"sliding_attention\""},
@@ -714,13 +716,21 @@ static void test_rope_goldens(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpt2),         cmocka_unit_test(test_llama),     cmocka_unit_test(test_qwen2),
-        cmocka_unit_test(test_defaults),     cmocka_unit_test(test_harmless),  cmocka_unit_test(test_round_trips),
-        cmocka_unit_test(test_written_keys), cmocka_unit_test(test_kept_keys), cmocka_unit_test(test_write_errors),
+        cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_qwen2),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_harmless),
+        cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_written_keys),
+        cmocka_unit_test(test_kept_keys),
+        cmocka_unit_test(test_write_errors),
         cmocka_unit_test(test_windows_read),
         cmocka_unit_test(test_windows_written),
         cmocka_unit_test(test_windows_over_a_source),
-        cmocka_unit_test(test_refused_keys), cmocka_unit_test(test_check),     cmocka_unit_test(test_rope_goldens),
+        cmocka_unit_test(test_refused_keys),
+        cmocka_unit_test(test_check),
+        cmocka_unit_test(test_rope_goldens),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -233,6 +233,25 @@ static void test_end_of_document_is_served(void **state) {
     tokens_close(source);
 }
 
+// Files are documents, and so are lines if one says so; a window knows nothing of what came before it.
+static void test_documents_of_a_window(void **state) {
+    char path[2][PROGRAM_PATH];
+    const char *argument[] = {path[0], path[1]};
+    write_file(path_join(path[0], *state, "a"), "ab\nc", 4);
+    write_file(path_join(path[1], *state, "b"), "d\n\nef", 5);
+    Error err = {0};
+    TokenSource *source = tokens_open(argument, 2, TOKENS_BYTES, &err); // a b \n c end d \n \n e f end
+    must(source != NULL, &err);
+    Loader loader = start(source, 0, 11, 9, 0, false);
+    int32_t first[9];
+    const int32_t files[] = {0, 0, 0, 0, 4, 4, 4, 4, 4}, lines[] = {0, 0, 2, 2, 2, 2, 6, 7, 7};
+    must(loader_read_documents(&loader, 1, BYTE_VOCABULARY, TOKEN_END_OF_DOCUMENT, first, &err), &err);
+    assert_memory_equal(first, files, sizeof first);
+    must(loader_read_documents(&loader, 1, BYTE_VOCABULARY, '\n', first, &err), &err);
+    assert_memory_equal(first, lines, sizeof first);
+    tokens_close(source);
+}
+
 static void test_bad_token_is_reported(void **state) {
     TokenSource *source = open_places(*state, 100);
     Loader loader = start(source, 0, 100, 50, 0, false);
@@ -285,6 +304,7 @@ int main(void) {
         TEST_WITH_FOLDER(test_order_differs_by_epoch_and_seed),
         TEST_WITH_FOLDER(test_the_grid_moves),
         cmocka_unit_test(test_end_of_document_is_served),
+        TEST_WITH_FOLDER(test_documents_of_a_window),
         TEST_WITH_FOLDER(test_bad_token_is_reported),
         TEST_WITH_FOLDER(test_split),
         TEST_WITH_FOLDER(test_too_short),

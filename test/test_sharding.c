@@ -212,7 +212,8 @@ static void chunks_are_asked_about_right(void **state) {
             for (int64_t b = 0; b < 2; b++) {
                 for (int64_t start = 0; start < T; start++) {
                     for (int64_t length = 0; start + length <= T; length++) {
-                        Chunk queries = {start, length}, keys = {T / 3, T / 3}, seen = visibility_seen(&v, b, queries, keys);
+                        Chunk queries = {start, length}, keys = {T / 3, T / 3},
+                              seen = visibility_seen(&v, b, queries, keys);
                         int64_t pairs = 0, all = 0;
                         for (int64_t key = 0; key < T; key++) {
                             bool some = false;

@@ -36,6 +36,7 @@ typedef struct Training {
     bool resume;
     const char *arch; // NULL: llama
     const char *attention;
+    bool hidden; // windows in every other layer, and a mask of documents, which sentences are taken for
 } Training;
 
 static char *run_path(char path[PROGRAM_PATH], const char *out, const char *file) {
@@ -82,6 +83,8 @@ static void training_command(Command *command, const Training *t, const char *st
     add_number(command, "--sp", t->sp);
     add_number(command, "--dp", t->dp);
     add_number(command, "--threads", t->threads > 0 ? t->threads : 1);
+    if (t->hidden && !t->resume)
+        add_words(command, "--window", "12,0", "--document-mask", "--document-end", "46", NULL);
     if (t->micro_batch > 0) add_number(command, "--micro-batch", t->micro_batch);
     if (t->save_every > 0) add_number(command, "--save-every", t->save_every);
 }
@@ -183,6 +186,76 @@ static void test_gpt2(void **state) {
     train(&(Training){.out = "gpt2_sp4", .sp = 4, .dp = 1, .arch = "gpt2"});
     compare_losses("gpt2_one", "gpt2_sp4", 1, false);
     compare_tensors_of("gpt2_one", "gpt2_sp4", "gradients.safetensors", GRADIENTS);
+}
+
+// Windows and documents: what is hidden is hidden from every rank, whatever the exchange, and vanilla agrees.
+static void test_hidden(void **state) {
+    (void)state;
+    static const Training runs[] = {
+        {.out = "hidden_sp2_dp2", .sp = 2, .dp = 2, .hidden = true, .attention = "ring"},
+        {.out = "hidden_sp3", .sp = 3, .dp = 1, .hidden = true, .attention = "ring"},
+        {.out = "hidden_sp4", .sp = 4, .dp = 1, .hidden = true, .attention = "gather"},
+        {.out = "hidden_both", .sp = 4, .dp = 1, .hidden = true, .attention = "ulysses-ring"},
+        {.out = "hidden_vanilla", .sp = 1, .dp = 1, .hidden = true, .attention = "vanilla"},
+    };
+    train(&(Training){.out = "hidden_one", .sp = 1, .dp = 1, .hidden = true, .save_every = 10});
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        train(&runs[i]);
+        compare_losses("hidden_one", runs[i].out, 1, false);
+        compare_tensors_of("hidden_one", runs[i].out, "gradients.safetensors", GRADIENTS);
+    }
+    char path[PROGRAM_PATH];
+    Log plain = read_log(run_path(path, "one", "log.jsonl")),
+        hidden = read_log(run_path(path, "hidden_one", "log.jsonl"));
+    assert_true(fabs(plain.loss[STEPS - 1] - hidden.loss[STEPS - 1]) > 100 * LOSSES); // it is another model
+}
+
+// A resumed run hides the same: the windows are the model's, the mask is kept.
+static void test_hidden_resumed(void **state) {
+    (void)state;
+    copy_checkpoint("hidden_one", "step-00000010", "hidden_resumed");
+    train(&(Training){.out = "hidden_resumed", .sp = 1, .dp = 1, .resume = true, .save_every = 10});
+    compare_losses("hidden_one", "hidden_resumed", 11, true);
+    assert_same_checkpoint("hidden_one", "hidden_resumed");
+}
+
+// What a model of windows of 8 tokens says after a prompt: the 24 tokens behind its last words.
+static char *said_after(const char *prompt, const char *end, const char *option, const char *value) {
+    char model[PROGRAM_PATH], corpus[PROGRAM_PATH];
+    Command command = {0};
+    add_words(&command, train_gpt_path(), "--device", "cpu", "--sp", "1", "--steps", "0", "--context", "96", NULL);
+    add_words(&command, "--init", run_path(model, "hidden_one", "step-00000020"), "--window", "8", NULL);
+    add_words(&command, "--data", path_join(corpus, folder, "corpus.txt"), "--temperature", "0", NULL);
+    add_words(&command, "--sample", prompt, "--sample-tokens", "24", NULL);
+    if (option != NULL) add_words(&command, option, "--document-end", value, NULL);
+    ProgramResult result = run_command(&command, TIME_LIMIT);
+    const char *last = NULL;
+    for (const char *at = result.out; (at = strstr(at, end)) != NULL; at++) last = at + strlen(end);
+    if (last == NULL) fail_msg("no sample in %s", result.out);
+    char *said = strdup(last);
+    assert_non_null(said);
+    free_result(&result);
+    return said;
+}
+
+// A sample sees no more than training did. Two layers of windows of 8 reach back 14 tokens, less than the common end of
+// these prompts, one of which is longer than what goes through the model at once; and nothing reaches behind the end of
+// a document.
+static void test_sample_hidden(void **state) {
+    (void)state;
+    static const char end[] = "while this is worked on";
+    char *longer = malloc(400);
+    assert_non_null(longer);
+    memset(longer, 'z', 200);
+    snprintf(longer + 200, 200, "%s", end);
+    const char *prompts[] = {"attention is a walk while this is worked on", longer};
+    char *said[2];
+    for (int i = 0; i < 2; i++) said[i] = said_after(prompts[i], end, NULL, NULL);
+    if (strcmp(said[0], said[1]) != 0) fail_msg("windows: \"%s\" and \"%s\"", said[0], said[1]);
+    free(said[0]), free(said[1]), free(longer);
+    for (int i = 0; i < 2; i++) said[i] = said_after(i == 0 ? "walk.the" : "of z.the", ".the", "--document-mask", "46");
+    if (strcmp(said[0], said[1]) != 0) fail_msg("documents: \"%s\" and \"%s\"", said[0], said[1]);
+    free(said[0]), free(said[1]);
 }
 
 static bool have_mpi(void) {
@@ -388,17 +461,19 @@ static int remove_runs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_learns),          cmocka_unit_test(test_sp2),
-        cmocka_unit_test(test_sp3),             cmocka_unit_test(test_sp4_ring),
-        cmocka_unit_test(test_sp4_gather),      cmocka_unit_test(test_sp4_ulysses),
-        cmocka_unit_test(test_sp4_both),        cmocka_unit_test(test_sp2_dp2),
-        cmocka_unit_test(test_dp4),             cmocka_unit_test(test_gpt2),
-        cmocka_unit_test(test_mpi_sp2),         cmocka_unit_test(test_mpi_sp4),
-        cmocka_unit_test(test_mpi_sp2_dp2),     cmocka_unit_test(test_mpi_dp4),
-        cmocka_unit_test(test_same_bits),       cmocka_unit_test(test_accumulation),
-        cmocka_unit_test(test_resume_exactly),  cmocka_unit_test(test_reshard),
-        cmocka_unit_test(test_resume_with_mpi), cmocka_unit_test(test_sigint),
-        cmocka_unit_test(test_sigterm),         cmocka_unit_test(test_killed_rank),
+        cmocka_unit_test(test_learns),        cmocka_unit_test(test_sp2),
+        cmocka_unit_test(test_sp3),           cmocka_unit_test(test_sp4_ring),
+        cmocka_unit_test(test_sp4_gather),    cmocka_unit_test(test_sp4_ulysses),
+        cmocka_unit_test(test_sp4_both),      cmocka_unit_test(test_sp2_dp2),
+        cmocka_unit_test(test_dp4),           cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_hidden),        cmocka_unit_test(test_hidden_resumed),
+        cmocka_unit_test(test_sample_hidden), cmocka_unit_test(test_mpi_sp2),
+        cmocka_unit_test(test_mpi_sp4),       cmocka_unit_test(test_mpi_sp2_dp2),
+        cmocka_unit_test(test_mpi_dp4),       cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_accumulation),  cmocka_unit_test(test_resume_exactly),
+        cmocka_unit_test(test_reshard),       cmocka_unit_test(test_resume_with_mpi),
+        cmocka_unit_test(test_sigint),        cmocka_unit_test(test_sigterm),
+        cmocka_unit_test(test_killed_rank),
     };
     const struct CMUnitTest under_sanitizers[] = { // each kind of thing once
         cmocka_unit_test(test_learns),  cmocka_unit_test(test_sp4_both),     cmocka_unit_test(test_sp2_dp2),

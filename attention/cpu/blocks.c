@@ -20,8 +20,8 @@ const int32_t *first_keys(int32_t *row, const Visibility *visibility, int64_t b,
 // Whether every query of the block sees every key.
 static bool is_whole(Block block) { return block.mask.diagonal >= block.keys - 1 && block.mask.first == NULL; }
 
-// The columns of the strips of queries for which the keys from row `key` on, a multiple of STRIP, are worked on: `first`
-// to before `end`, which is at most round_up_to_strip(queries).
+// The columns of the strips of queries for which the keys from row `key` on, a multiple of STRIP, are worked on:
+// `first` to before `end`, which is at most round_up_to_strip(queries).
 typedef struct StripColumns {
     int64_t first, end;
 } StripColumns;

@@ -75,11 +75,10 @@ static void forward_queries(const ForwardPair *pair, int64_t b, int64_t h, int64
     kernels->pack(s.max, columns, max, 1, queries);
     kernels->pack(s.sum, columns, sum, 1, queries);
 
-    const int32_t *first_key =
-        first_keys((int32_t *)s.first_key.data, &query->visibility, b, positions, kv->chunk);
+    const int32_t *first_key = first_keys((int32_t *)s.first_key.data, &query->visibility, b, positions, kv->chunk);
     for (int64_t j = visible.first / KEY_BLOCK * KEY_BLOCK; j < visible.end; j += KEY_BLOCK) {
-        Block block = block_at(j, smaller(KEY_BLOCK, visible.end - j), queries,
-                               positions.start - (kv->chunk.start + j), first_key);
+        Block block = block_at(j, smaller(KEY_BLOCK, visible.end - j), queries, positions.start - (kv->chunk.start + j),
+                               first_key);
         Rows key = token_rows(kv->k, b, j, kv_head, D), value = token_rows(kv->v, b, j, kv_head, D);
         int64_t next = smaller(KEY_BLOCK, visible.end - j - KEY_BLOCK);
         prefetch_rows(rows_from(key, KEY_BLOCK, 0), next, D);

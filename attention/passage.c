@@ -1,0 +1,63 @@
+// How blocks of keys and values travel: my own packed to be sent, and the parts of one that somebody still has to see.
+//
+// Of a window, every rank knows what it leaves to be seen; of documents, which the data decide, only who holds the
+// queries needs to know. So keys travel as if there were a window at most, and documents save work alone.
+#include "attention/exchange.h"
+
+void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
+    const AttentionShape *shape = &walk->shape;
+    Device *device = walk->device;
+    int64_t bytes = (int64_t)device->element_bytes, width = shape->kv_heads * shape->head_dim;
+    TokenView from[2] = {k, v}, to[2] = {walk_block_keys(walk, block), walk_block_values(walk, block)};
+    for (int i = 0; i < 2; i++) {
+        for (int64_t b = 0; b < shape->batch; b++) {
+            device->copy_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride * bytes,
+                                 at(device, from[i].data, b * from[i].batch_stride), from[i].token_stride * bytes,
+                                 walk->shard.tokens, (size_t)(width * bytes));
+        }
+    }
+}
+
+Shard walk_seen(const Walk *walk, int owner, int reader) {
+    return shard_seen(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+}
+
+Shard walk_seen_from(const Walk *walk, int owner, int reader) {
+    return shard_seen_from(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+}
+
+Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
+    return (Load){block, shard_of(walk->context, walk->ranks, owner), piece};
+}
+
+size_t walk_token_bytes(const Walk *walk) {
+    return (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
+}
+
+
+int walk_spans_of(const Shard *owner, const Shard *piece, Span span[2]) {
+    int count = 0;
+    span[0] = span[1] = (Span){0, 0};
+    for (int i = 0; i < piece->count; i++) {
+        if (piece->chunk[i].length == 0) continue;
+        int64_t first = shard_offset(owner, piece->chunk[i].start);
+        if (count > 0 && span[0].first + span[0].tokens == first) span[0].tokens += piece->chunk[i].length;
+        else span[count++] = (Span){first, piece->chunk[i].length};
+    }
+    return count;
+}
+
+Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, size_t token_bytes) {
+    Span out[2], in[2];
+    int sends = walk_spans_of(&sent.owner, &sent.piece, out), receives = walk_spans_of(&received.owner, &received.piece, in);
+    Passage passage = {.count = sends > receives ? sends : receives};
+    for (int i = 0; i < passage.count; i++)
+        passage.request[i] = comm_exchange_begin(
+            walk->group, (char *)sent.block + (size_t)out[i].first * token_bytes, (size_t)out[i].tokens * token_bytes,
+            to, (char *)received.block + (size_t)in[i].first * token_bytes, (size_t)in[i].tokens * token_bytes, from);
+    return passage;
+}
+
+void walk_wait(const Walk *walk, Passage *passage) {
+    for (int i = 0; i < passage->count; i++) comm_wait(walk->group, &passage->request[i]);
+}
