@@ -29,9 +29,10 @@ enum { ROWS = 4 };
 #endif
 enum { VECTORS = 2, COLUMNS = VECTORS * SIMD_WIDTH, BLOCK_K = 256, BLOCK_N = 512, FEW_ROWS = 4 };
 
-// The caller's room: a block of B, and a panel of A, written in whole vectors, of which the last runs over the end.
-enum { PACKED_B = BLOCK_K * BLOCK_N, PACKED_A = ROWS * BLOCK_K + SIMD_WIDTH };
-_Static_assert(PACKED_B + PACKED_A <= SGEMM_ROOM, "room for the packed panels");
+// The caller's room: a panel of A, written in whole vectors, of which the last runs over the end; and from the next
+// cache line on a block of B.
+enum { PACKED_A = (ROWS * BLOCK_K + SIMD_WIDTH + 15) / 16 * 16, PACKED_B = BLOCK_K * BLOCK_N };
+_Static_assert(PACKED_A + PACKED_B <= SGEMM_ROOM, "room for the packed panels");
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -176,7 +177,7 @@ static void multiply_block(const float *packed_a, const float *packed_b, int64_t
 }
 
 static void product(float *room, int64_t m, int64_t n, int64_t k, Operand a, Operand b, Output to) {
-    float *packed_b = room, *packed_a = room + PACKED_B;
+    float *packed_a = room, *packed_b = room + PACKED_A;
     const Output add_to_c = {to.alpha, 1.0f, to.c, to.ldc, to.c, to.ldc}; // for every block of k but the first
     for (int64_t j = 0; j < n; j += BLOCK_N) {
         int64_t block_n = smaller(BLOCK_N, n - j);
