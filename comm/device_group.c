@@ -23,7 +23,8 @@ void device_group_close(DeviceGroup *group) {
         device_group_barrier(&group->base);
     }
     free(group->term);
-    if (group->staging != NULL && !group->staging_is_lent) device->release(device, group->staging, group->staging_bytes);
+    if (group->staging != NULL && !group->staging_is_lent)
+        device->release(device, group->staging, group->staging_bytes);
     comm_free(group->host);
 }
 

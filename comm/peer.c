@@ -33,8 +33,8 @@ typedef struct PeerGroup { // one rank's view
 } PeerGroup;
 
 // Events for messages are made with the group, so that none is in the middle of training: as many as an all-to-all of
-// attention has under way, 4 exchanges with every rank of 3 events each, and 2 each of the all-to-all before, whose other
-// side may not have waited yet.
+// attention has under way, 4 exchanges with every rank of 3 events each, and 2 each of the all-to-all before, whose
+// other side may not have waited yet.
 enum { EVENTS_PER_RANK = 4 * (3 + 2) };
 
 static PeerGroup *peer_group(Comm *comm) { return (PeerGroup *)comm; }

@@ -165,7 +165,8 @@ static void make_operations(Watchdog *dog, int count) {
     }
 }
 
-// With the lock held. Those that have passed are used again; there are more only where the host is far ahead of the GPU.
+// With the lock held. Those that have passed are used again; there are more only where the host is far ahead of the
+// GPU.
 static Operation *new_operation(Watchdog *dog) {
     if (dog->spare == NULL) forget_passed(dog);
     if (dog->spare == NULL) make_operations(dog, OPERATIONS_AT_ONCE);

@@ -1,5 +1,5 @@
-// What CUDA's layers need of scratch memory (Device.scratch), in plain C: the kernels' hosts take these sizes from here,
-// and so does a plan, made perhaps where there is no GPU.
+// What CUDA's layers need of scratch memory (Device.scratch), in plain C: the kernels' hosts take these sizes from
+// here, and so does a plan, made perhaps where there is no GPU.
 //
 //   [ cuBLASLt's workspace | sums over blocks of the layer at work ]
 #ifndef LAYERS_CUDA_SCRATCH_H
