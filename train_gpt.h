@@ -37,7 +37,7 @@ typedef struct Rank {
     float *terms;                   // of sums over ranks, on their way; NULL: the ranks read each other's memory
     size_t terms_bytes;
     Loader loader;
-    int32_t *documents; // host: (T) pass.first_visible of one sequence, on its way there
+    int32_t *documents; // host: (2, T) pass.first_visible of one sequence, on its way there; pass.least_visible
     double flops_saved; // by documents, in this step's sequences of this replica so far
     int32_t *staging;   // host: (3, Tl) inputs, targets and positions on their way to the device
     float *host_vector; // host: (total) on its way to a file, NULL at other times

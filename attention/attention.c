@@ -41,9 +41,9 @@ static void lay_out_walk(Walk *walk, int ranks, const AttentionConfig *config, A
         arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
 
     size_t token = (size_t)walk_token_elements(shape), tokens = (size_t)largest_shard(walk->context, walk->ranks);
-    bool gather = config->exchange == EXCHANGE_GATHER, windows = false;
-    for (int i = 0; i < config->window_count; i++) windows = windows || config->windows[i].window > 0;
-    int gradients = walk->ranks == 1 ? 1 : gather || windows ? 4 : 3;
+    bool gather = config->exchange == EXCHANGE_GATHER, limited = config->documents;
+    for (int i = 0; i < config->window_count; i++) limited = limited || config->windows[i].window > 0;
+    int gradients = walk->ranks == 1 ? 1 : gather || limited ? 4 : 3;
     for (int i = 0; i < gradients; i++) {
         walk->gradient[i] =
             arena_take(arena, "attention: gradients of keys and values", tokens * token * sizeof(float));
@@ -151,6 +151,7 @@ int64_t attention_bytes_sent(const Attention *attention) {
 static const Walk *walk_on(Attention *attention, Device *device, Visibility visibility) {
     attention->scratch->walk.device = device;
     attention->scratch->walk.visibility = visibility;
+    attention->scratch->walk.on_host = visibility_on_host(&visibility);
     return &attention->scratch->walk;
 }
 static const Ulysses *ulysses_on(Attention *attention, Device *device) {

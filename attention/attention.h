@@ -16,10 +16,6 @@
 #include "comm/comm.h"
 #include "sequence/sharding.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum Exchange {
     EXCHANGE_AUTO, // the least cost by attention/cost.c, bytes hidden behind work not counted
     EXCHANGE_RING,
@@ -37,7 +33,7 @@ typedef struct AttentionConfig {
     int64_t context; // T, tokens of one sequence over all ranks
     int ranks;       // P
     Exchange exchange;
-    int ulysses;     // U, ranks that share heads; 0: chosen (P for ulysses, largest that fits for ulysses x ring)
+    int ulysses; // U, ranks that share heads; 0: chosen (P for ulysses, largest that fits for ulysses x ring)
     AttentionShape shape;
     size_t element_bytes; // of storage
     // Of the device: attention_resolve asks them whether they can serve the shape, and they say what vanilla needs.
@@ -46,18 +42,21 @@ typedef struct AttentionConfig {
     // What the layers let their queries see: the windows there are (0: no limit), and how many layers have each. None
     // stands for one layer without.
     int window_count;
-    struct LayersOfWindow { int64_t window, layers; } windows[ATTENTION_MAX_WINDOWS];
+    struct LayersOfWindow {
+        int64_t window, layers;
+    } windows[ATTENTION_MAX_WINDOWS];
     bool documents; // attention stops at the ends of documents
 } AttentionConfig;
 
 // Settles AUTO and `ulysses`, or says why this exchange cannot serve this shape (usage error naming the options).
 bool attention_resolve(AttentionConfig *config, Error *err);
 
-// Bytes that rank `rank` sends for one layer of that window: forward, and backward, by formula. Equal to what comm counts.
-// Documents change nothing: only the ranks that hold the queries know where they end. config: resolved.
-typedef struct AttentionBytes { int64_t forward, backward; } AttentionBytes;
-AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank);
-
+// Bytes that rank `rank` sends for one layer of this visibility (of which `first` is not read): forward, and backward,
+// by formula. Equal to what comm counts. config: resolved.
+typedef struct AttentionBytes {
+    int64_t forward, backward;
+} AttentionBytes;
+AttentionBytes attention_bytes(const AttentionConfig *config, const Visibility *visibility, int rank);
 // Operations of training that documents leave out in one sequence, all layers and ranks together: those of pairs that a
 // window alone would have let see each other. first: as in Visibility, (T) in host memory.
 double attention_flops_saved(const AttentionConfig *config, const int32_t *first);
@@ -75,16 +74,18 @@ typedef struct Attention {
 // Lays out the scratch of one rank in `arena` (while planning, arena->base is NULL and so is comm-dependent state).
 // The same scratch serves every layer.
 void attention_lay_out(Attention *attention, const AttentionConfig *resolved, int rank, Arena *arena);
-// Collective over `group`: makes the sub-groups. Call once after lay-out over the real arena. attention_disconnect frees.
+// Collective over `group`: makes the sub-groups. Call once after lay-out over the real arena. attention_disconnect
+// frees.
 void attention_connect(Attention *attention, Comm *group);
 void attention_disconnect(Attention *attention);
 
 // Bytes this rank has sent for attention since it was connected, over all its groups: what comm counted.
 int64_t attention_bytes_sent(const Attention *attention);
 
-// q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is kept for
-// backward. out may not alias q. visibility: of this layer, the same on all ranks; its window is one of the configuration's,
-// and `first`, (B, T) in the device's memory, is given where the configuration says so.
+// q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is
+// kept for backward. out may not alias q. visibility: of this layer, the same on all ranks; its window is one of the
+// configuration's, and `first`, (B, T) in the device's memory, is given where the configuration says so. `least`, the
+// same on all ranks, saves sending what documents hide.
 void attention_forward(Attention *attention, Device *device, Visibility visibility, TokenView out, float *log_sum_exp,
                        TokenView q, TokenView k, TokenView v);
 // d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer, but not
@@ -93,7 +94,4 @@ void attention_backward(Attention *attention, Device *device, Visibility visibil
                         TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out, const float *log_sum_exp,
                         TokenView d_out);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

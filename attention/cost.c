@@ -24,7 +24,8 @@ const char *exchange_name(Exchange exchange) { return names[exchange]; }
 //           backward  the same + 4 w (sum of e_j over j != r  +  sum of l_j over j > r)
 // With a window of W tokens, what is seen of a chunk is what its reader's next chunk sees: the last W - 1 of its
 // tokens, less those between the two chunks. In the ring that is the chunk that comes right after it, as long as its
-// rank is still to come; and of a gradient no more goes round than somebody else sees.
+// rank is still to come; and of a gradient no more goes round than somebody else sees. Documents do the same, wherever
+// they begin.
 //
 // With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
 // it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.)
@@ -41,22 +42,22 @@ static AttentionShape heads_of_one_rank(const AttentionConfig *config) {
     return shape;
 }
 
-static AttentionBytes walk_bytes(const AttentionConfig *config, int64_t window, int rank) {
+static AttentionBytes walk_bytes(const AttentionConfig *config, const Visibility *on_host, int rank) {
     int ranks = config->ranks / config->ulysses, me = rank / config->ulysses;
     if (ranks == 1) return (AttentionBytes){0, 0};
     AttentionShape shape = heads_of_one_rank(config);
     int64_t T = config->context, token = walk_token_elements(&shape), bytes = (int64_t)config->element_bytes;
-    int64_t keys = 0, gradients = 0; // in tokens
+    int64_t keys = 0, gradients = 0;      // in tokens
     int below = (me + ranks - 1) % ranks; // the ring: every block but its own goes there from me, every gradient too
     for (int other = 0; other < ranks; other++) {
         int before = (other + ranks - 1) % ranks; // round the ring all others are behind this one
         if (config->exchange == EXCHANGE_GATHER && other != me) {
-            keys += shard_seen(T, ranks, me, other, window).tokens;
-            gradients += shard_seen(T, ranks, other, me, window).tokens;
+            keys += shard_seen(T, ranks, me, other, on_host).tokens;
+            gradients += shard_seen(T, ranks, other, me, on_host).tokens;
         } else if (config->exchange != EXCHANGE_GATHER) {
-            if (other != below) keys += shard_seen_from(T, ranks, other, below, window).tokens;
-            gradients += window == 0 ? shard_of(T, ranks, other).tokens
-                                     : shard_seen_from(T, ranks, other, before, window).tokens;
+            if (other != below) keys += shard_seen_from(T, ranks, other, below, on_host).tokens;
+            gradients += !visibility_is_limited(on_host) ? shard_of(T, ranks, other).tokens
+                                                         : shard_seen_from(T, ranks, other, before, on_host).tokens;
         }
     }
     return (AttentionBytes){keys * token * bytes, keys * token * bytes + gradients * token * (int64_t)sizeof(float)};
@@ -74,8 +75,9 @@ static AttentionBytes ulysses_bytes(const AttentionConfig *config, int rank) {
                                 others * B * (H * D * e + 2 * KV * D * f)};
 }
 
-AttentionBytes attention_bytes(const AttentionConfig *config, int64_t window, int rank) {
-    AttentionBytes walk = walk_bytes(config, window, rank), ulysses = ulysses_bytes(config, rank);
+AttentionBytes attention_bytes(const AttentionConfig *config, const Visibility *visibility, int rank) {
+    const Visibility on_host = visibility_on_host(visibility);
+    AttentionBytes walk = walk_bytes(config, &on_host, rank), ulysses = ulysses_bytes(config, rank);
     return (AttentionBytes){walk.forward + ulysses.forward, walk.backward + ulysses.backward};
 }
 
@@ -85,7 +87,8 @@ static double flops_of_pair(const AttentionConfig *config) {
 }
 
 static double pairs_saved(const AttentionConfig *config, int64_t window, const int32_t *first) {
-    const Visibility without = {window, NULL, 0}, with = {window, first, config->context};
+    const Visibility without = {.window = window};
+    const Visibility with = {.window = window, .first = first, .stride = config->context};
     const Chunk all = {0, config->context};
     return (double)(visibility_pairs(&without, 0, all) - visibility_pairs(&with, 0, all));
 }
@@ -122,9 +125,10 @@ static int64_t attention_flops(const AttentionConfig *config, int64_t window) {
 }
 
 static int64_t cost_of_layer(const AttentionConfig *config, int64_t window) {
+    const Visibility on_host = {.window = window};
     int64_t walk = 0, ulysses = 0;
     for (int rank = 0; rank < config->ranks; rank++) {
-        AttentionBytes w = walk_bytes(config, window, rank), u = ulysses_bytes(config, rank);
+        AttentionBytes w = walk_bytes(config, &on_host, rank), u = ulysses_bytes(config, rank);
         if (walk < w.forward + w.backward) walk = w.forward + w.backward;
         if (ulysses < u.forward + u.backward) ulysses = u.forward + u.backward;
     }
@@ -205,11 +209,6 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
     const char *why = config->kernels == NULL ? NULL : config->kernels->unsupported(shape);
     if (why != NULL)
         return error_usage(err, "attention on this device: %s; change --dim or --heads, or use --device cpu", why);
-    bool limited = config->documents;
-    for (int i = 0; i < config->window_count; i++) limited = limited || config->windows[i].window > 0;
-    if (limited && config->kernels != NULL && !config->kernels->limits_visibility)
-        return error_usage(err, "--%s is not yet served by the CUDA kernels; leave it out, or use --device cpu",
-                           config->documents ? "document-mask" : "window");
     if (config->ranks < 1) return error_usage(err, "--sp %d: at least one rank is needed", config->ranks);
     if (config->ranks > 1 && config->context < 2 * (int64_t)config->ranks) {
         return error_usage(

@@ -14,10 +14,6 @@
 
 #include "attention/attention.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // The tensors of one layer: n tokens, in shard order, of H query heads and KV key/value heads.
 typedef struct Tensors {
     TokenView q, k, v, out;
@@ -28,17 +24,18 @@ typedef struct Tensors {
 
 typedef struct Walk {
     int64_t context;
-    int ranks, rank;      // among whom keys and values travel
-    Shard shard;          // my tokens
-    AttentionShape shape; // with the heads worked on here
+    int ranks, rank;       // among whom keys and values travel
+    Shard shard;           // my tokens
+    AttentionShape shape;  // with the heads worked on here
     Device *device;        // for the length of a call
     Visibility visibility; // of the layer, for the length of a call
+    Visibility on_host;    // the same, of all sequences together
     Comm *group;
-    float *queries;       // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
-    float *rows;          // (B, H, n): the softmax sum in forward, delta in backward
-    void *block[2];       // ring: one here and one arriving. gather: block[0] holds those of all ranks, in their order
-    float *gradient[4];   // blocks of fp32 gradients: 1 where U = P, 3 for the ring, 4 for gather and where some layer
-                          // has a window, none where P = 1
+    float *queries;     // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
+    float *rows;        // (B, H, n): the softmax sum in forward, delta in backward
+    void *block[2];     // ring: one here and one arriving. gather: block[0] holds those of all ranks, in their order
+    float *gradient[4]; // blocks of fp32 gradients: 1 where U = P, 3 for the ring, 4 for gather and where some layer
+                        // has a window, none where P = 1
     struct Passage *passage; // (ranks) of gather
 } Walk;
 
@@ -55,7 +52,8 @@ typedef struct Load {
     Shard owner, piece;
 } Load;
 
-// ---- the walk (attention/walk.c), and what travels (attention/passage.c) ----------------------------------------------------------------
+// ---- the walk (attention/walk.c), and what travels (attention/passage.c)
+// ----------------------------------------------------------------
 
 int64_t walk_token_elements(const AttentionShape *shape); // of a block: 2 B KV D
 int walk_rank(const Walk *walk, int distance); // the rank `distance` places after mine (< 0: before), round the ring
@@ -137,7 +135,4 @@ Tensors ulysses_backward_to_heads(const Ulysses *ulysses, const Tensors *mine, f
 void ulysses_backward_to_tokens(const Ulysses *ulysses, TokenView d_q, TokenView d_k, TokenView d_v,
                                 const Tensors *heads, const float *gradient);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -7,9 +7,9 @@
 //
 // Online softmax (Milakov and Gimelshein 2018; Dao et al., FlashAttention, 2022): for each query row the state is
 //   max = max_j s_ij,  sum = sum_j exp(s_ij - max),  accumulator = sum_j exp(s_ij - max) v_j,   s_ij = scale q_i.k_j
-// all fp32. Nothing of size T x T is ever stored. Scores may differ by 1e3 and more: no exp of a positive number occurs.
-// CUDA's kernels keep the state in base 2 (attention/cuda/kernel_cuda.cu), so a state belongs to the kernels that made it;
-// log_sum_exp is the natural one everywhere.
+// all fp32. Nothing of size T x T is ever stored. Scores may differ by 1e3 and more: no exp of a positive number
+// occurs. CUDA's kernels keep the state in base 2 (attention/cuda/kernel_cuda.cu), so a state belongs to the kernels
+// that made it; log_sum_exp is the natural one everywhere.
 #ifndef ATTENTION_KERNEL_H
 #define ATTENTION_KERNEL_H
 
@@ -32,12 +32,21 @@ typedef struct AttentionShape {
     float scale;      // of the scores, 1/sqrt(D) as a rule
 } AttentionShape;
 
-// Where the tokens of a chunk lie. Element (b, t, h, d) stands at data[b*batch_stride + t*token_stride + h*D + d], counted in
-// elements of storage (TokenView) or of fp32 (FloatView). So a fused (B, T, 3C) buffer serves q, k and v.
-typedef struct TokenView { void *data; int64_t batch_stride, token_stride; } TokenView;
-typedef struct FloatView { float *data; int64_t batch_stride, token_stride; } FloatView;
+// Where the tokens of a chunk lie. Element (b, t, h, d) stands at data[b*batch_stride + t*token_stride + h*D + d],
+// counted in elements of storage (TokenView) or of fp32 (FloatView). So a fused (B, T, 3C) buffer serves q, k and v.
+typedef struct TokenView {
+    void *data;
+    int64_t batch_stride, token_stride;
+} TokenView;
+typedef struct FloatView {
+    float *data;
+    int64_t batch_stride, token_stride;
+} FloatView;
 // One fp32 per (b, h, t): data[b*batch_stride + h*head_stride + t].
-typedef struct RowView { float *data; int64_t batch_stride, head_stride; } RowView;
+typedef struct RowView {
+    float *data;
+    int64_t batch_stride, head_stride;
+} RowView;
 
 // A query chunk in the forward walk.
 typedef struct QueryForward {
@@ -61,8 +70,8 @@ typedef struct QueryBackward {
 // A key/value chunk; d_k, d_v are used by the backward walk only.
 typedef struct KeyValue {
     Chunk chunk;
-    TokenView k, v;      // (B, Tk, KV, D)
-    FloatView d_k, d_v;  // +=
+    TokenView k, v;     // (B, Tk, KV, D)
+    FloatView d_k, d_v; // +=
 } KeyValue;
 
 typedef struct AttentionKernels {
@@ -70,12 +79,12 @@ typedef struct AttentionKernels {
     void (*begin)(Device *, const AttentionShape *, const QueryForward *);
     // Adds the keys of one chunk to the state of one query chunk. The views of k and v may be of any stride.
     void (*forward_pair)(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
-    // out = accumulator / sum in storage type, log_sum_exp = max + log(sum); out may be the accumulator itself on the CPU,
-    // log_sum_exp may be max. A row that saw no key gives out 0 and log_sum_exp -inf.
+    // out = accumulator / sum in storage type, log_sum_exp = max + log(sum); out may be the accumulator itself on the
+    // CPU, log_sum_exp may be max. A row that saw no key gives out 0 and log_sum_exp -inf.
     void (*finish)(Device *, const AttentionShape *, const QueryForward *, TokenView out, RowView log_sum_exp);
-    // begin, forward_pair and finish at once, for a query chunk that meets no other keys. `max` and `sum` of `query` are
-    // room to work in: they need not be set, and what they hold afterwards means nothing. `accumulator` is not used.
-    // out may not alias q, k or v.
+    // begin, forward_pair and finish at once, for a query chunk that meets no other keys. `max` and `sum` of `query`
+    // are room to work in: they need not be set, and what they hold afterwards means nothing. `accumulator` is not
+    // used. out may not alias q, k or v.
     void (*forward_whole)(Device *, const AttentionShape *, const QueryForward *query, const KeyValue *, TokenView out,
                           RowView log_sum_exp);
 
@@ -84,8 +93,8 @@ typedef struct AttentionKernels {
     // Adds this pair's part of d_q, d_k, d_v (all fp32, +=). Deterministic.
     void (*backward_pair)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
     // The same for a query chunk that meets no other keys, and keys that meet no other queries: d_q (B, Tq, H, D), d_k
-    // and d_v (B, Tk, KV, D) are overwritten in storage type, zeros where nothing is seen. The fp32 gradients of `query`
-    // and `kv` are not used. d_q, d_k, d_v may not alias q, k, v or d_out.
+    // and d_v (B, Tk, KV, D) are overwritten in storage type, zeros where nothing is seen. The fp32 gradients of
+    // `query` and `kv` are not used. d_q, d_k, d_v may not alias q, k, v or d_out.
     void (*backward_whole)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
                            TokenView d_k, TokenView d_v);
 
@@ -103,8 +112,6 @@ typedef struct AttentionKernels {
     // Bytes of scratch memory (Device.scratch) that calls of this shape need at most, on a device of so many threads.
     // NULL: none.
     size_t (*scratch_bytes)(const AttentionShape *, int threads);
-    // Whether they obey a Visibility that hides earlier keys; where not, they must be given none.
-    bool limits_visibility;
 } AttentionKernels;
 
 // Blocked, vectorised (attention/cpu/): what cpu_device() installs.

@@ -193,5 +193,4 @@ const AttentionKernels attention_kernels_reference = {.begin = begin,
                                                       .row_delta = row_delta,
                                                       .backward_pair = backward_pair,
                                                       .backward_whole = reference_backward_whole,
-                                                      .unsupported = unsupported,
-                                                      .limits_visibility = true};
+                                                      .unsupported = unsupported};

@@ -1,7 +1,6 @@
 // How blocks of keys and values travel: my own packed to be sent, and the parts of one that somebody still has to see.
 //
-// Of a window, every rank knows what it leaves to be seen; of documents, which the data decide, only who holds the
-// queries needs to know. So keys travel as if there were a window at most, and documents save work alone.
+// Every rank knows the window, and where the documents of the whole sequence end: so each knows what is seen by whom.
 #include "attention/exchange.h"
 
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
@@ -19,11 +18,11 @@ void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
 }
 
 Shard walk_seen(const Walk *walk, int owner, int reader) {
-    return shard_seen(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+    return shard_seen(walk->context, walk->ranks, owner, reader, &walk->on_host);
 }
 
 Shard walk_seen_from(const Walk *walk, int owner, int reader) {
-    return shard_seen_from(walk->context, walk->ranks, owner, reader, walk->visibility.window);
+    return shard_seen_from(walk->context, walk->ranks, owner, reader, &walk->on_host);
 }
 
 Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
@@ -33,7 +32,6 @@ Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
 size_t walk_token_bytes(const Walk *walk) {
     return (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
 }
-
 
 int walk_spans_of(const Shard *owner, const Shard *piece, Span span[2]) {
     int count = 0;
@@ -49,7 +47,8 @@ int walk_spans_of(const Shard *owner, const Shard *piece, Span span[2]) {
 
 Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, size_t token_bytes) {
     Span out[2], in[2];
-    int sends = walk_spans_of(&sent.owner, &sent.piece, out), receives = walk_spans_of(&received.owner, &received.piece, in);
+    int sends = walk_spans_of(&sent.owner, &sent.piece, out),
+        receives = walk_spans_of(&received.owner, &received.piece, in);
     Passage passage = {.count = sends > receives ? sends : receives};
     for (int i = 0; i < passage.count; i++)
         passage.request[i] = comm_exchange_begin(

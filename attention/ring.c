@@ -4,8 +4,8 @@
 // holds two blocks, however many ranks there are.
 //
 // Blocks travel towards lower ranks. A block's late chunk is seen by the ranks below its owner, which it meets first;
-// past rank 0 it is left behind, and the early chunk goes on alone. A window leaves of each chunk only the end to be
-// seen by others; that of the early one goes all the way round, to the rank above its owner.
+// past rank 0 it is left behind, and the early chunk goes on alone. A window or documents leave of each chunk only the
+// end to be seen by others; that of the early one goes all the way round, to the rank above its owner.
 //
 // In backward, keys and values go round again. What each rank adds to the gradient of a block is worked out while the
 // sum so far is still on its way here, one step behind the block; then the two are added, and the sum goes on. So a
@@ -29,12 +29,13 @@ static Passage pass_block(const Walk *walk, int step) {
                      walk_token_bytes(walk));
 }
 
-// The sum so far of a block's gradient, in gradient[s % 2]. Without a window all of it goes round. With one, only what
-// somebody else sees; the rest waits at home, in gradient[3], for what comes back to be put among it.
+// The sum so far of a block's gradient, in gradient[s % 2]. Where nothing is hidden all of it goes round. With a window
+// or documents, only what somebody else sees; the rest waits at home, in gradient[3], for what comes back to be put
+// among it.
 static Load sum_at(const Walk *walk, int step) {
     int owner = walk_rank(walk, step), ranks = walk->ranks;
     if (ranks == 1) return walk_load(walk, walk->gradient[0], owner, walk->shard); // and nothing is sent
-    if (walk->visibility.window == 0)
+    if (!visibility_is_limited(&walk->on_host))
         return walk_load(walk, walk->gradient[step % 2], owner, shard_of(walk->context, ranks, owner));
     bool at_home = step == 0 || step == ranks;
     return walk_load(walk, walk->gradient[at_home ? 3 : step % 2], owner,

@@ -59,12 +59,6 @@ static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner
     return kv;
 }
 
-// Whether a kernel has anything to do for a pair, as far as the window tells. It asks itself about documents.
-static bool pair_is_met(const Walk *walk, Chunk queries, Chunk keys) {
-    const Visibility of_window = {.window = walk->visibility.window};
-    return visibility_sees(&of_window, 0, queries, keys);
-}
-
 // ---- forward ------------------------------------------------------------------------------------
 
 static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) {
@@ -97,7 +91,7 @@ void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *
         for (int j = 0; j < seen.count; j++) {
             int64_t offset = shard_offset(&keys, seen.chunk[j].start);
             KeyValue kv = key_value_chunk(walk, mine, owner, block, NULL, seen.chunk[j], offset);
-            if (pair_is_met(walk, query.chunk, kv.chunk)) {
+            if (visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) {
                 walk->device->attention->forward_pair(walk->device, &walk->shape, &query, &kv);
             }
         }
@@ -152,7 +146,7 @@ void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void 
         for (int j = 0; j < seen.count; j++) {
             int64_t offset = shard_offset(&keys, seen.chunk[j].start);
             KeyValue kv = key_value_chunk(walk, mine, owner, block, gradient, seen.chunk[j], offset);
-            if (pair_is_met(walk, query.chunk, kv.chunk)) {
+            if (visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) {
                 walk->device->attention->backward_pair(walk->device, &walk->shape, &query, &kv);
             }
         }

@@ -8,10 +8,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { ARENA_ALIGNMENT = 256, ARENA_MAX_ENTRIES = 96 };
 
 typedef struct ArenaEntry {
@@ -31,7 +27,4 @@ typedef struct Arena {
 // Running past the capacity is a programming error and aborts.
 void *arena_take(Arena *arena, const char *name, size_t bytes);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

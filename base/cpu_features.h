@@ -5,10 +5,6 @@
 
 #include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum SimdLevel { SIMD_PORTABLE, SIMD_AVX2, SIMD_AVX512 } SimdLevel;
 
 SimdLevel simd_level(void);
@@ -16,7 +12,4 @@ const char *simd_level_name(SimdLevel level);
 int cpu_count(void);            // processors this process may run on
 int64_t memory_available(void); // bytes that can be used without swapping, by the kernel's and the cgroup's account
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -9,10 +9,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Opens a regular file (or a link to one) for reading; -1 with *err filled where it is none, or cannot be opened.
 // `bytes` may be NULL.
 int file_open(const char *path, int64_t *bytes, Error *err);
@@ -21,7 +17,4 @@ int file_open(const char *path, int64_t *bytes, Error *err);
 // it if it is not there. -1 with errno set; ENXIO: a pipe that nobody reads, or a socket.
 int file_open_to_write(const char *path, int flags);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

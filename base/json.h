@@ -12,10 +12,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum JsonType { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
 
 typedef struct Json {
@@ -56,7 +52,4 @@ void json_print_string(FILE *file, const char *string);
 enum { JSON_REAL_CHARS = 32 };
 void json_format_real(double value, char text[JSON_REAL_CHARS]);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

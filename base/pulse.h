@@ -6,17 +6,10 @@
 #ifndef BASE_PULSE_H
 #define BASE_PULSE_H
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // From now on, each beat of this thread calls `beat(listener)`, on this thread. NULL: nobody listens any more.
 void pulse_connect(void (*beat)(void *listener), void *listener);
 
 // Cheap: may be called thousands of times a second.
 void pulse_beat(void);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

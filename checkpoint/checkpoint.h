@@ -16,10 +16,6 @@
 #include "model/config.h"
 #include "model/parameters.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Choices of the run that wrote the checkpoint, for one that resumes it; what they mean is the caller's.
 enum { KEPT_OPTIONS_MAX = 16 };
 typedef struct KeptOption {
@@ -85,7 +81,4 @@ bool checkpoint_read_state(const char *path, TrainingState *state, Error *err);
 bool checkpoint_read(const char *path, CheckpointVector which, const ParameterTable *table, int64_t begin, int64_t end,
                      float *out, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

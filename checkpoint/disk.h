@@ -8,10 +8,6 @@
 #include "base/error.h"
 #include "checkpoint/sha256.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { DISK_PATH_MAX = 4096 };
 
 // "FOLDER/NAME" into path[DISK_PATH_MAX].
@@ -41,7 +37,4 @@ bool disk_make_folder(const char *path, Error *err);                     // and 
 bool disk_rename(const char *from, const char *to, Error *err);
 bool disk_remove_folder(const char *path, Error *err); // with all that is in it; fine if there is none
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -5,10 +5,6 @@
 #include "comm/comm.h"
 #include "model/parameters.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // FOLDER/logits.safetensors: "logits" (B, T, V) in the order of the sequence, gathered from the ranks that share it.
 // `local` (B, Tl, V) is this rank's part. Collective over `sequence`; its rank 0 makes the folder and writes.
 bool dump_logits(const char *folder, Comm *sequence, const float *local, int64_t B, int64_t T, int64_t V, Error *err);
@@ -16,7 +12,4 @@ bool dump_logits(const char *folder, Comm *sequence, const float *local, int64_t
 // this.
 bool dump_gradients(const char *folder, const ParameterTable *table, const float *gradients, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -16,10 +16,6 @@
 
 #include "base/json.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct KeptFile {
     char *name; // in the folder
     char *bytes;
@@ -36,7 +32,4 @@ typedef struct KeptFiles {
 KeptFiles *kept_files_read(const char *folder, Error *err);
 void kept_files_free(KeptFiles *kept); // may be NULL
 
-#ifdef __cplusplus
-}
-#endif
 #endif

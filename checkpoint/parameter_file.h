@@ -4,16 +4,9 @@
 
 #include "model/parameters.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Writes every tensor of the table under its name and in the file's shape, transposing where the table says so; syncs.
 // The file's SHA-256 goes into sha256_hex (SHA256_HEX_CHARS).
 bool parameter_file_write(const char *path, const ParameterTable *table, const float *flat, char *sha256_hex,
                           Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -12,10 +12,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum TensorType { TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_F64, TENSOR_OTHER } TensorType;
 
 typedef struct Tensor {
@@ -55,7 +51,4 @@ bool safetensors_write(SafetensorsWriter *writer, const float *data, int64_t cou
 bool safetensors_finish(SafetensorsWriter *writer, Error *err); // checks that all was written, syncs, closes, frees
 void safetensors_abandon(SafetensorsWriter *writer);            // closes and frees; may be NULL
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -5,10 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Sha256 {
     uint32_t state[8];
     uint64_t bytes;          // added so far
@@ -21,7 +17,4 @@ void sha256_begin(Sha256 *sum);
 void sha256_add(Sha256 *sum, const void *data, size_t bytes);
 void sha256_end(Sha256 *sum, char hex[SHA256_HEX_CHARS]);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -17,10 +17,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Comm Comm;
 
 // ---- starting ranks -----------------------------------------------------------------------------------------------
@@ -123,7 +119,4 @@ void comm_wait(Comm *comm, CommRequest *request);
 void comm_batch_begin(Comm *comm);
 void comm_batch_end(Comm *comm);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -8,10 +8,6 @@
 
 #include "comm/comm.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct CommOperations {
     Comm *(*split)(Comm *, int color, int key);
     void (*release)(Comm *);
@@ -128,7 +124,4 @@ void comm_sizes_error(Comm *, int from, int to, size_t sent, size_t expected) __
 // Flushes standard output and writes the error's line on standard error, in one piece.
 void comm_print_failure(const Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -9,16 +9,9 @@
 
 #include "dataloader/loader.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Mean loss in nats per token over the given windows (their T targets each) of `validation`, of the model fitted on
 // tokens [begin, end) of the training source. Byte sources only (vocabulary 257). Reads them all once.
 bool bigram_loss(const TokenSource *training, int64_t begin, int64_t end, const Loader *validation,
                  const int64_t *first_token, int64_t windows, double *loss, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -5,14 +5,7 @@
 
 #include <stddef.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Lives as long as the program. Only programs that link corpus.o besides the library have it: train_gpt does.
 const unsigned char *bundled_corpus(size_t *size);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -4,10 +4,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct FileList { // starts as {0}
     char **path;
     int count, capacity;
@@ -20,7 +16,4 @@ typedef struct FileList { // starts as {0}
 bool file_list_append(FileList *list, const char *argument, Error *err);
 void file_list_free(FileList *list);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

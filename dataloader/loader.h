@@ -10,10 +10,6 @@
 #include "sequence/sharding.h"
 #include "dataloader/tokens.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct LoaderState {
     uint64_t epoch;
     uint64_t cursor; // windows served in this epoch
@@ -48,7 +44,4 @@ bool loader_read_documents(const Loader *loader, int64_t first_token, int64_t vo
 // Splits a source: the last tenth (at least T+1 tokens, else an error) is held out.
 bool loader_split(const TokenSource *source, int64_t context, int64_t *train_end, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -4,10 +4,6 @@
 
 #include "dataloader/tokens.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // A part of a source, and how far it has been looked at: tokens [next, end) are left.
 typedef struct TokenCheck {
     const TokenSource *source;
@@ -21,7 +17,4 @@ TokenCheck token_check_begin(const TokenSource *source, int64_t vocabulary, int 
 // and place are named), or where a file was cut short.
 bool token_check_go_on(TokenCheck *check, int threads, double seconds, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -15,10 +15,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { TOKEN_END_OF_DOCUMENT = 256, BYTE_VOCABULARY = 257 };
 
 typedef struct TokenSource TokenSource; // immutable once open: ranks may share it
@@ -53,7 +49,4 @@ bool tokens_always_below(const TokenSource *source, int64_t vocabulary);
 bool tokens_find_beyond(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int64_t *place,
                         Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

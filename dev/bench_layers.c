@@ -109,7 +109,6 @@ static void rmsnorm_forward(Bench *t) {
 static void rmsnorm_backward(Bench *t) {
     t->device.rmsnorm_backward(&t->device, t->a, t->gradient, t->b, t->c, t->weight, t->rstd, t->rows, t->C);
 }
-static void add(Bench *t) { t->device.add(&t->device, t->a, t->a, t->b, t->rows * t->C); }
 static void rotary(Bench *t) {
     t->device.rotary(&t->device, t->a, t->cosines, t->sines, t->rows, t->rows, t->C, t->C / 64, 64, false);
 }
@@ -143,7 +142,6 @@ static const Layer layers[] = {
     {"LayerNorm backward", layernorm_backward, 4, 0, 0, 0, 2},
     {"RMSNorm forward with the residual", rmsnorm_forward, 4, 0, 0, 0, 1},
     {"RMSNorm backward", rmsnorm_backward, 4, 0, 0, 0, 1},
-    {"add", add, 3, 0, 0, 0, 0},
     {"rotary D=64", rotary, 2, 0, 0, 0, 64}, // 32 cosines and 32 sines
     {"GELU forward", gelu_forward, 0, 2, 0, 0, 0},
     {"GELU backward", gelu_backward, 0, 3, 0, 0, 0},

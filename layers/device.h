@@ -95,7 +95,6 @@ struct Device {
                             const void *weight, int64_t rows, int64_t C, float epsilon);
     void (*rmsnorm_backward)(Device *, void *d_x, float *d_weight, const void *d_out, const void *x, const void *weight,
                              const float *rstd, int64_t rows, int64_t C);
-    void (*add)(Device *, void *out, const void *a, const void *b, int64_t count); // out may alias a or b
 
     // ---- matrix products ------------------------------------------------------------------------------------------
     // out (rows, N) = x (rows, K) weight (N, K)^T + bias (N). bias may be NULL.

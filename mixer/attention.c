@@ -96,7 +96,7 @@ static void rotate(const Mixing *m, void *qkv, bool inverse) {
 // What the queries of this layer see.
 static Visibility visibility_of(const Mixing *m) {
     int64_t T = m->model->attention->config.context;
-    return (Visibility){config_window(m->model->config, m->layer, T), m->pass->first_visible, T};
+    return (Visibility){config_window(m->model->config, m->layer, T), m->pass->first_visible, T, m->pass->least_visible};
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -178,7 +178,8 @@ static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
 }
 
 static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
-    return attention_bytes(sharding, config_window(c, layer, sharding->context), rank);
+    const Visibility visibility = {.window = config_window(c, layer, sharding->context)};
+    return attention_bytes(sharding, &visibility, rank);
 }
 
 const Mixer mixer_attention = {.name = "attention",

@@ -7,10 +7,6 @@
 #include "base/error.h"
 #include "base/json.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef enum Architecture {
     ARCH_GPT2,  // GPT2LMHeadModel
     ARCH_LLAMA, // LlamaForCausalLM
@@ -86,7 +82,4 @@ static inline int64_t config_positions(const ModelConfig *config) {
 // with yarn, multiplied by its attention factor), into fp32 tables (count, D/2).
 void rope_tables(const ModelConfig *config, const int32_t *positions, int64_t count, float *cos_table, float *sin_table);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

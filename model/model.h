@@ -45,6 +45,7 @@ typedef struct Pass {
     float *cos_table, *sin_table;          // (Tl, D/2) angles of this rank's positions
     int64_t table_rows;                    // Tl
     int32_t *first_visible;                // (B, T) the first token that each one of a sequence sees; NULL: the first
+    int32_t *least_visible;                // host: (T) the least of these over the sequences; NULL as well
     LayerMemory *layer;                    // (L), on the host
     void *last;                            // (n, C) what enters the final norm
     float *mean, *rstd;                    // (n) of the norm at work

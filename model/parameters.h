@@ -11,10 +11,6 @@
 
 #include "model/config.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Parameter {
     char name[80];      // as in model.safetensors
     int dimensions;     // 1 or 2
@@ -67,7 +63,4 @@ void parameters_free(ParameterTable *table);
 // Elements [begin, end) of a new model's flat vector into out[0 .. end-begin), from the seed alone.
 void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t begin, int64_t end, float *out);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

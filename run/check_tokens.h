@@ -5,17 +5,10 @@
 #include "comm/comm.h"
 #include "run/run.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Collective over all ranks. Those of one machine share the work, each with so many threads; where it lasts, rank 0
 // says how far it is. Nothing is read where the kind of data allows no other numbers, where no step is left to do, or
 // of training data that the run to resume has looked at. False on the rank that found one (file and place are named),
 // which has to end the others.
 bool check_tokens(const Run *run, Comm *world, int threads, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -6,10 +6,6 @@
 #include "layers/device.h"
 #include "terminal/options.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { DEVICES_MOST_RANKS = 512 }; // that can be threads of one process
 
 typedef struct Devices {
@@ -53,7 +49,4 @@ DevicesNeed devices_need(const Devices *devices, const size_t *rank_bytes, size_
 // The error that it does not fit; false. sample_tokens: what `extra` was for.
 bool devices_too_small(const DevicesNeed *tightest, int64_t sample_tokens, Error *err);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -8,15 +8,8 @@
 #include "base/arena.h"
 #include "model/parameters.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // The whole plan. `rank_arena` is one rank's; `all_ranks` the bytes of all. `passes` micro-batches make a step.
 void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *table, const AttentionConfig *attention,
                 const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -180,7 +180,8 @@ static bool set_up(Rank *r, Error *err) {
     r->slice_counts = malloc((size_t)ranks * sizeof(int64_t));
     r->slice_bytes = malloc((size_t)ranks * sizeof(size_t));
     bool documents = r->run->options.document_mask;
-    if (documents) r->documents = malloc((size_t)r->run->options.context * sizeof(int32_t));
+    if (documents) r->documents = malloc((size_t)(2 * r->run->options.context) * sizeof(int32_t));
+    if (r->documents != NULL) r->pass.least_visible = r->documents + r->run->options.context;
     r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
     if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || (documents && r->documents == NULL))
         return error_set(err, "out of memory");

@@ -214,13 +214,6 @@ static bool read_prompt(Run *run, Error *err) {
     if (run->prompt == NULL) return false;
     run->sample_end = run->prompt_tokens + o->sample_tokens;
     if (run->sample_end > positions) run->sample_end = positions;
-    const AttentionKernels *kernels = run->devices.kernels;
-    if (kernels != NULL && !kernels->limits_visibility && config_has_windows(c, run->sample_end))
-        return error_usage(
-            err,
-            "--sample-tokens %lld: the sample is longer than the model's window, which is not yet served "
-            "by the CUDA kernels; give fewer, 0 for no sample, or --device cpu",
-            (long long)o->sample_tokens);
     return true;
 }
 

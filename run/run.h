@@ -11,10 +11,6 @@
 #include "run/devices.h"
 #include "terminal/options.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Run {
     Options options;
     ModelConfig config;
@@ -51,7 +47,4 @@ void run_close(Run *run);
 // The few lines at the start of a run. rank_arena: one rank's memory.
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

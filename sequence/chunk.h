@@ -5,7 +5,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef struct Chunk { int64_t start, length; } Chunk;
+typedef struct Chunk {
+    int64_t start, length;
+} Chunk;
 
 static inline int64_t chunk_end(Chunk chunk) { return chunk.start + chunk.length; } // the position after its last
 

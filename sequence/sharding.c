@@ -30,23 +30,22 @@ static Chunk hull(Chunk a, Chunk b) {
     return (Chunk){start, end - start};
 }
 
-Shard shard_seen(int64_t T, int ranks, int owner, int reader, int64_t window) {
-    const Visibility visibility = {.window = window};
+Shard shard_seen(int64_t T, int ranks, int owner, int reader, const Visibility *on_host) {
     Shard seen = shard_of(T, ranks, owner), queries = shard_of(T, ranks, reader);
     seen.tokens = 0;
     for (int i = 0; i < seen.count; i++) {
         Chunk piece = {seen.chunk[i].start, 0};
         for (int j = 0; j < queries.count; j++)
-            piece = hull(piece, visibility_seen(&visibility, 0, queries.chunk[j], seen.chunk[i]));
+            piece = hull(piece, visibility_seen(on_host, 0, queries.chunk[j], seen.chunk[i]));
         seen.chunk[i] = piece;
         seen.tokens += piece.length;
     }
     return seen;
 }
 
-Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, int64_t window) {
-    Shard seen = shard_seen(T, ranks, owner, reader, window);
-    Shard last = shard_seen(T, ranks, owner, (owner + 1) % ranks, window);
+Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, const Visibility *on_host) {
+    Shard seen = shard_seen(T, ranks, owner, reader, on_host);
+    Shard last = shard_seen(T, ranks, owner, (owner + 1) % ranks, on_host);
     seen.tokens = 0;
     for (int i = 0; i < seen.count; i++) {
         seen.chunk[i] = hull(seen.chunk[i], last.chunk[i]);

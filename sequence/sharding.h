@@ -9,10 +9,6 @@
 
 #include "sequence/visibility.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 typedef struct Shard {
     int count;      // chunks: 1 or 2
     Chunk chunk[2]; // ascending by position
@@ -25,17 +21,14 @@ Shard shard_of(int64_t T, int ranks, int rank);
 int64_t shard_offset(const Shard *shard, int64_t position);
 
 // What some query of rank `reader` sees of the chunks of rank `owner`: a piece of each of them, perhaps of no length.
-// window: of the layer, 0 for none (sequence/visibility.h). A late chunk lies after every query of the ranks that
-// follow its owner, so those see only the early one: a quarter of all keys and values need not travel. And of what a
-// window leaves, only the end.
-Shard shard_seen(int64_t T, int ranks, int owner, int reader, int64_t window);
+// on_host: of the layer (visibility_on_host). A late chunk lies after every query of the ranks that follow its owner,
+// so those see only the early one: a quarter of all keys and values need not travel. And of what a window or documents
+// leave, only the end.
+Shard shard_seen(int64_t T, int ranks, int owner, int reader, const Visibility *on_host);
 
 // What `reader` or any rank behind it sees of them, where blocks go round a ring towards lower ranks: reader, reader -
 // 1, ..., 0, ranks - 1, ..., owner + 1. What is seen of a chunk is seen by the next chunk after it; that one is the
 // reader's where the chunk is late, and of rank owner + 1 where it is early. So these two know.
-Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, int64_t window);
+Shard shard_seen_from(int64_t T, int ranks, int owner, int reader, const Visibility *on_host);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

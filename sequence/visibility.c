@@ -26,6 +26,11 @@ int64_t visibility_pairs(const Visibility *v, int64_t b, Chunk queries) {
     return pairs;
 }
 
+void visibility_least(int32_t *least, const int32_t *first, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (least[i] > first[i]) least[i] = first[i];
+}
+
 void visibility_of_documents(int32_t *first, const int32_t *tokens, int64_t count, int32_t separator) {
     int32_t begin = 0;
     for (int64_t i = 0; i < count; i++) {

@@ -19,7 +19,15 @@ typedef struct Visibility {
     int64_t window;       // W: a query sees the last W keys, its own included; 0: no limit
     const int32_t *first; // and none before first[b * stride + position]; NULL: no limit. In the memory of the device
     int64_t stride;       // of `first`, from one sequence of the batch to the next
+    const int32_t *least; // the least of these over the batch by position, in the host's memory; NULL: not known there
 } Visibility;
+
+// The same for all sequences of the batch together, as the host sees it, for what is decided before kernels are
+// started: which keys travel, which pairs are visited. It hides no key that one of the sequences needs.
+static inline Visibility visibility_on_host(const Visibility *v) {
+    Visibility host = {v->window, v->least, 0, v->least};
+    return host;
+}
 
 // The first key that the query at `position` of sequence b sees: from 0 to `position`.
 static inline int64_t visibility_first(const Visibility *v, int64_t b, int64_t position) {
@@ -40,6 +48,9 @@ static inline bool visibility_sees(const Visibility *v, int64_t b, Chunk queries
 }
 // How many (query, key) pairs these queries make: their work. Takes no time where there are no documents.
 int64_t visibility_pairs(const Visibility *v, int64_t b, Chunk queries);
+
+// least[i] = the lesser of itself and first[i]: of one sequence after the other, it becomes what Visibility says.
+void visibility_least(int32_t *least, const int32_t *first, int64_t count);
 
 // Fills in first[0 .. count) for tokens[0 .. count) of one sequence: a token sees those of its own document. The token
 // `separator` ends its document and is part of it; the one after it begins the next. `first` may be `tokens` itself.

@@ -11,10 +11,6 @@
 #include "dataloader/tokens.h"
 #include "model/model.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64, OPTIONS_MAX_WINDOWS = 32 };
 
 // After the warm-up: half a cosine, nothing, or (warmup-stable-decay) nothing and then straight down.
@@ -97,7 +93,4 @@ void options_help(FILE *out);                                 // grouped, comple
 // "./train_gpt --arch llama ..." with every value that counts, as a shell reads it back.
 void options_print_command(const Options *options, FILE *out);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

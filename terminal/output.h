@@ -4,10 +4,6 @@
 
 #include <stdbool.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // First of all in main. Descriptors 0, 1 and 2 that are closed are opened on /dev/null: the next file would get their
 // number, and what is printed would land in it. A write that fails is an error from here on, not a signal.
 void output_open(void);
@@ -16,7 +12,4 @@ void output_open(void);
 // gone (`| head`) is no error.
 bool output_flush(void);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -6,10 +6,6 @@
 
 #include "dataloader/tokens.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // The prompt, allocated: the bytes of `text` where the data are bytes, else the token numbers written in it. Where text
 // is NULL, the 64 tokens of the data from `first` on, or as many as half of the model's `positions` (INT64_MAX: no
 // end). NULL and *err where it is empty, fills the positions, or a token is not below vocab_size.
@@ -21,7 +17,4 @@ int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first,
 void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t prompt, int64_t count, int64_t wanted,
                      int64_t positions);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

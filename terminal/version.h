@@ -4,14 +4,7 @@
 
 #include <stdio.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // Three lines: the version, the compiler, and what the build found and went without.
 void version_print(FILE *out);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -71,6 +71,7 @@ typedef struct Run {
     MakeDevice *make_device;
     int repeats;            // of forward and backward, with the same scratch
     bool collectives;       // by those of the device (comm_on_device)
+    Visibility visibility;  // the problem's; with `least`, which is the run's own
     float *result[RESULTS]; // whole tensors, filled in by all ranks
     AttentionBytes sent[MOST_RANKS];
     bool planned_right[MOST_RANKS];

@@ -78,6 +78,9 @@ CudaTensor cuda_storage(const float *values, int64_t count);
 CudaTensor cuda_floats(const float *values, int64_t count);
 CudaTensor cuda_tokens(const int32_t *values, int64_t count);
 
+// Documents of `average` tokens or so: the first token of its document, for each of (B, T).
+int32_t *documents_of_test(int64_t B, int64_t T, int64_t average);
+
 // What the tensor holds, into memory of `count` of its elements.
 void cuda_fetch_raw(const CudaTensor *t, void *to);
 // The same as floats (storage and float tensors); to be freed.

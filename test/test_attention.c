@@ -122,6 +122,30 @@ static void documents(void **state) {
     }
 }
 
+// What documents hide does not travel: every run above has held its bytes against attention_bytes, and these are fewer.
+static void documents_save_bytes(void **state) {
+    (void)state;
+    enum { T = 850 };
+    static const Exchange exchanges[] = {EXCHANGE_RING, EXCHANGE_GATHER};
+    const Visibility all = {0};
+    int32_t *first = random_documents(1, T, 20);
+    const Visibility documents = {.first = first, .stride = T, .least = first};
+    for (int P = 2; P <= 8; P *= 2) {
+        for (int i = 0; i < 2; i++) {
+            const AttentionConfig config = {
+                .context = T, .ranks = P, .exchange = exchanges[i], .ulysses = 1, .shape = {1, 8, 4, 16, 1}, .element_bytes = 4};
+            for (int rank = 0; rank < P; rank++) {
+                AttentionBytes few = attention_bytes(&config, &documents, rank), many = attention_bytes(&config, &all, rank);
+                // A link carries of each of 2 P chunks at most what one document has of it, 19 tokens.
+                int64_t token = 2 * 4 * 16 * 4;
+                assert_true(few.forward <= 2 * P * 19 * token && few.backward <= 2 * 2 * P * 19 * token);
+                assert_true(few.forward < many.forward && few.backward < many.backward);
+            }
+        }
+    }
+    free(first);
+}
+
 // Vanilla too; and a window that holds all tokens, or documents of which there is one, change no bit.
 static void hidden_keys_in_vanilla(void **state) {
     (void)state;
@@ -304,10 +328,12 @@ static AttentionConfig resolved(int64_t T, int P, Exchange exchange, int64_t B, 
     return config;
 }
 
+static const Visibility everything = {0};
+
 static AttentionBytes sent_by_all(const AttentionConfig *config) {
     AttentionBytes sum = {0, 0};
     for (int rank = 0; rank < config->ranks; rank++) {
-        AttentionBytes sent = attention_bytes(config, 0, rank);
+        AttentionBytes sent = attention_bytes(config, &everything, rank);
         sum.forward += sent.forward;
         sum.backward += sent.backward;
     }
@@ -360,7 +386,7 @@ static void windows_save_bytes(void **state) {
             AttentionConfig config = resolved(T, P, EXCHANGE_GATHER, 1, H, KV, D);
             AttentionBytes sent = {0, 0}, plain = sent_by_all(&config);
             for (int rank = 0; rank < P; rank++) {
-                AttentionBytes bytes = attention_bytes(&config, W, rank);
+                AttentionBytes bytes = attention_bytes(&config, &(Visibility){.window = W}, rank);
                 sent.forward += bytes.forward, sent.backward += bytes.backward;
             }
             assert_int_equal(sent.forward, gathered * token);
@@ -372,7 +398,7 @@ static void windows_save_bytes(void **state) {
             AttentionBytes round = {0, 0};
             plain = sent_by_all(&config);
             for (int rank = 0; rank < P; rank++) {
-                AttentionBytes bytes = attention_bytes(&config, W, rank);
+                AttentionBytes bytes = attention_bytes(&config, &(Visibility){.window = W}, rank);
                 round.forward += bytes.forward, round.backward += bytes.backward;
             }
             assert_true(round.forward <= plain.forward && round.backward < plain.backward);
@@ -423,7 +449,7 @@ static void table_of_bytes(void **state) {
     for (int i = 0; i < 4; i++) {
         AttentionConfig config = resolved(129, 4, exchanges[i], 1, 8, 2, 16);
         AttentionBytes sent[4];
-        for (int rank = 0; rank < 4; rank++) sent[rank] = attention_bytes(&config, 0, rank);
+        for (int rank = 0; rank < 4; rank++) sent[rank] = attention_bytes(&config, &everything, rank);
         print_message("%-12s forward %6lld %6lld %6lld %6lld   backward %6lld %6lld %6lld %6lld\n",
                       exchange_name(exchanges[i]), (long long)sent[0].forward, (long long)sent[1].forward,
                       (long long)sent[2].forward, (long long)sent[3].forward, (long long)sent[0].backward,
@@ -476,20 +502,6 @@ static void what_cannot_be_served_is_refused(void **state) {
     assert_refused(config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 6, 4, 8, 1}), sharing + 2, 2);
     assert_refused(config_of(64, 1, EXCHANGE_AUTO, 0, (AttentionShape){1, 1, 1, 257, 1}), sharing + 2, 1);
     assert_refused(config_of(15, 8, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
-    static const char *const window[] = {"--window", "--device cpu"}, *const documents[] = {"--document-mask"};
-    AttentionKernels plain = attention_kernels_cpu;
-    plain.limits_visibility = false;
-    AttentionConfig limited = config_of(64, 1, EXCHANGE_RING, 0, (AttentionShape){1, 4, 4, 8, 1});
-    limited.kernels = &plain;
-    limited.window_count = 2;
-    limited.windows[1] = (struct LayersOfWindow){8, 1};
-    assert_refused(limited, window, 2);
-    limited.window_count = 1; // whose window is none
-    limited.documents = true;
-    assert_refused(limited, documents, 1);
-    limited.documents = false;
-    Error err = {0};
-    assert_true(attention_resolve(&limited, &err));
     assert_refused(config_of(3, 2, EXCHANGE_AUTO, 0, (AttentionShape){1, 4, 4, 8, 1}), context, 2);
 }
 
@@ -502,6 +514,7 @@ int main(void) {
         cmocka_unit_test(long_context),
         cmocka_unit_test(windows),
         cmocka_unit_test(documents),
+        cmocka_unit_test(documents_save_bytes),
         cmocka_unit_test(hidden_keys_in_vanilla),
         cmocka_unit_test(limits_that_hide_nothing_change_no_bit),
         cmocka_unit_test(gaps_of_a_thousand),

@@ -366,7 +366,7 @@ static void test_reference(void **state) {
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
         int32_t *first = i < 4 ? NULL : random_documents(problems[i], 30, i);
         Direct exact = direct_random(problems[i], i);
-        exact.visibility = (Visibility){windows[i], first, problems[i].T};
+        exact.visibility = (Visibility){.window = windows[i], .first = first, .stride = problems[i].T};
         direct_attention(&exact, false);
         Direct single = direct_single(&exact);
         double largest = 1;

@@ -24,12 +24,18 @@ typedef struct Case {
     double gain; // of the queries; every tenth key is twice as long as the others
 } Case;
 
+typedef struct Limits {
+    int64_t window, document; // 0: no window; documents of so many tokens on average, 0: one
+} Limits;
+
 // On the host: q, k, v in one tensor (B, T, H + 2 KV, D) with GAP values after each token, as a model might have them;
 // d_out and out (B, T, H, D) with such gaps, too. Results are without gaps.
 enum { GAP = 8 };
 typedef struct Problem {
     Case c;
     float *fused, *d_out, *delta;
+    Limits limits;
+    int32_t *first;                               // (B, T), where there are documents
     double *log_sum_exp, largest_score;           // (B, H, T)
     double *exact[RESULTS], *plain[RESULTS];      // as the fast kernels round
     double *stored[RESULTS], *stored_log_sum_exp; // as the baseline rounds
@@ -66,22 +72,27 @@ typedef struct Rounding {
 
 static double round_if(bool yes, double x) { return yes ? round_to_bf16((float)x) : x; }
 
+static Visibility visibility_of(const Problem *p, const int32_t *first) {
+    return (Visibility){.window = p->limits.window, .first = first, .stride = p->c.T};
+}
+
 // Row i of head h: out and its log-sum-exp, and what it adds to the gradients; sums are rounded by the caller.
 static void answer_row(const Problem *p, double *const to[RESULTS], double *log_sum_exp, Rounding rounding, int64_t b,
                        int64_t h, int64_t i, double *weight) {
     const Case *c = &p->c;
-    const int64_t kv = h / (c->H / c->KV), D = c->D;
+    const Visibility visibility = visibility_of(p, p->first);
+    const int64_t kv = h / (c->H / c->KV), D = c->D, first = visibility_first(&visibility, b, i);
     double max = -INFINITY, sum = 0, *out = to[OUT] + result_at(c, OUT, b, i, h);
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first; j <= i; j++) {
         weight[j] = round_if(rounding.stored, scale_of(c) * dot(q_at(p, b, i, h), k_at(p, b, j, kv), D));
         max = fmax(max, weight[j]);
     }
-    for (int64_t j = 0; j <= i; j++) sum += weight[j] = exp(weight[j] - max);
+    for (int64_t j = first; j <= i; j++) sum += weight[j] = exp(weight[j] - max);
     *log_sum_exp = max + log(sum);
     // The baseline rounds the probability, the others the weight of which it is made.
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = first; j <= i; j++)
         weight[j] = rounding.stored ? round_if(true, weight[j] / sum) : round_if(rounding.any, weight[j]) / sum;
-    for (int64_t j = 0; j <= i; j++)
+    for (int64_t j = first; j <= i; j++)
         for (int64_t d = 0; d < D; d++) out[d] += weight[j] * v_at(p, b, j, kv)[d];
     double delta = 0;
     for (int64_t d = 0; d < D; d++) {
@@ -89,7 +100,7 @@ static void answer_row(const Problem *p, double *const to[RESULTS], double *log_
         delta += out[d] * d_out_at(p, b, i, h)[d];
     }
     if (p->delta != NULL && rounding.stored) p->delta[(b * c->H + h) * c->T + i] = (float)delta;
-    for (int64_t j = 0; j <= i; j++) {
+    for (int64_t j = first; j <= i; j++) {
         const double d_weight = round_if(rounding.stored, dot(d_out_at(p, b, i, h), v_at(p, b, j, kv), D));
         const double d_score = scale_of(c) * round_if(rounding.stored, weight[j] * (d_weight - delta));
         for (int64_t d = 0; d < D; d++) {
@@ -112,7 +123,7 @@ static void answer(const Problem *p, double *const to[RESULTS], double *log_sum_
     free(weight);
 }
 
-static Problem make_problem(Case c) {
+static Problem make_limited_problem(Case c, Limits limits) {
     Problem p = {.c = c};
     const int64_t fused = c.B * c.T * fused_width(&c), plain = c.B * c.T * plain_width(&c), rows = c.B * c.H * c.T;
     p.fused = random_floats(fused, 1, 0, 1);
@@ -124,6 +135,8 @@ static Problem make_problem(Case c) {
     rounded(p.fused, fused);
     p.d_out = rounded(random_floats(plain, 2, 0, 1), plain);
     p.delta = floats(rows);
+    p.limits = limits;
+    p.first = limits.document == 0 ? NULL : documents_of_test(c.B, c.T, limits.document);
     p.log_sum_exp = doubles(rows);
     p.stored_log_sum_exp = doubles(rows);
     for (int r = 0; r < RESULTS; r++) {
@@ -138,8 +151,10 @@ static Problem make_problem(Case c) {
     return p;
 }
 
+static Problem make_problem(Case c) { return make_limited_problem(c, (Limits){0, 0}); }
+
 static void free_problem(Problem *p) {
-    free(p->fused), free(p->d_out), free(p->delta), free(p->log_sum_exp), free(p->stored_log_sum_exp);
+    free(p->fused), free(p->d_out), free(p->delta), free(p->first), free(p->log_sum_exp), free(p->stored_log_sum_exp);
     for (int r = 0; r < RESULTS; r++) free(p->exact[r]), free(p->plain[r]), free(p->stored[r]);
 }
 
@@ -156,6 +171,8 @@ typedef struct OnDevice {
     Case c;
     AttentionShape shape;
     CudaTensor fused, out, accumulator, max, sum, log_sum_exp; // out and accumulator hold nonsense at first
+    CudaTensor first;
+    Visibility visibility;
 } OnDevice;
 
 static OnDevice to_device(const Problem *p) {
@@ -169,10 +186,13 @@ static OnDevice to_device(const Problem *p) {
     CudaTensor *values[] = {&x.max, &x.sum, &x.log_sum_exp};
     for (int i = 0; i < 3; i++) *values[i] = cuda_floats(nonsense, rows);
     free(nonsense);
+    if (p->first != NULL) x.first = cuda_tokens(p->first, c->B * c->T);
+    x.visibility = visibility_of(p, x.first.data);
     return x;
 }
 
 static void free_device(OnDevice *x) {
+    if (x->first.data != NULL) cuda_free(&x->first);
     CudaTensor *all[] = {&x->fused, &x->out, &x->accumulator, &x->max, &x->sum, &x->log_sum_exp};
     for (int i = 0; i < 6; i++) cuda_free(all[i]);
 }
@@ -195,7 +215,8 @@ static QueryForward query_of(const OnDevice *x, Chunk chunk) {
                           .q = fused_view(x, 0, chunk.start),
                           .accumulator = {(float *)x->accumulator.data + chunk.start * width, x->c.T * width, width},
                           .max = row_view(x, &x->max, chunk.start),
-                          .sum = row_view(x, &x->sum, chunk.start)};
+                          .sum = row_view(x, &x->sum, chunk.start),
+                          .visibility = x->visibility};
 }
 static KeyValue keys_of(const OnDevice *x, Chunk chunk) {
     return (KeyValue){
@@ -205,7 +226,7 @@ static KeyValue keys_of(const OnDevice *x, Chunk chunk) {
 static void run_whole(const OnDevice *x) {
     Device *device = cuda_device_of_test();
     const Chunk all = {0, x->c.T};
-    QueryForward query = {.chunk = all, .q = fused_view(x, 0, 0)};
+    QueryForward query = {.chunk = all, .q = fused_view(x, 0, 0), .visibility = x->visibility};
     KeyValue keys = keys_of(x, all);
     device->attention->forward_whole(device, &x->shape, &query, &keys, out_view(x, 0), row_view(x, &x->log_sum_exp, 0));
 }
@@ -304,9 +325,9 @@ static void expect_forward(const Problem *p, const char *what, const OnDevice *x
     free(out), free(log_sum_exp), free(accumulator);
 }
 
-static void check_whole(Case c) {
+static void check_limited_whole(Case c, Limits limits) {
     cuda_device_of_test();
-    Problem p = make_problem(c);
+    Problem p = make_limited_problem(c, limits);
     OnDevice x = to_device(&p);
     run_whole(&x);
     expect_forward(&p, "whole", &x);
@@ -314,17 +335,21 @@ static void check_whole(Case c) {
     free_problem(&p);
 }
 
-static void check_walk(Case c, Walk walk) {
+static void check_whole(Case c) { check_limited_whole(c, (Limits){0, 0}); }
+
+static void check_limited_walk(Case c, Limits limits, Walk walk) {
     cuda_device_of_test();
     char what[80];
     snprintf(what, sizeof what, "%d x %d chunks, order %d", walk.query_chunks, walk.key_chunks, (int)walk.order);
-    Problem p = make_problem(c);
+    Problem p = make_limited_problem(c, limits);
     OnDevice x = to_device(&p);
     run_pairs(&x, walk);
     expect_forward(&p, what, &x);
     free_device(&x);
     free_problem(&p);
 }
+
+static void check_walk(Case c, Walk walk) { check_limited_walk(c, (Limits){0, 0}, walk); }
 
 // ---- tests ----------------------------------------------------------------------------------------------------------
 
@@ -376,6 +401,50 @@ static void test_carried_state(void **state) {
     check_walk((Case){1, 130, 1, 1, 128, 1}, (Walk){2, 3, 8});
     check_walk((Case){1, 67, 2, 1, 24, 1}, (Walk){8, 8, 9});
     check_walk((Case){1, 6, 1, 1, 96, 1}, (Walk){6, 6, 10}); // chunks of one token
+}
+
+// Windows of one key, of less than a tile, of many; documents of a few tokens, of some tiles; and both.
+static void test_windows_and_documents(void **state) {
+    (void)state;
+    const int64_t windows[] = {1, 2, 31, 33, 64, 100, 130, 1000};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+        const Case c = {1, 160, 1, 1, i % 2 == 0 ? 64 : 32, 1};
+        check_limited_whole(c, (Limits){windows[i], 0});
+        check_limited_walk(c, (Limits){windows[i], 0}, (Walk){3, 5, 20 + i});
+    }
+    const int64_t documents[] = {1, 3, 20, 70, 150};
+    for (size_t i = 0; i < sizeof documents / sizeof *documents; i++) {
+        const Case c = {2, 110, 2, 1, i % 2 == 0 ? 32 : 128, 1};
+        check_limited_whole(c, (Limits){0, documents[i]});
+        check_limited_walk(c, (Limits){0, documents[i]}, (Walk){4, 3, 30 + i});
+    }
+    check_limited_whole((Case){2, 190, 2, 2, 96, 1}, (Limits){40, 60});
+    check_limited_walk((Case){2, 190, 2, 2, 96, 1}, (Limits){40, 60}, (Walk){3, 3, 40});
+}
+
+// What is not a number stays in tiles that no query of a block sees: so these are not worked on.
+static void test_unseen_tiles_are_left_out(void **state) {
+    (void)state;
+    Device *device = cuda_device_of_test();
+    for (int documents = 0; documents < 2; documents++) {
+        enum { T = 300, SEEN = 169 }; // the first key that query 200, the chunk's first, sees
+        Problem p = make_limited_problem((Case){1, T, 1, 1, 64, 1}, (Limits){documents ? 0 : 200 - SEEN + 1, 0});
+        if (documents) p.first = documents_of_test(1, T, 1);
+        for (int64_t i = 0; i < T && documents; i++) p.first[i] = i < SEEN ? 0 : SEEN;
+        for (int64_t t = 0; t < SEEN / 48 * 48; t++) // of tiles of 48
+            for (int64_t d = 0; d < 3 * 64; d++) p.fused[t * fused_width(&p.c) + d] = NAN;
+        OnDevice x = to_device(&p);
+        const KeyValue keys = keys_of(&x, (Chunk){0, T});
+        const QueryForward query = query_of(&x, (Chunk){200, 100});
+        device->attention->forward_whole(device, &x.shape, &query, &keys, out_view(&x, 200),
+                                         row_view(&x, &x.log_sum_exp, 200));
+        float *out = cuda_fetch(&x.out);
+        for (int64_t t = 200; t < T; t++)
+            for (int64_t d = 0; d < 64; d++) assert_true(isfinite(out[t * plain_width(&p.c) + d]));
+        free(out);
+        free_device(&x);
+        free_problem(&p);
+    }
 }
 
 // 33 queries, one more than a warp has, from every position on, with all keys: the diagonal crosses the tiles
@@ -518,11 +587,10 @@ static void test_row_delta(void **state) {
 
 // ---- the baseline ---------------------------------------------------------------------------------------------------
 
-static void check_vanilla(Case c) {
-    const Visibility everything = {0};
+static void check_vanilla(Case c, Limits limits) {
     Device *device = cuda_device_of_test();
     const AttentionKernels *kernels = device->attention;
-    Problem p = make_problem(c);
+    Problem p = make_limited_problem(c, limits);
     OnDevice x = to_device(&p);
     const int64_t width = fused_width(&c), plain = plain_width(&c), T = c.T;
     CudaTensor probabilities = cuda_storage(NULL, c.B * c.H * T * T), d_out = cuda_storage(p.d_out, c.B * T * plain);
@@ -533,11 +601,11 @@ static void check_vanilla(Case c) {
     TokenView d[RESULTS];
     const int64_t offsets[RESULTS] = {0, 0, c.H * c.D, (c.H + c.KV) * c.D};
     for (int r = D_Q; r < RESULTS; r++) d[r] = (TokenView){at(device, gradients.data, offsets[r]), T * width, width};
-    kernels->vanilla_forward(device, &x.shape, T, &everything, probabilities.data, out_view(&x, 0), x.log_sum_exp.data,
-                             q, k, v);
+    kernels->vanilla_forward(device, &x.shape, T, &x.visibility, probabilities.data, out_view(&x, 0),
+                             x.log_sum_exp.data, q, k, v);
     kernels->row_delta(device, &x.shape, (Chunk){0, T}, out_view(&x, 0), d_out_view, (RowView){delta.data, c.H * T, T});
-    kernels->vanilla_backward(device, &x.shape, T, &everything, probabilities.data, rows.data, d[D_Q], d[D_K], d[D_V], q, k, v,
-                              out_view(&x, 0), x.log_sum_exp.data, d_out_view, delta.data);
+    kernels->vanilla_backward(device, &x.shape, T, &x.visibility, probabilities.data, rows.data, d[D_Q], d[D_K], d[D_V],
+                              q, k, v, out_view(&x, 0), x.log_sum_exp.data, d_out_view, delta.data);
     float *out = cuda_fetch(&x.out), *log_sum_exp = cuda_fetch(&x.log_sum_exp), *got = cuda_fetch(&gradients);
     expect_gaps(&c, &x.out, out);
     compare(&p, "vanilla", OUT, out, plain, p.stored[OUT]);
@@ -554,10 +622,13 @@ static void check_vanilla(Case c) {
 
 static void test_vanilla(void **state) {
     (void)state;
-    check_vanilla((Case){1, 1, 1, 1, 64, 1});
-    check_vanilla((Case){2, 17, 4, 2, 32, 1});
-    check_vanilla((Case){1, 64, 2, 2, 64, 1});
-    check_vanilla((Case){1, 65, 2, 1, 24, 3});
+    check_vanilla((Case){1, 1, 1, 1, 64, 1}, (Limits){0, 0});
+    check_vanilla((Case){2, 17, 4, 2, 32, 1}, (Limits){0, 0});
+    check_vanilla((Case){1, 64, 2, 2, 64, 1}, (Limits){0, 0});
+    check_vanilla((Case){1, 65, 2, 1, 24, 3}, (Limits){0, 0});
+    check_vanilla((Case){1, 65, 2, 1, 32, 1}, (Limits){17, 0});
+    check_vanilla((Case){2, 40, 2, 1, 32, 1}, (Limits){0, 9});
+    check_vanilla((Case){2, 64, 2, 2, 64, 1}, (Limits){20, 30});
 }
 
 static void test_unsupported(void **state) {
@@ -576,6 +647,8 @@ int main(void) {
         cmocka_unit_test(test_head_sizes),
         cmocka_unit_test(test_batches_and_groups),
         cmocka_unit_test(test_carried_state),
+        cmocka_unit_test(test_windows_and_documents),
+        cmocka_unit_test(test_unseen_tiles_are_left_out),
         cmocka_unit_test(test_every_offset),
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_future_is_not_seen),

@@ -428,18 +428,10 @@ static void not_a_number_is_not_lost(void **state) {
 static void run_add(Device *device, void *argument) {
     Case *one = argument;
     int64_t count = one->rows * one->C * 40;
-    float *a = random_floats(count, 41, 0, 1), *b = random_floats(count, 42, 0, 1), *out = floats(count);
-    device->add(device, out, a, b, count);
-    for (int64_t i = 0; i < count; i++) assert_true(out[i] == a[i] + b[i]);
-    float *in_place = copy_of(a, count);
-    device->add(device, in_place, in_place, b, count);
-    expect_same_bits("a += b", in_place, out, count);
-    memcpy(in_place, b, (size_t)count * sizeof *b);
-    device->add(device, in_place, a, in_place, count);
-    expect_same_bits("b += a", in_place, out, count);
-    device->add_float(device, a, b, count);
-    expect_same_bits("add_float", a, out, count);
-    free(a), free(b), free(out), free(in_place);
+    float *a = random_floats(count, 41, 0, 1), *b = random_floats(count, 42, 0, 1), *sum = copy_of(a, count);
+    device->add_float(device, sum, b, count);
+    for (int64_t i = 0; i < count; i++) assert_true(sum[i] == a[i] + b[i]);
+    free(a), free(b), free(sum);
 }
 
 static void add(void **state) {

@@ -95,21 +95,22 @@ static bool holds(const Shard *shard, int64_t position) {
 }
 
 // Whether some query of the shard sees the key, by the definition.
-static bool sees(const Shard *queries, int64_t key, int64_t window) {
+static bool sees(const Shard *queries, int64_t key, const Visibility *v) {
     for (int i = 0; i < queries->count; i++)
         for (int64_t query = queries->chunk[i].start; query < end_of(queries->chunk[i]); query++)
-            if (key <= query && (window == 0 || query - key < window)) return true;
+            if (key <= query && (v->window == 0 || query - key < v->window) && (v->first == NULL || key >= v->first[query]))
+                return true;
     return false;
 }
 
 // What a shard gives, and no more, is what one of these readers sees.
-static void check_seen(const Shard *given, const Shard *keys, const Shard *readers, int count, int64_t window) {
+static void check_seen(const Shard *given, const Shard *keys, const Shard *readers, int count, const Visibility *v) {
     int64_t tokens = 0;
     assert_int_equal(given->count, keys->count);
     for (int i = 0; i < keys->count; i++) {
         for (int64_t key = keys->chunk[i].start; key < end_of(keys->chunk[i]); key++) {
             bool seen = false;
-            for (int reader = 0; reader < count; reader++) seen = seen || sees(&readers[reader], key, window);
+            for (int reader = 0; reader < count; reader++) seen = seen || sees(&readers[reader], key, v);
             assert_int_equal(holds(given, key), seen);
             tokens += seen;
         }
@@ -118,26 +119,32 @@ static void check_seen(const Shard *given, const Shard *keys, const Shard *reade
 }
 
 // Each reader gets what it sees; and round the ring, towards lower ranks, each gets what it and those behind it see.
+static void check_all_seen(int64_t T, int P, const Visibility *v) {
+    for (int owner = 0; owner < P; owner++) {
+        Shard keys = shard_of(T, P, owner), behind[8], own = shard_seen(T, P, owner, owner, v);
+        for (int left = 1; left < P; left++) { // the last in the ring comes right above the owner
+            int reader = (owner + left) % P;
+            behind[left - 1] = shard_of(T, P, reader);
+            Shard one = shard_seen(T, P, owner, reader, v), all = shard_seen_from(T, P, owner, reader, v);
+            check_seen(&one, &keys, &behind[left - 1], 1, v);
+            check_seen(&all, &keys, behind, left, v);
+        }
+        assert_int_equal(own.tokens, keys.tokens);
+    }
+}
+
 static void seen_is_what_is_needed(void **state) {
     (void)state;
     static const int64_t windows[] = {0, 1, 2, 3, 7, 20, 49, 60};
     for (int P = 1; P <= 8; P++) {
         for (int64_t T = 2 * P; T <= 50; T += 3) {
             for (size_t w = 0; w < sizeof windows / sizeof *windows; w++) {
-                for (int owner = 0; owner < P; owner++) {
-                    Shard keys = shard_of(T, P, owner), behind[8];
-                    for (int left = 1; left < P; left++) { // the last in the ring comes right above the owner
-                        int reader = (owner + left) % P;
-                        behind[left - 1] = shard_of(T, P, reader);
-                        Shard one = shard_seen(T, P, owner, reader, windows[w]);
-                        Shard all = shard_seen_from(T, P, owner, reader, windows[w]);
-                        check_seen(&one, &keys, &behind[left - 1], 1, windows[w]);
-                        check_seen(&all, &keys, behind, left, windows[w]);
-                    }
-                    Shard own = shard_seen(T, P, owner, owner, windows[w]);
-                    check_seen(&own, &keys, &keys, 1, windows[w]);
-                    assert_int_equal(own.tokens, keys.tokens);
-                }
+                int32_t tokens[50], first[50];
+                check_all_seen(T, P, &(Visibility){.window = windows[w]});
+                for (int64_t i = 0; i < T; i++) tokens[i] = (int32_t)(i * i % (3 + (int64_t)w)); // 0 ends a document
+                visibility_of_documents(first, tokens, T, 0);
+                check_all_seen(T, P, &(Visibility){.first = first});
+                check_all_seen(T, P, &(Visibility){.window = 5, .first = first});
             }
         }
     }
@@ -192,6 +199,10 @@ static void documents_end_with_their_separator(void **state) {
     int32_t first[COUNT], in_place[COUNT];
     visibility_of_documents(first, tokens, COUNT, END);
     assert_memory_equal(first, expected, sizeof first);
+    int32_t least[COUNT] = {5, 0, 5, 0, 5, 0, 5, 0, 5, 0, 5};
+    const int32_t both[] = {0, 0, 1, 0, 4, 0, 4, 0, 4, 0, 5};
+    visibility_least(least, first, COUNT);
+    assert_memory_equal(least, both, sizeof least);
     memcpy(in_place, tokens, sizeof tokens);
     visibility_of_documents(in_place, in_place, COUNT, END);
     assert_memory_equal(in_place, expected, sizeof in_place);
@@ -207,7 +218,7 @@ static void chunks_are_asked_about_right(void **state) {
     visibility_of_documents(first + T, tokens, T, END);
     for (int64_t window = 0; window <= T + 1; window++) {
         for (int documents = 0; documents < 2; documents++) {
-            const Visibility v = {window, documents ? first : NULL, T};
+            const Visibility v = {.window = window, .first = documents ? first : NULL, .stride = T};
             assert_int_equal(visibility_is_limited(&v), window > 0 || documents);
             for (int64_t b = 0; b < 2; b++) {
                 for (int64_t start = 0; start < T; start++) {

@@ -38,6 +38,7 @@ typedef struct Training {
     const char *arch;   // gpt2 or llama
     int sp, dp;         // 0: 1
     const char *attention;
+    bool limited; // a window in the first layer, and documents
     bool resume;
 } Training;
 
@@ -81,6 +82,8 @@ static void train(const Training *t) {
     if (t->resume) add_word(&command, "--resume");
     else {
         add_words(&command, "--arch", t->arch, "--layers", "2", "--heads", "2", "--dim", "64", "--dump", out, NULL);
+        if (t->limited)
+            add_words(&command, "--window", "20,0", "--document-mask", "--document-end", "10", NULL); // ends of lines
         if (strcmp(t->arch, "llama") == 0) add_words(&command, "--kv-heads", "1", "--ffn", "128", NULL);
     }
     add_words(&command, "--context", "64", "--batch", "2", "--lr", "1e-2", "--warmup", "1", "--eval-windows", "1",
@@ -179,6 +182,18 @@ static void test_vanilla(void **state) {
     (void)state;
     train(&(Training){.out = "vanilla", .arch = "gpt2", .attention = "vanilla"});
     compare_runs("vanilla", "gpt2_cpu", 1);
+}
+
+// A window and documents, on one rank, by stored probabilities, and on ranks between which they cut.
+static void test_windows_and_documents(void **state) {
+    (void)state;
+    train(&(Training){.out = "limited_cpu", .device = "cpu", .arch = "llama", .limited = true});
+    train(&(Training){.out = "limited", .arch = "llama", .limited = true});
+    compare_runs("limited", "limited_cpu", 1);
+    train(&(Training){.out = "limited_ring", .arch = "llama", .sp = 3, .attention = "ring", .limited = true});
+    compare_runs("limited_ring", "limited_cpu", 1);
+    train(&(Training){.out = "limited_vanilla", .arch = "llama", .attention = "vanilla", .limited = true});
+    compare_runs("limited_vanilla", "limited_cpu", 1);
 }
 
 static void test_same_bits(void **state) {
@@ -301,7 +316,7 @@ int main(void) {
         cmocka_unit_test(test_vanilla),         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_without_nccl),    cmocka_unit_test(test_resume_exactly),
         cmocka_unit_test(test_sample),          cmocka_unit_test(test_checkpoints_go_between_devices),
-        cmocka_unit_test(test_what_is_refused),
+        cmocka_unit_test(test_what_is_refused), cmocka_unit_test(test_windows_and_documents),
     };
     const struct CMUnitTest under_sanitizers[] = {
         cmocka_unit_test(test_llama_2_2),

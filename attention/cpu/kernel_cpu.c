@@ -156,5 +156,4 @@ const AttentionKernels attention_kernels_cpu = {.begin = begin,
                                                 .vanilla_forward = cpu_vanilla_forward,
                                                 .vanilla_backward = cpu_vanilla_backward,
                                                 .unsupported = unsupported,
-                                                .scratch_bytes = scratch_bytes_of_pairs,
-                                                .limits_visibility = true};
+                                                .scratch_bytes = scratch_bytes_of_pairs};

@@ -55,7 +55,16 @@ template <int D> struct Tiles {
     unsigned char own[2][tile_bytes<D>(Sizes<D>::ROWS)];     // K and V, or Q and dO
     unsigned char step[2][2][tile_bytes<D>(Sizes<D>::STEP)]; // two stages of Q and dO, or of K and V
     static constexpr int STAGE = 2 * tile_bytes<D>(Sizes<D>::STEP);
-    float row[2][2][Sizes<D>::STEP]; // two stages of log_sum_exp (base 2) and delta
+    union {
+        struct { // where queries are the step: two stages of their numbers
+            float log_sum_exp[2][Sizes<D>::STEP], delta[2][Sizes<D>::STEP]; // log_sum_exp: base 2
+            int first_key[2][Sizes<D>::STEP];                               // that each sees, from the block's first
+        } step_row;
+        struct {                            // where queries are the own rows
+            KeysSeen seen[Sizes<D>::WARPS]; // by those of each warp
+            int first_key[Sizes<D>::ROWS];  // that each sees
+        } own_row;
+    };
 };
 
 // Gradients of the warp's own rows, and P or dS, of these rows and N of a step.
@@ -105,7 +114,8 @@ __device__ inline void wait_for_own_tiles() {
 // ---- keys and values ------------------------------------------------------------------------------------------------
 
 // What PART queries of a step, from its query `part` on, give to this warp's keys. MASKED: not every one of these
-// queries sees all of these keys; query i (from part's first) sees key j (from the block's first) if j <= i + ahead.
+// queries sees all of these keys; query i (from part's first) sees key j (from the block's first) if j <= i + ahead,
+// and if j is not before the query's first key.
 template <int D, bool MASKED>
 __device__ inline void step_of_keys(Gradient<D> &d_k, Gradient<D> &d_v, const Tiles<D> *tiles, int stage, int part,
                                     float scale_log2, int ahead, const Lane &lane) {
@@ -118,26 +128,29 @@ __device__ inline void step_of_keys(Gradient<D> &d_k, Gradient<D> &d_v, const Ti
     Scores<D, PART> p;
     clear(p);
     mma_ABt(p, k, q, lane); // K Q^T
-    const ColumnValues<PART> log_sum_exp = load_columns<PART>(&tiles->row[stage][0][part], lane);
-    each(p, [&](float &x, int key, int query) {
-        x = exp2_fast(fmaf(x, scale_log2, -log_sum_exp[query]));
-        if (MASKED && query < hidden + key) x = 0;
-    });
+    const ColumnValues<float, PART> log_sum_exp = load_columns<PART>(tiles->step_row.log_sum_exp[stage] + part, lane);
+    each(p, [&](float &x, int, int query) { x = exp2_fast(fmaf(x, scale_log2, -log_sum_exp[query])); });
+    if (MASKED) {
+        const ColumnValues<int, PART> first_seen = load_columns<PART>(tiles->step_row.first_key[stage] + part, lane);
+        each(p, [&](float &x, int key, int query) {
+            if (query < hidden + key || key + warp_row<D>() + lane.row < first_seen[query]) x = 0;
+        });
+    }
     mma_AB(d_v, p, d_out, lane); // P^T dO
 
     Scores<D, PART> d_s;
     clear(d_s);
     mma_ABt(d_s, v, d_out, lane); // V dO^T
-    const ColumnValues<PART> delta = load_columns<PART>(&tiles->row[stage][1][part], lane);
+    const ColumnValues<float, PART> delta = load_columns<PART>(tiles->step_row.delta[stage] + part, lane);
     each(d_s, [&](float &x, int key, int query) { x = p(key, query) * (x - delta[query]); });
     mma_AB(d_k, d_s, q, lane); // dS^T Q
 }
 
 // The walk of a block of keys: over the query heads that read this key/value head, one after the other, and in each
-// over the queries from the first that sees a key of these.
+// over the queries from the first that sees a key of these to the last.
 struct QueryWalk {
-    int first, head, query; // query: first of the step at hand
-    int left;               // steps, with this one
+    int first, past, head, query; // query: first of the step at hand
+    int left;                     // steps, with this one
 };
 
 template <int D>
@@ -146,12 +159,22 @@ __device__ inline void begin_queries(const Backward &x, Tiles<D> *tiles, int sta
                                   x.pair.queries - walk.query, x.head_dim);
 }
 
-// Each of the first 2 STEP threads has one number of one query of a step. Those that do not exist weigh 0.
-template <int D> __device__ inline float row_value(const Backward &x, int b, const QueryWalk &walk) {
+// Each of the first 3 STEP threads has one number of one query of a step (its bits), which is loaded while the step
+// before is worked on and stored after it. Queries that do not exist weigh 0.
+template <int D> __device__ inline int load_step_row(const Backward &x, int b, const QueryWalk &walk, int block_key) {
     constexpr int STEP = Sizes<D>::STEP;
     const int i = walk.query + (int)threadIdx.x % STEP, kind = (int)threadIdx.x / STEP;
-    if (kind == 0) return i < x.pair.queries ? base_2(*row_at(x.query.log_sum_exp, b, walk.head, i)) : INFINITY;
-    return kind == 1 && i < x.pair.queries ? *row_at(x.query.delta, b, walk.head, i) : 0;
+    const bool here = i < x.pair.queries;
+    if (kind == 0) return __float_as_int(here ? base_2(*row_at(x.query.log_sum_exp, b, walk.head, i)) : INFINITY);
+    if (kind == 1) return __float_as_int(here ? *row_at(x.query.delta, b, walk.head, i) : 0);
+    return kind == 2 ? first_key(x.pair, b, smaller_of(i, x.pair.queries - 1)) - block_key : 0;
+}
+template <int D> __device__ inline void store_step_row(Tiles<D> *tiles, int stage, int bits) {
+    constexpr int STEP = Sizes<D>::STEP;
+    const int row = threadIdx.x % STEP, kind = threadIdx.x / STEP;
+    if (kind == 0) tiles->step_row.log_sum_exp[stage][row] = __int_as_float(bits);
+    else if (kind == 1) tiles->step_row.delta[stage][row] = __int_as_float(bits);
+    else if (kind == 2) tiles->step_row.first_key[stage][row] = bits;
 }
 
 // One block per 128 keys and (batch, key/value head); the earliest keys, which most queries see, come first. WHOLE: d_k
@@ -161,51 +184,57 @@ __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_
     constexpr int ROWS = Sizes<D>::ROWS, WARP_ROWS = Sizes<D>::WARP_ROWS;
     constexpr int STEP = Sizes<D>::STEP, PART = Sizes<D>::PART;
     DYNAMIC_SHARED(Tiles<D>, tiles);
-    const int head_row = (int)blockIdx.x % x.rows_of_heads, first_key = (int)blockIdx.x / x.rows_of_heads * ROWS;
-    const int b = head_row / x.kv_heads, kv_head = head_row % x.kv_heads, keys = x.pair.keys - first_key;
+    const int head_row = (int)blockIdx.x % x.rows_of_heads, block_key = (int)blockIdx.x / x.rows_of_heads * ROWS;
+    const int b = head_row / x.kv_heads, kv_head = head_row % x.kv_heads, keys = x.pair.keys - block_key;
     const Lane lane = this_lane<D>();
 
-    // Also where no step follows: what is in no group, nothing waits for.
-    load_tiles<D, ROWS>(tiles->own, x.kv.k, x.kv.v, b, first_key, kv_head, keys, x.head_dim);
     QueryWalk walk;
-    walk.first = walk.query = first_query_seeing(x.pair, first_key);
+    walk.first = walk.query = first_query(x.pair, block_key);
+    walk.past = past_query(x.pair, b, block_key + smaller_of(keys, ROWS) - 1);
     walk.head = kv_head * x.group;
-    walk.left = x.group * ceil_div(x.pair.queries - walk.first, STEP);
+    walk.left = x.group * ceil_div(larger_of(walk.past - walk.first, 0), STEP);
+    if (!WHOLE && walk.left == 0) return;
 
-    const int row = threadIdx.x % STEP, kind = threadIdx.x / STEP;
-    if (!WHOLE || walk.left > 0) begin_queries(x, tiles, walk.left % 2, b, walk);
-    if (kind < 2) tiles->row[walk.left % 2][kind][row] = row_value<D>(x, b, walk);
+    // Also where no step follows: what is in no group, nothing waits for.
+    load_tiles<D, ROWS>(tiles->own, x.kv.k, x.kv.v, b, block_key, kv_head, keys, x.head_dim);
+    if (!WHOLE || walk.left > 0) {
+        begin_queries(x, tiles, walk.left % 2, b, walk);
+        store_step_row(tiles, walk.left % 2, load_step_row<D>(x, b, walk, block_key));
+    }
     Gradient<D> d_k, d_v;
     clear(d_k);
     clear(d_v);
     for (; walk.left > 0; walk.left--) {
-        const int stage = walk.left % 2, step_ahead = x.pair.ahead + walk.query - first_key;
-        float next_value = 0;
+        const int stage = walk.left % 2, step_ahead = x.pair.ahead + walk.query - block_key;
+        int next_row = 0;
         cp_async_wait<0>();
         __syncthreads(); // this stage is here, and nobody works on the other one any more
         if (walk.left > 1) {
             walk.query += STEP;
-            if (walk.query >= x.pair.queries) walk.query = walk.first, walk.head++;
+            if (walk.query >= walk.past) walk.query = walk.first, walk.head++;
             begin_queries(x, tiles, 1 - stage, b, walk);
-            next_value = row_value<D>(x, b, walk);
+            next_row = load_step_row<D>(x, b, walk, block_key);
         }
 #pragma unroll 1 // else all parts' loads are begun at once, for which there are no registers
         for (int part = 0; part < STEP; part += PART) {
-            const int ahead = step_ahead + part, first = warp_row<D>();
-            if (first + WARP_ROWS - 1 <= ahead)
+            // The warp's keys are from `first` to `last`; of the part's queries the first sees those up to and with
+            // `ahead`.
+            const int ahead = step_ahead + part, first = warp_row<D>(), last = first + WARP_ROWS - 1;
+            const int *first_seen = tiles->step_row.first_key[stage] + part;
+            if (last <= ahead && first >= first_seen[PART - 1])
                 step_of_keys<D, false>(d_k, d_v, tiles, stage, part, x.scale * LOG2_E, ahead, lane);
-            else if (first <= ahead + PART - 1)
+            else if (first <= ahead + PART - 1 && last >= first_seen[0])
                 step_of_keys<D, true>(d_k, d_v, tiles, stage, part, x.scale * LOG2_E, ahead, lane);
         }
-        if (kind < 2) tiles->row[1 - stage][kind][row] = next_value;
+        store_step_row(tiles, 1 - stage, next_row);
     }
     if (WHOLE) {
         wait_for_own_tiles();
-        store_gradient<D>(x.d_k, b, first_key, kv_head, x.head_dim, keys, x.scale, d_k, tiles->own[0], lane);
-        store_gradient<D>(x.d_v, b, first_key, kv_head, x.head_dim, keys, 1, d_v, tiles->own[1], lane);
+        store_gradient<D>(x.d_k, b, block_key, kv_head, x.head_dim, keys, x.scale, d_k, tiles->own[0], lane);
+        store_gradient<D>(x.d_v, b, block_key, kv_head, x.head_dim, keys, 1, d_v, tiles->own[1], lane);
     } else {
-        add_gradient<D>(x.kv.d_k, b, first_key, kv_head, x.head_dim, keys, x.scale, d_k, lane);
-        add_gradient<D>(x.kv.d_v, b, first_key, kv_head, x.head_dim, keys, 1, d_v, lane);
+        add_gradient<D>(x.kv.d_k, b, block_key, kv_head, x.head_dim, keys, x.scale, d_k, lane);
+        add_gradient<D>(x.kv.d_v, b, block_key, kv_head, x.head_dim, keys, 1, d_v, lane);
     }
 }
 
@@ -232,11 +261,12 @@ __device__ inline void load_own_queries(OwnQueries<D> &own, const Backward &x, c
     for (int k = 0; k < D / 16; k++) load_fragment(own.q[k], Tile<D>{tiles->own[0], tile_bytes<D>(first)}, k, lane);
 }
 
-// What STEP keys give to this warp's queries. MASKED: not all exist, or some of these queries do not see all of them;
-// query i (from the block's first) sees key j (from the step's first) if j <= i + ahead. Of the keys, `keys` exist.
+// What STEP keys, from `step_key` on, give to this warp's queries, of the block's from `first_query` on. MASKED: some
+// of these queries do not see all of these keys.
 template <int D, bool MASKED>
 __device__ inline void step_of_queries(Gradient<D> &d_q, const OwnQueries<D> &own, const Tiles<D> *tiles, int stage,
-                                       float scale_log2, int ahead, int keys, const Lane &lane) {
+                                       float scale_log2, const Pair &pair, int first_query, int step_key,
+                                       const Lane &lane) {
     constexpr int STEP = Sizes<D>::STEP;
     const int place = stage * Tiles<D>::STAGE, first = warp_row<D>();
     const Tile<D> k = {tiles->step[0][0], place}, v = {tiles->step[0][1], place};
@@ -248,52 +278,71 @@ __device__ inline void step_of_queries(Gradient<D> &d_q, const OwnQueries<D> &ow
     mma_ABt(s, own.q, k, lane);   // Q K^T
     mma_ABt(d_s, d_out, v, lane); // dO V^T
     each_row<Sizes<D>::M>([&](int row) {
-        const int seen = smaller_of(keys, first + row + lane.row + ahead + 1) - lane.column;
+        const int i = first + row + lane.row, key_here = step_key + lane.column;
+        const int before = MASKED ? tiles->own_row.first_key[i] - key_here : 0;
+        const int past = MASKED ? past_key(pair, first_query + i) - key_here : 0;
         each_in_row(d_s, row, [&](float &x, int key) {
             const float p = exp2_fast(fmaf(s(row, key), scale_log2, -own.log_sum_exp[row]));
             x = p * (x - own.delta[row]);
-            if (MASKED && key >= seen) x = 0;
+            if (MASKED && (key < before || key >= past)) x = 0;
         });
     });
     mma_AB(d_q, d_s, k, lane); // dS K
 }
 
+// Puts aside which keys the block's own queries see, of which there are `queries`; a barrier must follow.
 template <int D>
-__device__ inline void begin_keys(const Backward &x, Tiles<D> *tiles, int stage, int b, int kv_head, int first_key) {
-    load_tiles<D, Sizes<D>::STEP>(tiles->step[stage], x.kv.k, x.kv.v, b, first_key, kv_head, x.pair.keys - first_key,
+__device__ inline void note_keys_seen(Tiles<D> *tiles, const Pair &pair, int b, int first_query, int queries) {
+    constexpr int WARP_ROWS = Sizes<D>::WARP_ROWS;
+    const int thread = threadIdx.x, last = first_query + queries - 1;
+    if (thread < Sizes<D>::WARPS) {
+        const int first = first_query + thread * WARP_ROWS;
+        tiles->own_row.seen[thread] =
+            keys_seen(pair, b, smaller_of(first, last), smaller_of(first + WARP_ROWS - 1, last));
+    }
+    if (thread < Sizes<D>::ROWS)
+        tiles->own_row.first_key[thread] = first_key(pair, b, smaller_of(first_query + thread, last));
+}
+
+template <int D>
+__device__ inline void begin_keys(const Backward &x, Tiles<D> *tiles, int stage, int b, int kv_head, int step_key) {
+    load_tiles<D, Sizes<D>::STEP>(tiles->step[stage], x.kv.k, x.kv.v, b, step_key, kv_head, x.pair.keys - step_key,
                                   x.head_dim);
 }
 
 // One block per 128 queries and (batch, head); the latest queries, which see most keys, come first. WHOLE: as above.
 template <int D, bool WHOLE>
 __global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_queries_kernel(const Backward x) {
-    constexpr int ROWS = Sizes<D>::ROWS, WARP_ROWS = Sizes<D>::WARP_ROWS, STEP = Sizes<D>::STEP;
+    constexpr int ROWS = Sizes<D>::ROWS, STEP = Sizes<D>::STEP;
     DYNAMIC_SHARED(Tiles<D>, tiles);
     const int head_row = (int)blockIdx.x % x.rows_of_heads, b = head_row / x.heads, head = head_row % x.heads;
     const int kv_head = head / x.group;
     const int first_query = (ceil_div(x.pair.queries, ROWS) - 1 - (int)blockIdx.x / x.rows_of_heads) * ROWS;
     const int queries = smaller_of(x.pair.queries - first_query, ROWS);
-    const int steps = ceil_div(keys_seen(x.pair, first_query + queries - 1), STEP);
-    if (!WHOLE && steps == 0) return;
+    const KeysSeen block_sees = keys_seen(x.pair, b, first_query, first_query + queries - 1);
+    const int first_step = block_sees.begin / STEP;
+    const int past_step = block_sees.begin < block_sees.end ? ceil_div(block_sees.end, STEP) : first_step;
+    if (!WHOLE && first_step == past_step) return;
 
     load_tiles<D, ROWS>(tiles->own, x.query.q, x.query.d_out, b, first_query, head, queries, x.head_dim);
-    if (!WHOLE || steps > 0) begin_keys(x, tiles, 0, b, kv_head, 0);
+    if (!WHOLE || first_step < past_step) begin_keys(x, tiles, first_step % 2, b, kv_head, first_step * STEP);
+    note_keys_seen(tiles, x.pair, b, first_query, queries);
     const Lane lane = this_lane<D>();
     OwnQueries<D> own;
     load_own_queries(own, x, tiles, b, head, first_query, queries, lane);
 
     Gradient<D> d_q;
     clear(d_q);
-    for (int step = 0; step < steps; step++) {
-        const int stage = step % 2, first_key = step * STEP, keys = x.pair.keys - first_key;
-        const int ahead = x.pair.ahead + first_query - first_key, first = warp_row<D>();
+    for (int step = first_step; step < past_step; step++) {
+        const int stage = step % 2, step_key = step * STEP, past = step_key + STEP;
         cp_async_wait<0>();
         __syncthreads(); // this stage is here, and nobody works on the other one any more
-        if (step + 1 < steps) begin_keys(x, tiles, 1 - stage, b, kv_head, first_key + STEP);
-        if (STEP - 1 <= first + ahead && STEP <= keys)
-            step_of_queries<D, false>(d_q, own, tiles, stage, x.scale * LOG2_E, ahead, keys, lane);
-        else if (0 <= first + WARP_ROWS - 1 + ahead)
-            step_of_queries<D, true>(d_q, own, tiles, stage, x.scale * LOG2_E, ahead, keys, lane);
+        if (step + 1 < past_step) begin_keys(x, tiles, 1 - stage, b, kv_head, past);
+        const KeysSeen &seen = tiles->own_row.seen[threadIdx.x / WARP];
+        if (step_key >= seen.all_begin && past <= seen.all_end)
+            step_of_queries<D, false>(d_q, own, tiles, stage, x.scale * LOG2_E, x.pair, first_query, step_key, lane);
+        else if (step_key < seen.end && past > seen.begin)
+            step_of_queries<D, true>(d_q, own, tiles, stage, x.scale * LOG2_E, x.pair, first_query, step_key, lane);
     }
     if (WHOLE) store_gradient<D>(x.d_q, b, first_query, head, x.head_dim, queries, x.scale, d_q, tiles->own[0], lane);
     else add_gradient<D>(x.query.d_q, b, first_query, head, x.head_dim, queries, x.scale, d_q, lane);
@@ -311,7 +360,7 @@ unsigned blocks_for(int64_t tiles, int64_t heads) {
 template <int D, bool WHOLE> void launch_backward(Device *device, const AttentionShape *shape, Backward x) {
     constexpr int ROWS = Sizes<D>::ROWS, THREADS = Sizes<D>::THREADS;
     // Keys after all queries are seen by none: there is nothing to add to them, but zeros to write.
-    const int64_t keys = WHOLE ? x.pair.keys : keys_seen(x.pair, x.pair.queries - 1), queries = x.pair.queries;
+    const int64_t keys = WHOLE ? x.pair.keys : past_key(x.pair, x.pair.queries - 1), queries = x.pair.queries;
     x.rows_of_heads = (int)(shape->batch * shape->kv_heads);
     if (keys > 0) {
         launch((backward_keys_kernel<D, WHOLE>), blocks_for(ceil_div<int64_t>(keys, ROWS), x.rows_of_heads), THREADS,
@@ -344,7 +393,7 @@ Backward backward_of(const QueryBackward *query, const KeyValue *kv) {
     Backward x = {};
     x.query = *query;
     x.kv = *kv;
-    x.pair = pair_of(query->chunk, kv->chunk);
+    x.pair = pair_of(query->chunk, kv->chunk, &query->visibility);
     check_tokens(query->q, "q");
     check_tokens(query->d_out, "d_out");
     check_tokens(kv->k, "k");

@@ -64,13 +64,17 @@ template <int D> __device__ inline void begin(Rows<D> &rows) {
 
 // ---- one warp's work on one tile of keys ----------------------------------------------------------------------------
 
-// Scores of keys that a row does not see become -inf. Of the tile's keys `left` exist, and the warp's first row sees
-// those up to and with number `diagonal`.
-template <int N> __device__ inline void mask(Accumulator<M, N> &s, int left, int diagonal, const Lane &lane) {
-    left -= lane.column;
-    diagonal += lane.row - lane.column;
-    each(s, [&](float &score, int row, int key) {
-        if (key >= left || key > diagonal + row) score = -INFINITY;
+// Scores of keys that a row does not see become -inf. The warp's rows begin at `first_row`, the tile's keys at
+// `tile_key`. begin: the first key that each row sees.
+template <int N>
+__device__ inline void mask(Accumulator<M, N> &s, const Pair &pair, int first_row, const int *begin, int tile_key,
+                            const Lane &lane) {
+    each_row<M>([&](int r) {
+        const int row = r + lane.row, first = tile_key + lane.column;
+        const int before = begin[row] - first, past = past_key(pair, first_row + row) - first;
+        each_in_row(s, r, [&](float &score, int key) {
+            if (key < before || key >= past) score = -INFINITY;
+        });
     });
 }
 
@@ -110,13 +114,19 @@ struct Place {
     int b, h, first_row;
 };
 
-// Shared memory: Q, two buffers of K and V each, by turns, and what is put aside until the end, because there are no
-// registers to spare in the loop.
+// What is put aside, because there are no registers to spare in the loop.
+struct Parked {
+    Place at;
+    KeysSeen seen[WARPS];      // by the rows of each warp
+    int first_key[QUERY_ROWS]; // that each row sees
+};
+
+// Shared memory: Q, two buffers of K and V each, by turns, and what is parked.
 template <int D> __host__ __device__ constexpr int buffer_of(int tile) {
     return tile_bytes<D>(QUERY_ROWS) + tile % 2 * 2 * tile_bytes<D>(KEYS<D>);
 }
 template <int D> __host__ __device__ constexpr int parking() { return buffer_of<D>(0) + 4 * tile_bytes<D>(KEYS<D>); }
-template <int D> constexpr int shared_bytes() { return parking<D>() + (int)sizeof(Place); }
+template <int D> constexpr int shared_bytes() { return parking<D>() + (int)sizeof(Parked); }
 
 __device__ inline Place place_of(const Forward &x) {
     const int head_row = blockIdx.x % x.rows_of_heads, block = x.query_blocks - 1 - (int)(blockIdx.x / x.rows_of_heads);
@@ -169,14 +179,21 @@ template <int D, bool WHOLE>
 __global__ void __launch_bounds__(THREADS, D <= 64 ? SMALL_HEAD_BLOCKS : 2) forward_kernel(Forward x) {
     DYNAMIC_SHARED(unsigned char, shared);
     constexpr int N = KEYS<D>, K_BYTES = tile_bytes<D>(N);
-    Place *parked = reinterpret_cast<Place *>(shared + parking<D>());
+    Parked *parked = reinterpret_cast<Parked *>(shared + parking<D>());
     const Place at = place_of(x);
-    const int last_row = smaller_of(at.first_row + QUERY_ROWS, x.pair.queries) - 1;
-    int tile = ceil_div(keys_seen(x.pair, last_row), N) - 1; // the last one first
+    const int thread = threadIdx.x, last_row = smaller_of(at.first_row + QUERY_ROWS, x.pair.queries) - 1;
+    const KeysSeen block_sees = keys_seen(x.pair, at.b, at.first_row, last_row);
+    const int first_tile = block_sees.begin / N;
+    int tile = block_sees.begin < block_sees.end ? (block_sees.end - 1) / N : -1; // the last one first
     if (!WHOLE && tile < 0) return;
 
-    const int thread = threadIdx.x;
-    if (thread == 0) *parked = at;
+    if (thread == 0) parked->at = at;
+    if (thread < WARPS) {
+        const int first = at.first_row + thread * WARP_ROWS;
+        parked->seen[thread] =
+            keys_seen(x.pair, at.b, smaller_of(first, last_row), smaller_of(first + WARP_ROWS - 1, last_row));
+    }
+    parked->first_key[thread] = first_key(x.pair, at.b, smaller_of(at.first_row + thread, last_row));
     __syncthreads();
     const Copy<D, THREADS> copy(thread, x.head_dim / PACKET);
     const Lane lane = this_lane<D>();
@@ -186,10 +203,10 @@ __global__ void __launch_bounds__(THREADS, D <= 64 ? SMALL_HEAD_BLOCKS : 2) forw
 
     const bf16 *next_k, *next_v; // what this thread copies next
     {
-        const int first_key = larger_of(tile, 0) * N, left = x.pair.keys - first_key, pieces = x.head_dim / PACKET;
+        const int key = larger_of(tile, 0) * N, left = x.pair.keys - key, pieces = x.head_dim / PACKET;
         const int kv_head = at.h / x.group;
-        const bf16 *k = token_at(x.k, at.b, first_key, kv_head, x.head_dim);
-        const bf16 *v = token_at(x.v, at.b, first_key, kv_head, x.head_dim);
+        const bf16 *k = token_at(x.k, at.b, key, kv_head, x.head_dim);
+        const bf16 *v = token_at(x.v, at.b, key, kv_head, x.head_dim);
         if (tile >= 0) {
             tile_load<D, QUERY_ROWS, THREADS>(shared, token_at(x.q, at.b, at.first_row, at.h, x.head_dim),
                                               x.q.token_stride, x.pair.queries - at.first_row, pieces, thread);
@@ -201,33 +218,32 @@ __global__ void __launch_bounds__(THREADS, D <= 64 ? SMALL_HEAD_BLOCKS : 2) forw
         next_k = copy.own(k, x.k.token_stride) - x.k_step;
         next_v = copy.own(v, x.v.token_stride) - x.v_step;
     }
-    // The last key that this warp's first row sees, if there are so many.
-    const int diagonal = at.first_row + warp_row() + x.pair.ahead;
-    for (; tile >= 0; tile--) {
+    for (; tile >= first_tile; tile--) {
         // The barrier also says that all warps have done with the other buffer, which the next tile goes to.
         cp_async_wait<0>();
         __syncthreads();
-        if (tile > 0) {
+        if (tile > first_tile) {
             unsigned char *other = shared + buffer_of<D>(tile - 1);
             tile_load_backwards<D, N, THREADS>(other, next_k, x.k_step, copy);
             tile_load_backwards<D, N, THREADS>(other + K_BYTES, next_v, x.v_step, copy);
             cp_async_commit();
         }
-        const int first_key = tile * N, past_key = first_key + N;
-        if (first_key > diagonal + WARP_ROWS - 1) continue; // no row of this warp sees any
+        const int tile_key = tile * N, past = tile_key + N;
+        const KeysSeen &seen = parked->seen[threadIdx.x / WARP];
+        if (tile_key >= seen.end || past <= seen.begin) continue; // no row of this warp sees any
         const Tile<D> k = {shared, buffer_of<D>(tile)}, v = {shared, k.place + K_BYTES};
         Accumulator<M, N> s;
         clear(s);
         mma_ABt(s, q, k, lane);
-        if (past_key > x.pair.keys || past_key > diagonal + 1)
-            mask(s, x.pair.keys - first_key, diagonal - first_key, lane);
+        if (tile_key < seen.all_begin || past > seen.all_end)
+            mask(s, x.pair, parked->at.first_row + warp_row(), parked->first_key + warp_row(), tile_key, lane);
         follow_maximum(rows, s, x.scale_log2);
         weights(rows, s, x.scale_log2);
         mma_AB(rows.out, s, v, lane);
     }
 
-    if (WHOLE) store_out(x, *parked, rows, shared + q.place, lane);
-    else merge_state(x, *parked, rows, lane);
+    if (WHOLE) store_out(x, parked->at, rows, shared + q.place, lane);
+    else merge_state(x, parked->at, rows, lane);
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -265,7 +281,7 @@ Forward forward_of(const QueryForward *query, const KeyValue *kv) {
     x.q = query->q;
     x.k = kv->k;
     x.v = kv->v;
-    x.pair = pair_of(query->chunk, kv->chunk);
+    x.pair = pair_of(query->chunk, kv->chunk, &query->visibility);
     return x;
 }
 

@@ -45,10 +45,11 @@ template <int M> struct RowValues {
     __device__ __forceinline__ float &operator[](int row) { return at[row / 8]; }
     __device__ __forceinline__ float operator[](int row) const { return at[row / 8]; }
 };
-template <int N> struct ColumnValues {
-    float2 at[N / 8];
-    __device__ __forceinline__ float operator[](int column) const {
-        return column % 2 == 0 ? at[column / 8].x : at[column / 8].y;
+template <typename T> struct __align__(8) Two { T left, right; };
+template <typename T, int N> struct ColumnValues {
+    Two<T> at[N / 8];
+    __device__ __forceinline__ T operator[](int column) const {
+        return column % 2 == 0 ? at[column / 8].left : at[column / 8].right;
     }
 };
 
@@ -88,10 +89,11 @@ template <int M> __device__ __forceinline__ RowValues<M> rows_of(float value) {
 }
 
 // From shared memory, where column 0's value stands at `from`.
-template <int N> __device__ __forceinline__ ColumnValues<N> load_columns(const float *from, const Lane &lane) {
-    ColumnValues<N> values;
+template <int N, typename T>
+__device__ __forceinline__ ColumnValues<T, N> load_columns(const T *from, const Lane &lane) {
+    ColumnValues<T, N> values;
 #pragma unroll
-    for (int n = 0; n < N / 8; n++) values.at[n] = *reinterpret_cast<const float2 *>(from + n * 8 + lane.column);
+    for (int n = 0; n < N / 8; n++) values.at[n] = *reinterpret_cast<const Two<T> *>(from + n * 8 + lane.column);
     return values;
 }
 

@@ -153,5 +153,4 @@ const AttentionKernels attention_kernels_cuda = {
     cuda_vanilla_backward,
     unsupported,
     NULL, // scratch memory
-    false, // limits_visibility
 };

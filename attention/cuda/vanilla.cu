@@ -35,61 +35,78 @@ __device__ inline void store_some(bf16 *to, const float in[PACKET], int64_t left
         for (int i = 0; i < PACKET && i < left; i++) to[i] = to_bf16(in[i]);
 }
 
-// Scores become probabilities: row i of each matrix sees the first i + 1. Row r of all is row r % T of its matrix.
-__global__ void softmax_kernel(bf16 *scores, float *log_sum_exp, int64_t T) {
+// The keys that row i of a matrix of sequence b sees: from `begin` to `end` - 1. Threads begin at `from`.
+struct Seen {
+    int64_t begin, end, from;
+    __device__ bool operator()(int64_t j) const { return j >= begin && j < end; }
+};
+__device__ inline Seen keys_seen(const Visibility &v, int64_t b, int64_t i) {
+    const int64_t of_window = v.window > 0 && i >= v.window ? i - v.window + 1 : 0;
+    const int64_t of_document = v.first == NULL ? 0 : v.first[b * v.stride + i];
+    const int64_t begin = larger_of(of_window, of_document), step = THREADS * PACKET;
+    return Seen{begin, i + 1, begin / step * step + threadIdx.x * PACKET};
+}
+
+// Scores become probabilities. Row r of all is row r % T of its matrix.
+__global__ void softmax_kernel(bf16 *scores, float *log_sum_exp, int64_t T, int heads, Visibility visibility) {
     SHARED_ARRAY(float, scratch, THREADS / WARP);
-    const int64_t seen = blockIdx.x % T + 1, first = threadIdx.x * PACKET, step = THREADS * PACKET;
+    const Seen seen = keys_seen(visibility, blockIdx.x / (T * heads), blockIdx.x % T);
+    const int64_t step = THREADS * PACKET;
     bf16 *row = scores + blockIdx.x * T;
     const bool aligned = T % PACKET == 0;
     float x[PACKET], max = -INFINITY, sum = 0;
-    for (int64_t j = first; j < seen; j += step) {
+    for (int64_t j = seen.from; j < seen.end; j += step) {
         load_some(x, row + j, T - j, aligned);
         for (int i = 0; i < PACKET; i++)
-            if (j + i < seen) max = fmaxf(max, x[i]);
+            if (seen(j + i)) max = fmaxf(max, x[i]);
     }
     max = block_max(max, scratch);
     if (max == -INFINITY) max = 0; // nothing but -inf, or NaN, which stays
-    for (int64_t j = first; j < seen; j += step) {
+    for (int64_t j = seen.from; j < seen.end; j += step) {
         load_some(x, row + j, T - j, aligned);
         for (int i = 0; i < PACKET; i++)
-            if (j + i < seen) sum += expf(x[i] - max);
+            if (seen(j + i)) sum += expf(x[i] - max);
     }
     sum = block_sum(sum, scratch);
     const float inverse = sum == 0 ? 0 : 1 / sum;
-    for (int64_t j = first; j < T; j += step) {
-        if (j < seen) load_some(x, row + j, T - j, aligned);
-        for (int i = 0; i < PACKET; i++) x[i] = j + i < seen ? expf(x[i] - max) * inverse : 0;
+    for (int64_t j = threadIdx.x * PACKET; j < T; j += step) {
+        if (j < seen.end) load_some(x, row + j, T - j, aligned);
+        for (int i = 0; i < PACKET; i++) x[i] = seen(j + i) ? expf(x[i] - max) * inverse : 0;
         store_some(row + j, x, T - j, aligned);
     }
     if (threadIdx.x == 0) log_sum_exp[blockIdx.x] = max + logf(sum);
 }
 
-// The same when the log-sum-exp is known, for one matrix.
-__global__ void probabilities_kernel(bf16 *scores, const float *log_sum_exp, int64_t T) {
-    const int64_t seen = blockIdx.x + 1, step = THREADS * PACKET;
+// The same when the log-sum-exp is known, for one matrix of sequence b.
+__global__ void probabilities_kernel(bf16 *scores, const float *log_sum_exp, int64_t T, int64_t b,
+                                     Visibility visibility) {
+    const Seen seen = keys_seen(visibility, b, blockIdx.x);
+    const int64_t step = THREADS * PACKET;
     bf16 *row = scores + blockIdx.x * T;
     const bool aligned = T % PACKET == 0;
     const float of_row = log_sum_exp[blockIdx.x];
     for (int64_t j = threadIdx.x * PACKET; j < T; j += step) {
         float x[PACKET] = {};
-        if (j < seen) load_some(x, row + j, T - j, aligned);
-        for (int i = 0; i < PACKET; i++) x[i] = j + i < seen ? expf(x[i] - of_row) : 0;
+        if (j < seen.end) load_some(x, row + j, T - j, aligned);
+        for (int i = 0; i < PACKET; i++) x[i] = seen(j + i) ? expf(x[i] - of_row) : 0;
         store_some(row + j, x, T - j, aligned);
     }
 }
 
-// P becomes dS = P * (dP - delta), for one matrix.
-__global__ void score_gradient_kernel(bf16 *probabilities, const bf16 *d_probabilities, const float *delta, int64_t T) {
-    const int64_t seen = blockIdx.x + 1, step = THREADS * PACKET; // beyond, P is 0 and stays so
+// P becomes dS = P * (dP - delta), for one matrix of sequence b. Elsewhere P is 0 and stays so.
+__global__ void score_gradient_kernel(bf16 *probabilities, const bf16 *d_probabilities, const float *delta, int64_t T,
+                                      int64_t b, Visibility visibility) {
+    const Seen seen = keys_seen(visibility, b, blockIdx.x);
+    const int64_t step = THREADS * PACKET;
     bf16 *row = probabilities + blockIdx.x * T;
     const bf16 *d_row = d_probabilities + blockIdx.x * T;
     const bool aligned = T % PACKET == 0;
     const float of_row = delta[blockIdx.x];
-    for (int64_t j = threadIdx.x * PACKET; j < seen; j += step) {
+    for (int64_t j = seen.from; j < seen.end; j += step) {
         float p[PACKET], d[PACKET];
         load_some(p, row + j, T - j, aligned);
         load_some(d, d_row + j, T - j, aligned);
-        for (int i = 0; i < PACKET; i++) p[i] = j + i < seen ? p[i] * (d[i] - of_row) : 0;
+        for (int i = 0; i < PACKET; i++) p[i] = seen(j + i) ? p[i] * (d[i] - of_row) : 0;
         store_some(row + j, p, T - j, aligned);
     }
 }
@@ -162,7 +179,7 @@ size_t cuda_vanilla_row_bytes(const AttentionShape *shape, int64_t T) {
     return matrix_bytes(T) + 2 * gradient_count(shape, T) * sizeof(float);
 }
 
-void cuda_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *,
+void cuda_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *visibility,
                           void *probabilities, TokenView out, float *log_sum_exp, TokenView q, TokenView k,
                           TokenView v) {
     const int64_t D = shape->head_dim, H = shape->heads, group = H / shape->kv_heads;
@@ -172,14 +189,14 @@ void cuda_vanilla_forward(Device *device, const AttentionShape *shape, int64_t T
             multiply_transposed(device, scores_of(probabilities, shape, T, b, h), head_of(q, b, h, D),
                                 head_of(k, b, h / group, D), T, D, shape->scale);
     launch(softmax_kernel, blocks_of(shape->batch * H * T), THREADS, 0, stream_of(device),
-           static_cast<bf16 *>(probabilities), log_sum_exp, T);
+           static_cast<bf16 *>(probabilities), log_sum_exp, T, (int)H, *visibility);
     for (int64_t b = 0; b < shape->batch; b++)
         for (int64_t h = 0; h < H; h++)
             multiply(device, head_of(out, b, h, D), scores_of(probabilities, shape, T, b, h),
                      head_of(v, b, h / group, D), T, D, 1);
 }
 
-void cuda_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *,
+void cuda_vanilla_backward(Device *device, const AttentionShape *shape, int64_t T, const Visibility *visibility,
                            void *probabilities, void *rows, TokenView d_q, TokenView d_k, TokenView d_v, TokenView q,
                            TokenView k, TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out,
                            float *delta) {
@@ -197,10 +214,12 @@ void cuda_vanilla_backward(Device *device, const AttentionShape *shape, int64_t 
             const Matrix P = scores_of(probabilities, shape, T, b, h), Q = head_of(q, b, h, D);
             const Matrix K = head_of(k, b, kv, D), V = head_of(v, b, kv, D), d_O = head_of(d_out, b, h, D);
             multiply_transposed(device, P, Q, K, T, D, shape->scale);
-            launch(probabilities_kernel, blocks_of(T), THREADS, 0, stream, rows_of(P), log_sum_exp + row, T);
+            launch(probabilities_kernel, blocks_of(T), THREADS, 0, stream, rows_of(P), log_sum_exp + row, T, b,
+                   *visibility);
             add_transposed(device, Matrix{d_v_sum + sum_at, width}, P, d_O, T, D, 1, accumulate);
             multiply_transposed(device, d_P, d_O, V, T, D, 1);
-            launch(score_gradient_kernel, blocks_of(T), THREADS, 0, stream, rows_of(P), rows_of(d_P), delta + row, T);
+            launch(score_gradient_kernel, blocks_of(T), THREADS, 0, stream, rows_of(P), rows_of(d_P), delta + row, T, b,
+                   *visibility);
             multiply(device, head_of(d_q, b, h, D), P, K, T, D, shape->scale);
             add_transposed(device, Matrix{d_k_sum + sum_at, width}, P, Q, T, D, shape->scale, accumulate);
         }

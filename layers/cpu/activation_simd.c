@@ -70,10 +70,6 @@ void SIMD_NAME(gelu_backward)(Device *device, void *d_x, const void *d_out, cons
     for_elements(device, gelu_backward_task, (Elements){d_x, d_out, x, count});
 }
 
-void SIMD_NAME(add)(Device *device, void *out, const void *a, const void *b, int64_t count) {
-    for_elements(device, add_task, (Elements){out, a, b, count});
-}
-
 void SIMD_NAME(add_float)(Device *device, float *out, const float *in, int64_t count) {
     for_elements(device, add_task, (Elements){out, out, in, count});
 }

@@ -7,7 +7,6 @@ void SIMD_NAME(cpu_layers)(Device *device) {
     device->layernorm_backward = SIMD_NAME(layernorm_backward);
     device->rmsnorm_forward = SIMD_NAME(rmsnorm_forward);
     device->rmsnorm_backward = SIMD_NAME(rmsnorm_backward);
-    device->add = SIMD_NAME(add);
     device->matmul_forward = SIMD_NAME(matmul_forward);
     device->matmul_backward = SIMD_NAME(matmul_backward);
     device->rotary = SIMD_NAME(rotary);

@@ -81,7 +81,6 @@ void SIMD_NAME(matmul_backward)(Device *, void *d_x, float *d_weight, float *d_b
                                 const void *weight, int64_t rows, int64_t K, int64_t N, bool accumulate);
 void SIMD_NAME(rotary)(Device *, void *x, const float *cos_table, const float *sin_table, int64_t rows,
                        int64_t table_rows, int64_t row_stride, int64_t heads, int64_t D, bool inverse);
-void SIMD_NAME(add)(Device *, void *out, const void *a, const void *b, int64_t count);
 void SIMD_NAME(add_float)(Device *, float *out, const float *in, int64_t count);
 void SIMD_NAME(gelu_forward)(Device *, void *out, const void *x, int64_t count);
 void SIMD_NAME(gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);

@@ -11,10 +11,6 @@
 
 #include "base/error.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 // `room`: SGEMM_ROOM floats from a cache line on, for the panels in which A and B are packed; of this call alone.
 enum { SGEMM_ROOM = 132 << 10 };
 
@@ -46,7 +42,4 @@ const MatrixProduct *cpu_library_product(Error *err); // the library's, or NULL 
 // cpu_matrix_product()->sgemm, looked up anew at every call (about 0.1 microsecond).
 Sgemm cpu_sgemm;
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -1,4 +1,4 @@
-// Moves of rows, conversions between fp32 and bf16, and sums of two tensors.
+// Moves of rows, conversions between fp32 and bf16, and a sum of two tensors.
 #include "layers/cuda/elementwise.h"
 #include "layers/cuda/layers.h"
 
@@ -94,19 +94,19 @@ void cuda_to_float(Device *device, float *out, const void *in, int64_t count) {
 
 namespace {
 
-template <typename T, int VALUES> struct Add {
-    enum { WIDTH = VALUES, AT_ONCE = 2 };
-    T *out;
-    const T *a, *b;
-    template <int N> struct Input { float a[N], b[N]; };
-    template <int N> __device__ void read(Input<N> &in, int64_t i) const {
-        load(in.a, a + i);
-        load(in.b, b + i);
+struct AddFloat {
+    enum { WIDTH = 4, AT_ONCE = 2 };
+    float *out;
+    const float *in;
+    template <int N> struct Input { float sum[N], term[N]; };
+    template <int N> __device__ void read(Input<N> &v, int64_t i) const {
+        load(v.sum, out + i);
+        load(v.term, in + i);
     }
-    template <int N> __device__ void write(const Input<N> &in, int64_t i) const {
+    template <int N> __device__ void write(const Input<N> &v, int64_t i) const {
         float sum[N];
 #pragma unroll
-        for (int k = 0; k < N; k++) sum[k] = in.a[k] + in.b[k];
+        for (int k = 0; k < N; k++) sum[k] = v.sum[k] + v.term[k];
         store(out + i, sum);
     }
 };
@@ -114,12 +114,6 @@ template <typename T, int VALUES> struct Add {
 } // namespace
 
 void cuda_add_float(Device *device, float *out, const float *in, int64_t count) {
-    const Add<float, 4> map = {out, out, in};
+    const AddFloat map = {out, in};
     map_values(device, map, count, out, in);
-}
-
-void cuda_add(Device *device, void *out, const void *a, const void *b, int64_t count) {
-    const Add<bf16, PACKET> map = {static_cast<bf16 *>(out), static_cast<const bf16 *>(a),
-                                   static_cast<const bf16 *>(b)};
-    map_values(device, map, count, out, a, b);
 }

@@ -119,7 +119,6 @@ void fill_table(Device *device) {
     device->layernorm_backward = cuda_layernorm_backward;
     device->rmsnorm_forward = cuda_rmsnorm_forward;
     device->rmsnorm_backward = cuda_rmsnorm_backward;
-    device->add = cuda_add;
     device->matmul_forward = cuda_matmul_forward;
     device->matmul_backward = cuda_matmul_backward;
     device->rotary = cuda_rotary;

@@ -39,7 +39,6 @@ void cuda_to_float(Device *, float *out, const void *in, int64_t count);
 void cuda_to_storage_strided(Device *, void *out, int64_t out_stride, const float *in, int64_t in_stride, int64_t rows,
                              int64_t columns);
 void cuda_add_float(Device *, float *out, const float *in, int64_t count);
-void cuda_add(Device *, void *out, const void *a, const void *b, int64_t count);
 
 // ---- embedding.cu --------------------------------------------------------------------------------------------------
 void cuda_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,

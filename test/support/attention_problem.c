@@ -250,7 +250,7 @@ static void attention_rank(Comm *world, void *argument) {
     attention_connect(&attention, group);
 
     Local x = make_local(&device, run->problem, &attention.shard);
-    Visibility visibility = run->problem->visibility;
+    Visibility visibility = run->visibility;
     int64_t seen = visibility.first == NULL ? 0 : visibility.stride * run->problem->shape.batch;
     Buffer first = device_buffer(&device, seen > 0 ? (size_t)seen * sizeof(int32_t) : 1);
     if (visibility.first != NULL) {
@@ -274,6 +274,16 @@ static void attention_rank(Comm *world, void *argument) {
     release_buffer(&device, &scratch);
     device_return_scratch(&device);
     device.close(&device);
+}
+
+// NULL where there are no documents; to be freed.
+static int32_t *least_of(const Problem *problem) {
+    const Visibility *v = &problem->visibility;
+    if (v->first == NULL) return NULL;
+    int32_t *least = checked(malloc((size_t)problem->T * sizeof *least));
+    memcpy(least, v->first, (size_t)problem->T * sizeof *least);
+    for (int64_t b = 1; b < problem->shape.batch; b++) visibility_least(least, v->first + b * v->stride, problem->T);
+    return least;
 }
 
 Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exchange exchange, int ulysses,
@@ -300,6 +310,8 @@ Run run_repeated(const Problem *problem, MakeDevice *make_device, int ranks, Exc
                                    .windows = {{problem->visibility.window, 1}},
                                    .documents = problem->visibility.first != NULL};
     if (!attention_resolve(&run.config, &err)) fail_msg("%s", err.message);
+    run.visibility = problem->visibility;
+    run.visibility.least = least_of(problem);
     for (int r = 0; r < RESULTS; r++) run.result[r] = unset_memory((size_t)result_count(problem, r) * sizeof(float));
     CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 60};
     if (!comm_run(&launch, attention_rank, &run, &err)) fail_msg("%s", err.message);
@@ -311,6 +323,7 @@ Run run_on(const Problem *problem, MakeDevice *make_device, int ranks, Exchange 
 }
 
 void free_run(Run *run) {
+    free((void *)run->visibility.least);
     for (int r = 0; r < RESULTS; r++) free(run->result[r]);
 }
 
@@ -355,7 +368,7 @@ Deviation deviation(const Run *run, int result) {
 
 void check_bytes(const Run *run) {
     for (int rank = 0; rank < run->config.ranks; rank++) {
-        AttentionBytes sent = run->sent[rank], formula = attention_bytes(&run->config, run->problem->visibility.window, rank);
+        AttentionBytes sent = run->sent[rank], formula = attention_bytes(&run->config, &run->visibility, rank);
         if (sent.forward != formula.forward || sent.backward != formula.backward) {
             fail_msg("%s: rank %d sent %lld and %lld bytes, by formula %lld and %lld", run_title(run), rank,
                      (long long)sent.forward, (long long)sent.backward, (long long)formula.forward,

@@ -121,6 +121,21 @@ CudaTensor cuda_floats(const float *values, int64_t count) { return cuda_tensor_
 
 CudaTensor cuda_tokens(const int32_t *values, int64_t count) { return cuda_tensor_at(KIND_INT32, values, count, 0); }
 
+int32_t *documents_of_test(int64_t B, int64_t T, int64_t average) {
+    int32_t *first = checked(malloc((size_t)(B * T) * sizeof *first));
+    uint64_t next = 1;
+    for (int64_t i = 0, left = 0; i < B * T; i++, left--) {
+        if (left == 0 || i % T == 0) {
+            next = next * 6364136223846793005u + 1442695040888963407u; // a linear congruential generator's
+            left = 1 + (int64_t)((next >> 33) % (uint64_t)(2 * average - 1));
+            first[i] = (int32_t)(i % T);
+        } else {
+            first[i] = first[i - 1];
+        }
+    }
+    return first;
+}
+
 void cuda_fetch_raw(const CudaTensor *t, void *to) {
     Device *device = cuda_device_of_test();
     device->download(device, to, t->data, (size_t)t->count * kind_bytes(t->kind));

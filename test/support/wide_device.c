@@ -121,8 +121,7 @@ void wide_device(Device *device, int rank) {
                                              .row_delta = wide_row_delta,
                                              .backward_pair = wide_backward_pair,
                                              .backward_whole = wide_backward_whole,
-                                             .unsupported = wide_unsupported,
-                                             .limits_visibility = true};
+                                             .unsupported = wide_unsupported};
     cpu_device(device, 1);
     device->element_bytes = sizeof(double);
     device->to_storage = wide_to_storage;
