@@ -80,6 +80,8 @@ size_t device_scratch_bytes(const char *name, int threads, int64_t rows, int64_t
     return strcmp(name, "cpu") == 0 ? cpu_scratch_bytes(threads, rows, C) : cuda_scratch_bytes(rows, C, columns);
 }
 
+size_t device_host_bytes(const char *name) { return strcmp(name, "cpu") == 0 ? 0 : CUDA_UPLOAD_BYTES; }
+
 void *device_scratch(const Device *device, const char *who, size_t bytes) {
     if (bytes <= device->scratch_bytes) return device->scratch;
     fprintf(stderr, "train_gpt: %s works in %zu bytes, but the device was lent %zu\n", who, bytes,

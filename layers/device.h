@@ -175,6 +175,8 @@ int device_count(const char *name, const char **why);
 // norms and embeddings, and biases of up to `columns`. What attention's kernels need they state themselves (scratch_bytes in
 // attention/kernel.h).
 size_t device_scratch_bytes(const char *name, int threads, int64_t rows, int64_t C, int64_t columns);
+// Beside its own memory a device of this kind takes so many bytes of the host's, for uploads on their way.
+size_t device_host_bytes(const char *name);
 // The first `bytes` of what was lent, 256-byte aligned, for the call at work; `who` calls. More than was lent is a
 // programming error: somebody stated too little. It ends the program with both numbers.
 void *device_scratch(const Device *device, const char *who, size_t bytes);

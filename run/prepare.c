@@ -1,12 +1,24 @@
 // Opens the run, plans its memory, measures the machine, and says what will be done.
 #include "run/prepare.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/cpu_features.h"
 #include "run/plan.h"
 #include "terminal/output.h"
+#include "terminal/report.h"
 #include "train_gpt.h"
+
+// What a rank keeps in the host's memory beside its device's: tokens on their way, and uploads. On the CPU both are the
+// same memory, and tokens a few bytes beside the kilobytes that each of them takes there.
+static void print_host(const Run *run, const Rank *r) {
+    size_t uploads = device_host_bytes(run->devices.name);
+    char text[32];
+    if (uploads == 0) return;
+    format_bytes(text, (double)(uploads + 3 * (size_t)r->model.shard.tokens * sizeof(int32_t)));
+    printf("of the host's memory, each rank: %s\n", text);
+}
 
 // Adds up the memory of this process; prints the plan where asked, and refuses what cannot fit. Leaves rank 0's list of
 // buffers in *first. Opens no device: only the size of an element is needed to add up.
@@ -30,6 +42,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         if (speaks && (o->plan || !fits))
             print_plan(stdout, &run->config, &run->table, &run->attention, first, all, o->batch,
                        o->batch / o->dp / run->micro_batch);
+        if (speaks && o->plan) print_host(run, r);
         if (speaks && o->plan && tightest.have < 0)
             printf(
                 "memory of a GPU: not known, there is none here; the one to run on needs at least what a rank takes\n");

@@ -196,8 +196,33 @@ static void gpus_take_what_is_planned(void **state) {
     }
 }
 
+// ---- scratch memory -------------------------------------------------------------------------------------------------
+
+// As where a layer takes more than it has stated.
+static void too_little_scratch_ends_the_program(void **state) {
+    (void)state;
+    char said[200] = "", room[8];
+    int ends[2], status;
+    assert_int_equal(pipe(ends), 0);
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        Device device = {.scratch = room, .scratch_bytes = sizeof room};
+        dup2(ends[1], STDERR_FILENO);
+        _exit(device_scratch(&device, "a norm", 8) == room && device_scratch(&device, "a norm", 9) != NULL);
+    }
+    close(ends[1]);
+    assert_true(read(ends[0], said, sizeof said - 1) > 0);
+    close(ends[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    assert_string_equal(said, "train_gpt: a norm works in 9 bytes, but the device was lent 8\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(too_little_scratch_ends_the_program),
         cmocka_unit_test(nothing_is_allocated_on_the_cpu),
         cmocka_unit_test(nothing_is_allocated_on_gpus),
         cmocka_unit_test(cpu_takes_what_is_planned),

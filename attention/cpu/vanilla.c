@@ -72,8 +72,8 @@ static void forward_head(void *context, int64_t task, int worker) {
     scores(job, room, b, h, P);
     for (int64_t i = 0; i < T; i++)
         log_sum_exp[i] = softmax_row(P + i * T, visibility_first(job->visibility, b, i), i, T);
-    cpu_sgemm(room, false, false, T, D, T, 1, P, T, head_of(job->v, b, kv_head_of(job->shape, h), D), job->v.token_stride, 0,
-              head_of(job->out, b, h, D), job->out.token_stride);
+    cpu_sgemm(room, false, false, T, D, T, 1, P, T, head_of(job->v, b, kv_head_of(job->shape, h), D),
+              job->v.token_stride, 0, head_of(job->out, b, h, D), job->out.token_stride);
 }
 
 static void probabilities_again(const Job *job, float *room, int64_t b, int64_t h, float *P) {

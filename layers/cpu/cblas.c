@@ -29,8 +29,8 @@ static void cblas_product(float *room, bool transpose_a, bool transpose_b, int64
                 (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 }
 
-static void cblas_product_bias(float *room, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-                               int64_t ldb, const float *bias, float *c, int64_t ldc) {
+static void cblas_product_bias(float *room, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                               const float *b, int64_t ldb, const float *bias, float *c, int64_t ldc) {
     for (int64_t i = 0; i < m && bias != NULL; i++) memcpy(c + i * ldc, bias, (size_t)n * sizeof *c);
     cblas_product(room, false, true, m, n, k, 1.0f, a, lda, b, ldb, bias != NULL ? 1.0f : 0.0f, c, ldc);
 }

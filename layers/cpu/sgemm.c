@@ -37,7 +37,7 @@ const MatrixProduct *cpu_matrix_product(void) {
     return chosen != NULL ? chosen : cpu_builtin_product();
 }
 
-void cpu_sgemm(float *room, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-               int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+void cpu_sgemm(float *room, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+               const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     cpu_matrix_product()->sgemm(room, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }

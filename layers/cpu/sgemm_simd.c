@@ -29,9 +29,10 @@ enum { ROWS = 4 };
 #endif
 enum { VECTORS = 2, COLUMNS = VECTORS * SIMD_WIDTH, BLOCK_K = 256, BLOCK_N = 512, FEW_ROWS = 4 };
 
-// The caller's room: a block of B, and a panel of A, written in whole vectors, of which the last runs over the end.
-enum { PACKED_B = BLOCK_K * BLOCK_N, PACKED_A = ROWS * BLOCK_K + SIMD_WIDTH };
-_Static_assert(PACKED_B + PACKED_A <= SGEMM_ROOM, "room for the packed panels");
+// The caller's room: a panel of A, written in whole vectors, of which the last runs over the end; and from the next
+// cache line on a block of B.
+enum { PACKED_A = (ROWS * BLOCK_K + SIMD_WIDTH + 15) / 16 * 16, PACKED_B = BLOCK_K * BLOCK_N };
+_Static_assert(PACKED_A + PACKED_B <= SGEMM_ROOM, "room for the packed panels");
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -165,7 +166,8 @@ static void pack(float *panel, int width, Operand x, int64_t lines, int64_t k) {
 }
 
 // The packed panel of A, of which `rows` rows count, times the packed block of B, of which n columns do.
-static void multiply_block(const float *packed_a, const float *packed_b, int64_t rows, int64_t n, int64_t k, Output to) {
+static void multiply_block(const float *packed_a, const float *packed_b, int64_t rows, int64_t n, int64_t k,
+                           Output to) {
     for (int64_t j = 0; j < n; j += COLUMNS) {
         const float *panel = packed_b + j * k;
         Output tile = part_of_output(to, 0, j);
@@ -176,7 +178,7 @@ static void multiply_block(const float *packed_a, const float *packed_b, int64_t
 }
 
 static void product(float *room, int64_t m, int64_t n, int64_t k, Operand a, Operand b, Output to) {
-    float *packed_b = room, *packed_a = room + PACKED_B;
+    float *packed_a = room, *packed_b = room + PACKED_A;
     const Output add_to_c = {to.alpha, 1.0f, to.c, to.ldc, to.c, to.ldc}; // for every block of k but the first
     for (int64_t j = 0; j < n; j += BLOCK_N) {
         int64_t block_n = smaller(BLOCK_N, n - j);
@@ -186,7 +188,8 @@ static void product(float *room, int64_t m, int64_t n, int64_t k, Operand a, Ope
                 pack(packed_b + v * block_k, COLUMNS, part_of_operand(b, j + v, p), block_n - v, block_k);
             for (int64_t i = 0; i < m; i += ROWS) {
                 pack(packed_a, ROWS, part_of_operand(a, i, p), m - i, block_k);
-                multiply_block(packed_a, packed_b, smaller(ROWS, m - i), block_n, block_k, part_of_output(p == 0 ? to : add_to_c, i, j));
+                multiply_block(packed_a, packed_b, smaller(ROWS, m - i), block_n, block_k,
+                               part_of_output(p == 0 ? to : add_to_c, i, j));
             }
         }
     }
@@ -226,16 +229,16 @@ static void scale(int64_t m, int64_t n, const Output *to) {
             to->c[i * to->ldc + j] = to->beta == 0 ? 0.0f : to->beta * to->addend[i * to->addend_stride + j];
 }
 
-static void sgemm(float *room, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                  int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+static void sgemm(float *room, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+                  const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     Output to = {alpha, beta, c, ldc, c, ldc};
     if (k == 0 || alpha == 0) scale(m, n, &to);
     else if (m <= FEW_ROWS && !transpose_a && transpose_b) few_rows(m, n, k, a, lda, b, ldb, &to);
     else product(room, m, n, k, (Operand){a, lda, !transpose_a}, (Operand){b, ldb, transpose_b}, to);
 }
 
-static void sgemm_bias(float *room, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                       const float *bias, float *c, int64_t ldc) {
+static void sgemm_bias(float *room, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                       int64_t ldb, const float *bias, float *c, int64_t ldc) {
     Output to = {1.0f, bias != NULL ? 1.0f : 0.0f, bias, 0, c, ldc};
     if (k == 0) scale(m, n, &to);
     else if (m <= FEW_ROWS) few_rows(m, n, k, a, lda, b, ldb, &to);

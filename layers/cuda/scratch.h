@@ -1,5 +1,5 @@
-// What CUDA's layers need of scratch memory (Device.scratch), in plain C: the kernels' hosts take these sizes from here,
-// and so does a plan, made perhaps where there is no GPU.
+// What CUDA's layers need of scratch memory (Device.scratch), in plain C: the kernels' hosts take these sizes from
+// here, and so does a plan, made perhaps where there is no GPU.
 //
 //   [ cuBLASLt's workspace | sums over blocks of the layer at work ]
 #ifndef LAYERS_CUDA_SCRATCH_H
@@ -15,6 +15,9 @@ static inline int64_t scratch_least(int64_t a, int64_t b) { return a < b ? a : b
 static inline int64_t scratch_most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t scratch_parts(int64_t count, int64_t of) { return (count + of - 1) / of; }
 static inline size_t scratch_padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Beside the GPU's memory, of the host's: what uploads wait in (upload.cu).
+enum { CUDA_UPLOAD_BYTES = 16 << 20 };
 
 // ---- sort.cu: two of (keys, rows), counts of each digit in each tile, totals; each from a multiple of 256 bytes on
 enum { SORT_DIGIT_BITS = 8, SORT_DIGITS = 1 << SORT_DIGIT_BITS, SORT_TILE = 512 };

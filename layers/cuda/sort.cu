@@ -16,7 +16,7 @@ enum {
     DIGIT_BITS = SORT_DIGIT_BITS,
     DIGITS = SORT_DIGITS,
     TILE = SORT_TILE, // pairs
-    TILE_WARPS = 4, // of a block, each with a tile
+    TILE_WARPS = 4,   // of a block, each with a tile
     TILE_THREADS = TILE_WARPS * WARP,
     SCAN_WARPS = 4,
     SCAN_THREADS = SCAN_WARPS * WARP,

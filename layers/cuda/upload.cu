@@ -11,7 +11,7 @@
 #include "layers/cuda/layers.h"
 
 const size_t SLOT_BYTES = (size_t)256 << 10;
-enum { SLOTS = 64 };
+enum { SLOTS = CUDA_UPLOAD_BYTES / (256 << 10) };
 
 struct UploadRing {
     unsigned char *pinned; // SLOTS of SLOT_BYTES
