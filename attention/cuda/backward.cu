@@ -310,9 +310,11 @@ __device__ inline void begin_keys(const Backward &x, Tiles<D> *tiles, int stage,
                                   x.head_dim);
 }
 
-// One block per 128 queries and (batch, head); the latest queries, which see most keys, come first. WHOLE: as above.
+// One block per 128 queries and (batch, head); the latest queries, which see most keys, come first. WHOLE: as above. Of
+// the smallest heads three blocks fit a multiprocessor.
 template <int D, bool WHOLE>
-__global__ void __launch_bounds__(Sizes<D>::THREADS, Sizes<D>::BLOCKS) backward_queries_kernel(const Backward x) {
+__global__ void __launch_bounds__(Sizes<D>::THREADS, D == 32 ? 3 : Sizes<D>::BLOCKS)
+    backward_queries_kernel(const Backward x) {
     constexpr int ROWS = Sizes<D>::ROWS, STEP = Sizes<D>::STEP;
     DYNAMIC_SHARED(Tiles<D>, tiles);
     const int head_row = (int)blockIdx.x % x.rows_of_heads, b = head_row / x.heads, head = head_row % x.heads;

@@ -16,6 +16,7 @@ struct Lane {
     int row, column;
     int down, across; // its offsets in fragments of a tile: see fragment_at
 };
+
 // The same number, of which the compiler knows nothing: what it knows of a lane's offset it would use to work out the
 // addresses of all fragments before a loop over tiles, and keep each in a register.
 __device__ inline int opaque(int x) {
