@@ -200,7 +200,9 @@ static void openmp_binds_nothing(void **state) {
     char expected[60];
     snprintf(expected, sizeof expected, "machine    %d threads,", cpu_count());
     const char *const settings[][2] = {{"OMP_PROC_BIND", "true"}, {"OMP_PROC_BIND", "spread"}, {"OMP_PLACES", "cores"}};
+    bool topology = path_exists("/sys/devices/system/cpu/cpu0/topology"); // else libgomp has a line of its own to say
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        if (!topology && strcmp(settings[i][0], "OMP_PLACES") == 0) continue;
         setenv(settings[i][0], settings[i][1], 1);
         char *output = try_run(0, "--threads 0 --sp 2", "");
         unsetenv(settings[i][0]);
