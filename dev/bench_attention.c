@@ -102,7 +102,7 @@ static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device
         lay_out(&p, device->element_bytes, false, rows);
     bool vanilla = p.probabilities != NULL;
     p.memory = device->allocate(device, p.bytes, &err);
-    size_t layers = device_scratch_bytes(device->name, device->threads, 1, 1, 1),
+    size_t layers = device_scratch_bytes(device_kind(device->name), device->threads, 1, 1, 1),
            scratch = 0; // the former for vanilla's products
     if (device->attention->scratch_bytes != NULL) scratch = device->attention->scratch_bytes(&p.shape, device->threads);
     device_return_scratch(device);
@@ -283,7 +283,7 @@ int main(int argc, char **argv) {
     }
     Device device;
     Error err;
-    if (!device_open(&device, name, 0, cpu_count(), &err)) stop(&err);
+    if (!device_open(&device, device_kind(name), 0, cpu_count(), &err)) stop(&err);
     if (word == argc) print_table(window, &device);
     for (; word < argc; word += 2) {
         int64_t T = positive(argv[word]), D = positive(argv[word + 1]);

@@ -269,7 +269,7 @@ int main(int argc, char **argv) {
     }
     if (word != argc && word + 2 != argc) usage();
     Error err;
-    if (!device_open(&t.device, name, 0, cpu_count(), &err)) {
+    if (!device_open(&t.device, device_kind(name), 0, cpu_count(), &err)) {
         fprintf(stderr, "bench_layers: %s\n", err.message);
         return err.exit_code;
     }
@@ -281,7 +281,7 @@ int main(int argc, char **argv) {
     t.F = 4 * C;
     t.V = host ? 257 : 50257;
     make_tensors(&t, larger(rows, 4096), larger(8 * C, 3072));
-    if (!device_lend_scratch(&t.device, device_scratch_bytes(name, t.device.threads, rows, C, 8 * C), &err)) {
+    if (!device_lend_scratch(&t.device, device_scratch_bytes(device_kind(name), t.device.threads, rows, C, 8 * C), &err)) {
         fprintf(stderr, "bench_layers: %s\n", err.message);
         return err.exit_code;
     }

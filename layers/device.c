@@ -32,17 +32,24 @@ static bool open_emulated(Device *device, int index, Error *err) {
 #endif
 }
 
-static bool open_named(Device *device, const char *name, int index, int threads, Error *err) {
-    if (strcmp(name, "cuda") == 0) return open_cuda(device, index, err);
-    if (strcmp(name, "emulated") == 0) return open_emulated(device, index, err);
-    if (strcmp(name, "cpu") != 0) return error_set(err, "there is no device \"%s\": cpu, cuda or emulated", name);
+DeviceKind device_kind(const char *name) {
+    static const char *const names[] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_EMULATED] = "emulated"};
+    for (DeviceKind kind = DEVICE_CPU; kind <= DEVICE_EMULATED; kind++)
+        if (strcmp(name, names[kind]) == 0) return kind;
+    return DEVICE_AUTO;
+}
+
+static bool open_kind(Device *device, DeviceKind kind, int index, int threads, Error *err) {
+    if (kind == DEVICE_CUDA) return open_cuda(device, index, err);
+    if (kind == DEVICE_EMULATED) return open_emulated(device, index, err);
+    if (kind != DEVICE_CPU) return error_set(err, "there is no such device: cpu, cuda or emulated");
     if (cpu_chosen_product(err) == NULL) return false;
     cpu_device(device, threads);
     return true;
 }
 
-bool device_open(Device *device, const char *name, int index, int threads, Error *err) {
-    if (!open_named(device, name, index, threads, err)) return false;
+bool device_open(Device *device, DeviceKind kind, int index, int threads, Error *err) {
+    if (!open_kind(device, kind, index, threads, err)) return false;
     device->threads = threads;
     return true;
 }
@@ -66,21 +73,21 @@ static int emulated_count(const char **why) {
 #endif
 }
 
-int device_count(const char *name, const char **why) {
-    if (strcmp(name, "cuda") == 0) return cuda_count(why);
-    if (strcmp(name, "emulated") == 0) return emulated_count(why);
-    if (strcmp(name, "cpu") == 0) return INT_MAX;
+int device_count(DeviceKind kind, const char **why) {
+    if (kind == DEVICE_CUDA) return cuda_count(why);
+    if (kind == DEVICE_EMULATED) return emulated_count(why);
+    if (kind == DEVICE_CPU) return INT_MAX;
     *why = "there is no such device";
     return 0;
 }
 
 // ---- memory that layers work in ------------------------------------------------------------------------------------
 
-size_t device_scratch_bytes(const char *name, int threads, int64_t rows, int64_t C, int64_t columns) {
-    return strcmp(name, "cpu") == 0 ? cpu_scratch_bytes(threads, rows, C) : cuda_scratch_bytes(rows, C, columns);
+size_t device_scratch_bytes(DeviceKind kind, int threads, int64_t rows, int64_t C, int64_t columns) {
+    return kind == DEVICE_CPU ? cpu_scratch_bytes(threads, rows, C) : cuda_scratch_bytes(rows, C, columns);
 }
 
-size_t device_host_bytes(const char *name) { return strcmp(name, "cpu") == 0 ? 0 : CUDA_UPLOAD_BYTES; }
+size_t device_host_bytes(DeviceKind kind) { return kind == DEVICE_CPU ? 0 : CUDA_UPLOAD_BYTES; }
 
 void *device_scratch(const Device *device, const char *who, size_t bytes) {
     if (bytes <= device->scratch_bytes) return device->scratch;

@@ -159,24 +159,31 @@ struct Device {
     void (*sum_terms)(Device *, Stream, float *out, const float *const *terms, int term_count, int64_t count);
 };
 
-// Opens the device that --device and --devices name: "cpu" (index not used), "cuda" (index: of the GPU, from 0) or
-// "emulated" (CUDA's kernels run by this CPU: emulated/). Call it on the thread of the rank that will use it.
+typedef enum DeviceKind {
+    DEVICE_AUTO, // not settled yet, or none: cannot be opened
+    DEVICE_CPU,
+    DEVICE_CUDA,
+    DEVICE_EMULATED // CUDA's kernels run by this CPU (emulated/)
+} DeviceKind;
+DeviceKind device_kind(const char *name); // of "cpu", "cuda" or "emulated"; else DEVICE_AUTO
+
+// Opens a device; index: of the GPU, from 0 (not used for the CPU). Call it on the thread of the rank that will use it.
 // Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).
-bool device_open(Device *device, const char *name, int index, int threads, Error *err);
+bool device_open(Device *device, DeviceKind kind, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
-int device_count(const char *name, const char **why);
+int device_count(DeviceKind kind, const char **why);
 
 // ---- memory that layers work in -----------------------------------------------------------------------------------
 // Nothing is allocated during a step. What layers and attention kernels need beside their arguments is stated before,
 // for the largest sizes that calls will have; whoever opened the device lends it that much (Device.scratch), and every
 // call has all of it for itself.
 
-// Bytes that the layers of this kind of device (by its name) need on so many threads for up to `rows` rows of width C in
+// Bytes that the layers of this kind of device need on so many threads for up to `rows` rows of width C in
 // norms and embeddings, and biases of up to `columns`. What attention's kernels need they state themselves (scratch_bytes in
 // attention/kernel.h).
-size_t device_scratch_bytes(const char *name, int threads, int64_t rows, int64_t C, int64_t columns);
+size_t device_scratch_bytes(DeviceKind kind, int threads, int64_t rows, int64_t C, int64_t columns);
 // Beside its own memory a device of this kind takes so many bytes of the host's, for uploads on their way.
-size_t device_host_bytes(const char *name);
+size_t device_host_bytes(DeviceKind kind);
 // The first `bytes` of what was lent, 256-byte aligned, for the call at work; `who` calls. More than was lent is a
 // programming error: somebody stated too little. It ends the program with both numbers.
 void *device_scratch(const Device *device, const char *who, size_t bytes);

@@ -85,7 +85,7 @@ int64_t devices_usual_ranks(const Options *o) {
     const char *why;
     int64_t gpus = INT_MAX;
     if (o->devices != NULL) gpus = read_list(o->devices, list, DEVICES_MOST_RANKS);
-    else if (o->device == DEVICE_AUTO || o->device == DEVICE_CUDA) gpus = device_count("cuda", &why);
+    else if (o->device == DEVICE_AUTO || o->device == DEVICE_CUDA) gpus = device_count(DEVICE_CUDA, &why);
     if (gpus < o->dp) return gpus < 1 ? o->sp : 1; // none, or too few: said later
     return o->devices != NULL || gpus / o->dp < o->sp ? gpus / o->dp : o->sp;
 }
@@ -98,7 +98,7 @@ static void describe_absent(Devices *devices) {
     Error none;
     const char *why;
     devices->element_bytes = 2; // bf16
-    if (device_count("emulated", &why) == 0 || !device_open(&device, "emulated", 0, 1, &none)) return;
+    if (device_count(DEVICE_EMULATED, &why) == 0 || !device_open(&device, DEVICE_EMULATED, 0, 1, &none)) return;
     devices->kernels = device.attention;
     device.close(&device);
 }
@@ -120,15 +120,15 @@ static bool look_at_all(Devices *devices, Error *err) {
 
 bool devices_choose(Devices *devices, const Options *options, int ranks, bool processes, Error *err) {
     const char *why = "";
-    DeviceChoice kind = options->device;
-    if (kind == DEVICE_AUTO) kind = device_count("cuda", &why) > 0 ? DEVICE_CUDA : DEVICE_CPU;
+    DeviceKind kind = options->device;
+    if (kind == DEVICE_AUTO) kind = device_count(DEVICE_CUDA, &why) > 0 ? DEVICE_CUDA : DEVICE_CPU;
     *devices = (Devices){.kind = kind, .name = names[kind], .ranks = ranks, .at_hand = true};
     if (on_processors(devices)) {
         if (options->devices != NULL)
             return error_usage(err, "--devices chooses GPUs, but --device %s computes on processors here%s%s%s",
                                options->device == DEVICE_AUTO ? "auto" : "cpu", *why ? " (" : "", why, *why ? ")" : "");
     } else {
-        int gpus = device_count(devices->name, &why);
+        int gpus = device_count(kind, &why);
         devices->at_hand = gpus > 0;
         if (!devices->at_hand && !(options->plan && kind == DEVICE_CUDA))
             return error_usage(err, "--device %s: %s; use --device cpu", devices->name, why);
@@ -146,7 +146,7 @@ bool devices_choose(Devices *devices, const Options *options, int ranks, bool pr
 }
 
 bool devices_open(const Devices *devices, int rank, int threads, Device *device, Error *err) {
-    return device_open(device, devices->name, devices->index[rank], threads, err);
+    return device_open(device, devices->kind, devices->index[rank], threads, err);
 }
 
 bool devices_measure(Devices *devices, int threads, Error *err) {

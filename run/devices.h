@@ -9,7 +9,7 @@
 enum { DEVICES_MOST_RANKS = 512 }; // that can be threads of one process
 
 typedef struct Devices {
-    DeviceChoice kind;                 // not auto
+    DeviceKind kind;                   // not auto
     const char *name;                  // of the kind
     char description[96];              // of the first one; "" where none is at hand
     bool at_hand;                      // false only while a plan is made where there is no GPU

@@ -13,7 +13,7 @@
 // What a rank keeps in the host's memory beside its device's: tokens on their way, and uploads. On the CPU both are the
 // same memory, and tokens a few bytes beside the kilobytes that each of them takes there.
 static void print_host(const Run *run, const Rank *r) {
-    size_t uploads = device_host_bytes(run->devices.name);
+    size_t uploads = device_host_bytes(run->devices.kind);
     char text[32];
     if (uploads == 0) return;
     format_bytes(text, (double)(uploads + 3 * (size_t)r->model.shard.tokens * sizeof(int32_t)));

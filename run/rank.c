@@ -28,7 +28,7 @@ void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Are
     const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
     int64_t widest = 0;
     for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
-    size_t layers = device_scratch_bytes(run->devices.name, threads, rows, c->dim, widest), attention = 0;
+    size_t layers = device_scratch_bytes(run->devices.kind, threads, rows, c->dim, widest), attention = 0;
     if (kernels != NULL && kernels->scratch_bytes != NULL)
         attention = kernels->scratch_bytes(&run->attention.shape, threads);
     device->scratch_bytes = layers > attention ? layers : attention;

@@ -9,13 +9,13 @@
 #include "base/error.h"
 #include "comm/comm.h"
 #include "dataloader/tokens.h"
+#include "layers/device.h"
 #include "model/model.h"
 
 enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64, OPTIONS_MAX_WINDOWS = 32 };
 
 // After the warm-up: half a cosine, nothing, or (warmup-stable-decay) nothing and then straight down.
 typedef enum Schedule { SCHEDULE_COSINE, SCHEDULE_CONSTANT, SCHEDULE_WSD } Schedule;
-typedef enum DeviceChoice { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA, DEVICE_EMULATED } DeviceChoice;
 
 // A value of 0 (or NULL) in a size of the model means "not given": filled by --model, the checkpoint or the default.
 typedef struct Options {
@@ -55,7 +55,7 @@ typedef struct Options {
     Exchange attention;
     int64_t ulysses;        // U of ulysses-ring, 0: chosen
     CommEngine engine;
-    DeviceChoice device;
+    DeviceKind device;
     const char *devices;    // "0,1,2,3": the GPU of each rank; NULL: one after the other
     int64_t threads;        // processors for all ranks of this process; 0: all
     double timeout;         // seconds

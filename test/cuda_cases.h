@@ -20,6 +20,7 @@
 // ---- the device ----------------------------------------------------------------------------------------------------
 
 const char *cuda_device_name(void);
+DeviceKind cuda_device_kind(void);
 
 // The one device of this process, opened at the first call, with the race checker on where there is one. Skips the test
 // if there is none.

@@ -390,7 +390,7 @@ static void no_gpu(void **state) {
     (void)state;
     const char *why;
     char message[300];
-    if (device_count("cuda", &why) > 0) skip();
+    if (device_count(DEVICE_CUDA, &why) > 0) skip();
     snprintf(message, sizeof message, "--device cuda: %s; use --device cpu", why);
     free(check_run(2, "--device cuda", message));
     // A plan for GPUs elsewhere can be made all the same, of bf16 storage.

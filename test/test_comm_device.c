@@ -84,8 +84,8 @@ static void open_device(Device *device, Comm *world, bool shared) {
         *device = *gpu_of_engine;
         return;
     }
-    int count = device_count(device_name(), &why), index = shared || count == 0 ? 0 : comm_rank(world) % count;
-    if (!device_open(device, device_name(), index, 1, &err)) comm_fail(world, &err);
+    int count = device_count(device_kind(device_name()), &why), index = shared || count == 0 ? 0 : comm_rank(world) % count;
+    if (!device_open(device, device_kind(device_name()), index, 1, &err)) comm_fail(world, &err);
 }
 
 // ---- a device that does all at once ---------------------------------------------------------------------------------
@@ -688,8 +688,8 @@ static int run_checks(char **argv) {
         Device gpu;
         if (comm_engine_here(COMM_AUTO) == COMM_NCCL) {
             const char *why;
-            int gpus = device_count(device_name(), &why);
-            if (!device_open(&gpu, device_name(), gpus > 0 ? comm_process_rank() % gpus : 0, 1, &err)) die(&err);
+            int gpus = device_count(device_kind(device_name()), &why);
+            if (!device_open(&gpu, device_kind(device_name()), gpus > 0 ? comm_process_rank() % gpus : 0, 1, &err)) die(&err);
             launch.device = gpu_of_engine = &gpu;
         }
         if (!comm_run(&launch, rank_main, &checks, &err)) die(&err);
@@ -797,7 +797,7 @@ static int run_scene(char **argv) {
 
 static bool device_can_be_tested(void) {
     const char *why;
-    if (device_count(device_name(), &why) > 0) return true;
+    if (device_count(device_kind(device_name()), &why) > 0) return true;
     print_message("skipped: no device \"%s\": %s\n", device_name(), why);
     return false;
 }

@@ -19,12 +19,12 @@ static const char *device_name(void) {
 
 static void open_device(Device *device, int index) {
     Error err = {0};
-    if (!device_open(device, device_name(), index, 1, &err)) die(&err);
+    if (!device_open(device, device_kind(device_name()), index, 1, &err)) die(&err);
 }
 static void shared_device(Device *device, int rank) { (void)rank, open_device(device, 0); }
 static void own_device(Device *device, int rank) {
     const char *why = "";
-    int gpus = strcmp(device_name(), "emulated") == 0 ? 4 : device_count(device_name(), &why);
+    int gpus = strcmp(device_name(), "emulated") == 0 ? 4 : device_count(device_kind(device_name()), &why);
     open_device(device, rank % gpus);
 }
 
@@ -164,7 +164,7 @@ static char *bit_lines(const char *text) { // the lines that begin with "bits "
 static void every_exchange_on_every_transport(void **state) {
     (void)state;
     const char *why = "";
-    int devices = device_count(device_name(), &why);
+    int devices = device_count(device_kind(device_name()), &why);
     if (devices == 0) {
         print_message("no device \"%s\": %s\n", device_name(), why);
         skip();

@@ -41,11 +41,11 @@ static void opening(void **state) {
     assert_true(strlen(device->description) > 0);
     assert_true(device->memory_available(device) > 0);
     Error err = {0};
-    assert_false(device_open(&other, cuda_device_name(), 9999, 1, &err));
+    assert_false(device_open(&other, cuda_device_kind(), 9999, 1, &err));
     assert_int_equal(err.exit_code, EXIT_USAGE);
     assert_non_null(strstr(err.message, "9999"));
-    assert_false(device_open(&other, cuda_device_name(), -1, 1, &err));
-    assert_true(device_open(&other, cuda_device_name(), 0, 1, &err)); // two ranks on one GPU
+    assert_false(device_open(&other, cuda_device_kind(), -1, 1, &err));
+    assert_true(device_open(&other, cuda_device_kind(), 0, 1, &err)); // two ranks on one GPU
     assert_true(other.context != device->context);
     other.close(&other);
     device->synchronize(device); // closing one leaves the other as it was
@@ -56,19 +56,19 @@ static void devices_by_name(void **state) {
     Device device;
     Error err = {0};
     const char *why = NULL;
-    assert_true(device_count("cpu", &why) > 0);
-    assert_int_equal(device_count("tpu", &why), 0);
+    assert_true(device_count(DEVICE_CPU, &why) > 0);
+    assert_int_equal(device_count(device_kind("tpu"), &why), 0);
     assert_non_null(why);
-    assert_false(device_open(&device, "tpu", 0, 1, &err));
-    assert_non_null(strstr(err.message, "tpu"));
-    assert_true(device_open(&device, "cpu", 0, 3, &err));
+    assert_false(device_open(&device, device_kind("tpu"), 0, 1, &err));
+    assert_non_null(strstr(err.message, "no such device"));
+    assert_true(device_open(&device, device_kind("cpu"), 0, 3, &err));
     assert_int_equal(device.threads, 3);
     // A device that cannot be used says so instead of opening.
-    const char *names[] = {"cuda", "emulated"};
+    const DeviceKind kinds[] = {DEVICE_CUDA, DEVICE_EMULATED};
     for (int i = 0; i < 2; i++) {
-        if (device_count(names[i], &why) > 0) continue;
+        if (device_count(kinds[i], &why) > 0) continue;
         assert_true(strlen(why) > 0);
-        assert_false(device_open(&device, names[i], 0, 1, &err));
+        assert_false(device_open(&device, kinds[i], 0, 1, &err));
         assert_int_equal(err.exit_code, EXIT_RUNTIME);
     }
 }
@@ -772,7 +772,7 @@ static void *second_rank(void *argument) {
     Device device;
     Error err = {0};
     const char *why = "";
-    if (!device_open(&device, cuda_device_name(), device_count(cuda_device_name(), &why) > 1 ? 1 : 0, 1, &err)) {
+    if (!device_open(&device, cuda_device_kind(), device_count(cuda_device_kind(), &why) > 1 ? 1 : 0, 1, &err)) {
         fprintf(stderr, "%s\n", err.message);
         abort();
     }

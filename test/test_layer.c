@@ -198,7 +198,7 @@ static void recompute_keeps_the_bits(void **state) {
 static void recompute_keeps_the_bits_on_cuda(void **state) {
     (void)state;
     const char *why;
-    if (program_slowness() > 1 || device_count("emulated", &why) == 0) skip();
+    if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     check_recompute("llama", "emulated", "2");
     check_recompute("gpt2", "emulated", "1");
 }

@@ -29,7 +29,7 @@ static void add_case(Command *command, const Case *c, char words[1024]) {
 
 static bool has(const char *device) {
     const char *why;
-    return device_count(device, &why) > 0;
+    return device_count(device_kind(device), &why) > 0;
 }
 
 typedef struct Counted {

@@ -327,7 +327,7 @@ int main(void) {
     const struct CMUnitTest none[] = {cmocka_unit_test(no_device)};
     const char *given = getenv("TEST_DEVICE"), *why = "";
     device_name = given != NULL && *given != '\0' ? given : "emulated";
-    devices = device_count(device_name, &why);
+    devices = device_count(device_kind(device_name), &why);
     if (devices == 0) {
         print_message("# --device %s: %s\n", device_name, why);
         return cmocka_run_group_tests_name("training on a GPU's kernels", none, NULL, NULL);

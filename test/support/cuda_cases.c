@@ -6,6 +6,8 @@ const char *cuda_device_name(void) {
     return name != NULL && name[0] != '\0' ? name : "emulated";
 }
 
+DeviceKind cuda_device_kind(void) { return device_kind(cuda_device_name()); }
+
 static bool cuda_device_is_open(bool now) {
     static bool open;
     return open = open || now;
@@ -15,13 +17,13 @@ Device *cuda_device_of_test(void) {
     static Device device;
     const char *why = "";
     if (cuda_device_is_open(false)) return &device;
-    if (device_count(cuda_device_name(), &why) == 0) {
+    if (device_count(cuda_device_kind(), &why) == 0) {
         print_message("no device \"%s\": %s\n", cuda_device_name(), why);
         skip();
     }
     setenv("EMULATED_RACES", "1", 0);
     Error err = {0};
-    if (!device_open(&device, cuda_device_name(), 0, 1, &err)) fail_msg("%s", err.message);
+    if (!device_open(&device, cuda_device_kind(), 0, 1, &err)) fail_msg("%s", err.message);
     lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, NULL); // never given back
     cuda_device_is_open(true);
     return &device;
@@ -43,7 +45,7 @@ int status_in_child(void (*work)(void *argument), void *argument) {
     assert_true(child >= 0);
     if (child == 0) {
         const char *why = "";
-        if (device_count(cuda_device_name(), &why) == 0) _exit(NO_DEVICE);
+        if (device_count(cuda_device_kind(), &why) == 0) _exit(NO_DEVICE);
         work(argument);
         fflush(NULL);
         _exit(0);
