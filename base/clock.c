@@ -1,3 +1,4 @@
+// A clock that only runs forward, sleeps and waits by it, and a thread that looks a few times a second.
 #include "base/clock.h"
 
 #include <signal.h>

@@ -1,3 +1,4 @@
+// What mpirun, srun and torchrun say in the environment: this process's place, and where rank 0 is.
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>

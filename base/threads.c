@@ -1,3 +1,4 @@
+// Threads for ranks: all of them, or none where one cannot be made.
 #include "base/threads.h"
 
 #include <pthread.h>
