@@ -52,11 +52,20 @@ typedef struct Load {
     Shard owner, piece;
 } Load;
 
-// ---- the walk (attention/walk.c), and what travels (attention/passage.c)
-// ----------------------------------------------------------------
+// ---- blocks, and how they travel (attention/passage.c) --------------------------------------------
 
 int64_t walk_token_elements(const AttentionShape *shape); // of a block: 2 B KV D
+int64_t walk_values_offset(const AttentionShape *shape);  // of a token's values, behind its keys
+TokenView walk_block_keys(const Walk *walk, const void *block);
+TokenView walk_block_values(const Walk *walk, const void *block);
 int walk_rank(const Walk *walk, int distance); // the rank `distance` places after mine (< 0: before), round the ring
+
+void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
+// What `reader` sees of the block of `owner`, in this layer; and what it or any rank behind it round the ring does.
+Shard walk_seen(const Walk *walk, int owner, int reader);
+Shard walk_seen_from(const Walk *walk, int owner, int reader);
+Load walk_load(const Walk *walk, void *block, int owner, Shard piece);
+
 // Neighbouring tokens of a block.
 typedef struct Span {
     int64_t first, tokens;
@@ -65,20 +74,12 @@ typedef struct Span {
 // needed.
 int walk_spans_of(const Shard *owner, const Shard *piece, Span span[2]);
 
-int64_t walk_values_offset(const AttentionShape *shape); // of a token's values, behind its keys
-TokenView walk_block_keys(const Walk *walk, const void *block);
-TokenView walk_block_values(const Walk *walk, const void *block);
-
-void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
-// What `reader` sees of the block of `owner`, in this layer; and what it or any rank behind it round the ring does.
-Shard walk_seen(const Walk *walk, int owner, int reader);
-Shard walk_seen_from(const Walk *walk, int owner, int reader);
-Load walk_load(const Walk *walk, void *block, int owner, Shard piece);
-
 // Begins to send and to receive; token_bytes: of a token in these blocks.
 Passage walk_pass(const Walk *walk, Load sent, int to, Load received, int from, size_t token_bytes);
 void walk_wait(const Walk *walk, Passage *passage);
 size_t walk_token_bytes(const Walk *walk); // in storage type: of keys and values
+
+// ---- the walk (attention/walk.c) -----------------------------------------------------------------
 
 // All of forward where no other rank has keys: out may not alias q, k or v. `queries` is not used.
 void walk_forward_alone(const Walk *walk, const Tensors *mine);

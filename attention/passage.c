@@ -1,7 +1,24 @@
-// How blocks of keys and values travel: my own packed to be sent, and the parts of one that somebody still has to see.
-//
-// Every rank knows the window, and where the documents of the whole sequence end: so each knows what is seen by whom.
+// Blocks of keys and values, and how they travel: my own packed to be sent, and the parts that somebody still has to
+// see. Every rank knows the window, and where the documents of the whole sequence end: so each knows what is seen by
+// whom.
 #include "attention/exchange.h"
+
+int64_t walk_token_elements(const AttentionShape *shape) {
+    return 2 * shape->batch * shape->kv_heads * shape->head_dim;
+}
+
+int walk_rank(const Walk *walk, int distance) { return (walk->rank + walk->ranks + distance) % walk->ranks; }
+
+int64_t walk_values_offset(const AttentionShape *shape) { return shape->batch * shape->kv_heads * shape->head_dim; }
+
+TokenView walk_block_keys(const Walk *walk, const void *block) {
+    const AttentionShape *shape = &walk->shape;
+    return (TokenView){(void *)block, shape->kv_heads * shape->head_dim, walk_token_elements(shape)};
+}
+
+TokenView walk_block_values(const Walk *walk, const void *block) {
+    return walk_block_keys(walk, at(walk->device, block, walk_values_offset(&walk->shape)));
+}
 
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
     const AttentionShape *shape = &walk->shape;

@@ -7,23 +7,6 @@
 // the error does not grow with P.
 #include "attention/exchange.h"
 
-int64_t walk_token_elements(const AttentionShape *shape) {
-    return 2 * shape->batch * shape->kv_heads * shape->head_dim;
-}
-
-int walk_rank(const Walk *walk, int distance) { return (walk->rank + walk->ranks + distance) % walk->ranks; }
-
-int64_t walk_values_offset(const AttentionShape *shape) { return shape->batch * shape->kv_heads * shape->head_dim; }
-
-TokenView walk_block_keys(const Walk *walk, const void *block) {
-    const AttentionShape *shape = &walk->shape;
-    return (TokenView){(void *)block, shape->kv_heads * shape->head_dim, walk_token_elements(shape)};
-}
-
-TokenView walk_block_values(const Walk *walk, const void *block) {
-    return walk_block_keys(walk, at(walk->device, block, walk_values_offset(&walk->shape)));
-}
-
 // ---- chunks of a shard's tensors, beginning at token `offset` -----------------------------------
 
 static TokenView token_chunk(const Walk *walk, TokenView view, int64_t offset) {
