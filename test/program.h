@@ -76,6 +76,8 @@ typedef struct ProgramResult {
 
 // Starts argv[0] (searched in PATH), standard input empty, both outputs caught. `argv` ends with NULL.
 RunningProgram start_program(const char *const *argv);
+pid_t program_parent(pid_t pid); // of a process; 0 where that is gone or only waits to be collected
+int program_children(pid_t parent, pid_t *child, int most); // such as the ranks of an mpirun; how many there are
 
 // Waits for its end; past `time_limit` seconds (from its start; longer under sanitizers) ends it and all of its
 // group.

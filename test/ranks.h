@@ -16,9 +16,6 @@ void add_mpirun_in(Command *command, int ranks, const char *folder);
 // A rank's place, as torchrun gives it. Not every test wants every variable: NULL leaves one out.
 void set_place(const char *rank, const char *size, const char *address, const char *port);
 
-int make_folder_for_ranks(void **state);
-int remove_folder_of_ranks(void **state);
-
 // Of the programs this test starts, sanitizers shall not report what the MPI library never frees, nor that a program
 // that ends at once, as a failing one must, leaves threads unjoined.
 void pass_over_what_is_not_ours(void);

@@ -709,9 +709,7 @@ static void foreign_files_are_kept(void **state) {
 }
 
 static int make_files(void **state) {
-    (void)state;
-    make_temp_folder(folder);
-    if (chmod(folder, 0755) != 0) fail_msg("cannot change permissions: %s", strerror(errno));
+    make_folder(state);
     make_data();
     char path[PROGRAM_PATH];
     free(check_run(0, "--out @/run --save-every 1", ""));
@@ -730,12 +728,6 @@ static int make_files(void **state) {
     put_pipe("pipe_weights", NULL, "model.safetensors");
     put_pipe("pipe_state", "step-00000002", "training_state.json");
     put_pipe("pipe_sums", "step-00000002", "SHA256SUMS");
-    return 0;
-}
-
-static int remove_files(void **state) {
-    (void)state;
-    remove_tree(folder);
     return 0;
 }
 
@@ -764,5 +756,5 @@ int main(void) {
     for (int i = 0; i < IN_TABLE; i++)
         tests[i] = (struct CMUnitTest){bad_inputs[i].name, bad_input, NULL, NULL, (void *)(uintptr_t)&bad_inputs[i]};
     memcpy(tests + IN_TABLE, by_hand, sizeof by_hand);
-    return cmocka_run_group_tests(tests, make_files, remove_files);
+    return cmocka_run_group_tests(tests, make_files, remove_folder);
 }

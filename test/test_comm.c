@@ -3,6 +3,7 @@
 // The checks are one function that a rank runs; it is called with the ranks as threads, and again in processes that
 // this program starts (itself, with "ranks" as its argument) under mpirun. Each rank also keeps a digest of every bit it received: two runs, and all engines, must agree on it exactly, because sums are
 // taken in the order of ranks.
+#include "test/folder.h"
 #include "test/ranks.h"
 
 #include <math.h>
@@ -510,13 +511,14 @@ static void test_local(void **state) {
 }
 
 static void test_mpi(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
     static const int sizes[] = {1, 2, 3, 4, 8};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         Command command = {0};
         char count[16], expected[64];
         snprintf(count, sizeof count, "%d", sizes[i]);
-        add_mpirun_in(&command, sizes[i], *state);
+        add_mpirun_in(&command, sizes[i], folder);
         add_words(&command, own_path(), "ranks", count, NULL);
         ProgramResult result = run_command(&command, 60);
         snprintf(expected, sizeof expected, "digest %016llx\n", (unsigned long long)run_checks(COMM_LOCAL, sizes[i]));
@@ -533,5 +535,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_mpi),
     };
-    return cmocka_run_group_tests_name("comm", tests, make_folder_for_ranks, remove_folder_of_ranks);
+    return cmocka_run_group_tests_name("comm", tests, make_folder, remove_folder);
 }

@@ -8,6 +8,7 @@
 // With TEST_DEVICE=cuda in the environment the checks run on GPUs, as many as there are: ranks that copy share them,
 // and ranks of NCCL are processes, each of which tells NCCL that it is a machine of its own (NCCL_HOSTID), since NCCL
 // refuses two ranks on one GPU of a machine.
+#include "test/folder.h"
 #include "test/ranks.h"
 
 #include <math.h>
@@ -973,9 +974,10 @@ static void test_sums_of_many_ranks(void **state) {
 }
 
 static void test_processes_need_collectives(void **state) {
+    (void)state;
     if (!emulated_can_be_tested() || !mpi_can_be_tested()) skip();
     Command command = {0};
-    add_mpirun_in(&command, 2, *state);
+    add_mpirun_in(&command, 2, folder);
     add_words(&command, own_path(), "play", "-", "peers", "mpi", NULL);
     ProgramResult result = run_program(command.argv, 30);
     assert_int_equal(result.exit_code, 1);
@@ -1020,5 +1022,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_sums_of_many_ranks),
         cmocka_unit_test(test_processes_need_collectives),
     };
-    return cmocka_run_group_tests_name("comm on devices", tests, make_folder_for_ranks, remove_folder_of_ranks);
+    return cmocka_run_group_tests_name("comm on devices", tests, make_folder, remove_folder);
 }

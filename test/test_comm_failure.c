@@ -6,6 +6,7 @@
 
 #include "base/launcher.h"
 #include "base/pulse.h"
+#include "test/folder.h"
 #include "test/ranks.h"
 
 static const char *const operations[] = {"exchange",   "barrier",        "broadcast", "all-reduce",
@@ -477,9 +478,10 @@ static void test_meeting_place(void **state) {
 }
 
 static void test_wrong_number_of_processes(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
     Command command = {0};
-    add_mpirun_in(&command, 2, *state);
+    add_mpirun_in(&command, 2, folder);
     add_words(&command, own_path(), "3", "fail", "barrier", NULL);
     ProgramResult result = run_program(command.argv, 30);
     assert_int_equal(result.exit_code, EXIT_USAGE);
@@ -509,5 +511,5 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_stopped_process),
         cmocka_unit_test(test_start_and_end_mpi),
     };
-    return cmocka_run_group_tests_name("comm failures", tests, make_folder_for_ranks, remove_folder_of_ranks);
+    return cmocka_run_group_tests_name("comm failures", tests, make_folder, remove_folder);
 }

@@ -1,14 +1,12 @@
 // Layers as data: a token mixer that only this test has (test/toy_mixer.c) trains, sharded exactly; blocks replayed in
 // backward give the same bits; and the memory of a pass keeps to what the plan promises.
 #include "test/compare.h"
-#include "test/program.h"
+#include "test/folder.h"
 #include "test/scratch.h"
 
 #include "model/model.h"
 
 enum { TIME_LIMIT = 30 };
-static char folder[PROGRAM_PATH];
-
 static const char *program_with_toy(void) {
     static char path[PROGRAM_PATH];
     snprintf(path, sizeof path, "%s", train_gpt_path());
@@ -230,16 +228,10 @@ static void memory_per_token(void **state) {
 }
 
 static int make_text(void **state) {
-    (void)state;
     char path[PROGRAM_PATH], text[20000];
-    make_temp_folder(folder);
+    make_folder(state);
     for (size_t i = 0; i < sizeof text; i++) text[i] = "the walk over pairs of chunks "[(i + i / 97) % 30];
     write_file(path_join(path, folder, "text"), text, sizeof text);
-    return 0;
-}
-static int remove_text(void **state) {
-    (void)state;
-    remove_tree(folder);
     return 0;
 }
 
@@ -249,5 +241,5 @@ int main(void) {
         cmocka_unit_test(toy_is_refused_where_it_cannot_go), cmocka_unit_test(recompute_keeps_the_bits),
         cmocka_unit_test(recompute_keeps_the_bits_on_cuda),  cmocka_unit_test(memory_per_token),
     };
-    return cmocka_run_group_tests_name("layer", tests, make_text, remove_text);
+    return cmocka_run_group_tests_name("layer", tests, make_text, remove_folder);
 }

@@ -1,6 +1,6 @@
 // The safetensors reader and writer: a file of the format's own library, round trips, every rule of the format broken
 // once, fuzz.
-#include "test/program.h"
+#include "test/folder.h"
 
 #include <math.h>
 #include <sys/mman.h>
@@ -14,21 +14,7 @@ enum { FUZZ_INPUTS = 8000 };
 enum { FUZZ_INPUTS = 30000 };
 #endif
 
-static char folder[PROGRAM_PATH];
-
-static int make_folder(void **state) {
-    (void)state;
-    make_temp_folder(folder);
-    return 0;
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    remove_tree(folder);
-    return 0;
-}
-
-static const char *in_folder(const char *name) {
+static const char *inside(const char *name) {
     static char path[2][PROGRAM_PATH];
     static int turn;
     return path_join(path[turn ^= 1], folder, name);
@@ -108,7 +94,7 @@ static void test_round_trip(void **state) {
         uint32_t bits = philox4x32(7, 0, (uint64_t)i).word[0];
         memcpy(&values[i], &bits, sizeof bits);
     }
-    const char *path = in_folder("round.safetensors");
+    const char *path = inside("round.safetensors");
     Error err;
     SafetensorsWriter *writer = safetensors_create(path, tensors, 4, &err);
     assert_non_null(writer);
@@ -147,12 +133,12 @@ static void test_unfinished_file(void **state) {
     static const TensorDeclaration tensor = {"w", 1, {5}};
     float values[5] = {0};
     Error err;
-    SafetensorsWriter *writer = safetensors_create(in_folder("short.safetensors"), &tensor, 1, &err);
+    SafetensorsWriter *writer = safetensors_create(inside("short.safetensors"), &tensor, 1, &err);
     assert_non_null(writer);
     assert_true(safetensors_write(writer, values, 3, &err));
     assert_false(safetensors_finish(writer, &err));
     assert_non_null(strstr(err.message, "short.safetensors: 2 values were not written"));
-    safetensors_abandon(safetensors_create(in_folder("short.safetensors"), &tensor, 1, &err));
+    safetensors_abandon(safetensors_create(inside("short.safetensors"), &tensor, 1, &err));
     safetensors_abandon(NULL);
 }
 
@@ -162,7 +148,7 @@ static void test_no_place_to_write(void **state) {
     float *values = calloc(1 << 20, sizeof *values);
     Error err;
     assert_non_null(values);
-    assert_null(safetensors_create(in_folder("absent/w.safetensors"), &tensor, 1, &err));
+    assert_null(safetensors_create(inside("absent/w.safetensors"), &tensor, 1, &err));
     assert_non_null(strstr(err.message, "absent/w.safetensors: cannot write: No such file"));
     SafetensorsWriter *writer = safetensors_create("/dev/full", &tensor, 1, &err); // a disk that is always full
     assert_non_null(writer);
@@ -284,7 +270,7 @@ static void test_broken_headers(void **state) {
          "\"data_offsets\":[4,8]}}",
          8, "has the key \"w\" twice"},
     };
-    const char *path = in_folder("broken.safetensors");
+    const char *path = inside("broken.safetensors");
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char bytes[1000];
         Error err = {0};
@@ -311,7 +297,7 @@ static void test_broken_lengths(void **state) {
         {"\377\377\377\377\377\377\377\377{}", 10, ": a header of 18446744073709551615 bytes in a file of 10 (not"},
         {"PK\3\4\0\0\0\0\0\0", 10, ": a header of 67324752 bytes in a file of 10 (not safetensors, or cut short)"},
     };
-    const char *path = in_folder("broken.safetensors");
+    const char *path = inside("broken.safetensors");
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Error err;
         write_file(path, cases[i].bytes, cases[i].count);
@@ -319,7 +305,7 @@ static void test_broken_lengths(void **state) {
         if (!strstr(err.message, cases[i].message)) fail_msg("%s", err.message);
     }
     Error err;
-    assert_null(safetensors_open(in_folder("absent.safetensors"), &err));
+    assert_null(safetensors_open(inside("absent.safetensors"), &err));
     assert_non_null(strstr(err.message, "absent.safetensors: cannot open: No such file"));
     assert_null(safetensors_open(folder, &err));
     assert_non_null(strstr(err.message, "not a regular file"));
@@ -364,15 +350,15 @@ static void test_folder(void **state) {
     };
     Error err;
     char model[PROGRAM_PATH], index[PROGRAM_PATH];
-    assert_null(safetensors_open_folder(in_folder("absent"), &err));
+    assert_null(safetensors_open_folder(inside("absent"), &err));
     assert_non_null(strstr(err.message, "absent: cannot open this model folder: No such file"));
-    strcpy(model, in_folder("model"));
+    strcpy(model, inside("model"));
     assert_int_equal(mkdir(model, 0777), 0);
     assert_null(safetensors_open_folder(model, &err));
     assert_non_null(strstr(err.message, "no model.safetensors here and no model.safetensors.index.json"));
-    write_tensor_file(in_folder("model/model-00001-of-00002.safetensors"), "a", 1);
-    write_tensor_file(in_folder("model/model-00002-of-00002.safetensors"), "b", 2);
-    write_tensor_file(in_folder("model/twin.safetensors"), "a", 3);
+    write_tensor_file(inside("model/model-00001-of-00002.safetensors"), "a", 1);
+    write_tensor_file(inside("model/model-00002-of-00002.safetensors"), "b", 2);
+    write_tensor_file(inside("model/twin.safetensors"), "a", 3);
     path_join(index, model, "model.safetensors.index.json");
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         write_file(index, cases[i].index, strlen(cases[i].index));
@@ -385,7 +371,7 @@ static void test_folder(void **state) {
         }
         safetensors_close(file);
     }
-    write_tensor_file(in_folder("model/model.safetensors"), "c", 4); // the single file comes first
+    write_tensor_file(inside("model/model.safetensors"), "c", 4); // the single file comes first
     Safetensors *file = safetensors_open_folder(model, &err);
     assert_non_null(file);
     expect_floats(file, "c", TENSOR_F32, (float[]){4}, 1);

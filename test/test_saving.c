@@ -3,17 +3,12 @@
 //
 // Every case runs the program on a tiny model, for more steps than anybody waits for, until something ends it.
 #include "test/compare.h"
-#include "test/program.h"
+#include "test/folder.h"
+#include "test/ranks.h"
 
 #include <dirent.h>
 
-#include "comm/comm.h"
-
 enum { TIME_LIMIT = 30 };
-
-static char folder[PROGRAM_PATH];
-
-static char *within(char path[PROGRAM_PATH], const char *name) { return path_join(path, folder, name); }
 
 // ---- one run --------------------------------------------------------------------------------------------------------
 
@@ -21,8 +16,8 @@ static char *within(char path[PROGRAM_PATH], const char *name) { return path_joi
 // kept in the command's own static room, for one command at a time.
 static void tiny_command(Command *command, const char *name, const char *steps, bool resume) {
     static char data[PROGRAM_PATH], out[PROGRAM_PATH], log[PROGRAM_PATH];
-    within(data, "text");
-    within(out, name);
+    in_folder(data, "text");
+    in_folder(out, name);
     snprintf(log, sizeof log, "%.4000s.jsonl", out);
     add_words(command, train_gpt_path(), "--device", "cpu", "--data", data, "--out", out, "--log", log, NULL);
     add_words(command, "--steps", steps, "--context", "32", "--sample-tokens", "0", "--eval-windows", "1", NULL);
@@ -34,7 +29,7 @@ static void tiny_command(Command *command, const char *name, const char *steps, 
 static int64_t steps_logged(const char *name) {
     char path[PROGRAM_PATH], file[256];
     snprintf(file, sizeof file, "%s.jsonl", name);
-    if (!path_exists(within(path, file))) return 0;
+    if (!path_exists(in_folder(path, file))) return 0;
     Log log = read_log(path);
     return log.count == 0 ? 0 : log.step[log.count - 1];
 }
@@ -49,7 +44,7 @@ static void wait_for_step(const char *name, int64_t step) {
 static int64_t newest_of(const char *name, bool ended) {
     char path[PROGRAM_PATH];
     int64_t step = -1;
-    DIR *directory = opendir(within(path, name));
+    DIR *directory = opendir(in_folder(path, name));
     assert_non_null(directory);
     for (struct dirent *entry; (entry = readdir(directory));) {
         if (strncmp(entry->d_name, "step-", 5) != 0) continue;
@@ -81,39 +76,10 @@ static RunningProgram start_tiny(const char *name, const char *option, const cha
 
 // ---- signals --------------------------------------------------------------------------------------------------------
 
-static bool have_mpi(void) {
-    Command command = {0};
-    return comm_has_mpi() && add_mpirun(&command, 1);
-}
-
-static pid_t parent_of(pid_t pid) {
-    char path[64];
-    int parent = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "r");
-    if (!file) return 0;
-    if (fscanf(file, "%*d (%*[^)]) %*c %d", &parent) != 1) parent = 0;
-    fclose(file);
-    return parent;
-}
-
-// The processes that mpirun has started, which are its children on one machine.
-static int ranks_of(pid_t mpirun, pid_t *rank, int most) {
-    int count = 0;
-    DIR *processes = opendir("/proc");
-    assert_non_null(processes);
-    for (struct dirent *entry; count < most && (entry = readdir(processes));) {
-        pid_t pid = (pid_t)atoi(entry->d_name);
-        if (pid > 0 && parent_of(pid) == mpirun) rank[count++] = pid;
-    }
-    closedir(processes);
-    return count;
-}
-
 // A launcher's signals reach the ranks a moment apart, and more than once: that is one request.
 static void signals_a_moment_apart(void **state) {
     (void)state;
-    if (!have_mpi()) skip();
+    if (!mpi_can_be_tested()) skip();
     Command command = {0};
     pid_t rank[2];
     assert_true(add_mpirun(&command, 2));
@@ -121,7 +87,7 @@ static void signals_a_moment_apart(void **state) {
     add_words(&command, "--sp", "2", NULL);
     RunningProgram program = start_program(command.argv);
     wait_for_step("apart", 2);
-    assert_int_equal(ranks_of(program.pid, rank, 2), 2);
+    assert_int_equal(program_children(program.pid, rank, 2), 2);
     for (int i = 0; i < 2; i++) {
         for (int again = 0; again < 2; again++) kill(rank[i], SIGTERM);
         program_sleep(0.2);
@@ -175,10 +141,28 @@ static void user_signal_saves(void **state) {
 static void user_signal_without_out(void **state) {
     (void)state;
     char data[PROGRAM_PATH], log[PROGRAM_PATH];
-    const char *const argv[] = {train_gpt_path(), "--device", "cpu",      "--data",   within(data, "text"), "--steps",
-                                "100000000",      "--context", "32",      "--layers", "1",                  "--heads",
-                                "2",              "--dim",     "16",      "--log",    within(log, "no_out.jsonl"),
-                                "--sp",           "1",         "--threads", "1",      NULL};
+    const char *const argv[] = {train_gpt_path(),
+                                "--device",
+                                "cpu",
+                                "--data",
+                                in_folder(data, "text"),
+                                "--steps",
+                                "100000000",
+                                "--context",
+                                "32",
+                                "--layers",
+                                "1",
+                                "--heads",
+                                "2",
+                                "--dim",
+                                "16",
+                                "--log",
+                                in_folder(log, "no_out.jsonl"),
+                                "--sp",
+                                "1",
+                                "--threads",
+                                "1",
+                                NULL};
     RunningProgram program = start_program(argv);
     wait_for_step("no_out", 1);
     kill(program.pid, SIGUSR1);
@@ -193,7 +177,7 @@ static void full_pipe_does_not_hold_a_save(void **state) {
     (void)state;
     char path[PROGRAM_PATH];
     Command command = {0};
-    if (mkfifo(within(path, "fifo"), 0666) != 0) fail_msg("cannot make %s", path);
+    if (mkfifo(in_folder(path, "fifo"), 0666) != 0) fail_msg("cannot make %s", path);
     int reader = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     assert_true(reader >= 0 && fcntl(reader, F_SETPIPE_SZ, 4096) >= 0);
     add_words(&command, "sh", "-c", "out=$1; shift; exec \"$@\" > \"$out\"", "sh", path, NULL);
@@ -214,11 +198,28 @@ static void full_pipe_does_not_hold_a_save(void **state) {
 static void asked_again_ends_at_once(void **state) {
     (void)state;
     char data[PROGRAM_PATH], log[PROGRAM_PATH];
-    const char *const argv[] = {train_gpt_path(), "--device",   "cpu",  "--data",   within(data, "text"),
-                                "--layers",       "1",          "--heads", "1",     "--dim",
-                                "64",             "--context",  "16384", "--batch", "64",
-                                "--sp",           "1",          "--threads", "1",   "--log",
-                                within(log, "long.jsonl"), NULL};
+    const char *const argv[] = {train_gpt_path(),
+                                "--device",
+                                "cpu",
+                                "--data",
+                                in_folder(data, "text"),
+                                "--layers",
+                                "1",
+                                "--heads",
+                                "1",
+                                "--dim",
+                                "64",
+                                "--context",
+                                "16384",
+                                "--batch",
+                                "64",
+                                "--sp",
+                                "1",
+                                "--threads",
+                                "1",
+                                "--log",
+                                in_folder(log, "long.jsonl"),
+                                NULL};
     RunningProgram program = start_program(argv);
     double until = program_clock() + 20 * program_slowness();
     while (!path_exists(log) && program_clock() < until) program_sleep(0.05); // opened right before the first step
@@ -261,7 +262,8 @@ static void full_log_ends_nothing(void **state) {
     for (int i = 0; i < command.count; i++)
         if (strcmp(command.argv[i], "--log") == 0) command.argv[i + 1] = "/dev/full";
     RunningProgram program = start_program(command.argv);
-    expect(&program, 1, "train_gpt: --log /dev/full: cannot write: No space left on device; training goes on without it\n");
+    expect(&program, 1,
+           "train_gpt: --log /dev/full: cannot write: No space left on device; training goes on without it\n");
     assert_int_equal(newest("full_log"), 30);
 }
 
@@ -269,7 +271,7 @@ static void write_text(const char *name, size_t bytes) {
     char path[PROGRAM_PATH], *text = malloc(bytes);
     assert_non_null(text);
     for (size_t i = 0; i < bytes; i++) text[i] = (char)('a' + (i * i + i / 7) % 26);
-    write_file(within(path, name), text, bytes);
+    write_file(in_folder(path, name), text, bytes);
     free(text);
 }
 
@@ -278,8 +280,8 @@ static void write_text(const char *name, size_t bytes) {
 static void data_cut_short(void **state) {
     (void)state;
     char data[PROGRAM_PATH], whole[PROGRAM_PATH], x[PROGRAM_PATH], y[PROGRAM_PATH], file[64], number[32];
-    within(data, "text");
-    within(whole, "whole");
+    in_folder(data, "text");
+    in_folder(whole, "whole");
     size_t bytes;
     char *text = read_file(data, &bytes);
     RunningProgram program = start_tiny("cut", "--sp", "2");
@@ -309,9 +311,9 @@ static void data_cut_short(void **state) {
     RunningProgram third = start_program(straight.argv);
     expect(&third, 0, "");
     snprintf(file, sizeof file, "cut/step-%08lld/training_state.json", (long long)saved + 2);
-    char *state_cut = read_file(within(x, file), NULL);
+    char *state_cut = read_file(in_folder(x, file), NULL);
     snprintf(file, sizeof file, "uncut/step-%08lld/training_state.json", (long long)saved + 2);
-    char *state_uncut = read_file(within(y, file), NULL);
+    char *state_uncut = read_file(in_folder(y, file), NULL);
     const char *key = "\"loader_cursor\": ";
     assert_memory_equal(strstr(state_cut, key), strstr(state_uncut, key), strlen(key) + 3);
     free(state_cut);
@@ -325,7 +327,7 @@ static void validation_cut_short(void **state) {
     write_text("held_out", 200000);
     Command command = {0};
     tiny_command(&command, "held", "100000000", false);
-    add_words(&command, "--val-data", within(path, "held_out"), "--eval-every", "500", "--sp", "2", NULL);
+    add_words(&command, "--val-data", in_folder(path, "held_out"), "--eval-every", "500", "--sp", "2", NULL);
     RunningProgram program = start_program(command.argv);
     wait_for_step("held", 2);
     if (truncate(path, 10) != 0) fail_msg("cannot cut %s", path);
@@ -342,10 +344,26 @@ static void validation_cut_short(void **state) {
 static void sample_alone(void **state) {
     (void)state;
     char data[PROGRAM_PATH];
-    const char *const argv[] = {train_gpt_path(), "--device", "cpu",      "--data",   within(data, "text"), "--steps",
-                                "0",              "--sample", "abc",      "--sample-tokens", "4",
-                                "--context",      "32",       "--layers", "1",        "--dim",              "16",
-                                "--heads",        "2",        NULL};
+    const char *const argv[] = {train_gpt_path(),
+                                "--device",
+                                "cpu",
+                                "--data",
+                                in_folder(data, "text"),
+                                "--steps",
+                                "0",
+                                "--sample",
+                                "abc",
+                                "--sample-tokens",
+                                "4",
+                                "--context",
+                                "32",
+                                "--layers",
+                                "1",
+                                "--dim",
+                                "16",
+                                "--heads",
+                                "2",
+                                NULL};
     ProgramResult result = run_program(argv, TIME_LIMIT);
     assert_int_equal(result.exit_code, 0);
     assert_null(strstr(result.out, "validation loss"));
@@ -386,7 +404,7 @@ static void folder_of_another_run(void **state) {
 static void folder_without_permission(void **state) {
     (void)state;
     char path[PROGRAM_PATH], out[PROGRAM_PATH];
-    assert_int_equal(mkdir(within(path, "readonly"), 0555), 0);
+    assert_int_equal(mkdir(in_folder(path, "readonly"), 0555), 0);
     Command command = {0};
     if (geteuid() == 0) {
         const char *const words[] = {"setpriv", "--reuid=65534", "--clear-groups", train_gpt_path(), "--help", NULL};
@@ -410,7 +428,7 @@ static void folder_without_permission(void **state) {
 static double logged_rate(const char *name) { // of the last step
     char path[PROGRAM_PATH], file[256];
     snprintf(file, sizeof file, "%s.jsonl", name);
-    char *text = read_file(within(path, file), NULL), *last = text;
+    char *text = read_file(in_folder(path, file), NULL), *last = text;
     for (char *at = text; (at = strstr(at, "\"lr\": ")); at += 6) last = at + 6;
     double rate = strtod(last, NULL);
     free(text);
@@ -422,8 +440,8 @@ static void resumes_as_it_was(void **state) {
     (void)state;
     Command first = {0}, second = {0}, third = {0};
     tiny_command(&first, "kept", "4", false);
-    add_words(&first, "--lr", "0.0011", "--warmup", "2", "--schedule", "constant", "--weight-decay", "0.3", "--beta2", "0.9",
-              NULL);
+    add_words(&first, "--lr", "0.0011", "--warmup", "2", "--schedule", "constant", "--weight-decay", "0.3", "--beta2",
+              "0.9", NULL);
     RunningProgram program = start_program(first.argv);
     expect(&program, 0, "");
     assert_true(logged_rate("kept") == 0.0011);
@@ -481,22 +499,14 @@ static void log_after_kill_and_resume(void **state) {
     tiny_command(&command, "killed", steps, true);
     program = start_program(command.argv);
     expect(&program, 0, "");
-    Log log = read_log(within(path, "killed.jsonl"));
+    Log log = read_log(in_folder(path, "killed.jsonl"));
     assert_int_equal(log.count, last + 3);
     for (int i = 0; i < log.count; i++) assert_int_equal(log.step[i], i + 1);
 }
 
 static int make_files(void **state) {
-    (void)state;
-    make_temp_folder(folder);
-    if (chmod(folder, 0755) != 0) fail_msg("cannot change permissions: %s", strerror(errno));
+    make_folder(state);
     write_text("text", 200000);
-    return 0;
-}
-
-static int remove_files(void **state) {
-    (void)state;
-    remove_tree(folder);
     return 0;
 }
 
@@ -521,5 +531,5 @@ int main(void) {
         cmocka_unit_test(nothing_left_to_do),
         cmocka_unit_test(log_after_kill_and_resume),
     };
-    return cmocka_run_group_tests_name("saving", tests, make_files, remove_files);
+    return cmocka_run_group_tests_name("saving", tests, make_files, remove_folder);
 }

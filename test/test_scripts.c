@@ -1,19 +1,6 @@
 // The scripts beside the program, with stand-ins for what they call: the check of a GPU by compute-sanitizer, test
 // programs that were carried elsewhere, the plot and what installs its library.
-#include "test/program.h"
-
-static char folder[PROGRAM_PATH];
-
-static int make_folder(void **state) {
-    (void)state;
-    make_temp_folder(folder);
-    return 0;
-}
-static int remove_folder(void **state) {
-    (void)state;
-    remove_tree(folder);
-    return 0;
-}
+#include "test/folder.h"
 
 static void make_script(const char *name, const char *text) {
     char path[PROGRAM_PATH];

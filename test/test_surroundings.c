@@ -213,15 +213,8 @@ static void openmp_binds_nothing(void **state) {
 }
 
 static int make_files(void **state) {
-    (void)state;
-    make_temp_folder(folder);
+    make_folder(state);
     make_text("text", 20000);
-    return 0;
-}
-
-static int remove_files(void **state) {
-    (void)state;
-    remove_tree(folder);
     return 0;
 }
 
@@ -232,5 +225,5 @@ int main(void) {
         cmocka_unit_test(threads_that_cannot_be_made), cmocka_unit_test(broken_blas),
         cmocka_unit_test(matmul_of_the_environment),   cmocka_unit_test(openmp_binds_nothing),
     };
-    return cmocka_run_group_tests(tests, make_files, remove_files);
+    return cmocka_run_group_tests(tests, make_files, remove_folder);
 }

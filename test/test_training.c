@@ -8,9 +8,8 @@
 // nearly 0 may differ by much, but the tensor it stands in by little: 1e-6 to 1e-5 in norm is seen, as the roundings
 // fall, and ten times that for single elements. Losses are means over all tokens and see less of it.
 #include "test/compare.h"
-#include "test/program.h"
-
-#include <dirent.h>
+#include "test/folder.h"
+#include "test/ranks.h"
 
 #include "base/random.h"
 #include "comm/comm.h"
@@ -22,17 +21,15 @@ static const double LOSSES = 1e-5; // relative
 enum { STEPS = 20, TIME_LIMIT = 60 };
 static const char LAST_MODEL[] = "step-00000020/model.safetensors";
 
-static char folder[PROGRAM_PATH]; // of all files of this test
-
 // ---- one run ------------------------------------------------------------------------------------------------------
 
 typedef struct Training {
-    const char *out;  // name inside `folder`, of the run's own folder
+    const char *out; // name inside `folder`, of the run's own folder
     int sp, dp;
     bool mpi;
-    int micro_batch;  // 0: the program's choice
-    int save_every;   // 0: only at the end
-    int threads;      // 0: 1
+    int micro_batch; // 0: the program's choice
+    int save_every;  // 0: only at the end
+    int threads;     // 0: 1
     bool resume;
     const char *arch; // NULL: llama
     const char *attention;
@@ -47,8 +44,9 @@ static char *run_path(char path[PROGRAM_PATH], const char *out, const char *file
 
 // Words for a corpus that a model can learn something of: 48 KiB, the same in every run.
 static void write_corpus(void) {
-    static const char *const words[] = {"attention", "is", "a", "walk", "over", "pairs", "of", "chunks",  "and", "the",
-                                        "next",      "one", "travels", "while", "this", "is", "worked", "on",  ".\n"};
+    static const char *const words[] = {"attention", "is",  "a",      "walk", "over", "pairs",   "of",
+                                        "chunks",    "and", "the",    "next", "one",  "travels", "while",
+                                        "this",      "is",  "worked", "on",   ".\n"};
     enum { WORDS = sizeof words / sizeof *words, BYTES = 48 << 10 };
     char *text = malloc(BYTES + 16), path[PROGRAM_PATH];
     assert_non_null(text);
@@ -258,16 +256,9 @@ static void test_sample_hidden(void **state) {
     free(said[0]), free(said[1]);
 }
 
-static bool have_mpi(void) {
-    Command command = {0};
-    if (comm_has_mpi() && add_mpirun(&command, 1)) return true;
-    print_message("# skipped: %s\n", comm_has_mpi() ? "there is no mpirun" : "built without MPI");
-    return false;
-}
-
 // Sums are taken in the order of ranks by either engine: the very bits of the same ranks as threads.
 static void check_mpi(const char *out, const char *local, int sp, int dp, const char *attention) {
-    if (!have_mpi()) skip();
+    if (!mpi_can_be_tested()) skip();
     check_ranks(out, sp, dp, true, attention);
     assert_same_checkpoint(local, out);
 }
@@ -341,7 +332,7 @@ static void test_reshard(void **state) {
 
 static void test_resume_with_mpi(void **state) {
     (void)state;
-    if (!have_mpi()) skip();
+    if (!mpi_can_be_tested()) skip();
     resume_from("one", "step-00000010", "mpi_resumed", 2, 1, true, 0);
     compare_resumed("mpi_resumed", 11);
 }
@@ -398,34 +389,10 @@ static void check_signal(int number, const char *out, const char *straight) {
 static void test_sigint(void **state) { (void)state, check_signal(SIGINT, "sigint", "not_sigint"); }
 static void test_sigterm(void **state) { (void)state, check_signal(SIGTERM, "sigterm", "not_sigterm"); }
 
-// The parent of a process, or 0 where it is gone or only waits to be collected.
-static pid_t parent_of(pid_t pid) {
-    char path[64], kind = 'Z';
-    int parent = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "r");
-    if (!file) return 0;
-    if (fscanf(file, "%*d (%*[^)]) %c %d", &kind, &parent) != 2) parent = 0;
-    fclose(file);
-    return kind == 'Z' ? 0 : parent;
-}
-
-static int children_of(pid_t parent, pid_t *child, int most) {
-    int count = 0;
-    DIR *processes = opendir("/proc");
-    assert_non_null(processes);
-    for (struct dirent *entry; count < most && (entry = readdir(processes));) {
-        pid_t pid = (pid_t)atoi(entry->d_name);
-        if (pid > 0 && parent_of(pid) == parent) child[count++] = pid;
-    }
-    closedir(processes);
-    return count;
-}
-
 // A rank of an MPI run that is killed takes all the others down with it, within seconds.
 static void test_killed_rank(void **state) {
     (void)state;
-    if (!have_mpi()) skip();
+    if (!mpi_can_be_tested()) skip();
     enum { RANKS = 3 };
     pid_t rank[RANKS];
     Training t = {.out = "killed", .sp = RANKS, .dp = 1, .mpi = true};
@@ -433,29 +400,23 @@ static void test_killed_rank(void **state) {
     training_command(&command, &t, "1000000");
     RunningProgram program = start_program(command.argv);
     wait_for_steps("killed", 2);
-    assert_int_equal(children_of(program.pid, rank, RANKS), RANKS);
+    assert_int_equal(program_children(program.pid, rank, RANKS), RANKS);
     kill(rank[RANKS - 1], SIGKILL);
     ProgramResult result = finish_program(&program, program_clock() - program.started + 10);
     assert_false(result.timed_out);
     assert_int_not_equal(result.exit_code, 0);
     double until = program_clock() + 5 * program_slowness();
     for (int i = 0; i < RANKS; i++) {
-        while (parent_of(rank[i]) != 0 && program_clock() < until) program_sleep(0.01);
-        assert_int_equal(parent_of(rank[i]), 0);
+        while (program_parent(rank[i]) != 0 && program_clock() < until) program_sleep(0.01);
+        assert_int_equal(program_parent(rank[i]), 0);
     }
     free_result(&result);
 }
 
 static int make_runs(void **state) {
-    (void)state;
-    make_temp_folder(folder);
+    make_folder(state);
     write_corpus();
     train(&one_rank);
-    return 0;
-}
-static int remove_runs(void **state) {
-    (void)state;
-    remove_tree(folder);
     return 0;
 }
 
@@ -475,12 +436,13 @@ int main(void) {
         cmocka_unit_test(test_sigint),        cmocka_unit_test(test_sigterm),
         cmocka_unit_test(test_killed_rank),
     };
-    const struct CMUnitTest under_sanitizers[] = { // each kind of thing once
-        cmocka_unit_test(test_learns),  cmocka_unit_test(test_sp4_both),     cmocka_unit_test(test_sp2_dp2),
-        cmocka_unit_test(test_sp3),     cmocka_unit_test(test_mpi_sp2_dp2),  cmocka_unit_test(test_reshard),
+    const struct CMUnitTest under_sanitizers[] = {
+        // each kind of thing once
+        cmocka_unit_test(test_learns),  cmocka_unit_test(test_sp4_both),    cmocka_unit_test(test_sp2_dp2),
+        cmocka_unit_test(test_sp3),     cmocka_unit_test(test_mpi_sp2_dp2), cmocka_unit_test(test_reshard),
         cmocka_unit_test(test_sigterm), cmocka_unit_test(test_killed_rank),
     };
     if (program_slowness() > 1)
-        return cmocka_run_group_tests_name("training", under_sanitizers, make_runs, remove_runs);
-    return cmocka_run_group_tests_name("training", tests, make_runs, remove_runs);
+        return cmocka_run_group_tests_name("training", under_sanitizers, make_runs, remove_folder);
+    return cmocka_run_group_tests_name("training", tests, make_runs, remove_folder);
 }

@@ -14,7 +14,7 @@
 // Logits: sqrt(12) U/2 = 0.7% of their norm; 2% is allowed. Gradients come out of some tens of roundings on the way
 // down and back up: sqrt(40) U/2 = 1.2% of a tensor's norm; 3% is allowed, and of the norm of all at every step.
 #include "test/compare.h"
-#include "test/program.h"
+#include "test/folder.h"
 
 #include <limits.h>
 
@@ -26,7 +26,6 @@ static const Tolerance GRADIENTS = {3e-2, 5e-2}, LOGITS = {2e-2, 2e-2};
 
 enum { STEPS = 3, TIME_LIMIT = 60 };
 
-static char folder[PROGRAM_PATH]; // of all files of this test
 static const char *device_name;
 static int devices; // of this kind
 
@@ -294,16 +293,10 @@ static void no_device(void **state) {
 }
 
 static int make_runs(void **state) {
-    (void)state;
-    make_temp_folder(folder);
+    make_folder(state);
     write_corpus();
     train(&(Training){.out = "llama_cpu", .device = "cpu", .arch = "llama"});
     train(&(Training){.out = "gpt2_cpu", .device = "cpu", .arch = "gpt2"});
-    return 0;
-}
-static int remove_runs(void **state) {
-    (void)state;
-    remove_tree(folder);
     return 0;
 }
 
@@ -333,6 +326,6 @@ int main(void) {
         return cmocka_run_group_tests_name("training on a GPU's kernels", none, NULL, NULL);
     }
     if (program_slowness() > 1)
-        return cmocka_run_group_tests_name("training on a GPU's kernels", under_sanitizers, make_runs, remove_runs);
-    return cmocka_run_group_tests_name("training on a GPU's kernels", tests, make_runs, remove_runs);
+        return cmocka_run_group_tests_name("training on a GPU's kernels", under_sanitizers, make_runs, remove_folder);
+    return cmocka_run_group_tests_name("training on a GPU's kernels", tests, make_runs, remove_folder);
 }

@@ -5,11 +5,8 @@
 #ifndef TEST_TINY_RUN_H
 #define TEST_TINY_RUN_H
 
-#include "test/program.h"
+#include "test/folder.h"
 
-extern char folder[PROGRAM_PATH]; // made and removed by the test
-
-const char *in_folder(char out[PROGRAM_PATH], const char *name); // folder/name, in `out`
 void make_file(const char *name, const void *data, size_t bytes);
 void make_text(const char *name, size_t bytes);
 int count_entries(const char *name); // of folder/name, hidden ones left out

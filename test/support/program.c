@@ -1,6 +1,8 @@
 // Bodies of test/program.h.
 #include "test/program.h"
 
+#include <dirent.h>
+
 double program_clock(void) { // seconds
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -215,4 +217,27 @@ ProgramResult run_command(const Command *command, double time_limit) {
         fail_msg("exit code %d", result.exit_code);
     }
     return result;
+}
+
+pid_t program_parent(pid_t pid) {
+    char path[64], kind = 'Z';
+    int parent = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    if (fscanf(file, "%*d (%*[^)]) %c %d", &kind, &parent) != 2) parent = 0;
+    fclose(file);
+    return kind == 'Z' ? 0 : parent;
+}
+
+int program_children(pid_t parent, pid_t *child, int most) {
+    int count = 0;
+    DIR *processes = opendir("/proc");
+    assert_non_null(processes);
+    for (struct dirent *entry; count < most && (entry = readdir(processes));) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        if (pid > 0 && program_parent(pid) == parent) child[count++] = pid;
+    }
+    closedir(processes);
+    return count;
 }

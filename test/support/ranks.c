@@ -58,17 +58,6 @@ void set_place(const char *rank, const char *size, const char *address, const ch
     }
 }
 
-int make_folder_for_ranks(void **state) {
-    static char folder[PROGRAM_PATH];
-    *state = make_temp_folder(folder);
-    return 0;
-}
-
-int remove_folder_of_ranks(void **state) {
-    remove_tree(*state);
-    return 0;
-}
-
 static void add_option(const char *variable, const char *option) {
     char options[1000];
     const char *given = getenv(variable);

@@ -3,10 +3,6 @@
 
 #include <dirent.h>
 
-char folder[PROGRAM_PATH];
-
-const char *in_folder(char out[PROGRAM_PATH], const char *name) { return path_join(out, folder, name); }
-
 void make_file(const char *name, const void *data, size_t bytes) {
     char path[PROGRAM_PATH];
     write_file(in_folder(path, name), data, bytes);
