@@ -29,8 +29,7 @@ typedef enum CommEngine { COMM_AUTO, COMM_LOCAL, COMM_MPI, COMM_NCCL } CommEngin
 CommEngine comm_engine_here(CommEngine engine);   // what `auto` means for this process; any other is itself
 bool comm_ranks_are_processes(CommEngine engine); // this process would be one rank; else all of them, as threads
 bool comm_has_mpi(void);                          // compiled in
-bool comm_launched_by_mpi(void);  // this process was started by mpirun, mpiexec or srun (and not by torchrun in turn)
-int comm_process_count(void);     // by the launcher's environment; 1 without one, 0 if it does not say
+int comm_process_count(void);                     // by the launcher's environment; 1 without one, 0 if it does not say
 int comm_process_rank(void);      // before comm_run: rank of this process by the launcher's environment, 0 without one
 int comm_processes_here(void);    // how many of the launched processes share this machine (1 without a launcher)
 int comm_process_rank_here(void); // which of these this process is, from 0: for the choice of a GPU

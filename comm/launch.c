@@ -10,8 +10,6 @@ bool comm_has_mpi(void) {
 #endif
 }
 
-bool comm_launched_by_mpi(void) { return launched_by_mpi(); }
-
 typedef struct Place {
     int rank, count;
     bool launched;

@@ -109,7 +109,6 @@ void tokens_close(TokenSource *source) {
 int64_t tokens_count(const TokenSource *source) { return source->count; }
 int64_t tokens_vocabulary(const TokenSource *source) { return kind_vocabulary(source->kind); }
 bool tokens_are_bytes(const TokenSource *source) { return source->kind == KIND_BYTES; }
-int tokens_files(const TokenSource *source) { return source->files; }
 const char *tokens_name(const TokenSource *source) { return source->name; }
 
 uint64_t tokens_fingerprint(const TokenSource *source) { return source->fingerprint; }

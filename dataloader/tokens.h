@@ -30,7 +30,6 @@ void tokens_close(TokenSource *source); // may be NULL
 int64_t tokens_count(const TokenSource *source);
 int64_t tokens_vocabulary(const TokenSource *source); // BYTE_VOCABULARY for bytes
 bool tokens_are_bytes(const TokenSource *source);
-int tokens_files(const TokenSource *source);
 const char *tokens_name(const TokenSource *source);    // for messages: "text.txt and 3 more"
 const char *tokens_kind(const TokenSource *source);    // "bytes", "uint16 tokens", "uint32 tokens"
 bool tokens_without_header(const TokenSource *source); // nothing in the files says what the numbers are

@@ -32,11 +32,15 @@ static bool open_emulated(Device *device, int index, Error *err) {
 #endif
 }
 
+static const char *const kind_names[] = {
+    [DEVICE_AUTO] = "auto", [DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_EMULATED] = "emulated"};
+
+const char *device_kind_name(DeviceKind kind) { return kind_names[kind]; }
+
 DeviceKind device_kind(const char *name) {
-    static const char *const names[] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_EMULATED] = "emulated"};
-    for (DeviceKind kind = DEVICE_CPU; kind <= DEVICE_EMULATED; kind++)
-        if (strcmp(name, names[kind]) == 0) return kind;
-    return DEVICE_AUTO;
+    DeviceKind kind = DEVICE_EMULATED;
+    while (kind != DEVICE_AUTO && strcmp(name, kind_names[kind]) != 0) kind--;
+    return kind;
 }
 
 static bool open_kind(Device *device, DeviceKind kind, int index, int threads, Error *err) {

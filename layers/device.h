@@ -165,7 +165,8 @@ typedef enum DeviceKind {
     DEVICE_CUDA,
     DEVICE_EMULATED // CUDA's kernels run by this CPU (emulated/)
 } DeviceKind;
-DeviceKind device_kind(const char *name); // of "cpu", "cuda" or "emulated"; else DEVICE_AUTO
+const char *device_kind_name(DeviceKind kind); // "auto", "cpu", "cuda", "emulated"
+DeviceKind device_kind(const char *name);      // of that name; DEVICE_AUTO: there is none
 
 // Opens a device; index: of the GPU, from 0 (not used for the CPU). Call it on the thread of the rank that will use it.
 // Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).

@@ -13,8 +13,6 @@
 static bool on_processors(const Devices *devices) { return devices->kind == DEVICE_CPU; }
 static bool emulated(const Devices *devices) { return devices->kind == DEVICE_EMULATED; }
 
-static const char *const names[] = {[DEVICE_CPU] = "cpu", [DEVICE_CUDA] = "cuda", [DEVICE_EMULATED] = "emulated"};
-
 // ---- which GPU serves which rank ------------------------------------------------------------------------------------
 
 // The numbers in --devices, at most `most`; returns how many, or -1 where it is no list of numbers.
@@ -122,7 +120,7 @@ bool devices_choose(Devices *devices, const Options *options, int ranks, bool pr
     const char *why = "";
     DeviceKind kind = options->device;
     if (kind == DEVICE_AUTO) kind = device_count(DEVICE_CUDA, &why) > 0 ? DEVICE_CUDA : DEVICE_CPU;
-    *devices = (Devices){.kind = kind, .name = names[kind], .ranks = ranks, .at_hand = true};
+    *devices = (Devices){.kind = kind, .ranks = ranks, .at_hand = true};
     if (on_processors(devices)) {
         if (options->devices != NULL)
             return error_usage(err, "--devices chooses GPUs, but --device %s computes on processors here%s%s%s",
@@ -131,7 +129,7 @@ bool devices_choose(Devices *devices, const Options *options, int ranks, bool pr
         int gpus = device_count(kind, &why);
         devices->at_hand = gpus > 0;
         if (!devices->at_hand && !(options->plan && kind == DEVICE_CUDA))
-            return error_usage(err, "--device %s: %s; use --device cpu", devices->name, why);
+            return error_usage(err, "--device %s: %s; use --device cpu", device_kind_name(kind), why);
         if (emulated(devices) && processes && options->sp * options->dp > 1)
             return error_usage(err,
                                "--device emulated: its ranks can only be threads of one process; use --engine local");

@@ -10,7 +10,6 @@ enum { DEVICES_MOST_RANKS = 512 }; // that can be threads of one process
 
 typedef struct Devices {
     DeviceKind kind;                   // not auto
-    const char *name;                  // of the kind
     char description[96];              // of the first one; "" where none is at hand
     bool at_hand;                      // false only while a plan is made where there is no GPU
     bool shared;                       // two ranks of this process, or by --devices two processes here, have one GPU

@@ -113,7 +113,7 @@ static bool check_widths(const Run *run, Error *err) {
     return error_usage(err,
                        "--device %s takes a width, an MLP width and heads that are multiples of %lld: this model has "
                        "%lld, %lld and %lld; change --dim, --ffn or --heads, or use --device cpu",
-                       run->devices.name, (long long)packet, (long long)c->dim, (long long)c->ffn_dim,
+                       device_kind_name(run->devices.kind), (long long)packet, (long long)c->dim, (long long)c->ffn_dim,
                        (long long)c->head_dim);
 }
 

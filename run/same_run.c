@@ -41,7 +41,7 @@ static char *description_of(const Run *run) {
     if (out == NULL) return NULL;
     for (const Option *row = options_table; row < options_table + options_table_rows; row++)
         if (!may_differ(row)) describe_option(&run->options, row, out);
-    fprintf(out, "--device %s\n", run->devices.name);
+    fprintf(out, "--device %s\n", device_kind_name(run->devices.kind));
     fprintf(out, "a vocabulary of %lld\n", (long long)run->config.vocab_size);
     fprintf(out, "%lld parameters\n", (long long)run->table.total);
     for (int64_t l = 0; l < run->config.layers; l++)

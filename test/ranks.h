@@ -10,8 +10,8 @@ const char *own_path(void);
 bool mpi_can_be_tested(void);
 
 // Programs under mpirun that start at the same moment trip over each other in its temporary folder: each gets its own
-// inside `folder`.
-void add_mpirun_in(Command *command, int ranks, const char *folder);
+// inside test/folder.h's.
+void add_mpirun_in_folder(Command *command, int ranks);
 
 // A rank's place, as torchrun gives it. Not every test wants every variable: NULL leaves one out.
 void set_place(const char *rank, const char *size, const char *address, const char *port);

@@ -518,7 +518,7 @@ static void test_mpi(void **state) {
         Command command = {0};
         char count[16], expected[64];
         snprintf(count, sizeof count, "%d", sizes[i]);
-        add_mpirun_in(&command, sizes[i], folder);
+        add_mpirun_in_folder(&command, sizes[i]);
         add_words(&command, own_path(), "ranks", count, NULL);
         ProgramResult result = run_command(&command, 60);
         snprintf(expected, sizeof expected, "digest %016llx\n", (unsigned long long)run_checks(COMM_LOCAL, sizes[i]));

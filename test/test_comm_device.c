@@ -977,7 +977,7 @@ static void test_processes_need_collectives(void **state) {
     (void)state;
     if (!emulated_can_be_tested() || !mpi_can_be_tested()) skip();
     Command command = {0};
-    add_mpirun_in(&command, 2, folder);
+    add_mpirun_in_folder(&command, 2);
     add_words(&command, own_path(), "play", "-", "peers", "mpi", NULL);
     ProgramResult result = run_program(command.argv, 30);
     assert_int_equal(result.exit_code, 1);

@@ -155,20 +155,19 @@ static int play_alone(const char *ranks, const char *trouble, const char *operat
 
 typedef struct Way { // in which ranks are started
     CommEngine engine;
-    const char *folder; // of mpirun
     bool apart;         // processes that share no page
 } Way;
 static const Way local = {.engine = COMM_LOCAL};
-static Way mpi(void **state) { return (Way){.engine = COMM_MPI, .folder = *state}; }
+static const Way mpi = {.engine = COMM_MPI};
 // As if each rank were on a machine of its own: Open MPI then has no memory that ranks could share.
-static Way mpi_apart(void **state) { return (Way){.engine = COMM_MPI, .folder = *state, .apart = true}; }
+static const Way mpi_apart = {.engine = COMM_MPI, .apart = true};
 
 static RunningProgram start_scene(Way way, int ranks, const char *trouble, const char *operation) {
     char count[16];
     snprintf(count, sizeof count, "%d", ranks);
     Command command = {0};
     if (way.apart) add_words(&command, "env", "OMPI_MCA_osc=pt2pt", NULL);
-    if (way.engine == COMM_MPI) add_mpirun_in(&command, ranks, way.folder);
+    if (way.engine == COMM_MPI) add_mpirun_in_folder(&command, ranks);
     add_words(&command, own_path(), count, trouble, operation, NULL);
     return start_program(command.argv);
 }
@@ -301,18 +300,20 @@ static void end_patience(Patience *scene) {
 }
 
 static void test_slow(void **state) {
+    (void)state;
     Patience scenes[3];
     int count = mpi_can_be_tested() ? 3 : 1;
     start_patience(&scenes[0], local);
     if (count > 1) {
-        start_patience(&scenes[1], mpi(state));
-        start_patience(&scenes[2], mpi_apart(state));
+        start_patience(&scenes[1], mpi);
+        start_patience(&scenes[2], mpi_apart);
     }
     for (int i = 0; i < count; i++) end_patience(&scenes[i]);
 }
 
 // A process that was stopped, wherever it was then, is the one that is named.
 static void test_stopped_process(void **state) {
+    (void)state;
     enum { ROUNDS = 2, AT_ONCE = 9 };
     if (!mpi_can_be_tested()) skip();
     for (int round = 0; round < ROUNDS; round++) {
@@ -320,11 +321,11 @@ static void test_stopped_process(void **state) {
         for (int i = 0; i < AT_ONCE; i++) {
             char after[16];
             snprintf(after, sizeof after, "%g", 0.3 + 0.0137 * (round * AT_ONCE + i));
-            programs[i] = start_scene(i % 2 == 0 ? mpi(state) : mpi_apart(state), 2 + i % 3, "stop", after);
+            programs[i] = start_scene(i % 2 == 0 ? mpi : mpi_apart, 2 + i % 3, "stop", after);
         }
         for (int i = 0; i < AT_ONCE; i++) {
             char begin[32];
-            Way way = i % 2 == 0 ? mpi(state) : mpi_apart(state);
+            Way way = i % 2 == 0 ? mpi : mpi_apart;
             snprintf(begin, sizeof begin, "rank %d (process ", 1 + i % 3);
             end_scene(&programs[i], way, 1, begin, ") has not answered for 1", SHORT + soon(way));
         }
@@ -333,12 +334,13 @@ static void test_stopped_process(void **state) {
 
 // Stopped before it has started, or when it has nothing more to do; and one that only comes late.
 static void test_start_and_end_mpi(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
-    RunningProgram never = start_scene(mpi(state), 3, "never", "barrier"), end = start_scene(mpi(state), 3, "end", "-");
-    RunningProgram late = start_scene(mpi(state), 3, "late", "barrier"),
-                   exits = start_scene(mpi(state), 3, "exit", "barrier");
-    end_scene(&never, mpi(state), 1, "the ranks have not all come to their start", "", SHORT + soon(mpi(state)));
-    end_scene(&end, mpi(state), 1, "rank 2 (process ", "waits for it in end", SHORT + soon(mpi(state)));
+    RunningProgram never = start_scene(mpi, 3, "never", "barrier"), end = start_scene(mpi, 3, "end", "-");
+    RunningProgram late = start_scene(mpi, 3, "late", "barrier"),
+                   exits = start_scene(mpi, 3, "exit", "barrier");
+    end_scene(&never, mpi, 1, "the ranks have not all come to their start", "", SHORT + soon(mpi));
+    end_scene(&end, mpi, 1, "rank 2 (process ", "waits for it in end", SHORT + soon(mpi));
     ProgramResult result = finish_program(&late, 30);
     if (result.exit_code != 0) fail_msg("exit code %d, %s", result.exit_code, result.err);
     free_result(&result);
@@ -348,33 +350,38 @@ static void test_start_and_end_mpi(void **state) {
 }
 
 static void test_fail_mpi(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
-    fail_in_operations(mpi(state), 2);
+    fail_in_operations(mpi, 2);
 }
 
 static void test_fail_together_mpi(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
-    RunningProgram program = start_scene(mpi(state), 4, "all", "barrier");
-    end_scene(&program, mpi(state), 3, "data/x.bin", "write the file again\n", soon(mpi(state)));
+    RunningProgram program = start_scene(mpi, 4, "all", "barrier");
+    end_scene(&program, mpi, 3, "data/x.bin", "write the file again\n", soon(mpi));
 }
 
 static void test_hang_mpi(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
-    hang_in_operations(mpi(state), 3);
+    hang_in_operations(mpi, 3);
 }
 
 static void test_odd_mpi(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
-    odd_scenes(mpi(state));
+    odd_scenes(mpi);
 }
 
 static void test_killed_process(void **state) {
+    (void)state;
     if (!mpi_can_be_tested()) skip();
-    RunningProgram program = start_scene(mpi(state), 3, "kill", "barrier");
+    RunningProgram program = start_scene(mpi, 3, "kill", "barrier");
     ProgramResult result = finish_program(&program, 30);
     assert_false(result.timed_out);
     assert_int_not_equal(result.exit_code, 0);
-    if (result.seconds > soon(mpi(state)) * program_slowness()) fail_msg("took %.1f s", result.seconds);
+    if (result.seconds > soon(mpi) * program_slowness()) fail_msg("took %.1f s", result.seconds);
     free_result(&result);
 }
 
@@ -401,16 +408,16 @@ static void test_launch(void **state) {
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMIX_RANK",
         "SLURM_PROCID",         "SLURM_STEP_NUM_TASKS"};
     for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++) unsetenv(variables[i]);
-    assert_false(comm_launched_by_mpi());
+    assert_false(launched_by_mpi());
     assert_int_equal(comm_process_rank(), 0);
     expect_usage(COMM_LOCAL, 0, "at least 1");
     expect_usage(COMM_MPI, 3, comm_has_mpi() ? "mpirun -np 3" : "without MPI");
     setenv("SLURM_PROCID", "0", 1);
     setenv("SLURM_STEP_NUM_TASKS", "1", 1); // a shell inside an allocation
-    assert_false(comm_launched_by_mpi());
+    assert_false(launched_by_mpi());
     setenv("SLURM_PROCID", "5", 1);
     setenv("SLURM_STEP_NUM_TASKS", "8", 1);
-    assert_true(comm_launched_by_mpi());
+    assert_true(launched_by_mpi());
     assert_int_equal(comm_process_rank(), 5);
     expect_usage(COMM_LOCAL, 4, "would train alone");
     setenv("OMPI_COMM_WORLD_RANK", "2", 1);
@@ -481,7 +488,7 @@ static void test_wrong_number_of_processes(void **state) {
     (void)state;
     if (!mpi_can_be_tested()) skip();
     Command command = {0};
-    add_mpirun_in(&command, 2, folder);
+    add_mpirun_in_folder(&command, 2);
     add_words(&command, own_path(), "3", "fail", "barrier", NULL);
     ProgramResult result = run_program(command.argv, 30);
     assert_int_equal(result.exit_code, EXIT_USAGE);

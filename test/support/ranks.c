@@ -1,6 +1,8 @@
 // Bodies of test/ranks.h.
 #include "test/ranks.h"
 
+#include "test/folder.h"
+
 const char *own_path(void) {
     static char path[PROGRAM_PATH];
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -40,7 +42,7 @@ bool mpi_can_be_tested(void) {
     return reason == NULL;
 }
 
-void add_mpirun_in(Command *command, int ranks, const char *folder) {
+void add_mpirun_in_folder(Command *command, int ranks) {
     static int launches = 0;
     static char variable[PROGRAM_PATH]; // until the program has started
     int length = snprintf(variable, sizeof variable, "TMPDIR=%s/%d", folder, launches++);
