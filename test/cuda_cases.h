@@ -1,7 +1,7 @@
 // What the tests of CUDA's layers share: the device, tensors on it with guards around them, and comparisons.
 //
-// The device is "emulated", CUDA's own kernels run by the CPU with its checks on (emulated/), or a GPU where
-// TEST_DEVICE=cuda stands in the environment. Where the program was built without it, its tests skip.
+// The device is "emulated", CUDA's own kernels run by the CPU with its checks on (emulated/), or a GPU
+// (test/cuda_device.h). Where the program was built without it, its tests skip.
 //
 // Storage is bf16: inputs are rounded to it on the host, so that the reference sees what the device sees. A result in
 // storage was rounded once from fp32, so it may be off by half a unit in the last place (half_ulp), beside what its
@@ -9,8 +9,9 @@
 #ifndef TEST_CUDA_CASES_H
 #define TEST_CUDA_CASES_H
 
-#include "test/layer_cases.h"
 #include "test/bf16.h"
+#include "test/cuda_device.h"
+#include "test/layer_cases.h"
 
 #include <stdio.h>
 #include <sys/mman.h>
@@ -18,9 +19,6 @@
 #include <unistd.h>
 
 // ---- the device ----------------------------------------------------------------------------------------------------
-
-const char *cuda_device_name(void);
-DeviceKind cuda_device_kind(void);
 
 // The one device of this process, opened at the first call, with the race checker on where there is one. Skips the test
 // if there is none.

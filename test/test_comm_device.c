@@ -8,15 +8,13 @@
 // With TEST_DEVICE=cuda in the environment the checks run on GPUs, as many as there are: ranks that copy share them,
 // and ranks of NCCL are processes, each of which tells NCCL that it is a machine of its own (NCCL_HOSTID), since NCCL
 // refuses two ranks on one GPU of a machine.
-#include "test/folder.h"
+#include "test/cuda_device.h"
 #include "test/ranks.h"
 
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
-#include <time.h>
 
-#include "base/pulse.h"
 #include "base/random.h"
 #include "comm/device_group.h"
 
@@ -66,12 +64,6 @@ static void check_same_sent(Rank *me, int64_t before, const char *what, int roun
     check(me, sent_beyond(me) == before, what, round, sent_beyond(me) - before);
 }
 
-static const char *device_name(void) {
-    const char *name = getenv("TEST_DEVICE");
-    return name != NULL && *name != '\0' ? name : "emulated";
-}
-static bool on_gpus(void) { return strcmp(device_name(), "cuda") == 0; }
-
 static Device *gpu_of_engine; // of this process, where it is a rank of engine `nccl`
 
 static void close_device(Device *device) {
@@ -85,8 +77,8 @@ static void open_device(Device *device, Comm *world, bool shared) {
         *device = *gpu_of_engine;
         return;
     }
-    int count = device_count(device_kind(device_name()), &why), index = shared || count == 0 ? 0 : comm_rank(world) % count;
-    if (!device_open(device, device_kind(device_name()), index, 1, &err)) comm_fail(world, &err);
+    int count = device_count(cuda_device_kind(), &why), index = shared || count == 0 ? 0 : comm_rank(world) % count;
+    if (!device_open(device, cuda_device_kind(), index, 1, &err)) comm_fail(world, &err);
 }
 
 // ---- a device that does all at once ---------------------------------------------------------------------------------
@@ -552,8 +544,9 @@ static void check_overlapped(Rank *me, int round) {
         comm_all_gather_wait(comm, gathering[on_device]);
     }
     check_same_sent(me, before, "bytes of overlapped collectives", round);
-    static const char *const names[BOXES] = {"all-gather begun", "reduce-scatter begun", "", "all-to-all sent",
-                                             "all-to-all", "first", "last", "edge before", "edge after"};
+    static const char *const names[BOXES] = {
+        "all-gather begun", "reduce-scatter begun", "", "all-to-all sent", "all-to-all", "first", "last", "edge before",
+        "edge after"};
     for (int i = 0; i < BOXES; i++) {
         take(me, &box[i], sizes[i]);
         if (i != ROOM) compare(me, &box[i], 0, host[i], sizes[i], names[i], round);
@@ -689,8 +682,8 @@ static int run_checks(char **argv) {
         Device gpu;
         if (comm_engine_here(COMM_AUTO) == COMM_NCCL) {
             const char *why;
-            int gpus = device_count(device_kind(device_name()), &why);
-            if (!device_open(&gpu, device_kind(device_name()), gpus > 0 ? comm_process_rank() % gpus : 0, 1, &err)) die(&err);
+            int gpus = device_count(cuda_device_kind(), &why);
+            if (!device_open(&gpu, cuda_device_kind(), gpus > 0 ? comm_process_rank() % gpus : 0, 1, &err)) die(&err);
             launch.device = gpu_of_engine = &gpu;
         }
         if (!comm_run(&launch, rank_main, &checks, &err)) die(&err);
@@ -702,113 +695,7 @@ static int run_checks(char **argv) {
     return 3;
 }
 
-// ---- the program that fails ---------------------------------------------------------------------------------------
-
-typedef struct Scene {
-    const char *trouble;
-    bool collectives, engine;
-} Scene;
-
-// A device with long work queued before the exchanges: nothing behind it is done until `work_ends`.
-static bool (*true_done)(Device *, Event *);
-static double work_ends;
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-static bool done_after_long_work(Device *device, Event *event) {
-    return seconds_now() >= work_ends && true_done(device, event);
-}
-static void work_long(Comm *world, Device *device, double seconds) {
-    if (comm_rank(world) == 0) {
-        true_done = device->event_done;
-        work_ends = seconds_now() + seconds;
-    }
-    comm_barrier(world);
-    device->event_done = done_after_long_work;
-}
-
-// A rank of engine `nccl` that hangs, or is slow where the ranks said that it may be.
-static void play_engine(Comm *world, const char *trouble) {
-    Device device;
-    Error err = {0};
-    bool hangs = strcmp(trouble, "hang") == 0, slow = strcmp(trouble, "slow") == 0;
-    open_device(&device, world, false);
-    Comm *all = nccl_open(&device, "127.0.0.1:29500", comm_rank(world), comm_size(world), 1, &err);
-    if (all == NULL) comm_fail(world, &err);
-    if (slow) comm_doing_slowly(all, "saving");
-    comm_doing(all, comm_rank(world) == 0 ? "step 12" : "reading data");
-    if (comm_rank(world) == 1 && (hangs || slow)) usleep(hangs ? 60000000 : 2500000);
-    comm_barrier(all);
-    double sum = 1;
-    comm_all_reduce_sum(all, &sum, 1);
-    if (comm_rank(world) == 0 && sum == comm_size(world)) printf("came through\n");
-    fflush(stdout);
-    nccl_close(all);
-    device.close(&device);
-}
-
-static void play(Comm *world, void *argument) {
-    const Scene *scene = argument;
-    Device device;
-    Error err = {0};
-    if (scene->engine) {
-        play_engine(world, scene->trouble);
-        return;
-    }
-    bool two_on_one = strcmp(scene->trouble, "two on one") == 0;
-    comm_doing(world, comm_rank(world) == 0 ? "step 12" : "reading data");
-    open_device(&device, world, two_on_one);
-    bool long_work = strcmp(scene->trouble, "long work") == 0;
-    if (long_work) work_long(world, &device, 2.5);
-    Comm *comm = comm_on_device(world, &device, scene->collectives);
-    if (strcmp(scene->trouble, "hang") == 0 && comm_rank(world) == 1)
-        for (;;) pause();
-    if (strcmp(scene->trouble, "slow") == 0 && comm_rank(world) == 1)
-        for (double end = seconds_now() + 2.5; seconds_now() < end; usleep(10000)) pulse_beat();
-    int bytes = strcmp(scene->trouble, "sizes") == 0 && comm_rank(world) == 1 ? 64 : 128;
-    void *buffer = device.allocate(&device, 256, &err);
-    for (int i = 0; i < 5; i++) {
-        int other = 1 - comm_rank(world);
-        CommRequest request = comm_exchange_begin(comm, buffer, (size_t)bytes, other, (char *)buffer + 128, 128, other);
-        comm_wait(comm, &request);
-        device.synchronize(&device);
-    }
-    while (long_work && seconds_now() < work_ends) usleep(10000);
-    printf("came through\n");
-    fflush(stdout);
-    comm_free(comm);
-    device.release(&device, buffer, 256);
-    device.close(&device);
-}
-
-// The program: play TROUBLE TRANSPORT ENGINE
-static int run_scene(char **argv) {
-    Scene scene = {argv[1], strcmp(argv[2], "collectives") == 0, strcmp(argv[2], "engine") == 0};
-    CommEngine engine = strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL;
-    CommLaunch launch = {.engine = engine, .ranks = 2, .timeout_seconds = 1};
-    Error err = {0};
-    alarm(60);
-    if (!comm_run(&launch, play, &scene, &err)) die(&err);
-    return 0;
-}
-
 // ---- the test -----------------------------------------------------------------------------------------------------
-
-static bool device_can_be_tested(void) {
-    const char *why;
-    if (device_count(device_kind(device_name()), &why) > 0) return true;
-    print_message("skipped: no device \"%s\": %s\n", device_name(), why);
-    return false;
-}
-
-// What only the emulated device can show: lateness at its worst, failures on demand.
-static bool emulated_can_be_tested(void) {
-    if (!on_gpus()) return device_can_be_tested();
-    print_message("skipped: on the emulated device only\n");
-    return false;
-}
 
 static RunningProgram start_checks(int seed, Transport transport, const char *smallest, const char *largest,
                                    Fault fault) {
@@ -848,7 +735,7 @@ static void run_processes(const char *ranks) {
 
 static void test_operations_on_gpus(void **state) {
     (void)state;
-    if (!on_gpus() || !device_can_be_tested()) skip();
+    if (!cuda_device_is_gpu() || cuda_devices_here() == 0) skip();
     for (Transport transport = SHARED; transport < COLLECTIVES; transport++) {
         RunningProgram program = start_checks(1, transport, "1", "5", NO_FAULT);
         end_checks(&program, transport, 1);
@@ -870,7 +757,7 @@ static void test_threads(void **state) {
 
 static void test_operations(void **state) {
     (void)state;
-    if (!emulated_can_be_tested()) skip();
+    if (!only_emulated()) skip();
     enum { SEEDS = 3 };
     for (int seed = 1; seed <= SEEDS; seed++) {
         RunningProgram programs[TRANSPORTS];
@@ -895,58 +782,10 @@ static void expect_found(Transport transport, Fault fault) {
 
 static void test_missing_waits(void **state) {
     (void)state;
-    if (!emulated_can_be_tested()) skip();
+    if (!only_emulated()) skip();
     for (Transport transport = PEERS; transport <= COLLECTIVES; transport++) {
         expect_found(transport, WORK_DOES_NOT_WAIT);
         expect_found(transport, EXCHANGE_DOES_NOT_WAIT);
-    }
-}
-
-static void expect_failure(const char *setting, const char *trouble, const char *transport, const char *first,
-                           const char *second) {
-    Command command = {0};
-    add_words(&command, "env", setting, own_path(), "play", trouble, transport, "local", NULL);
-    ProgramResult result = run_program(command.argv, 30);
-    const char *line = strchr(result.err, '\n');
-    if (result.exit_code != 1 || strncmp(result.err, "train_gpt: ", 11) != 0 || line == NULL || line[1] != '\0' ||
-        strstr(result.err, first) == NULL || strstr(result.err, second) == NULL)
-        fail_msg("%s, %s: exit code %d, %s", trouble, transport, result.exit_code, result.err);
-    free_result(&result);
-}
-
-static void test_failures(void **state) {
-    (void)state;
-    if (!emulated_can_be_tested()) skip();
-    expect_failure("EMULATED_NCCL_FAIL=1:3", "-", "collectives",
-                   "): exchange between GPUs failed (doing: reading data): NCCL: ", "planted");
-    expect_failure("EMULATED_NCCL_FAIL=0:0", "-", "collectives", "rank 0 (process ", "): exchange between GPUs failed");
-    expect_failure("EMULATED_SEED=2", "hang", "collectives", "): exchange between GPUs has not ended for 1 s",
-                   "step 12");
-    expect_failure("EMULATED_SEED=2", "hang", "peers", "rank 1 has not answered for 1",
-                   "exchange");
-    expect_failure("EMULATED_SEED=2", "sizes", "collectives", "a message of 64 bytes", "a message of 128 bytes");
-    expect_failure("EMULATED_SEED=2", "sizes", "peers", "rank 1 sends 64 bytes to rank 0, which expects 128",
-                   "programming error");
-    expect_failure("EMULATED_NCCL_FAIL=1:0", "-", "engine", ": barrier failed (doing: ", "planted");
-    expect_failure("EMULATED_SEED=2", "hang", "engine", "rank 0 (process ",
-                   ": barrier has not ended for 1");
-    expect_failure("EMULATED_SEED=2", "two on one", "collectives",
-                   "start between GPUs failed: NCCL: ", "same CUDA device");
-}
-
-// The time-out is 1 s. It is no silence that exchanges are begun at once, but come to their turn after 2.5 s of work; nor
-// that one side begins them only then, having given signs of life.
-static void test_long_work(void **state) {
-    static const char *const trouble[] = {"long work", "slow", "slow"};
-    (void)state;
-    if (!emulated_can_be_tested()) skip();
-    for (int i = 0; i < 3; i++) {
-        Command command = {0};
-        add_words(&command, "env", "EMULATED_SEED=2", own_path(), "play", trouble[i], i < 2 ? "collectives" : "engine",
-                  "local", NULL);
-        ProgramResult result = run_program(command.argv, 60);
-        if (result.exit_code != 0 || *result.err) fail_msg("exit code %d, %s", result.exit_code, result.err);
-        free_result(&result);
     }
 }
 
@@ -973,18 +812,6 @@ static void test_sums_of_many_ranks(void **state) {
     if (checks.failures > 0) fail_msg("%d checks failed; first: %s", checks.failures, checks.first);
 }
 
-static void test_processes_need_collectives(void **state) {
-    (void)state;
-    if (!emulated_can_be_tested() || !mpi_can_be_tested()) skip();
-    Command command = {0};
-    add_mpirun_in_folder(&command, 2);
-    add_words(&command, own_path(), "play", "-", "peers", "mpi", NULL);
-    ProgramResult result = run_program(command.argv, 30);
-    assert_int_equal(result.exit_code, 1);
-    assert_non_null(strstr(result.err, "through NCCL alone"));
-    free_result(&result);
-}
-
 // Where the device's memory is the host's, a group on it is an ordinary group.
 static void rank_on_cpu(Comm *world, void *argument) {
     Device device;
@@ -1008,19 +835,12 @@ static void test_cpu_device(void **state) {
 
 int main(int argc, char **argv) {
     if (argc == 6 && strcmp(argv[1], "checks") == 0) return run_checks(argv + 1);
-    if (argc == 5 && strcmp(argv[1], "play") == 0) return run_scene(argv + 1);
     alarm(300);
     pass_over_what_is_not_ours();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cpu_device),
-        cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_operations),
-        cmocka_unit_test(test_operations_on_gpus),
-        cmocka_unit_test(test_missing_waits),
-        cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_long_work),
-        cmocka_unit_test(test_sums_of_many_ranks),
-        cmocka_unit_test(test_processes_need_collectives),
+        cmocka_unit_test(test_cpu_device),    cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_operations),    cmocka_unit_test(test_operations_on_gpus),
+        cmocka_unit_test(test_missing_waits), cmocka_unit_test(test_sums_of_many_ranks),
     };
-    return cmocka_run_group_tests_name("comm on devices", tests, make_folder, remove_folder);
+    return cmocka_run_group_tests_name("comm on devices", tests, NULL, NULL);
 }

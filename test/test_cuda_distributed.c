@@ -10,21 +10,16 @@
 //
 // With TEST_DEVICE=cuda in the environment this runs on the GPUs there are.
 #include "test/attention_problem.h"
+#include "test/cuda_device.h"
 #include "test/ranks.h"
-
-static const char *device_name(void) {
-    const char *name = getenv("TEST_DEVICE");
-    return name != NULL && *name != '\0' ? name : "emulated";
-}
 
 static void open_device(Device *device, int index) {
     Error err = {0};
-    if (!device_open(device, device_kind(device_name()), index, 1, &err)) die(&err);
+    if (!device_open(device, cuda_device_kind(), index, 1, &err)) die(&err);
 }
 static void shared_device(Device *device, int rank) { (void)rank, open_device(device, 0); }
 static void own_device(Device *device, int rank) {
-    const char *why = "";
-    int gpus = strcmp(device_name(), "emulated") == 0 ? 4 : device_count(device_kind(device_name()), &why);
+    int gpus = cuda_device_is_gpu() ? cuda_devices_here() : 4;
     open_device(device, rank % gpus);
 }
 
@@ -163,12 +158,8 @@ static char *bit_lines(const char *text) { // the lines that begin with "bits "
 
 static void every_exchange_on_every_transport(void **state) {
     (void)state;
-    const char *why = "";
-    int devices = device_count(device_kind(device_name()), &why);
-    if (devices == 0) {
-        print_message("no device \"%s\": %s\n", device_name(), why);
-        skip();
-    }
+    int devices = cuda_devices_here();
+    if (devices == 0) skip();
     int count = devices >= 4 ? PROGRAMS : PROGRAMS - 1; // NCCL wants a GPU for each rank
     RunningProgram running[PROGRAMS];
     char *bits[PROGRAMS] = {NULL};

@@ -14,6 +14,7 @@
 // Logits: sqrt(12) U/2 = 0.7% of their norm; 2% is allowed. Gradients come out of some tens of roundings on the way
 // down and back up: sqrt(40) U/2 = 1.2% of a tensor's norm; 3% is allowed, and of the norm of all at every step.
 #include "test/compare.h"
+#include "test/cuda_device.h"
 #include "test/folder.h"
 
 #include <limits.h>
@@ -318,13 +319,9 @@ int main(void) {
         cmocka_unit_test(test_what_is_refused),
     };
     const struct CMUnitTest none[] = {cmocka_unit_test(no_device)};
-    const char *given = getenv("TEST_DEVICE"), *why = "";
-    device_name = given != NULL && *given != '\0' ? given : "emulated";
-    devices = device_count(device_kind(device_name), &why);
-    if (devices == 0) {
-        print_message("# --device %s: %s\n", device_name, why);
-        return cmocka_run_group_tests_name("training on a GPU's kernels", none, NULL, NULL);
-    }
+    device_name = cuda_device_name();
+    devices = cuda_devices_here();
+    if (devices == 0) return cmocka_run_group_tests_name("training on a GPU's kernels", none, NULL, NULL);
     if (program_slowness() > 1)
         return cmocka_run_group_tests_name("training on a GPU's kernels", under_sanitizers, make_runs, remove_folder);
     return cmocka_run_group_tests_name("training on a GPU's kernels", tests, make_runs, remove_folder);

@@ -1,13 +1,6 @@
 // Bodies of test/cuda_cases.h.
 #include "test/cuda_cases.h"
 
-const char *cuda_device_name(void) {
-    const char *name = getenv("TEST_DEVICE");
-    return name != NULL && name[0] != '\0' ? name : "emulated";
-}
-
-DeviceKind cuda_device_kind(void) { return device_kind(cuda_device_name()); }
-
 static bool cuda_device_is_open(bool now) {
     static bool open;
     return open = open || now;
@@ -15,12 +8,8 @@ static bool cuda_device_is_open(bool now) {
 
 Device *cuda_device_of_test(void) {
     static Device device;
-    const char *why = "";
     if (cuda_device_is_open(false)) return &device;
-    if (device_count(cuda_device_kind(), &why) == 0) {
-        print_message("no device \"%s\": %s\n", cuda_device_name(), why);
-        skip();
-    }
+    if (cuda_devices_here() == 0) skip();
     setenv("EMULATED_RACES", "1", 0);
     Error err = {0};
     if (!device_open(&device, cuda_device_kind(), 0, 1, &err)) fail_msg("%s", err.message);
