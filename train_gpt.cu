@@ -87,8 +87,8 @@ static void classify(Rank *r, float d_loss, int64_t counted) {
         if (r->dump_logits != NULL) keep_logits(r, first, rows);
         d->classifier(d, pass->logits, pass->losses + first, pass->targets + first, rows, V, d_loss);
         if (d_loss == 0) continue;
-        d->matmul_backward(d, at(d, r->pass.d_normed, first * C), gradient(&r->model, table->classifier), NULL, pass->logits,
-                           normed, weight(&r->model, table->classifier), rows, C, V, false);
+        d->matmul_backward(d, at(d, pass->d_normed, first * C), gradient(&r->model, table->classifier), NULL,
+                           pass->logits, normed, weight(&r->model, table->classifier), rows, C, V, false);
     }
     d->sum(d, &r->sums->losses, pass->losses, counted);
 }
@@ -172,8 +172,8 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
         if (begin >= end) continue;
         adamw.weight_decay = p->decay ? (float)o->weight_decay : 0.0f;
         int64_t mine = begin - r->slice_begin;
-        d->adamw(d, r->master + mine, weight(&r->model, begin), r->exp_avg + mine, r->exp_avg_sq + mine, r->model.gradients + begin,
-                 end - begin, &adamw);
+        d->adamw(d, r->master + mine, weight(&r->model, begin), r->exp_avg + mine, r->exp_avg_sq + mine,
+                 r->model.gradients + begin, end - begin, &adamw);
     }
     comm_doing(r->world, "gathering of weights");
     gather_slices(r, r->model.weights, d->element_bytes);
@@ -324,7 +324,8 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
         if (dump_now) dump(r);
         t->diverged = !isfinite(report->loss) || !isfinite(report->gradient_norm);
         if (t->diverged)
-            ok = error_set(err, "step %lld: the loss is %g and the gradient's norm %g; give a smaller --lr or --grad-clip",
+            ok = error_set(err,
+                           "step %lld: the loss is %g and the gradient's norm %g; give a smaller --lr or --grad-clip",
                            (long long)step, report->loss, report->gradient_norm);
     }
     if (!ok) {
@@ -359,7 +360,8 @@ static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
     if (!evaluate(r, v, &t->validation_loss, err)) return false;
     if (isfinite(t->validation_loss)) return true;
     if (t->step > r->run->resumed.step)
-        return error_set(err, "step %lld: the update has made the validation loss %g; give a smaller --lr or --grad-clip",
+        return error_set(err,
+                         "step %lld: the update has made the validation loss %g; give a smaller --lr or --grad-clip",
                          (long long)t->step, t->validation_loss);
     return error_set(err, "before any step the validation loss is %g: the weights are too large; give other ones",
                      t->validation_loss);
@@ -424,7 +426,7 @@ static void train(Rank *r, Reporter *reporter) {
 // What the ranks of a process are started with.
 typedef struct Job {
     const Run *run;
-    Device *device;  // engine nccl: the GPU of this process, which carries the ranks' messages from the start; else NULL
+    Device *device; // engine nccl: the GPU of this process, which carries the ranks' messages from the start; else NULL
     int exit_status; // left by rank 0
 } Job;
 

@@ -9,7 +9,8 @@
 #include "run/saving.h"
 #include "train_gpt.h"
 
-// ---- memory -----------------------------------------------------------------------------------------------------------
+// ---- memory
+// -----------------------------------------------------------------------------------------------------------
 
 // Where the slice of rank `rank` begins, in elements: at a multiple of 64, so that every slice can be read and written
 // in whole cache lines.
@@ -90,7 +91,8 @@ size_t rank_bytes(Rank *r, int world_rank) {
     return r->arena.used;
 }
 
-// ---- weights ----------------------------------------------------------------------------------------------------------
+// ---- weights
+// ----------------------------------------------------------------------------------------------------------
 
 // Elements [begin, end) of a vector that a run begins with: read from `from`, or where that is NULL, made from the
 // seed.
@@ -147,7 +149,8 @@ static bool fill_rotary_tables(Rank *r, Error *err) {
     float *tables = malloc((size_t)(2 * elements) * sizeof(float));
     if (tables == NULL) return error_set(err, "out of memory for the rotary tables of %lld tokens", (long long)tokens);
     for (int i = 0; i < r->model.shard.count; i++)
-        for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++) r->staging[n++] = (int32_t)(r->model.shard.chunk[i].start + t);
+        for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++)
+            r->staging[n++] = (int32_t)(r->model.shard.chunk[i].start + t);
     rope_tables(c, r->staging, tokens, tables, tables + elements);
     r->device.upload(&r->device, r->pass.cos_table, tables, (size_t)elements * sizeof(float));
     r->device.upload(&r->device, r->pass.sin_table, tables + elements, (size_t)elements * sizeof(float));

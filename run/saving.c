@@ -1,8 +1,9 @@
 // Saving, and ends. What must not happen: that hours of training are lost to something beside it (a data file that was
-// cut short, a full disk, a loss that ran away, a batch system's time limit). So every end that the ranks reach together
-// saves first what is sound, and only then says what was wrong.
+// cut short, a full disk, a loss that ran away, a batch system's time limit). So every end that the ranks reach
+// together saves first what is sound, and only then says what was wrong.
 //
-// Sound means: with these weights the loss of the tokens at hand is a number. What is not is never written over what is.
+// Sound means: with these weights the loss of the tokens at hand is a number. What is not is never written over what
+// is.
 #include "run/saving.h"
 
 #include <math.h>
@@ -23,7 +24,8 @@ double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// ---- all ranks together -----------------------------------------------------------------------------------------------
+// ---- all ranks together
+// -----------------------------------------------------------------------------------------------
 
 bool leader(const Rank *r) { return comm_rank(r->world) == 0; }
 
@@ -79,7 +81,8 @@ const char *answer_to_signals(const Run *run) {
     return line;
 }
 
-// ---- from the ranks' memory to files ----------------------------------------------------------------------------------
+// ---- from the ranks' memory to files
+// ----------------------------------------------------------------------------------
 
 // The flat vector in the room of the gradients, where the leader can read it; NULL, on the leader: out of memory.
 static const float *for_file(Rank *r) {
@@ -99,7 +102,8 @@ static void free_host_vector(Rank *r) {
 // The flat vector of the parameters in fp32 or of a moment, from everyone's slices, in the room of the gradients (which
 // are not needed between steps).
 static const float *gather_flat(Rank *r, const float *slice) {
-    r->device.copy(&r->device, r->model.gradients + r->slice_begin, slice, (r->slice_end - r->slice_begin) * sizeof(float));
+    r->device.copy(&r->device, r->model.gradients + r->slice_begin, slice,
+                   (r->slice_end - r->slice_begin) * sizeof(float));
     gather_slices(r, r->model.gradients, sizeof(float));
     return for_file(r);
 }
@@ -155,7 +159,8 @@ static bool write_checkpoint(Rank *r, Training *t, Error *err) {
     return true;
 }
 
-// ---- saving -----------------------------------------------------------------------------------------------------------
+// ---- saving
+// -----------------------------------------------------------------------------------------------------------
 
 // Weights that this run has not changed are as good as they came.
 static bool sound(Rank *r, const Training *t, Error *err) {
@@ -201,7 +206,8 @@ void end_saving(Rank *r, Training *t, const Error *cause) {
     for (;;) comm_barrier(r->world); // until the leader ends all
 }
 
-// ---- --dump -------------------------------------------------------------------------------------------------------------
+// ---- --dump
+// -------------------------------------------------------------------------------------------------------------
 
 static size_t room_of_logits(const Rank *r) {
     return (size_t)(r->pass.classifier_rows * r->run->config.vocab_size) * sizeof(float);

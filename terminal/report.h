@@ -21,9 +21,9 @@ typedef struct StepReport {
 } StepReport;
 
 // How much of the machine a step uses: its operations per second (of matrix products and causal attention, none of them
-// counted twice where they are computed again) over *rate, the most that the machine is known to reach. That is what its
-// matrix products reached when they were measured, and since a machine has at least the rate that it has shown, whatever
-// a step reaches: *rate is raised to it, and no step is above 1. NaN where *rate is 0: not measured.
+// counted twice where they are computed again) over *rate, the most that the machine is known to reach. That is what
+// its matrix products reached when they were measured, and since a machine has at least the rate that it has shown,
+// whatever a step reaches: *rate is raised to it, and no step is above 1. NaN where *rate is 0: not measured.
 double machine_share(double reached, double *rate);
 
 typedef struct Reporter {
@@ -34,12 +34,12 @@ typedef struct Reporter {
     bool log_failed; // it could not be written, and training goes on without it
 } Reporter;
 
-// Opens the log. Where `append`, it goes on after step `step`: what an interrupted run wrote of later ones, which will be
-// done again, is cut off, and so is a last line left incomplete.
+// Opens the log. Where `append`, it goes on after step `step`: what an interrupted run wrote of later ones, which will
+// be done again, is cut off, and so is a last line left incomplete.
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err);
 // Numbers in the log read back exactly; a NaN or infinity is null. On a terminal, a step with a validation loss keeps
-// its line. A log that cannot be written is said once, on standard error, and is written no more; for standard output see
-// terminal/output.h.
+// its line. A log that cannot be written is said once, on standard error, and is written no more; for standard output
+// see terminal/output.h.
 void reporter_step(Reporter *reporter, const StepReport *report);
 void reporter_line_end(Reporter *reporter); // leaves the live line standing, before other output
 bool reporter_close(Reporter *reporter);    // false: the log is not whole

@@ -56,7 +56,8 @@ static void toy_beside_attention(void **state) {
     (void)state;
     Log one = train_toy("mean,attention", 1, 1, "none", false), four = train_toy("mean,attention", 4, 1, "none", false);
     check_equal(&one, &four, 1e-5);
-    Log mlp = train_toy("mean,attention", 1, 1, "mlp", false), block = train_toy("mean,attention", 1, 1, "block", false);
+    Log mlp = train_toy("mean,attention", 1, 1, "mlp", false),
+        block = train_toy("mean,attention", 1, 1, "block", false);
     check_equal(&one, &mlp, 0);
     check_equal(&one, &block, 0);
 }
@@ -93,15 +94,26 @@ static void mix_on_rank(Comm *world, void *argument) {
     Attention attention = {.config = {.context = T, .ranks = ranks}, .rank = rank};
     float weights[C * C] = {0}, gradients[C * C] = {0};
     for (int c = 0; c < C; c++) weights[c * C + c] = 1;
-    Model model = {.config = &config, .device = &device, .attention = &attention, .sequence = world,
-                   .shard = shard_of(T, ranks, rank), .weights = weights, .gradients = gradients};
+    Model model = {.config = &config,
+                   .device = &device,
+                   .attention = &attention,
+                   .sequence = world,
+                   .shard = shard_of(T, ranks, rank),
+                   .weights = weights,
+                   .gradients = gradients};
     int64_t tokens = model.shard.tokens, n = B * tokens;
     float *x = calloc((size_t)(6 * n * C), sizeof *x), sums[2 * 16 * B * C];
     int32_t *positions = calloc((size_t)n, sizeof *positions);
-    Pass pass = {.rows = n, .sequences = B, .positions = positions, .normed = x, .branch = x + n * C,
-                 .d_residual = x + 2 * n * C, .d_normed = x + 3 * n * C};
+    Pass pass = {.rows = n,
+                 .sequences = B,
+                 .positions = positions,
+                 .normed = x,
+                 .branch = x + n * C,
+                 .d_residual = x + 2 * n * C,
+                 .d_normed = x + 3 * n * C};
     int64_t tensor[MIXER_TENSORS] = {0}, row = 0;
-    Mixing m = {.model = &model, .pass = &pass, .tensor = tensor, .kept = {{x + 4 * n * C}}, .room = {{x + 5 * n * C, sums}}};
+    Mixing m = {
+        .model = &model, .pass = &pass, .tensor = tensor, .kept = {{x + 4 * n * C}}, .room = {{x + 5 * n * C, sums}}};
     for (int64_t b = 0; b < B; b++)
         for (int i = 0; i < model.shard.count; i++)
             for (int64_t t = 0; t < model.shard.chunk[i].length; t++, row++) {
@@ -206,8 +218,14 @@ static void recompute_keeps_the_bits_on_cuda(void **state) {
 // Bytes per token of a pass of d12 (12 layers, width 768, bytes) in bf16.
 static double bytes_per_token(Recompute recompute) {
     const int64_t tokens = 1 << 20;
-    ModelConfig d12 = {.architecture = ARCH_LLAMA, .vocab_size = 257, .layers = 12, .heads = 12, .kv_heads = 12,
-                       .head_dim = 64, .dim = 768, .ffn_dim = 2048};
+    ModelConfig d12 = {.architecture = ARCH_LLAMA,
+                       .vocab_size = 257,
+                       .layers = 12,
+                       .heads = 12,
+                       .kv_heads = 12,
+                       .head_dim = 64,
+                       .dim = 768,
+                       .ffn_dim = 2048};
     Arena arena = {0};
     Pass pass = {0};
     pass_lay_out(&pass, &d12, 2, &arena, 1, tokens, true, recompute);
@@ -237,9 +255,10 @@ static int make_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(toy_is_its_definition), cmocka_unit_test(toy_trains_sharded),       cmocka_unit_test(toy_beside_attention),
-        cmocka_unit_test(toy_is_refused_where_it_cannot_go), cmocka_unit_test(recompute_keeps_the_bits),
-        cmocka_unit_test(recompute_keeps_the_bits_on_cuda),  cmocka_unit_test(memory_per_token),
+        cmocka_unit_test(toy_is_its_definition),    cmocka_unit_test(toy_trains_sharded),
+        cmocka_unit_test(toy_beside_attention),     cmocka_unit_test(toy_is_refused_where_it_cannot_go),
+        cmocka_unit_test(recompute_keeps_the_bits), cmocka_unit_test(recompute_keeps_the_bits_on_cuda),
+        cmocka_unit_test(memory_per_token),
     };
     return cmocka_run_group_tests_name("layer", tests, make_text, remove_folder);
 }

@@ -1,7 +1,7 @@
 // Memory is honest: after the first step nothing is allocated or freed, and what a run takes is what --plan says.
 //
-// test/counted.c counts in the program itself (test/train_gpt_counted). What emulated GPUs and their driver allocate for
-// themselves is not the program's: binutils' addr2line tells which places are in emulated/.
+// test/counted.c counts in the program itself (test/train_gpt_counted). What emulated GPUs and their driver allocate
+// for themselves is not the program's: binutils' addr2line tells which places are in emulated/.
 #include "test/program.h"
 
 #include "layers/device.h"
@@ -70,7 +70,8 @@ static void expect_no_places(const char *said, const Case *c) {
     for (char *line = strtok(result.out, "\n"); line != NULL; line = strtok(NULL, "\n"))
         if (!is_emulators(line)) snprintf(found + strlen(found), sizeof found - strlen(found), "\n    %s", line);
     free_result(&result);
-    if (found[0] != '\0') fail_msg("--device %s %s: allocates or frees after its first step:%s", c->device, c->options, found);
+    if (found[0] != '\0')
+        fail_msg("--device %s %s: allocates or frees after its first step:%s", c->device, c->options, found);
 }
 
 static void nothing_is_allocated(const char *device, const char *const *options, int count) {
@@ -79,7 +80,8 @@ static void nothing_is_allocated(const char *device, const char *const *options,
         char words[1024];
         Command command = {0};
         add_case(&command, &c, words);
-        add_words(&command, "--steps", "5", "--layers", "2", "--threads", "2", "--batch", "2", "--micro-batch", "1", NULL);
+        add_words(&command, "--steps", "5", "--layers", "2", "--threads", "2", "--batch", "2", "--micro-batch", "1",
+                  NULL);
         ProgramResult result = run_command(&command, TIME_LIMIT);
         Counted counted = counted_in(&result);
         if (counted.device_calls != 0)
@@ -132,7 +134,8 @@ static double planned(const Case *c) {
     add_words(&command, "--plan", "--threads", "2", NULL);
     ProgramResult result = run_command(&command, TIME_LIMIT);
     const char *line = strstr(result.out, mark);
-    if (line == NULL || sscanf(line + sizeof mark - 1, "%lf %7s", &value, unit) != 2) fail_msg("no plan: %s", result.out);
+    if (line == NULL || sscanf(line + sizeof mark - 1, "%lf %7s", &value, unit) != 2)
+        fail_msg("no plan: %s", result.out);
     for (int i = 0; strcmp(units[i], unit) != 0; i++, scale *= 1024)
         if (i == 3) fail_msg("a plan in %s", unit);
     free_result(&result);
@@ -222,10 +225,8 @@ static void too_little_scratch_ends_the_program(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(too_little_scratch_ends_the_program),
-        cmocka_unit_test(nothing_is_allocated_on_the_cpu),
-        cmocka_unit_test(nothing_is_allocated_on_gpus),
-        cmocka_unit_test(cpu_takes_what_is_planned),
+        cmocka_unit_test(too_little_scratch_ends_the_program), cmocka_unit_test(nothing_is_allocated_on_the_cpu),
+        cmocka_unit_test(nothing_is_allocated_on_gpus),        cmocka_unit_test(cpu_takes_what_is_planned),
         cmocka_unit_test(gpus_take_what_is_planned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
