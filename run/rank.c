@@ -9,8 +9,7 @@
 #include "run/saving.h"
 #include "train_gpt.h"
 
-// ---- memory
-// -----------------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------------------
 
 // Where the slice of rank `rank` begins, in elements: at a multiple of 64, so that every slice can be read and written
 // in whole cache lines.
@@ -91,8 +90,7 @@ size_t rank_bytes(Rank *r, int world_rank) {
     return r->arena.used;
 }
 
-// ---- weights
-// ----------------------------------------------------------------------------------------------------------
+// ---- weights -------------------------------------------------------------------------------------------------------
 
 // Elements [begin, end) of a vector that a run begins with: read from `from`, or where that is NULL, made from the
 // seed.

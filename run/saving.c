@@ -24,8 +24,7 @@ double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// ---- all ranks together
-// -----------------------------------------------------------------------------------------------
+// ---- all ranks together --------------------------------------------------------------------------------------------
 
 bool leader(const Rank *r) { return comm_rank(r->world) == 0; }
 
@@ -81,8 +80,7 @@ const char *answer_to_signals(const Run *run) {
     return line;
 }
 
-// ---- from the ranks' memory to files
-// ----------------------------------------------------------------------------------
+// ---- from the ranks' memory to files -------------------------------------------------------------------------------
 
 // The flat vector in the room of the gradients, where the leader can read it; NULL, on the leader: out of memory.
 static const float *for_file(Rank *r) {
@@ -159,8 +157,7 @@ static bool write_checkpoint(Rank *r, Training *t, Error *err) {
     return true;
 }
 
-// ---- saving
-// -----------------------------------------------------------------------------------------------------------
+// ---- saving --------------------------------------------------------------------------------------------------------
 
 // Weights that this run has not changed are as good as they came.
 static bool sound(Rank *r, const Training *t, Error *err) {
@@ -206,8 +203,7 @@ void end_saving(Rank *r, Training *t, const Error *cause) {
     for (;;) comm_barrier(r->world); // until the leader ends all
 }
 
-// ---- --dump
-// -------------------------------------------------------------------------------------------------------------
+// ---- --dump --------------------------------------------------------------------------------------------------------
 
 static size_t room_of_logits(const Rank *r) {
     return (size_t)(r->pass.classifier_rows * r->run->config.vocab_size) * sizeof(float);
