@@ -98,7 +98,9 @@ static void play(Comm *world, void *argument) {
 static int run_scene(char **argv) {
     Scene scene = {argv[1], strcmp(argv[2], "collectives") == 0, strcmp(argv[2], "engine") == 0};
     CommEngine engine = strcmp(argv[3], "mpi") == 0 ? COMM_MPI : COMM_LOCAL;
-    CommLaunch launch = {.engine = engine, .ranks = 2, .timeout_seconds = 1};
+    // Short only where time is what is tested: on a busy machine ranks may start seconds apart.
+    bool about_time = strcmp(scene.trouble, "-") != 0;
+    CommLaunch launch = {.engine = engine, .ranks = 2, .timeout_seconds = about_time ? 1 : 30};
     Error err = {0};
     alarm(60);
     if (!comm_run(&launch, play, &scene, &err)) die(&err);
@@ -159,9 +161,9 @@ static void test_processes_need_collectives(void **state) {
     Command command = {0};
     add_mpirun_in_folder(&command, 2);
     add_words(&command, own_path(), "play", "-", "peers", "mpi", NULL);
-    ProgramResult result = run_program(command.argv, 30);
-    assert_int_equal(result.exit_code, 1);
-    assert_non_null(strstr(result.err, "through NCCL alone"));
+    ProgramResult result = run_program(command.argv, 60);
+    if (result.exit_code != 1 || strstr(result.err, "through NCCL alone") == NULL)
+        fail_msg("exit code %d, %s", result.exit_code, result.err);
     free_result(&result);
 }
 
