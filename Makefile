@@ -44,14 +44,17 @@ FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector
 # CUDA's kernels, for two devices: `cuda` by nvcc, and `emulated` by a C++ compiler over emulated/, whose own
 # objects are joined with the kernels' into one that shows nothing but how to open the device: so both live in one
 # program. CUDA and EMULATED come from config.mk. libraries.cu opens the real libraries: the emulated device has its own.
-KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu comm/cuda/*.cu)
+# attention/cuda/hopper is compiled where ARCHS has 90a, and emulated (HOPPER says so to those who call it).
+HOPPER           := $(wildcard attention/cuda/hopper/*.cu)
+KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu comm/cuda/*.cu) $(HOPPER)
 EMULATOR         := $(wildcard emulated/*.cpp)
 ALL_ARCHS        := 80 89 90a 100 120
 ARCHS            ?= $(FOUND_ARCHS)
 NVCC             = $(CUDA)/bin/nvcc
 CUDA_FOLDER      = $(BUILD)/cuda-$(subst $() ,-,$(strip $(ARCHS)))
-CUDA_OBJECTS     = $(if $(CUDA),$(KERNELS:%.cu=$(CUDA_FOLDER)/%.o))
-CUDA_COMPILE     = $(NVCC) -std=c++17 -I. -O3 -lineinfo --Werror all-warnings \
+CUDA_KERNELS     = $(if $(filter 90a,$(ARCHS)),$(KERNELS),$(filter-out $(HOPPER),$(KERNELS)))
+CUDA_OBJECTS     = $(if $(CUDA),$(CUDA_KERNELS:%.cu=$(CUDA_FOLDER)/%.o))
+CUDA_COMPILE     = $(NVCC) -std=c++17 -I. -O3 -lineinfo --Werror all-warnings $(if $(filter 90a,$(ARCHS)),-DHOPPER) \
                    -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
                    -Xptxas --warn-on-spills -DCUDA_LIBRARIES='"$(CUDA)/lib64"' \
                    $(foreach arch,$(ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
@@ -60,7 +63,7 @@ EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Iemulated -g $(WARNINGS) -Wno-u
                    -MP -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-gnu-unique
 # -fsanitize=thread makes the compiler name every memory access, which the emulator checks; no sanitizer is linked.
 EMULATED_KERNEL  = $(CXX) $(EMULATED_FLAGS) -O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 \
-                   -Dcuda_device=emulated_device -x c++
+                   -DHOPPER -Dcuda_device=emulated_device -x c++
 EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)
 EMULATED_OBJECTS = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out layers/cuda/libraries.cu,$(KERNELS)))
 
