@@ -22,6 +22,7 @@ void settings_read_again() {
     the_settings.abort = is("EMULATED_ABORT", "1");
     the_settings.eager = is("EMULATED_STREAMS", "eager");
     the_settings.banks = is("EMULATED_BANKS", "1");
+    the_settings.products = is("EMULATED_PRODUCTS", "1");
     const int count = devices != NULL ? atoi(devices) : 64;
     the_settings.devices = count < 0 ? 0 : count > 64 ? 64 : count;
     __atomic_store_n(&threads_seen, 0, __ATOMIC_RELAXED);

@@ -50,7 +50,7 @@ static ModelConfig gpt2_config(void) {
 static ParameterTable list(const ModelConfig *config) {
     ParameterTable table;
     Error err;
-    if (!parameters_list(&table, config, &err)) fail_msg("%s", err.message);
+    if (!parameters_list(&table, config, config->vocab_size, &err)) fail_msg("%s", err.message);
     return table;
 }
 
@@ -230,14 +230,14 @@ static void test_too_many(void **state) {
     ParameterTable table;
     Error err;
     c.layers = 100001;
-    assert_false(parameters_list(&table, &c, &err));
+    assert_false(parameters_list(&table, &c, c.vocab_size, &err));
     assert_string_equal(err.message, "100001 layers (--layers) are too many");
     c.layers = 1000, c.dim = INT64_C(1) << 30, c.ffn_dim = INT64_C(1) << 30;
-    assert_false(parameters_list(&table, &c, &err));
+    assert_false(parameters_list(&table, &c, c.vocab_size, &err));
     assert_non_null(strstr(err.message, "more parameters than can be counted"));
     assert_int_equal(err.exit_code, EXIT_USAGE);
     c.heads = 3;
-    assert_false(parameters_list(&table, &c, &err)); // unsound: config_check's message
+    assert_false(parameters_list(&table, &c, c.vocab_size, &err)); // unsound: config_check's message
     assert_string_equal(err.message, "--kv-heads 2 does not divide --heads 3");
 }
 
