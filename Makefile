@@ -209,6 +209,13 @@ $(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
 	$(call say,LINK)
 	$(Q)$(LINK) $(COUNTED:%=-Wl,--wrap=%) $^ $(LIBS) -o $@
 
+# The program that tells what the classifier's padding holds at the end (test/padding_probe.c).
+$(BUILD)/test/test_vocabulary: | $(BUILD)/test/train_gpt_probed
+$(BUILD)/test/train_gpt_probed: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
+                                $(BUILD)/terminal/version.o $(BUILD)/test/padding_probe.o $(LIBRARY)
+	$(call say,LINK)
+	$(Q)$(LINK) -Wl,--wrap=rank_close $^ $(LIBS) -o $@
+
 # A test of the emulator itself is joined with it, and shows nothing but its main.
 $(BUILD)/emulated/test/%.whole.o: $(BUILD)/emulated/test/%.o $(EMULATOR_OBJECTS)
 	$(Q)ld -r --force-group-allocation $^ -o $@

@@ -19,7 +19,7 @@
 // Dimensions, everywhere in this project:
 //   B sequences of a micro-batch    T tokens of a sequence (context)   Tl those of this rank     n = B*Tl rows
 //   C width of the model            H heads    KV key/value heads      D size of a head          F width of the MLP
-//   V vocabulary                    L layers                           P ranks that share a sequence
+//   V vocabulary (Vp: padded)       L layers                           P ranks that share a sequence
 
 #include <math.h>
 #include <stdio.h>
@@ -65,9 +65,9 @@ void forward(Model *model, Pass *pass) {
 // --dump: the logits of the rows at work, on the host. Waits for the device.
 static void keep_logits(Rank *r, int64_t first, int64_t rows) {
     Device *d = &r->device;
-    int64_t V = r->run->config.vocab_size;
-    float *host = r->dump_logits + first * V;
-    d->to_float(d, d->host_memory ? host : r->dump_room, r->pass.logits, rows * V);
+    int64_t V = r->run->config.vocab_size, Vp = r->run->table.padded_vocab_size;
+    float *host = r->dump_logits + first * V, *dense = d->host_memory ? host : r->dump_room;
+    for (int64_t row = 0; row < rows; row++) d->to_float(d, dense + row * V, at(d, r->pass.logits, row * Vp), V);
     if (!d->host_memory) d->download(d, host, r->dump_room, (size_t)(rows * V) * sizeof(float));
 }
 
@@ -79,16 +79,16 @@ static void classify(Rank *r, float d_loss, int64_t counted) {
     const ParameterTable *table = &r->run->table;
     Device *d = &r->device;
     Pass *pass = &r->pass;
-    int64_t C = c->dim, V = c->vocab_size;
+    int64_t C = c->dim, V = c->vocab_size, Vp = table->padded_vocab_size;
     for (int64_t first = 0; first < pass->rows; first += pass->classifier_rows) {
         int64_t rows = pass->rows - first < pass->classifier_rows ? pass->rows - first : pass->classifier_rows;
         void *normed = at(d, pass->normed, first * C);
-        d->matmul_forward(d, pass->logits, normed, weight(&r->model, table->classifier), NULL, rows, C, V);
+        d->matmul_forward(d, pass->logits, normed, weight(&r->model, table->classifier), NULL, rows, C, Vp);
         if (r->dump_logits != NULL) keep_logits(r, first, rows);
-        d->classifier(d, pass->logits, pass->losses + first, pass->targets + first, rows, V, d_loss);
+        d->classifier(d, pass->logits, pass->losses + first, pass->targets + first, rows, V, Vp, d_loss);
         if (d_loss == 0) continue;
         d->matmul_backward(d, at(d, pass->d_normed, first * C), gradient(&r->model, table->classifier), NULL,
-                           pass->logits, normed, weight(&r->model, table->classifier), rows, C, V, false);
+                           pass->logits, normed, weight(&r->model, table->classifier), rows, C, Vp, false);
     }
     d->sum(d, &r->sums->losses, pass->losses, counted);
 }

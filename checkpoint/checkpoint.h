@@ -74,10 +74,10 @@ bool checkpoint_any(const char *out);
 // Checks SHA256SUMS of one checkpoint folder.
 bool checkpoint_verify(const char *path, Error *err);
 bool checkpoint_read_state(const char *path, TrainingState *state, Error *err);
-// Elements [begin, end) of a flat vector. Checks every tensor's presence, dtype and shape against the table, and names
-// the first that differs, or that holds NaN or infinity in this range. Also reads any Hugging Face folder of the same
-// classes (CHECKPOINT_PARAMETERS), sharded ones included; names with or without the "transformer." / "model." prefix; a
-// tied classifier may be absent or equal.
+// Elements [begin, end) of a flat vector; zeros in its gap. Checks every tensor's presence, dtype and shape against the
+// table, and names the first that differs, or that holds NaN or infinity in this range. Also reads any Hugging Face
+// folder of the same classes (CHECKPOINT_PARAMETERS), sharded ones included; names with or without the "transformer." /
+// "model." prefix; a tied classifier may be absent or equal.
 bool checkpoint_read(const char *path, CheckpointVector which, const ParameterTable *table, int64_t begin, int64_t end,
                      float *out, Error *err);
 

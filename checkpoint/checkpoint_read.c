@@ -174,6 +174,7 @@ static bool read_as_it_is(const Tensor *tensor, int64_t first, int64_t last, flo
 }
 
 static bool read_range(const Source *s, int64_t begin, int64_t end, float *out) {
+    parameters_zero_gap(s->table, begin, end, out);
     for (int i = 0; i < s->table->count; i++) {
         const Parameter *p = &s->table->parameter[i];
         int64_t first = begin > p->offset ? begin - p->offset : 0;

@@ -37,7 +37,7 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 typedef struct Bench {
     Device device;
     bool csv;
-    int64_t rows, C, F, V, K, N;
+    int64_t rows, C, F, V, Vp, K, N;
     size_t widest, copied;                         // bytes of a, b and c; of the copy being timed
     void *a, *b, *c, *d;                           // storage, each as large as the largest needed
     void *weight;                                  // storage
@@ -117,7 +117,7 @@ static void gelu_backward(Bench *t) { t->device.gelu_backward(&t->device, t->a, 
 static void swiglu_forward(Bench *t) { t->device.swiglu_forward(&t->device, t->a, t->b, t->rows, t->F); }
 static void swiglu_backward(Bench *t) { t->device.swiglu_backward(&t->device, t->a, t->c, t->b, t->rows, t->F); }
 static void classifier(Bench *t) {
-    t->device.classifier(&t->device, t->d, t->losses, t->tokens, t->rows, t->V, 1.0f / (float)t->rows);
+    t->device.classifier(&t->device, t->d, t->losses, t->tokens, t->rows, t->V, t->Vp, 1.0f / (float)t->rows);
 }
 static void adamw(Bench *t) {
     AdamW h = {1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 1000, 1};
@@ -242,7 +242,7 @@ static void make_tensors(Bench *t, int64_t largest_rows, int64_t widest_row) {
     int64_t widest = largest_rows * widest_row, floats_of_layers = larger(largest_rows * t->C, (int64_t)8 << 20);
     t->widest = (size_t)widest * t->device.element_bytes;
     t->a = storage(t, widest), t->b = storage(t, widest), t->c = storage(t, widest);
-    t->d = storage(t, largest_rows * t->V);
+    t->d = storage(t, largest_rows * t->Vp);
     t->weight = storage(t, larger(t->V * t->C, (int64_t)8 << 20));
     t->gradient = floats(t, larger(floats_of_layers, t->V * t->C));
     t->master = floats(t, floats_of_layers), t->m = floats(t, floats_of_layers);
@@ -280,6 +280,7 @@ int main(int argc, char **argv) {
     int64_t rows = t.rows, C = t.C;
     t.F = 4 * C;
     t.V = host ? 257 : 50257;
+    t.Vp = device_padded_vocab_size(device_kind(name), t.V);
     make_tensors(&t, larger(rows, 4096), larger(8 * C, 3072));
     if (!device_lend_scratch(&t.device, device_scratch_bytes(device_kind(name), t.device.threads, rows, C, 8 * C), &err)) {
         fprintf(stderr, "bench_layers: %s\n", err.message);

@@ -5,6 +5,7 @@
 #include "emulated/memory.h"
 #include "emulated/product.h"
 #include "emulated/report.h"
+#include "emulated/settings.h"
 #include "emulated/stream.h"
 
 struct EmulatedCublas {
@@ -148,6 +149,20 @@ static bool has_epilogue(const cublasLtMatmulAlgo_t *shape, const EmulatedLayout
     return a->leading % 8 == 0 && b->leading % 8 == 0 && d->leading % 8 == 0 && shape->n % 2 == 0;
 }
 
+// The bytes, 16 at most, of which where each column of a matrix (a row of ours) begins and ends is a multiple. Kernels
+// for less than 16 are slow on a GPU.
+static unsigned run_alignment(const EmulatedLayout *layout, uint32_t address) {
+    const uint64_t bits = 16 | address | (uint64_t)(layout->leading | layout->rows) * bytes_of(layout->type);
+    return (unsigned)(bits & -bits);
+}
+
+static void tell_product(const cublasLtMatmulAlgo_t *shape, const EmulatedLayout *a, const EmulatedLayout *b,
+                         const EmulatedLayout *d, const uint32_t *alignment) {
+    fprintf(stderr, "emulated GPU: product of m %lld, n %lld, k %lld: A aligned to %u bytes, B to %u, D to %u\n",
+            (long long)shape->m, (long long)shape->n, (long long)shape->k, run_alignment(a, alignment[0]),
+            run_alignment(b, alignment[1]), run_alignment(d, alignment[3]));
+}
+
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t operation,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -162,6 +177,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     if (operation->epilogue != CUBLASLT_EPILOGUE_DEFAULT && !has_epilogue(&result.algo, a, b, d, preference))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     memcpy(result.algo.alignment, preference->alignment, sizeof result.algo.alignment);
+    if (settings()->products) tell_product(&result.algo, a, b, d, preference->alignment);
     const bool has_workspace = preference->workspace_bytes >= some_workspace;
     result.workspaceSize = result.algo.workspace_bytes = has_workspace ? some_workspace : 0;
     result.state = CUBLAS_STATUS_SUCCESS;

@@ -24,6 +24,7 @@ void settings_read_again() {
     the_settings.abort = is("EMULATED_ABORT", "1");
     the_settings.eager = is("EMULATED_STREAMS", "eager");
     the_settings.banks = is("EMULATED_BANKS", "1");
+    the_settings.products = is("EMULATED_PRODUCTS", "1");
     const char *arch = getenv("EMULATED_ARCH");
     the_settings.arch = arch != NULL ? atoi(arch) : 80;
     if (the_settings.arch != 80 && the_settings.arch != 90) {

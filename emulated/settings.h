@@ -7,12 +7,13 @@
 
 struct Settings {
     uint64_t seed;
-    bool races;  // EMULATED_RACES=1: look for races in shared memory
-    bool abort;  // EMULATED_ABORT=1: abort() after a report
-    bool eager;  // EMULATED_STREAMS=eager: run work when it is enqueued
-    bool banks;  // EMULATED_BANKS=1: count conflicts of shared memory's banks
-    int devices; // EMULATED_GPUS
-    int arch;    // EMULATED_ARCH: compute capability times 10
+    bool races;    // EMULATED_RACES=1: look for races in shared memory
+    bool abort;    // EMULATED_ABORT=1: abort() after a report
+    bool eager;    // EMULATED_STREAMS=eager: run work when it is enqueued
+    bool banks;    // EMULATED_BANKS=1: count conflicts of shared memory's banks
+    bool products; // EMULATED_PRODUCTS=1: tell what cuBLASLt is asked for
+    int devices;   // EMULATED_GPUS
+    int arch;      // EMULATED_ARCH: compute capability times 10
 };
 const Settings *settings();
 void settings_read_again(); // for tests; no other thread may be using the runtime

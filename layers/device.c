@@ -85,6 +85,11 @@ int device_count(DeviceKind kind, const char **why) {
     return 0;
 }
 
+int64_t device_padded_vocab_size(DeviceKind kind, int64_t V) {
+    const int64_t large = 1024, multiple = V < large ? 64 : 128;
+    return kind == DEVICE_CPU ? V : (V + multiple - 1) / multiple * multiple;
+}
+
 // ---- memory that layers work in ------------------------------------------------------------------------------------
 
 size_t device_scratch_bytes(DeviceKind kind, int threads, int64_t rows, int64_t C, int64_t columns) {

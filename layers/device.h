@@ -132,9 +132,12 @@ struct Device {
     void (*swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
 
     // ---- classifier -------------------------------------------------------------------------------------------------
-    // Softmax cross-entropy of logits (rows, V) against targets (rows): losses (rows) in nats, fp32; and in the same call
-    // logits are overwritten by their gradient, (softmax - one_hot) * d_loss. d_loss == 0 leaves the logits as they are.
-    void (*classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V, float d_loss);
+    // Softmax cross-entropy of logits (rows, Vp) against targets (rows): losses (rows) in nats, fp32; and in the same
+    // call logits are overwritten by their gradient, (softmax - one_hot) * d_loss. d_loss == 0 leaves the logits alone.
+    // Of a row, the first V are the vocabulary's. The others are padding: whatever stands there takes no part, and its
+    // gradient is 0. Vp as device_padded_vocab_size gives it; on a GPU, logits lie at a multiple of 16 bytes.
+    void (*classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
+                       int64_t Vp, float d_loss);
 
     // ---- optimizer ------------------------------------------------------------------------------------------------
     // One AdamW update of `count` values: master is the fp32 parameter, m and v its moments; the new value is also written
@@ -173,6 +176,12 @@ DeviceKind device_kind(const char *name);      // of that name; DEVICE_AUTO: the
 bool device_open(Device *device, DeviceKind kind, int index, int threads, Error *err);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(DeviceKind kind, const char **why);
+
+// Vp: the rows that the classifier's matrix of V rows has in the memory of a device of this kind, and the columns of
+// the logits. A GPU's fast products take 16 bytes at a time, and rows of 50,257 logits begin on no such boundary. So V
+// is rounded up to a multiple of 64, a large one to one of 128: whole tiles of the products as well. Nothing outside of
+// the device's memory knows of this padding. On the CPU there is none: Vp = V.
+int64_t device_padded_vocab_size(DeviceKind kind, int64_t V);
 
 // ---- memory that layers work in -----------------------------------------------------------------------------------
 // Nothing is allocated during a step. What layers and attention kernels need beside their arguments is stated before,

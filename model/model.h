@@ -1,6 +1,6 @@
 // What a rank holds of the model while it runs, and a pass over some of its rows, layer by layer.
 //
-// Dimensions as in train_gpt.cu: n = B Tl rows, C width, V vocabulary, L layers, D size of a head.
+// Dimensions as in train_gpt.cu: n = B Tl rows, C width, V vocabulary, Vp with padding, L layers, D size of a head.
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
 
@@ -51,7 +51,7 @@ typedef struct Pass {
     float *mean, *rstd;                    // (n) of the norm at work
     void *normed;                          // (n, C)
     void *branch;                          // (n, C) what a mixer adds to the residual stream
-    void *logits;                          // (classifier_rows, V): logits exist only for so many rows at a time
+    void *logits;                          // (classifier_rows, Vp): logits exist only for so many rows at a time
     int64_t classifier_rows;
     float *losses;                         // (n)
     void *d_residual, *d_normed;           // (n, C)
@@ -61,8 +61,8 @@ typedef struct Pass {
 
 // Lays out a pass over `sequences` sequences of `tokens` tokens here. training: with all that backward needs. Only the
 // list of layers is of the host's memory (pass_free).
-void pass_lay_out(Pass *pass, const ModelConfig *config, size_t element_bytes, Arena *arena, int64_t sequences,
-                  int64_t tokens, bool training, Recompute recompute);
+void pass_lay_out(Pass *pass, const ModelConfig *config, int64_t padded_vocab_size, size_t element_bytes, Arena *arena,
+                  int64_t sequences, int64_t tokens, bool training, Recompute recompute);
 void pass_free(Pass *pass);
 
 // pass->normed, the first norm of layer[l].input, -> pass->branch, to be added to layer[l].middle.

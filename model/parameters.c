@@ -32,7 +32,18 @@ static int64_t add(ParameterList *b, ParameterKind kind, int64_t rows, int64_t c
     if (kind == RESIDUAL_MATRIX) p->init_std = (float)(std / sqrt(2.0 * (double)b->config->layers));
     b->overflow |= __builtin_mul_overflow(rows, columns ? columns : 1, &p->size);
     b->overflow |= __builtin_add_overflow(table->total, p->size, &table->total);
+    table->in_model += p->size;
     return p->offset;
+}
+
+// The classifier's matrix has been added: after its V rows, room for those that it is padded with.
+static void leave_gap(ParameterList *b) {
+    ParameterTable *table = b->table;
+    int64_t rows = table->padded_vocab_size - b->config->vocab_size, elements;
+    b->overflow |= __builtin_mul_overflow(rows, b->config->dim, &elements);
+    table->gap_begin = table->total;
+    b->overflow |= __builtin_add_overflow(table->total, elements, &table->total);
+    table->gap_end = table->total;
 }
 
 int64_t parameter_add(ParameterList *b, int64_t layer, ParameterKind kind, int64_t rows, int64_t columns,
@@ -69,12 +80,14 @@ static void add_all(ParameterList *b) {
     table->position_table = table->final_norm.bias = -1;
     table->token_table =
         add(b, MATRIX, c->vocab_size, c->dim, false, gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight");
+    if (c->tied_embeddings) leave_gap(b);
     if (gpt2) table->position_table = add(b, MATRIX, c->max_positions, c->dim, false, "transformer.wpe.weight");
     for (int64_t l = 0; l < c->layers; l++) add_layer(b, l);
     table->final_norm.scale = add(b, NORM, c->dim, 0, false, gpt2 ? "transformer.ln_f.weight" : "model.norm.weight");
     if (gpt2) table->final_norm.bias = add(b, BIAS, c->dim, 0, false, "transformer.ln_f.bias");
     table->classifier =
         c->tied_embeddings ? table->token_table : add(b, MATRIX, c->vocab_size, c->dim, false, "lm_head.weight");
+    if (!c->tied_embeddings) leave_gap(b);
 }
 
 // All matrices, but of the embeddings only the one that also is the classifier.
@@ -88,9 +101,9 @@ static int64_t count_in_matrices(const ParameterTable *table) {
     return count;
 }
 
-bool parameters_list(ParameterTable *table, const ModelConfig *config, Error *err) {
+bool parameters_list(ParameterTable *table, const ModelConfig *config, int64_t padded_vocab_size, Error *err) {
     enum { MOST_PER_LAYER = 2 * MIXER_TENSORS + 8, OUTSIDE_LAYERS = 5 };
-    *table = (ParameterTable){0};
+    *table = (ParameterTable){.padded_vocab_size = padded_vocab_size};
     if (!config_check(config, err)) return false;
     if (config->layers > 100000) return error_usage(err, "%" PRId64 " layers (--layers) are too many", config->layers);
     size_t most = (size_t)config->layers * MOST_PER_LAYER + OUTSIDE_LAYERS;
@@ -116,7 +129,14 @@ void parameters_free(ParameterTable *table) {
     *table = (ParameterTable){0};
 }
 
+void parameters_zero_gap(const ParameterTable *table, int64_t begin, int64_t end, float *out) {
+    int64_t first = begin > table->gap_begin ? begin : table->gap_begin;
+    int64_t last = end < table->gap_end ? end : table->gap_end;
+    if (first < last) memset(out + (first - begin), 0, (size_t)(last - first) * sizeof *out);
+}
+
 void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t begin, int64_t end, float *out) {
+    parameters_zero_gap(table, begin, end, out);
     for (int t = 0; t < table->count; t++) {
         const Parameter *p = &table->parameter[t];
         int64_t first = begin > p->offset ? begin : p->offset;

@@ -4,6 +4,11 @@
 // summing gradients, clipping, the optimizer and its sharding are operations on ranges and know nothing of layers.
 // Weights of matrices stand as (out, in); GPT-2's files hold (in, out), so theirs are transposed on the way in and out.
 // What one product uses together (q, k, v; gate, up) stands side by side and is used as one fused matrix.
+//
+// After the classifier's matrix (V, C) there may be a gap, for the rows that a GPU pads it with: (Vp, C) in memory
+// (device_padded_vocab_size). The gap is no parameter's, so whoever goes from parameter to parameter (files, the
+// optimizer) never meets it. It holds zeros in every vector, and stays so: the logits of such rows are left out of the
+// softmax, their gradient is 0, and so is that of the rows.
 #ifndef MODEL_PARAMETERS_H
 #define MODEL_PARAMETERS_H
 
@@ -34,15 +39,18 @@ typedef struct LayerOffsets {
 } LayerOffsets;
 
 typedef struct ParameterTable {
-    Parameter *parameter; // `count` of them, ascending by offset, without gaps
+    Parameter *parameter; // `count` of them, ascending by offset, without gaps but for the classifier's
     int count;
-    int64_t total;           // elements in all
+    int64_t total;           // elements in all, the gap included
+    int64_t in_model;        // elements of parameters
     int64_t in_matrices;     // elements of the matrices that multiply every token (for FLOPs): no embedding look-ups,
                              // but the classifier, tied or not
     int64_t token_table, position_table; // (V, C), (max_positions, C) or -1
     LayerOffsets *layer;     // L of them
     NormTensors final_norm;
-    int64_t classifier;      // (V, C): token_table where tied
+    int64_t classifier;         // (Vp, C), of which V rows are parameters: token_table where tied
+    int64_t padded_vocab_size;  // Vp
+    int64_t gap_begin, gap_end; // the (Vp - V) C elements after it
 } ParameterTable;
 
 // The list while it is made, for mixers to add theirs.
@@ -58,9 +66,12 @@ typedef struct ParameterList {
 int64_t parameter_add(ParameterList *list, int64_t layer, ParameterKind kind, int64_t rows, int64_t columns,
                       const char *name);
 
-bool parameters_list(ParameterTable *table, const ModelConfig *config, Error *err);
+// padded_vocab_size: of the device that the vector is for; V: without a gap.
+bool parameters_list(ParameterTable *table, const ModelConfig *config, int64_t padded_vocab_size, Error *err);
 void parameters_free(ParameterTable *table);
 // Elements [begin, end) of a new model's flat vector into out[0 .. end-begin), from the seed alone.
 void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t begin, int64_t end, float *out);
+// Zeros for what lies in the gap of elements [begin, end), which are out[0 .. end-begin).
+void parameters_zero_gap(const ParameterTable *table, int64_t begin, int64_t end, float *out);
 
 #endif

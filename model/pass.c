@@ -3,12 +3,12 @@
 
 #include "model/model.h"
 
-// The logits are the widest tensor of all: (n, V). They are made for some rows at a time. A CPU's products are at their
-// best with few: 32 MiB of fp32. A GPU needs thousands to be kept busy, and each time it also reads and writes the
-// gradient of the classifier's weights (154 MB in GPT-2), which only many rows repay: 256 MiB of bf16.
-static int64_t rows_of_logits(int64_t rows, int64_t vocab_size, size_t element_bytes) {
+// The logits are the widest tensor of all: (n, Vp). They are made for some rows at a time. A CPU's products are at
+// their best with few: 32 MiB of fp32. A GPU needs thousands to be kept busy, and each time it also reads and writes
+// the gradient of the classifier's weights (154 MB in GPT-2), which only many rows repay: 256 MiB of bf16.
+static int64_t rows_of_logits(int64_t rows, int64_t width, size_t element_bytes) {
     const int64_t most_elements = element_bytes == sizeof(float) ? 8 << 20 : 128 << 20;
-    int64_t fit = most_elements / vocab_size > 16 ? most_elements / vocab_size : 16;
+    int64_t fit = most_elements / width > 16 ? most_elements / width : 16;
     return rows < fit ? rows : fit;
 }
 
@@ -53,8 +53,8 @@ static void lay_out_layers(Pass *p, const MixerSize *size, Arena *arena, bool tr
     p->last = inputs ? arena_take(arena, "activations: residual", stream) : p->layer[0].input;
 }
 
-void pass_lay_out(Pass *p, const ModelConfig *c, size_t element_bytes, Arena *arena, int64_t sequences, int64_t tokens,
-                  bool training, Recompute recompute) {
+void pass_lay_out(Pass *p, const ModelConfig *c, int64_t padded_vocab_size, size_t element_bytes, Arena *arena,
+                  int64_t sequences, int64_t tokens, bool training, Recompute recompute) {
     size_t n = (size_t)(sequences * tokens), stream = n * (size_t)c->dim * element_bytes;
     MixerSize size = {c, (int64_t)n, sequences, element_bytes};
     if (p->layer == NULL) p->layer = calloc((size_t)c->layers, sizeof *p->layer);
@@ -72,8 +72,8 @@ void pass_lay_out(Pass *p, const ModelConfig *c, size_t element_bytes, Arena *ar
     p->rstd = arena_take(arena, "buffers of one layer", n * sizeof(float));
     p->normed = arena_take(arena, "buffers of one layer", stream);
     p->branch = arena_take(arena, "buffers of one layer", stream);
-    p->classifier_rows = rows_of_logits((int64_t)n, c->vocab_size, element_bytes);
-    p->logits = arena_take(arena, "logits", (size_t)(p->classifier_rows * c->vocab_size) * element_bytes);
+    p->classifier_rows = rows_of_logits((int64_t)n, padded_vocab_size, element_bytes);
+    p->logits = arena_take(arena, "logits", (size_t)(p->classifier_rows * padded_vocab_size) * element_bytes);
     p->losses = arena_take(arena, "logits", n * sizeof(float));
     if (!training) return;
     p->d_residual = arena_take(arena, "activation gradients", stream);

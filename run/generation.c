@@ -27,7 +27,8 @@ static void lay_out_generator(Generator *g, const Run *run, Device *d) {
     const ModelConfig *c = &run->config;
     int64_t capacity = run->sample_end;
     size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
-    pass_lay_out(&g->pass, c, d->element_bytes, &g->arena, 1, PREFILL_ROWS, false, RECOMPUTE_NONE);
+    pass_lay_out(&g->pass, c, run->table.padded_vocab_size, d->element_bytes, &g->arena, 1, PREFILL_ROWS, false,
+                 RECOMPUTE_NONE);
     g->pass.cache = &g->cache;
     g->cache.capacity = capacity;
     g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
@@ -53,6 +54,7 @@ static bool allocate_on_host(Generator *g, const ModelConfig *c) {
 // Runs `rows` (at most PREFILL_ROWS) new tokens through the model; g->logits are those after the last of them.
 static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     const ModelConfig *c = &r->run->config;
+    const ParameterTable *table = &r->run->table;
     Device *d = &r->device;
     for (int64_t i = 0; i < rows; i++) {
         g->positions[i] = (int32_t)(g->cache.length + i);
@@ -74,9 +76,8 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     pulse_beat();
     g->cache.length += rows;
     d->matmul_forward(d, g->pass.logits, at(d, g->pass.normed, (rows - 1) * c->dim),
-                      weight(&r->model, r->run->table.classifier),
-                      NULL, 1, c->dim, c->vocab_size);
-    d->to_float(d, g->device_logits, g->pass.logits, c->vocab_size);
+                      weight(&r->model, table->classifier), NULL, 1, c->dim, table->padded_vocab_size);
+    d->to_float(d, g->device_logits, g->pass.logits, c->vocab_size); // not those of the padding
     // Waits for the device: the host chooses the next token.
     d->download(d, g->logits, g->device_logits, (size_t)c->vocab_size * sizeof(float));
 }

@@ -69,7 +69,7 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     const Options *o = &run->options;
     const char *const architectures[] = {"gpt2", "llama", "llama with q, k, v biases"};
     char parameters[32], memory[32], tokens[32];
-    format_count(parameters, (double)run->table.total);
+    format_count(parameters, (double)run->table.in_model);
     format_bytes(memory, (double)rank_arena->used);
     format_count(tokens, (double)o->batch * (double)o->context);
     fprintf(out,

@@ -74,7 +74,8 @@ static void lay_out(Rank *r, int world_rank) {
     r->exp_avg = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->exp_avg_sq = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->sums = arena_take(arena, "sums of a step", sizeof(StepSums));
-    pass_lay_out(&r->pass, &run->config, element, arena, run->micro_batch, model->shard.tokens, true, run->recompute);
+    pass_lay_out(&r->pass, &run->config, run->table.padded_vocab_size, element, arena, run->micro_batch,
+                 model->shard.tokens, true, run->recompute);
     if (o->document_mask)
         r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);

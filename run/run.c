@@ -92,7 +92,7 @@ static bool choose_model(Run *run, Error *err) {
         if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
     }
     if (!check_bytes(run, from, err)) return false;
-    return parameters_list(&run->table, c, err);
+    return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);
 }
 
 // The largest divisor of a replica's batch whose rows on one rank stay few enough to be cheap in memory and many enough

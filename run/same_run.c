@@ -43,7 +43,7 @@ static char *description_of(const Run *run) {
         if (!may_differ(row)) describe_option(&run->options, row, out);
     fprintf(out, "--device %s\n", device_kind_name(run->devices.kind));
     fprintf(out, "a vocabulary of %lld\n", (long long)run->config.vocab_size);
-    fprintf(out, "%lld parameters\n", (long long)run->table.total);
+    fprintf(out, "%lld parameters\n", (long long)run->table.in_model);
     for (int64_t l = 0; l < run->config.layers; l++)
         fprintf(out, "a window of %lld tokens (0: all) in layer %lld\n",
                 (long long)config_window(&run->config, l, run->options.context), (long long)l);

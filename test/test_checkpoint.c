@@ -4,7 +4,9 @@
 #include <math.h>
 
 #include "base/random.h"
+#include "checkpoint/parameter_file.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/sha256.h"
 #include "mixer/mlp.h"
 
 // ---- round trips ----
@@ -39,6 +41,44 @@ static void test_ranges(void **state) { // what ranks ask for
     Error err;
     assert_false(checkpoint_read(path, CHECKPOINT_PARAMETERS, &gpt2_table, -1, 0, &value, &err));
     assert_false(checkpoint_read(path, CHECKPOINT_PARAMETERS, &gpt2_table, 0, gpt2_table.total + 1, &value, &err));
+}
+
+// The files of a model that is padded in memory are those of one that is not, whatever stands in the gap; and of what
+// is read, the gap is zeros.
+static void test_gap(void **state) {
+    (void)state;
+    ModelConfig models[] = {gpt2, llama}; // tied, so that the gap is in the middle, and not
+    for (int i = 0; i < 2; i++) {
+        ParameterTable table, plain;
+        Error err;
+        char padded_sum[SHA256_HEX_CHARS], sum[SHA256_HEX_CHARS], file[PROGRAM_PATH], at[PROGRAM_PATH];
+        assert_true(parameters_list(&table, &models[i], 128, &err) && parameters_list(&plain, &models[i], 101, &err));
+        int64_t gap = table.gap_end - table.gap_begin;
+        assert_int_equal(gap, 27 * 32);
+        float *flat = malloc((size_t)table.total * sizeof *flat), *dense = malloc((size_t)plain.total * sizeof *dense),
+              *back = malloc((size_t)table.total * sizeof *back);
+        assert_true(flat != NULL && dense != NULL && back != NULL);
+        parameters_initialize(&plain, 1, 0, plain.total, dense);
+        parameters_initialize(&table, 1, 0, table.total, flat);
+        for (int64_t j = table.gap_begin; j < table.gap_end; j++) flat[j] = NAN;
+        assert_true(parameter_file_write(in_folder(file, "plain.safetensors"), &plain, dense, sum, &err));
+        assert_true(mkdir(in_folder(at, i == 0 ? "tied" : "untied"), 0777) == 0);
+        path_join(file, at, "model.safetensors");
+        assert_true(parameter_file_write(file, &table, flat, padded_sum, &err));
+        assert_string_equal(padded_sum, sum);
+
+        memset(flat + table.gap_begin, 0, (size_t)gap * sizeof *flat);
+        memset(back, 0xff, (size_t)table.total * sizeof *back);
+        for (int64_t begin = 0, some = 1; begin < table.total; begin += some, some = 2 * some + 1) {
+            int64_t end = begin + some < table.total ? begin + some : table.total;
+            if (!checkpoint_read(at, CHECKPOINT_PARAMETERS, &table, begin, end, back + begin, &err))
+                fail_msg("%s", err.message);
+        }
+        assert_memory_equal(back, flat, (size_t)table.total * sizeof *flat);
+        free(flat), free(dense), free(back);
+        parameters_free(&table);
+        parameters_free(&plain);
+    }
 }
 
 // The file holds GPT-2's matrices as (in, out): element (i, o) of the file is element (o, i) in memory.
@@ -301,7 +341,7 @@ int main(void) {
         TEST(test_round_trip), TEST(test_ranges),      TEST(test_transposition),           TEST(test_state_extremes),
         TEST(test_bad_states), TEST(test_kept_files),  TEST(test_kept_files_have_a_limit), TEST(test_kept_keys),
         TEST(test_keep),       TEST(test_other_names), TEST(test_nothing_to_find),         TEST(test_same_step_again),
-        TEST(test_abandoned),
+        TEST(test_abandoned),  TEST(test_gap),
     };
 #undef TEST
     return cmocka_run_group_tests(tests, make_models, free_models);

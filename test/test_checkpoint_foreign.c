@@ -91,14 +91,14 @@ static void test_foreign_folders(void **state) {
     ParameterTable table;
     Error err;
     wider.ffn_dim = 50;
-    assert_true(parameters_list(&table, &wider, &err));
+    assert_true(parameters_list(&table, &wider, wider.vocab_size, &err));
     write_foreign(path, &llama_table, "", nothing, NULL);
     expect_refused(&table,
                    "tensor model.layers.0.mlp.gate_proj.weight has shape (48, 32) where the model has (50, 32)");
     parameters_free(&table);
     wider = llama;
     wider.qkv_bias = wider.out_bias = true;
-    assert_true(parameters_list(&table, &wider, &err));
+    assert_true(parameters_list(&table, &wider, wider.vocab_size, &err));
     expect_refused(&table, "tensor model.layers.0.self_attn.q_proj.bias is missing");
     parameters_free(&table);
 }
@@ -112,7 +112,7 @@ static void test_tied_classifier(void **state) {
     Error err;
     path_join(path, folder, "model.safetensors");
     untied.tied_embeddings = false;
-    assert_true(parameters_list(&table, &untied, &err));
+    assert_true(parameters_list(&table, &untied, untied.vocab_size, &err));
     for (int different = 0; different < 2; different++) {
         write_foreign(path, &table, "", nothing, NULL); // tensors 0 and last hold 0 and (count - 1) % 7
         size_t bytes;

@@ -4,7 +4,7 @@
 
 // ---- classifier -----------------------------------------------------------------------------------------------------
 typedef struct Logits {
-    int64_t rows, V;
+    int64_t rows, V, Vp;
     double deviation, d_loss;
     bool with_gap; // one logit of each row 1e4 above the others, and one 1e4 below
     float *first;  // losses and gradients on one thread
@@ -32,23 +32,27 @@ static void check_row(const Logits *l, const float *x, int32_t target, float los
 
 static void run_classifier(Device *device, void *argument) {
     Logits *l = argument;
-    int64_t rows = l->rows, V = l->V, count = rows * V;
+    int64_t rows = l->rows, V = l->V, Vp = l->Vp, count = rows * Vp;
     float *logits = random_floats(count, 51, 1, l->deviation), *result = floats(rows + count),
           *gradient = result + rows;
     int32_t *targets = random_tokens(rows, 52, V);
-    for (int64_t row = 0; row < rows && l->with_gap; row++) {
-        logits[row * V + (row * 7) % V] += 1e4f;
-        logits[row * V + (row * 7 + 1) % V] -= 1e4f;
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t j = V; j < Vp; j++) logits[row * Vp + j] = j % 2 == 0 ? INFINITY : NAN; // of the padding
+        if (!l->with_gap) continue;
+        logits[row * Vp + (row * 7) % V] += 1e4f;
+        logits[row * Vp + (row * 7 + 1) % V] -= 1e4f;
     }
     memcpy(gradient, logits, (size_t)count * sizeof *logits);
 
     float *losses = floats(rows);
-    device->classifier(device, gradient, losses, targets, rows, V, 0); // only the losses
+    device->classifier(device, gradient, losses, targets, rows, V, Vp, 0); // only the losses
     expect_same_bits("logits when d_loss is 0", gradient, logits, count);
-    device->classifier(device, gradient, result, targets, rows, V, (float)l->d_loss);
+    device->classifier(device, gradient, result, targets, rows, V, Vp, (float)l->d_loss);
     expect_same_bits("losses with and without a gradient", losses, result, rows);
-    for (int64_t row = 0; row < rows; row++)
-        check_row(l, logits + row * V, targets[row], losses[row], gradient + row * V);
+    for (int64_t row = 0; row < rows; row++) {
+        check_row(l, logits + row * Vp, targets[row], losses[row], gradient + row * Vp);
+        for (int64_t j = V; j < Vp; j++) assert_true(gradient[row * Vp + j] == 0);
+    }
 
     if (device->threads == 1) {
         free(l->first);
@@ -65,6 +69,7 @@ static void classifier(void **state) {
         for (int kind = 0; kind < 3; kind++) {
             Logits l = {.rows = sizes[i][0],
                         .V = sizes[i][1],
+                        .Vp = sizes[i][1] + (kind == 1 ? 7 : 0),
                         .deviation = kind == 0 ? 0.1 : 5,
                         .d_loss = kind == 0 ? 1 : -1.0 / 4096,
                         .with_gap = kind == 2};
@@ -79,7 +84,7 @@ static void run_large_vocabulary(Device *device, void *argument) {
     enum { V = 151936 };
     float *logits = floats(V), loss;
     int32_t target = V - 1;
-    device->classifier(device, logits, &loss, &target, 1, V, 1);
+    device->classifier(device, logits, &loss, &target, 1, V, V, 1);
     expect_near("loss of equal logits", 0, loss, log(V), 2 * UNIT * log(V));
     for (int64_t j = 0; j < V; j++)
         expect_near("d_logits", j, logits[j], j == target ? 1.0 / V - 1 : 1.0 / V, j == target ? UNIT : 4 * UNIT / V);
@@ -100,15 +105,15 @@ static void run_not_finite(Device *device, void *argument) {
         for (int at = 0; at < V; at++) {
             float logits[V] = {0};
             logits[at] = bad[kind];
-            device->classifier(device, logits, &loss, &target, 1, V, 0);
+            device->classifier(device, logits, &loss, &target, 1, V, V, 0);
             assert_true(isnan(loss));
-            device->classifier(device, logits, &loss, &target, 1, V, 1);
+            device->classifier(device, logits, &loss, &target, 1, V, V, 1);
             assert_true(isnan(loss) && isnan(logits[0]) && isnan(logits[V - 1]));
         }
     }
     float masked[V] = {0}; // but a logit of minus infinity is a token that cannot be
     masked[7] = -INFINITY;
-    device->classifier(device, masked, &loss, &target, 1, V, 1);
+    device->classifier(device, masked, &loss, &target, 1, V, V, 1);
     expect_near("loss beside a masked logit", 0, loss, log(V - 1), 4 * UNIT * log(V - 1));
     assert_true(masked[7] == 0);
 }

@@ -469,7 +469,7 @@ static void not_a_number_spreads(void **state) {
 
 // ---- classifier ----------------------------------------------------------------------------------------------------
 typedef struct Logits {
-    int64_t rows, V, offset;
+    int64_t rows, V, Vp, offset; // the last in whole packets
     double deviation, d_loss;
     bool with_gap; // one logit of each row 1e4 above the others, one 1e4 below, and one of minus infinity
 } Logits;
@@ -497,9 +497,19 @@ static void check_row(const Logits *l, const float *x, int32_t target, float los
     free(wide);
 }
 
+static int64_t in_memory(int64_t V) { return device_padded_vocab_size(DEVICE_CUDA, V); }
+
+// (rows, Vp), infinity in the padding, where it would make every loss infinite or no number.
+static float *padded(const float *logits, int64_t rows, int64_t V, int64_t Vp) {
+    float *x = floats(rows * Vp);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t j = 0; j < Vp; j++) x[row * Vp + j] = j < V ? logits[row * V + j] : INFINITY;
+    return x;
+}
+
 static void run_classifier(const Logits *l) {
     Device *device = cuda_device_of_test(), *cpu = cpu_device_of_test();
-    const int64_t rows = l->rows, V = l->V, count = rows * V;
+    const int64_t rows = l->rows, V = l->V, count = rows * V, Vp = l->Vp;
     float *logits = random_floats(count, 51, 1, l->deviation), *losses = floats(rows), *cpu_losses = floats(rows);
     int32_t *targets = random_tokens(rows, 52, V);
     for (int64_t row = 0; row < rows && l->with_gap; row++) {
@@ -508,23 +518,28 @@ static void run_classifier(const Logits *l) {
         if (V > 2) logits[row * V + (row * 7 + 2) % V] = -INFINITY;
     }
     rounded(logits, count);
-    CudaTensor logits_tensor = storage_at(logits, count, l->offset), targets_tensor = cuda_tokens(targets, rows),
+    float *wide = padded(logits, rows, V, Vp);
+    CudaTensor logits_tensor = storage_at(wide, rows * Vp, l->offset), targets_tensor = cuda_tokens(targets, rows),
                losses_tensor = cuda_floats(NULL, rows);
-    device->classifier(device, logits_tensor.data, losses_tensor.data, targets_tensor.data, rows, V, 0);
+    device->classifier(device, logits_tensor.data, losses_tensor.data, targets_tensor.data, rows, V, Vp, 0);
     float *same = cuda_fetch(&logits_tensor), *only_losses = cuda_fetch(&losses_tensor);
-    expect_same_bits("logits when d_loss is 0", same, logits, count);
-    device->classifier(device, logits_tensor.data, losses_tensor.data, targets_tensor.data, rows, V, (float)l->d_loss);
+    expect_same_bits("logits when d_loss is 0", same, wide, rows * Vp);
+    device->classifier(device, logits_tensor.data, losses_tensor.data, targets_tensor.data, rows, V, Vp,
+                       (float)l->d_loss);
     float *gradient = cuda_fetch(&logits_tensor);
     cuda_fetch_raw(&losses_tensor, losses);
     expect_same_bits("losses with and without a gradient", losses, only_losses, rows);
-    for (int64_t row = 0; row < rows; row++)
-        check_row(l, logits + row * V, targets[row], losses[row], gradient + row * V);
-    cpu->classifier(cpu, logits, cpu_losses, targets, rows, V, 0);
+    for (int64_t row = 0; row < rows; row++) {
+        check_row(l, logits + row * V, targets[row], losses[row], gradient + row * Vp);
+        for (int64_t j = V; j < Vp; j++) assert_true(gradient[row * Vp + j] == 0);
+    }
+    cpu->classifier(cpu, logits, cpu_losses, targets, rows, V, V, 0);
     for (int64_t row = 0; row < rows; row++)
         if (!isinf(cpu_losses[row]))
             expect_near("loss on the CPU", row, losses[row], cpu_losses[row], 1e-5 * (1 + fabs((double)losses[row])));
     cuda_free(&logits_tensor), cuda_free(&targets_tensor), cuda_free(&losses_tensor);
     free(logits), free(losses), free(cpu_losses), free(targets), free(same), free(only_losses), free(gradient);
+    free(wide);
 }
 
 static void classifier(void **state) {
@@ -535,7 +550,8 @@ static void classifier(void **state) {
         for (int kind = 0; kind < 3; kind++) {
             const Logits l = {.rows = sizes[i][0],
                               .V = sizes[i][1],
-                              .offset = (int64_t)(i + (size_t)kind) % 3,
+                              .Vp = kind == 1 ? (sizes[i][1] + 7) / 8 * 8 : in_memory(sizes[i][1]),
+                              .offset = (int64_t)(i + (size_t)kind) % 3 * 8,
                               .deviation = kind == 0 ? 0.1 : 5,
                               .d_loss = kind == 0 ? 1 : -1.0 / 4096,
                               .with_gap = kind == 2};
@@ -549,8 +565,9 @@ static void large_vocabulary(void **state) {
     enum { V = 151936 };
     Device *device = cuda_device_of_test();
     const int32_t target = V - 1;
+    assert_int_equal(in_memory(V), V); // already
     CudaTensor logits = cuda_storage(NULL, V), loss = cuda_floats(NULL, 1), targets = cuda_tokens(&target, 1);
-    device->classifier(device, logits.data, loss.data, targets.data, 1, V, 1);
+    device->classifier(device, logits.data, loss.data, targets.data, 1, V, in_memory(V), 1);
     float *gradient = cuda_fetch(&logits), *got = cuda_fetch(&loss);
     expect_near("loss of equal logits", 0, got[0], log(V), 4 * UNIT * log(V));
     for (int64_t j = 0; j < V; j++)
@@ -573,12 +590,13 @@ static void a_loss_that_is_not_finite_shows(void **state) {
             for (int j = 0; j < V; j++)
                 if (kind == 2) logits[j] = -INFINITY; // a row in which nothing is possible
             if (kind < 2) logits[at] = bad[kind];
-            CudaTensor t = storage_at(logits, V, at % 8);
-            device->classifier(device, t.data, loss.data, targets.data, 1, V, 1);
+            float *wide = padded(logits, 1, V, in_memory(V));
+            CudaTensor t = storage_at(wide, in_memory(V), 0);
+            device->classifier(device, t.data, loss.data, targets.data, 1, V, in_memory(V), 1);
             float *gradient = cuda_fetch(&t);
             cuda_fetch_raw(&loss, &got);
             assert_true(isnan(got) && isnan(gradient[0]) && isnan(gradient[V - 1]) && isnan(gradient[target]));
-            free(gradient);
+            free(gradient), free(wide);
             cuda_free(&t);
         }
     }
@@ -695,7 +713,7 @@ static void sums(void **state) {
 }
 
 // ---- the same bits -------------------------------------------------------------------------------------------------
-enum { BITS_V = 1001, BITS_ROWS = 5, BITS_COUNT = 20005 };
+enum { BITS_V = 1001, BITS_VP = 1024, BITS_ROWS = 5, BITS_COUNT = 20005 };
 
 static void *bits_work_step(const CudaTensor *t, void *results) {
     cuda_fetch_raw(t, results);
@@ -706,11 +724,11 @@ static void bits_work(Device *device, void *results) {
     float *x = random_floats(BITS_COUNT, 91, 0, 3);
     int32_t *targets = random_tokens(BITS_ROWS, 92, BITS_V);
     CudaTensor sum = cuda_tensor_at(KIND_DOUBLE, NULL, 1, 0), values = cuda_floats(x, BITS_COUNT),
-               logits = storage_at(x, BITS_ROWS * BITS_V, 1), losses = cuda_floats(NULL, BITS_ROWS),
+               logits = cuda_storage(x, BITS_ROWS * BITS_VP), losses = cuda_floats(NULL, BITS_ROWS),
                tokens = cuda_tokens(targets, BITS_ROWS), activated = cuda_storage(x, BITS_COUNT);
     device->sum(device, sum.data, values.data, BITS_COUNT);
     device->sum_of_squares(device, sum.data, values.data, BITS_COUNT);
-    device->classifier(device, logits.data, losses.data, tokens.data, BITS_ROWS, BITS_V, 0.25f);
+    device->classifier(device, logits.data, losses.data, tokens.data, BITS_ROWS, BITS_V, BITS_VP, 0.25f);
     device->gelu_backward(device, activated.data, activated.data, activated.data, BITS_COUNT);
     results = bits_work_step(&sum, results);
     results = bits_work_step(&logits, results);
@@ -723,7 +741,7 @@ static void bits_work(Device *device, void *results) {
 
 static void the_same_bits_in_any_order_of_threads(void **state) {
     (void)state;
-    expect_same_bits_twice("layers", bits_work, 8 + 2 * BITS_ROWS * BITS_V + 4 * BITS_ROWS + 2 * BITS_COUNT);
+    expect_same_bits_twice("layers", bits_work, 8 + 2 * BITS_ROWS * BITS_VP + 4 * BITS_ROWS + 2 * BITS_COUNT);
 }
 
 // ---- between ranks -------------------------------------------------------------------------------------------------

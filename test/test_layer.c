@@ -228,7 +228,7 @@ static double bytes_per_token(Recompute recompute) {
                        .ffn_dim = 2048};
     Arena arena = {0};
     Pass pass = {0};
-    pass_lay_out(&pass, &d12, 2, &arena, 1, tokens, true, recompute);
+    pass_lay_out(&pass, &d12, d12.vocab_size, 2, &arena, 1, tokens, true, recompute);
     pass_free(&pass);
     return (double)arena.used / (double)tokens;
 }

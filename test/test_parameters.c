@@ -1,14 +1,15 @@
 // The list of parameters: names and shapes as the Hugging Face classes save them (test/goldens/make_parameters.py), a
-// flat vector without gaps in which fused matrices stand together, and initial values that depend on the seed alone.
+// flat vector in which fused matrices stand together, without gaps but for the classifier's padding, and initial values
+// that depend on the seed alone.
 #include "test/program.h"
 
 #include <inttypes.h>
 #include <math.h>
 
+#include "layers/device.h"
 #include "mixer/attention.h"
 #include "mixer/mlp.h"
-#include "model/config.h"
-#include "model/parameters.h"
+#include "model/model.h"
 
 static ModelConfig llama_config(void) {
     return (ModelConfig){.architecture = ARCH_LLAMA,
@@ -50,7 +51,7 @@ static ModelConfig gpt2_config(void) {
 static ParameterTable list(const ModelConfig *config) {
     ParameterTable table;
     Error err;
-    if (!parameters_list(&table, config, &err)) fail_msg("%s", err.message);
+    if (!parameters_list(&table, config, config->vocab_size, &err)) fail_msg("%s", err.message);
     return table;
 }
 
@@ -224,20 +225,81 @@ static void test_gpt2_layout(void **state) {
     parameters_free(&table);
 }
 
+// ---- the gap that pads the classifier ----
+
+static void test_padded_sizes(void **state) {
+    (void)state;
+    const int64_t sizes[][2] = {{1, 64},        {64, 64},       {257, 320},       {1000, 1024},    {1023, 1024},
+                                {1024, 1024},   {1025, 1152},   {1030, 1152},     {32000, 32000},  {50257, 50304},
+                                {49152, 49152}, {50280, 50304}, {128256, 128256}, {151936, 151936}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        assert_int_equal(device_padded_vocab_size(DEVICE_CUDA, sizes[i][0]), sizes[i][1]);
+        assert_int_equal(device_padded_vocab_size(DEVICE_EMULATED, sizes[i][0]), sizes[i][1]);
+        assert_int_equal(device_padded_vocab_size(DEVICE_CPU, sizes[i][0]), sizes[i][0]);
+    }
+}
+
+// The same parameters as without it, in the same order; behind the classifier's matrix, zeros.
+static void check_gap(const ModelConfig *c) {
+    enum { ROWS = 19, SEED = 42 };
+    ParameterTable plain = list(c), table;
+    Error err;
+    if (!parameters_list(&table, c, c->vocab_size + ROWS, &err)) fail_msg("%s", err.message);
+    int64_t gap = ROWS * c->dim, after = table.classifier + c->vocab_size * c->dim;
+    assert_int_equal(plain.total, plain.in_model);
+    assert_int_equal(table.in_model, plain.total);
+    assert_int_equal(table.total, plain.total + gap);
+    assert_true(table.gap_begin == after && table.gap_end == after + gap);
+    assert_true(table.count == plain.count && table.in_matrices == plain.in_matrices);
+    assert_true(model_flops(c, &table, 40) == model_flops(c, &plain, 40));
+    for (int i = 0; i < table.count; i++) {
+        const Parameter *p = &table.parameter[i], *q = &plain.parameter[i];
+        assert_string_equal(p->name, q->name);
+        assert_true(p->shape[0] == q->shape[0] && p->shape[1] == q->shape[1] && p->size == q->size);
+        assert_int_equal(p->offset, q->offset + (q->offset < after ? 0 : gap));
+    }
+
+    float *values = malloc((size_t)table.total * sizeof *values), *same = malloc((size_t)plain.total * sizeof *same);
+    assert_true(values != NULL && same != NULL);
+    memset(values, 0xff, (size_t)table.total * sizeof *values);
+    for (int64_t begin = 0, some = 1; begin < table.total; begin += some, some = 2 * some + 1) {
+        int64_t end = begin + some < table.total ? begin + some : table.total;
+        parameters_initialize(&table, SEED, begin, end, values + begin);
+    }
+    parameters_initialize(&plain, SEED, 0, plain.total, same);
+    for (int64_t i = after; i < after + gap; i++) assert_true(values[i] == 0);
+    assert_memory_equal(values, same, (size_t)after * sizeof *values);
+    assert_memory_equal(values + after + gap, same + after, (size_t)(plain.total - after) * sizeof *values);
+    free(values);
+    free(same);
+    parameters_free(&plain);
+    parameters_free(&table);
+}
+
+static void test_gap(void **state) {
+    (void)state;
+    ModelConfig gpt2 = gpt2_config(), llama = llama_config();
+    check_gap(&gpt2); // tied: in the middle
+    assert_false(llama.tied_embeddings);
+    check_gap(&llama); // at the end
+    llama.tied_embeddings = true;
+    check_gap(&llama);
+}
+
 static void test_too_many(void **state) {
     (void)state;
     ModelConfig c = llama_config();
     ParameterTable table;
     Error err;
     c.layers = 100001;
-    assert_false(parameters_list(&table, &c, &err));
+    assert_false(parameters_list(&table, &c, c.vocab_size, &err));
     assert_string_equal(err.message, "100001 layers (--layers) are too many");
     c.layers = 1000, c.dim = INT64_C(1) << 30, c.ffn_dim = INT64_C(1) << 30;
-    assert_false(parameters_list(&table, &c, &err));
+    assert_false(parameters_list(&table, &c, c.vocab_size, &err));
     assert_non_null(strstr(err.message, "more parameters than can be counted"));
     assert_int_equal(err.exit_code, EXIT_USAGE);
     c.heads = 3;
-    assert_false(parameters_list(&table, &c, &err)); // unsound: config_check's message
+    assert_false(parameters_list(&table, &c, c.vocab_size, &err)); // unsound: config_check's message
     assert_string_equal(err.message, "--kv-heads 2 does not divide --heads 3");
 }
 
@@ -317,6 +379,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names_and_shapes), cmocka_unit_test(test_known_sizes),
         cmocka_unit_test(test_llama_layout),     cmocka_unit_test(test_gpt2_layout),
+        cmocka_unit_test(test_padded_sizes),     cmocka_unit_test(test_gap),
         cmocka_unit_test(test_too_many),         cmocka_unit_test(test_initial_values),
         cmocka_unit_test(test_ranges_agree),
     };

@@ -3,6 +3,7 @@
 // loss = log(sum_j exp(x_j - max)) + max - x_target. No exp of a positive number occurs, so logits may lie any distance
 // apart. Sums run in single precision over short blocks, and in double from block to block.
 #include <math.h>
+#include <string.h>
 
 #include "layers/cpu/layers.h"
 #include "layers/cpu/vector.h"
@@ -12,7 +13,7 @@ enum { SUM_BLOCK = 64 * SIMD_WIDTH };
 typedef struct Classifier {
     float *logits, *losses;
     const int32_t *targets;
-    int64_t rows, V, per_task;
+    int64_t rows, V, Vp, per_task;
     float d_loss;
 } Classifier;
 
@@ -75,12 +76,15 @@ static void classifier_task(void *context, int64_t task, int worker) {
     const Classifier *c = context;
     (void)worker;
     int64_t end = smaller((task + 1) * c->per_task, c->rows);
-    for (int64_t row = task * c->per_task; row < end; row++)
-        c->losses[row] = classify_row(c->logits + row * c->V, c->targets[row], c->V, c->d_loss);
+    for (int64_t row = task * c->per_task; row < end; row++) {
+        float *x = c->logits + row * c->Vp;
+        c->losses[row] = classify_row(x, c->targets[row], c->V, c->d_loss);
+        if (c->d_loss != 0) memset(x + c->V, 0, (size_t)(c->Vp - c->V) * sizeof *x);
+    }
 }
 
 void SIMD_NAME(classifier)(Device *device, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
-                           float d_loss) {
-    Classifier c = {logits, losses, targets, rows, V, rows_per_task(V), d_loss};
+                           int64_t Vp, float d_loss) {
+    Classifier c = {logits, losses, targets, rows, V, Vp, rows_per_task(V), d_loss};
     parallel_for(device->threads, tasks_of(rows, c.per_task), classifier_task, &c);
 }

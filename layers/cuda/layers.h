@@ -80,7 +80,7 @@ void cuda_gelu_backward(Device *, void *d_x, const void *d_out, const void *x, i
 void cuda_swiglu_forward(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
 void cuda_swiglu_backward(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
 void cuda_classifier(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
-                     float d_loss);
+                     int64_t Vp, float d_loss);
 void cuda_adamw(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,
                 const AdamW *hyperparameters);
 void cuda_sum(Device *, double *sum, const float *x, int64_t count);

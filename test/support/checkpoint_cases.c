@@ -57,7 +57,8 @@ int make_models(void **state) {
                           .bos_token = -1,
                           .eos_token = 100};
     read_kept();
-    bool ok = kept != NULL && parameters_list(&gpt2_table, &gpt2, &err) && parameters_list(&llama_table, &llama, &err);
+    bool ok = kept != NULL && parameters_list(&gpt2_table, &gpt2, gpt2.vocab_size, &err) &&
+              parameters_list(&llama_table, &llama, llama.vocab_size, &err);
     return ok ? 0 : -1;
 }
 
