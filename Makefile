@@ -157,14 +157,15 @@ $(CUDA_FOLDER)/%.o: %.cu $(BUILD)/config.mk
 endef
 $(if $(CUDA),$(eval $(call cuda_rule)))
 
-# Hopper's kernels keep the assembler's remarks beside the object: that it has products end one before the other (wgmma
-# "serialized", C7510 to C7519) is no warning to it, but half of the speed to us.
+# Hopper's kernels keep what the assembler says of each beside the object, and what is no mere number is shown. That it
+# has products end one before the other (wgmma "serialized", C7510 to C7519) is no warning to it, but half of the speed.
 define hopper_rule
 $(CUDA_FOLDER)/attention/cuda/hopper/%.o: attention/cuda/hopper/%.cu $(BUILD)/config.mk
 	$$(call say,NVCC)
 	@mkdir -p $$(@D)
-	$$(Q)$$(CUDA_COMPILE) -Xptxas -v -MMD -MP -c $$< -o $$@ > $$(@:.o=.log) 2>&1 || { cat $$(@:.o=.log); exit 1; }
-	@! grep '(C75' $$(@:.o=.log) && { grep -A 4 warning $$(@:.o=.log) || :; }
+	$$(Q)$$(CUDA_COMPILE) -Xptxas -v -MMD -MP -c $$< -o $$@ > $$(@:.o=.log) 2>&1; status=$$$$?; \
+	grep -vE 'info +: (Compil|Function prop|Used |[0-9]+ bytes gmem)|bytes stack frame' $$(@:.o=.log); \
+	[ $$$$status = 0 ] && ! grep -q '(C75' $$(@:.o=.log)
 endef
 $(if $(CUDA),$(eval $(call hopper_rule)))
 # What came of the order in which they were written.

@@ -115,6 +115,7 @@ static void test_bad(void **state) {
                "local memory is used: @P0 LDL.64");
     expect_bad("./sass forward_kernelILi64E loop " FORWARD_64 " back EXIT && ./sass sideways_kernelILi64E mma:4 EXIT",
                "no row in the table");
+    expect_bad("./sass sums_kernelILi128EEv 'STG.E [R2], R4' EXIT", "no kernel that scripts/check-sass knows");
     expect_bad(":", "no kernel that scripts/check-sass knows");
 }
 
