@@ -57,7 +57,7 @@ void free_context(CudaContext *c) {
     free(c);
 }
 
-// CUDA_ATTENTION=mma in the environment.
+// CUDA_ATTENTION=mma in the environment: for comparisons, and a way out should Hopper's kernels be at fault.
 bool read_environment(CudaContext *c, Error *err) {
     const char *wanted = getenv("CUDA_ATTENTION");
     c->mma_alone = wanted != NULL && strcmp(wanted, "mma") == 0;
