@@ -7,6 +7,7 @@
 #   make bench       measure against the machine's own matrix rate
 #   make test-gpu    the tests of the CUDA device on this machine's GPU, and under compute-sanitizer where it is
 #   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
+#                    (DRY=yes: only tries the scripts that do, on the emulated device)
 #   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle.tgz, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
 #   make lines       lines of code by folder
@@ -274,7 +275,7 @@ bench: $(BENCHES)
 RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder memory,$(TEST)))
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu gpu_check ladder memory sass,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
@@ -314,7 +315,7 @@ test-gpu: build-release
 
 gpu-check: build-release
 	+@$(submake) $(BENCHES)
-	@dev/gpu_check/run $(BUILD) build/gpu-report
+	@dev/gpu_check/run $(if $(DRY),--dry) $(BUILD) build/gpu-report
 
 # Needs nothing there but a driver, cuBLASLt and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
 gpu-bundle: setup
