@@ -7,6 +7,7 @@
 #   make bench       measure against the machine's own matrix rate
 #   make test-gpu    the tests of the CUDA device on this machine's GPU, and under compute-sanitizer where it is
 #   make gpu-check   tests and measures on this machine's GPU, at most 8 minutes: build/gpu-report/report.md
+#                    (DRY=yes: only tries the scripts that do, on the emulated device)
 #   make gpu-bundle  the same for a machine with a driver alone: build/gpu-bundle.tgz, to be carried there (ARCHS="90a")
 #   make setup       install what is missing (scripts/setup), or print the line that does
 #   make lines       lines of code by folder
@@ -73,7 +74,7 @@ LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
 .PHONY: all run setup bench corpus lines clean help test test-release test-asan test-tsan \
-        build-release build-asan build-tsan build-archs cuda-objects test-programs FORCE \
+        build-release build-asan build-tsan build-archs cuda-objects check-sass test-programs FORCE \
         test-gpu gpu-check gpu-bundle gpu-bundle-programs ladder
 .DELETE_ON_ERROR:
 .SECONDARY: # object files are kept
@@ -156,6 +157,21 @@ $(CUDA_FOLDER)/%.o: %.cu $(BUILD)/config.mk
 	$$(Q)$$(CUDA_COMPILE) -MMD -MP -c $$< -o $$@
 endef
 $(if $(CUDA),$(eval $(call cuda_rule)))
+
+# Hopper's kernels keep what the assembler says of each beside the object, and what is no mere number is shown. That it
+# has products end one before the other (wgmma "serialized", C7510 to C7519) is no warning to it, but half of the speed.
+define hopper_rule
+$(CUDA_FOLDER)/attention/cuda/hopper/%.o: attention/cuda/hopper/%.cu $(BUILD)/config.mk
+	$$(call say,NVCC)
+	@mkdir -p $$(@D)
+	$$(Q)$$(CUDA_COMPILE) -Xptxas -v -MMD -MP -c $$< -o $$@ > $$(@:.o=.log) 2>&1; status=$$$$?; \
+	grep -vE 'info +: (Compil|Function prop|Used |[0-9]+ bytes gmem)|bytes stack frame' $$(@:.o=.log); \
+	[ $$$$status = 0 ] && ! grep -q '(C75' $$(@:.o=.log)
+endef
+$(if $(CUDA),$(eval $(call hopper_rule)))
+# What came of the order in which they were written.
+check-sass: $(CUDA_OBJECTS)
+	$(if $(HOPPER),@CUDA=$(CUDA) scripts/check-sass $(HOPPER:%.cu=$(CUDA_FOLDER)/%.o),@:)
 
 $(BUILD)/emulated.o: $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
 	$(call say,LD  )
@@ -266,7 +282,7 @@ bench: $(BENCHES)
 RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder memory,$(TEST)))
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu gpu_check ladder memory sass,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
@@ -279,9 +295,10 @@ build-tsan: setup
 	+@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
 test-programs: $(BUILD)/train_gpt $(PROGRAMS) $(if $(EMULATED),$(if $(filter %/test_ladder,$(PROGRAMS)),$(BUILD)/dev/ladder-emulated))
 	@:
-# Every kernel for every architecture, where there is nvcc: a warning or a register spilled to memory is an error.
+# Every kernel for every architecture, where there is nvcc: a warning or a register spilled to memory is an error, and
+# so is what scripts/check-sass finds.
 build-archs: setup
-	+@if scripts/detect --toolkit > /dev/null; then $(submake) cuda-objects ARCHS="$(ALL_ARCHS)"; \
+	+@if scripts/detect --toolkit > /dev/null; then $(submake) check-sass ARCHS="$(ALL_ARCHS)"; \
 	else echo "skipped: no nvcc here, so the kernels are not compiled for GPUs"; fi
 
 test: build-release build-asan build-tsan build-archs
@@ -305,7 +322,7 @@ test-gpu: build-release
 
 gpu-check: build-release
 	+@$(submake) $(BENCHES)
-	@dev/gpu_check/run $(BUILD) build/gpu-report
+	@dev/gpu_check/run $(if $(DRY),--dry) $(BUILD) build/gpu-report
 
 # Needs nothing there but a driver, cuBLASLt and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
 gpu-bundle: setup

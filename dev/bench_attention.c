@@ -5,6 +5,11 @@
 //   dev/bench_attention --csv T D [T D ...]      lines "who,T,D,forward,backward,both" in TFLOP/s for T tokens
 //                                                and heads of D values, with ordinary attention ("vanilla") where
 //                                                it fits
+//   dev/bench_attention --csv --mma T D ...      and with the kernels for every GPU, "mma.sync", where Hopper's are the
+//                                                usual ones (CUDA_ATTENTION=mma)
+//   dev/bench_attention --bits N T D [T D ...]   lines "bits,train_gpt,T,D,N,forward,backward": of N calls with the
+//   same
+//                                                values, how many gave other bits than the first; fails if any did
 //   dev/bench_attention --window W [T D ...]     a query sees the last W keys
 //   SIMD=avx2 dev/bench_attention                with another of the CPU's compiled copies (portable, avx2, avx512)
 //
@@ -82,6 +87,15 @@ static void fill(const Problem *p, Device *device, void *storage, int64_t count,
     }
 }
 
+static void lend_scratch(Device *device, const AttentionShape *shape) {
+    Error err;
+    size_t layers = device_scratch_bytes(device_kind(device->name), device->threads, 1, 1, 1),
+           scratch = 0; // the former for vanilla's products
+    if (device->attention->scratch_bytes != NULL) scratch = device->attention->scratch_bytes(shape, device->threads);
+    device_return_scratch(device);
+    if (!device_lend_scratch(device, layers > scratch ? layers : scratch, &err)) stop(&err);
+}
+
 static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device, bool vanilla_wanted) {
     bool gpu = strcmp(device->name, "cuda") == 0; // the emulated one is for correctness only
     int64_t heads = !gpu ? CPU_HEADS : GPU_CHANNELS / D > 0 ? GPU_CHANNELS / D : 1;
@@ -102,11 +116,8 @@ static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device
         lay_out(&p, device->element_bytes, false, rows);
     bool vanilla = p.probabilities != NULL;
     p.memory = device->allocate(device, p.bytes, &err);
-    size_t layers = device_scratch_bytes(device_kind(device->name), device->threads, 1, 1, 1),
-           scratch = 0; // the former for vanilla's products
-    if (device->attention->scratch_bytes != NULL) scratch = device->attention->scratch_bytes(&p.shape, device->threads);
-    device_return_scratch(device);
-    if (p.memory == NULL || !device_lend_scratch(device, layers > scratch ? layers : scratch, &err)) stop(&err);
+    if (p.memory == NULL) stop(&err);
+    lend_scratch(device, &p.shape);
     lay_out(&p, device->element_bytes, vanilla, rows);
     fill(&p, device, p.qkv, batch * T * 3 * p.C, 0);
     fill(&p, device, p.d_out, batch * T * p.C, 1);
@@ -206,11 +217,53 @@ static void print_rates(const char *who, Pass *forward_pass, Pass *backward_pass
     fflush(stdout);
 }
 
-static void print_csv(int64_t T, int64_t D, int64_t window, Device *device) {
+// mma: NULL, or the same GPU, opened with CUDA_ATTENTION=mma.
+static void print_csv(int64_t T, int64_t D, int64_t window, Device *device, Device *mma) {
     Problem p = make_problem(T, D, window, device, true);
     print_rates("train_gpt", forward, backward, &p, device);
+    if (mma != NULL) {
+        lend_scratch(mma, &p.shape);
+        print_rates("mma.sync", forward, backward, &p, mma);
+        device_return_scratch(mma);
+    }
     if (p.probabilities != NULL) print_rates("vanilla", vanilla_forward, vanilla_backward, &p, device);
     device->release(device, p.memory, p.bytes);
+}
+
+// ---- the same call again --------------------------------------------------------------------------------------------
+
+// Of `calls` of a pass, how many left other bytes in `results` than the first. They are cleared in between, so that
+// what is not written does not look the same.
+static int64_t calls_that_differ(Pass *pass, int64_t calls, const Problem *p, void *results, size_t bytes,
+                                 Device *device) {
+    char *first = malloc(bytes), *again = malloc(bytes);
+    if (first == NULL || again == NULL) {
+        fprintf(stderr, "bench_attention: out of memory: two copies of %zu bytes are compared on the host\n", bytes);
+        exit(EXIT_RUNTIME);
+    }
+    int64_t different = 0;
+    for (int64_t n = 0; n < calls; n++) {
+        if (n > 0) device->zero(device, results, bytes);
+        pass(p, device);
+        device->download(device, n == 0 ? first : again, results, bytes);
+        if (n > 0 && memcmp(first, again, bytes) != 0) different++;
+    }
+    free(first);
+    free(again);
+    return different;
+}
+
+// Prints whose bits stay; returns whether they do.
+static bool print_bits(int64_t T, int64_t D, int64_t window, int64_t calls, Device *device) {
+    Problem p = make_problem(T, D, window, device, false);
+    size_t bytes = (size_t)(p.shape.batch * p.T * p.C) * device->element_bytes;
+    int64_t f = calls_that_differ(forward, calls, &p, p.out, bytes, device),
+            b = calls_that_differ(backward, calls, &p, p.d_qkv, 3 * bytes, device);
+    printf("bits,train_gpt,%lld,%lld,%lld,%lld,%lld\n", (long long)T, (long long)D, (long long)calls, (long long)f,
+           (long long)b);
+    fflush(stdout);
+    device->release(device, p.memory, p.bytes);
+    return f == 0 && b == 0;
 }
 
 static void print_line(int64_t T, int64_t D, int64_t window, Device *device) {
@@ -266,31 +319,59 @@ static void print_table(int64_t window, Device *device) {
     }
 }
 
-int main(int argc, char **argv) {
-    const char *name = "cpu";
-    bool csv = false;
-    int64_t window = 0;
+typedef struct Options {
+    const char *device;
+    bool csv, mma;
+    int64_t window, bits; // 0: not asked for
+    int sizes;            // the first word that is one
+} Options;
+
+static Options read_options(int argc, char **argv) {
+    Options o = {.device = "cpu"};
     int word = 1;
     for (; word < argc && argv[word][0] == '-'; word++) {
-        if (strcmp(argv[word], "--csv") == 0) csv = true;
-        else if (strcmp(argv[word], "--device") == 0 && word + 1 < argc) name = argv[++word];
-        else if (strcmp(argv[word], "--window") == 0 && word + 1 < argc) window = positive(argv[++word]);
+        if (strcmp(argv[word], "--csv") == 0) o.csv = true;
+        else if (strcmp(argv[word], "--mma") == 0) o.mma = true;
+        else if (strcmp(argv[word], "--device") == 0 && word + 1 < argc) o.device = argv[++word];
+        else if (strcmp(argv[word], "--window") == 0 && word + 1 < argc) o.window = positive(argv[++word]);
+        else if (strcmp(argv[word], "--bits") == 0 && word + 1 < argc) o.bits = positive(argv[++word]);
         else break;
     }
-    if ((argc - word) % 2 != 0 || (csv && word == argc) || (word < argc && argv[word][0] == '-')) {
-        fprintf(stderr, "usage: bench_attention [--device cpu|cuda] [--window W] [--csv] [T D ...]\n");
-        return EXIT_USAGE;
+    o.sizes = word;
+    bool by_size = o.csv || o.bits > 0;
+    if ((argc - word) % 2 != 0 || (by_size && word == argc) || (word < argc && argv[word][0] == '-') ||
+        (o.mma && (!o.csv || strcmp(o.device, "cpu") == 0)) || (o.csv && o.bits > 0)) {
+        fprintf(stderr,
+                "usage: bench_attention [--device cpu|cuda] [--window W] [--csv [--mma] | --bits N] [T D ...]\n");
+        exit(EXIT_USAGE);
     }
-    Device device;
+    return o;
+}
+
+static void open_device(Device *device, const char *name) {
     Error err;
-    if (!device_open(&device, device_kind(name), 0, cpu_count(), &err)) stop(&err);
-    if (word == argc) print_table(window, &device);
-    for (; word < argc; word += 2) {
+    if (!device_open(device, device_kind(name), 0, cpu_count(), &err)) stop(&err);
+}
+
+int main(int argc, char **argv) {
+    Options o = read_options(argc, argv);
+    Device device, mma;
+    open_device(&device, o.device);
+    if (o.mma) {
+        if (setenv("CUDA_ATTENTION", "mma", 1) != 0) exit(EXIT_RUNTIME);
+        open_device(&mma, o.device);
+    }
+    bool same = true;
+    if (o.sizes == argc) print_table(o.window, &device);
+    for (int word = o.sizes; word < argc; word += 2) {
         int64_t T = positive(argv[word]), D = positive(argv[word + 1]);
-        if (csv) print_csv(T, D, window, &device);
-        else print_line(T, D, window, &device);
+        if (o.csv) print_csv(T, D, o.window, &device, o.mma ? &mma : NULL);
+        else if (o.bits > 0) same = print_bits(T, D, o.window, o.bits, &device) && same;
+        else print_line(T, D, o.window, &device);
     }
     device_return_scratch(&device);
     device.close(&device);
-    return 0;
+    if (o.mma) mma.close(&mma);
+    if (!same) fprintf(stderr, "bench_attention: the same call gave different bits\n");
+    return same ? 0 : EXIT_RUNTIME;
 }

@@ -7,6 +7,9 @@ import csv
 import sys
 
 
+PASSES = {"forward": "forward", "backward": "backward", "both": "forward and backward"}
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit("usage: plot.py attention.csv PLOT.svg")
@@ -21,9 +24,9 @@ def main():
     if not rows:
         sys.exit(f"no plot: {sys.argv[1]} has no rows")
     head_sizes = sorted({int(row["D"]) for row in rows})
-    figure, panels = plt.subplots(len(head_sizes), 2, figsize=(10, 3.6 * len(head_sizes)), squeeze=False, sharey="row")
+    figure, panels = plt.subplots(len(head_sizes), 3, figsize=(14, 3.6 * len(head_sizes)), squeeze=False, sharey="row")
     for D, line_of_panels in zip(head_sizes, panels):
-        for key, title, panel in zip(("forward", "both"), ("forward", "forward and backward"), line_of_panels):
+        for key, title, panel in zip(PASSES, PASSES.values(), line_of_panels):
             for who in dict.fromkeys(row["who"] for row in rows):
                 points = sorted((int(r["T"]), float(r[key])) for r in rows if r["who"] == who and int(r["D"]) == D)
                 panel.plot([T for T, _ in points], [rate for _, rate in points], marker="o", markersize=3, label=who)

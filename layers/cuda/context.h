@@ -14,6 +14,7 @@ struct UploadRing;  // layers/cuda/upload.cu: pinned memory on the way to the GP
 struct CudaContext {
     int gpu;                   // index
     cudaDeviceProp properties; // multiProcessorCount, sharedMemPerBlockOptin, ...
+    bool mma_alone;            // CUDA_ATTENTION=mma: attention by mma.sync on Hopper, too, to compare
     cudaStream_t stream[2];    // by Stream
     cublasLtHandle_t cublas;
     struct MatmulPlans *plans;

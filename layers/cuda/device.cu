@@ -1,6 +1,7 @@
 // A GPU as a Device: bf16 storage, two streams, and the table of CUDA's functions.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "comm/collectives.h"
 #include "layers/cuda/context.h"
@@ -56,7 +57,16 @@ void free_context(CudaContext *c) {
     free(c);
 }
 
+// CUDA_ATTENTION=mma in the environment: for comparisons, and a way out should Hopper's kernels be at fault.
+bool read_environment(CudaContext *c, Error *err) {
+    const char *wanted = getenv("CUDA_ATTENTION");
+    c->mma_alone = wanted != NULL && strcmp(wanted, "mma") == 0;
+    if (wanted == NULL || c->mma_alone) return true;
+    return error_usage(err, "CUDA_ATTENTION is \"%s\"; it must be mma (kernels for every GPU), or not be set", wanted);
+}
+
 bool fill_context(CudaContext *c, int index, Error *err) {
+    if (!read_environment(c, err)) return false;
     c->gpu = index;
     if (!worked(cudaSetDevice(index), "opening it", index, err)) return false;
     if (!worked(cudaGetDeviceProperties(&c->properties, index), "asking its properties", index, err)) return false;

@@ -54,9 +54,9 @@ __device__ inline int same_in_warp(int x) { return __shfl_sync(WHOLE_WARP, x, 0)
 
 // Whether the kernels of this folder serve heads of this size on this GPU. Dimensions of a tensor map are not 0.
 inline bool serves(Device *device, const AttentionShape *shape, int64_t queries, int64_t keys) {
-    const cudaDeviceProp &gpu = context_of(device)->properties;
-    return gpu.major == 9 && gpu.minor == 0 && (shape->head_dim == 64 || shape->head_dim == 128) && shape->batch > 0 &&
-           queries > 0 && keys > 0;
+    const CudaContext *c = context_of(device);
+    return c->properties.major == 9 && c->properties.minor == 0 && !c->mma_alone &&
+           (shape->head_dim == 64 || shape->head_dim == 128) && shape->batch > 0 && queries > 0 && keys > 0;
 }
 
 } // namespace hopper

@@ -1,0 +1,17 @@
+// Scripts run from a test, in its folder (test/folder.h), with stand-ins for the programs that they call.
+#ifndef TEST_SHELL_H
+#define TEST_SHELL_H
+
+#include "test/folder.h"
+
+// An executable file in the folder.
+void make_script(const char *name, const char *text);
+
+// Runs a command of the shell inside the folder, with the folder first in PATH and $tree for the project's tree; fails
+// the test on another exit code. Returns both outputs, to be freed.
+char *run_shell(const char *command, int exit_code);
+
+void expect_in(const char *text, const char *part);
+void expect_not_in(const char *text, const char *part);
+
+#endif
