@@ -127,9 +127,11 @@ struct Device {
     void (*gelu_forward)(Device *, void *out, const void *x, int64_t count);
     void (*gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
     // SwiGLU (Shazeer 2020): gate_up (rows, 2F) = [gate | up]; out (rows, F) = silu(gate) * up.
-    // d_gate_up may be gate_up itself.
+    // Backward leaves `out` again, in the same bits, for the weights that it was multiplied with. d_gate_up may be gate_up
+    // itself, and out d_out.
     void (*swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-    void (*swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
+    void (*swiglu_backward)(Device *, void *d_gate_up, void *out, const void *d_out, const void *gate_up, int64_t rows,
+                            int64_t F);
 
     // ---- classifier -------------------------------------------------------------------------------------------------
     // Softmax cross-entropy of logits (rows, V) against targets (rows): losses (rows) in nats, fp32; and in the same call

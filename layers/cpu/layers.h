@@ -85,8 +85,8 @@ void SIMD_NAME(add_float)(Device *, float *out, const float *in, int64_t count);
 void SIMD_NAME(gelu_forward)(Device *, void *out, const void *x, int64_t count);
 void SIMD_NAME(gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
 void SIMD_NAME(swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-void SIMD_NAME(swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows,
-                                int64_t F);
+void SIMD_NAME(swiglu_backward)(Device *, void *d_gate_up, void *out, const void *d_out, const void *gate_up,
+                                int64_t rows, int64_t F);
 void SIMD_NAME(classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                            float d_loss);
 void SIMD_NAME(adamw)(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,

@@ -78,7 +78,8 @@ void cuda_rotary(Device *, void *x, const float *cos_table, const float *sin_tab
 void cuda_gelu_forward(Device *, void *out, const void *x, int64_t count);
 void cuda_gelu_backward(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
 void cuda_swiglu_forward(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-void cuda_swiglu_backward(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
+void cuda_swiglu_backward(Device *, void *d_gate_up, void *out, const void *d_out, const void *gate_up, int64_t rows,
+                          int64_t F);
 void cuda_classifier(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                      float d_loss);
 void cuda_adamw(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,
