@@ -105,7 +105,8 @@ static void backward(Model *model, Pass *pass) {
     final_norm(model->config)->backward(model, pass, pass->last, table->final_norm);
     for (int64_t l = model->config->layers - 1; l >= 0; l--) block_backward(model, pass, l);
     d->embedding_backward(d, gradient(model, table->token_table), gradient(model, table->position_table),
-                          pass->d_residual, pass->tokens, pass->positions, n, C, model->config->vocab_size);
+                          pass->d_residual, pass->tokens, pass->positions, n, pass->table_rows, C,
+                          model->config->vocab_size);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -92,8 +92,8 @@ static void embedding_forward(Bench *t) {
     t->device.embedding_forward(&t->device, t->a, t->tokens, t->positions, t->weight, t->b, t->rows, t->C);
 }
 static void embedding_backward(Bench *t) {
-    t->device.embedding_backward(&t->device, t->gradient, t->master, t->b, t->tokens, t->positions, t->rows, t->C,
-                                 t->V);
+    t->device.embedding_backward(&t->device, t->gradient, t->master, t->b, t->tokens, t->positions, t->rows, t->rows,
+                                 t->C, t->V);
 }
 static void layernorm_forward(Bench *t) {
     t->device.layernorm_forward(&t->device, t->a, t->b, t->mean, t->rstd, t->b, t->c, t->weight, t->weight, t->rows,

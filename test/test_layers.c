@@ -67,8 +67,10 @@ static void references_have_the_right_gradients(void **state) {
 // ---- embedding ----------------------------------------------------------------------------------------------------
 static void run_embedding(Device *device, void *argument) {
     Case *one = argument;
-    int64_t rows = one->rows, C = one->C, V = 7, P = rows + 2;
+    int64_t rows = one->rows, C = one->C, V = 7, P = 3 * rows + 2;
+    const int64_t sequence = (rows + 1) / 2; // rows of one: the last may be shorter
     int32_t *tokens = random_tokens(rows, 1, V), *positions = random_tokens(rows, 2, P);
+    for (int64_t i = 0; i < rows; i++) positions[i] = (int32_t)((i % sequence * 3 + 1) % P); // in no order
     float *table = random_floats(V * C, 3, 0, 1), *places = random_floats(P * C, 4, 0, 1), *out = floats(rows * C);
     float *d_out = random_floats(rows * C, 5, 0, 1);
 
@@ -86,10 +88,10 @@ static void run_embedding(Device *device, void *argument) {
         expected[tokens[i / C] * C + i % C] += d_out[i];
         expected[(V + positions[i / C]) * C + i % C] += d_out[i];
     }
-    device->embedding_backward(device, d_table, d_places, d_out, tokens, positions, rows, C, V);
+    device->embedding_backward(device, d_table, d_places, d_out, tokens, positions, rows, sequence, C, V);
     expect_same_bits("embedding_backward", d_table, expected, (V + P) * C);
     for (int64_t i = 0; i < rows * C; i++) expected[tokens[i / C] * C + i % C] += d_out[i];
-    device->embedding_backward(device, d_table, NULL, d_out, tokens, NULL, rows, C, V);
+    device->embedding_backward(device, d_table, NULL, d_out, tokens, NULL, rows, 0, C, V);
     expect_same_bits("embedding_backward without positions", d_table, expected, (V + P) * C);
     free(tokens), free(positions), free(table), free(places), free(out), free(d_out), free(d_table), free(expected);
 }

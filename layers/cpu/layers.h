@@ -50,7 +50,8 @@ void cpu_to_storage_strided(Device *, void *out, int64_t out_stride, const float
 void cpu_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,
                            const void *token_table, const void *position_table, int64_t rows, int64_t C);
 void cpu_embedding_backward(Device *, float *d_token_table, float *d_position_table, const void *d_out,
-                            const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
+                            const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t position_rows,
+                            int64_t C, int64_t V);
 
 // ---- matmul_gelu.c ----------------------------------------------------------------------------------------------
 void cpu_matmul_gelu_forward(Device *, void *out, void *pre, const void *x, const void *weight, const void *bias,

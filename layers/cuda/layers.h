@@ -44,7 +44,8 @@ void cuda_add_float(Device *, float *out, const float *in, int64_t count);
 void cuda_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,
                             const void *token_table, const void *position_table, int64_t rows, int64_t C);
 void cuda_embedding_backward(Device *, float *d_token_table, float *d_position_table, const void *d_out,
-                             const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
+                             const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t position_rows,
+                             int64_t C, int64_t V);
 
 // ---- norm.cu -------------------------------------------------------------------------------------------------------
 void cuda_layernorm_forward(Device *, void *out, void *residual_out, float *mean, float *rstd, const void *x,
