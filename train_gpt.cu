@@ -105,7 +105,8 @@ static void backward(Model *model, Pass *pass) {
     final_norm(model->config)->backward(model, pass, pass->last, table->final_norm);
     for (int64_t l = model->config->layers - 1; l >= 0; l--) block_backward(model, pass, l);
     d->embedding_backward(d, gradient(model, table->token_table), gradient(model, table->position_table),
-                          pass->d_residual, pass->tokens, pass->positions, n, C, model->config->vocab_size);
+                          pass->d_residual, pass->tokens, pass->positions, n, pass->table_rows, C,
+                          model->config->vocab_size);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -152,6 +153,13 @@ void gather_slices(Rank *r, void *flat, size_t element_bytes) {
     comm_all_gather(r->world_tensors, flat, r->slice_bytes);
 }
 
+// The last of the tensors from number `first` on, side by side in the flat vector, that decay as it does.
+static int last_of_run(const ParameterTable *table, int first) {
+    int last = first;
+    while (last + 1 < table->count && table->parameter[last + 1].decay == table->parameter[first].decay) last++;
+    return last;
+}
+
 // Each tensor decays or does not; my slice is updated run by run of tensors that agree on it.
 static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
     const Run *run = r->run;
@@ -165,12 +173,13 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
     adamw.step = step;
     adamw.gradient_scale =
         o->grad_clip > 0 && gradient_norm > o->grad_clip ? (float)(o->grad_clip / gradient_norm) : 1.0f;
-    for (int i = 0; i < run->table.count; i++) {
-        const Parameter *p = &run->table.parameter[i];
-        int64_t begin = p->offset > r->slice_begin ? p->offset : r->slice_begin;
-        int64_t end = p->offset + p->size < r->slice_end ? p->offset + p->size : r->slice_end;
+    for (int i = 0, last; i < run->table.count; i = last + 1) {
+        last = last_of_run(&run->table, i);
+        const Parameter *from = &run->table.parameter[i], *to = &run->table.parameter[last];
+        int64_t begin = from->offset > r->slice_begin ? from->offset : r->slice_begin;
+        int64_t end = to->offset + to->size < r->slice_end ? to->offset + to->size : r->slice_end;
         if (begin >= end) continue;
-        adamw.weight_decay = p->decay ? (float)o->weight_decay : 0.0f;
+        adamw.weight_decay = from->decay ? (float)o->weight_decay : 0.0f;
         int64_t mine = begin - r->slice_begin;
         d->adamw(d, r->master + mine, weight(&r->model, begin), r->exp_avg + mine, r->exp_avg_sq + mine,
                  r->model.gradients + begin, end - begin, &adamw);

@@ -92,8 +92,8 @@ static void embedding_forward(Bench *t) {
     t->device.embedding_forward(&t->device, t->a, t->tokens, t->positions, t->weight, t->b, t->rows, t->C);
 }
 static void embedding_backward(Bench *t) {
-    t->device.embedding_backward(&t->device, t->gradient, t->master, t->b, t->tokens, t->positions, t->rows, t->C,
-                                 t->V);
+    t->device.embedding_backward(&t->device, t->gradient, t->master, t->b, t->tokens, t->positions, t->rows, t->rows,
+                                 t->C, t->V);
 }
 static void layernorm_forward(Bench *t) {
     t->device.layernorm_forward(&t->device, t->a, t->b, t->mean, t->rstd, t->b, t->c, t->weight, t->weight, t->rows,
@@ -115,7 +115,7 @@ static void rotary(Bench *t) {
 static void gelu_forward(Bench *t) { t->device.gelu_forward(&t->device, t->a, t->b, t->rows * t->F); }
 static void gelu_backward(Bench *t) { t->device.gelu_backward(&t->device, t->a, t->a, t->b, t->rows * t->F); }
 static void swiglu_forward(Bench *t) { t->device.swiglu_forward(&t->device, t->a, t->b, t->rows, t->F); }
-static void swiglu_backward(Bench *t) { t->device.swiglu_backward(&t->device, t->a, t->c, t->b, t->rows, t->F); }
+static void swiglu_backward(Bench *t) { t->device.swiglu_backward(&t->device, t->a, t->c, t->c, t->b, t->rows, t->F); }
 static void classifier(Bench *t) {
     t->device.classifier(&t->device, t->d, t->losses, t->tokens, t->rows, t->V, t->Vp, 1.0f / (float)t->rows);
 }
@@ -146,7 +146,7 @@ static const Layer layers[] = {
     {"GELU forward", gelu_forward, 0, 2, 0, 0, 0},
     {"GELU backward", gelu_backward, 0, 3, 0, 0, 0},
     {"SwiGLU forward", swiglu_forward, 0, 3, 0, 0, 0},
-    {"SwiGLU backward", swiglu_backward, 0, 5, 0, 0, 0},
+    {"SwiGLU backward", swiglu_backward, 0, 6, 0, 0, 0},
     {"classifier", classifier, 0, 0, 2, 0, 0},
     {"AdamW", adamw, 0, 0, 0, 7, 0},
     {"sum of squares", sum_of_squares, 0, 0, 0, 1, 0},

@@ -78,9 +78,12 @@ struct Device {
     // tokens, positions (rows): int32, in range (checked by the loader). token_table (V, C), position_table (max T, C).
     void (*embedding_forward)(Device *, void *out, const int32_t *tokens, const int32_t *positions,
                               const void *token_table, const void *position_table, int64_t rows, int64_t C);
-    // Deterministic: every row of a table is summed in the order of rows. d_position_table may be NULL.
+    // Deterministic: every row of a table is summed in the order of rows, or of pieces of them whose lengths depend on the
+    // sizes alone. d_position_table may be NULL. Else the first position_rows positions differ from each other, and those
+    // of row n are those of row n % position_rows.
     void (*embedding_backward)(Device *, float *d_token_table, float *d_position_table, const void *d_out,
-                               const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
+                               const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t position_rows,
+                               int64_t C, int64_t V);
 
     // ---- normalisation, fused with the residual addition before it ------------------------------------------------
     // residual_out = x + delta (delta NULL: residual_out is not written and x is normalised); out = norm(that) with
@@ -127,9 +130,11 @@ struct Device {
     void (*gelu_forward)(Device *, void *out, const void *x, int64_t count);
     void (*gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
     // SwiGLU (Shazeer 2020): gate_up (rows, 2F) = [gate | up]; out (rows, F) = silu(gate) * up.
-    // d_gate_up may be gate_up itself.
+    // Backward leaves `out` again, in the same bits, for the weights that it was multiplied with. d_gate_up may be
+    // gate_up itself, and out d_out.
     void (*swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-    void (*swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
+    void (*swiglu_backward)(Device *, void *d_gate_up, void *out, const void *d_out, const void *gate_up, int64_t rows,
+                            int64_t F);
 
     // ---- classifier -------------------------------------------------------------------------------------------------
     // Softmax cross-entropy of logits (rows, Vp) against targets (rows): losses (rows) in nats, fp32; and in the same

@@ -1,11 +1,13 @@
 // The MLP of a layer, token by token: GPT-2's, down(gelu(up(x))), and Llama's, down(silu(gate(x)) * up(x)) (SwiGLU,
-// Shazeer 2020). What is kept is the first product's output; the activation of it is cheap and worked out again.
+// Shazeer 2020). What is kept is the first product's output; the activation of it is cheap and worked out again, for
+// SwiGLU in the same pass over memory as its derivative.
 #include "mixer/mlp.h"
 
 #include "model/model.h"
 
-enum { UP };                     // kept: (n, F); SwiGLU (n, 2F), gate before up
-enum { ACTIVATED, D_UP, D_ACTIVATED }; // room: (n, F) each; D_UP of GELU only: SwiGLU's takes the place of UP
+enum { UP }; // kept: (n, F); SwiGLU (n, 2F), gate before up
+// Room: (n, F) each. D_UP is GELU's: SwiGLU's gradients take the places of UP and, before them, of ACTIVATED.
+enum { ACTIVATED, D_UP };
 
 // ---- parameters -----------------------------------------------------------------------------------------------------
 
@@ -49,8 +51,8 @@ static void gelu_lay_out_room(const MixerSize *s, bool backward, MixerMemory *ro
 }
 
 static void swiglu_lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
+    (void)backward;
     room->buffer[ACTIVATED] = take(s, "buffers of one layer", s->config->ffn_dim, arena);
-    if (backward) room->buffer[D_ACTIVATED] = take(s, "activation gradients", s->config->ffn_dim, arena);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -109,12 +111,12 @@ static void swiglu_backward(const Mixing *m) {
     const Model *model = m->model;
     Device *d = model->device;
     int64_t n = m->pass->rows, F = model->config->ffn_dim;
-    void *up = m->kept.buffer[UP], *activated = m->room.buffer[ACTIVATED];
-    d->swiglu_forward(d, activated, up, n, F);
-    d->matmul_backward(d, m->room.buffer[D_ACTIVATED], gradient(model, m->tensor[MLP_DOWN]),
-                       gradient(model, m->tensor[MLP_DOWN_BIAS]), m->pass->d_residual, activated,
-                       weight(model, m->tensor[MLP_DOWN]), n, F, model->config->dim, false);
-    d->swiglu_backward(d, up, m->room.buffer[D_ACTIVATED], up, n, F);
+    void *up = m->kept.buffer[UP], *activated = m->room.buffer[ACTIVATED], *d_activated = activated;
+    d->matmul_backward(d, d_activated, NULL, NULL, m->pass->d_residual, NULL, weight(model, m->tensor[MLP_DOWN]), n, F,
+                       model->config->dim, false);
+    d->swiglu_backward(d, up, activated, d_activated, up, n, F);
+    d->matmul_backward(d, NULL, gradient(model, m->tensor[MLP_DOWN]), gradient(model, m->tensor[MLP_DOWN_BIAS]),
+                       m->pass->d_residual, activated, NULL, n, F, model->config->dim, false);
     up_backward(m, up, 2 * F);
 }
 

@@ -33,17 +33,18 @@ void block_forward(Model *model, Pass *pass, int64_t l) {
     kind.channels->output(&channels);
 }
 
-// What forward kept, or would have kept, for backward: replayed as far as it was not.
+// What forward kept, or would have kept, for backward: replayed as far as it was not. Leaves norm2(middle) in
+// pass->normed, which the channel mixer's backward takes.
 static void block_again(Model *model, Pass *pass, int64_t l) {
     LayerKind kind = layer_kind(model->config, l);
     const LayerOffsets *w = &model->table->layer[l];
-    if (model->recompute == RECOMPUTE_NONE) return;
     if (model->recompute == RECOMPUTE_BLOCK) {
         kind.norm->forward(model, pass, NULL, pass->layer[l].input, NULL, w->norm1);
         mix_tokens(model, pass, l);
     } else {
         kind.norm->forward(model, pass, NULL, pass->layer[l].middle, NULL, w->norm2);
     }
+    if (model->recompute == RECOMPUTE_NONE) return;
     Mixing channels = channels_of(model, pass, l);
     kind.channels->mix(&channels);
 }
@@ -54,8 +55,6 @@ void block_backward(Model *model, Pass *pass, int64_t l) {
     LayerMemory *memory = &pass->layer[l];
     Mixing tokens = tokens_of(model, pass, l), channels = channels_of(model, pass, l);
     block_again(model, pass, l);
-
-    kind.norm->forward(model, pass, NULL, memory->middle, NULL, w->norm2);
     kind.channels->backward(&channels);
     kind.norm->backward(model, pass, memory->middle, w->norm2);
 

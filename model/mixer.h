@@ -51,7 +51,7 @@ typedef struct Mixer {
     void (*lay_out_kept)(const MixerSize *size, MixerMemory *kept, Arena *arena);
     // What it works in; `backward`: also what backward needs. NULL: nothing.
     void (*lay_out_room)(const MixerSize *size, bool backward, MixerMemory *room, Arena *arena);
-    void (*mix)(const Mixing *m);      // pass->normed (n, C) -> kept
+    void (*mix)(const Mixing *m);      // pass->normed (n, C), which stays as it is, -> kept
     void (*output)(const Mixing *m);   // right after mix: kept -> pass->branch (n, C)
     // pass->d_residual, the gradient of branch, -> pass->d_normed, that of normed; adds the gradients of its tensors.
     // pass->normed is what mix was given.

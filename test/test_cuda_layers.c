@@ -390,17 +390,26 @@ static void run_swiglu(int64_t rows, int64_t F, int64_t offset) {
     Device *device = cuda_device_of_test(), *cpu = cpu_device_of_test();
     const int64_t count = rows * F;
     float *gate_up = random_floats(2 * count, 33, 0, 3), *d_out = rounded(random_floats(count, 34, 0, 1), count),
-          *on_cpu = floats(3 * count);
+          *on_cpu = floats(4 * count);
     for (int64_t c = 0; rows > 0 && c < F && c < ACTIVATION_INPUTS; c++)
         gate_up[(rows - 1) * 2 * F + c] = activation_inputs[c];
     rounded(gate_up, 2 * count);
     cpu->swiglu_forward(cpu, on_cpu, gate_up, rows, F);
-    cpu->swiglu_backward(cpu, on_cpu + count, d_out, gate_up, rows, F);
+    cpu->swiglu_backward(cpu, on_cpu + count, on_cpu + 3 * count, d_out, gate_up, rows, F);
     CudaTensor gate_up_tensor = storage_at(gate_up, 2 * count, offset), d_out_tensor = storage_at(d_out, count, offset),
-               out_tensor = storage_at(NULL, count, 0), d_gate_up_tensor = storage_at(NULL, 2 * count, 0);
+               out_tensor = storage_at(NULL, count, 0), again_tensor = storage_at(NULL, count, offset),
+               d_gate_up_tensor = storage_at(NULL, 2 * count, 0);
     device->swiglu_forward(device, out_tensor.data, gate_up_tensor.data, rows, F);
-    device->swiglu_backward(device, d_gate_up_tensor.data, d_out_tensor.data, gate_up_tensor.data, rows, F);
-    float *out = cuda_fetch(&out_tensor), *d_gate_up = cuda_fetch(&d_gate_up_tensor);
+    device->swiglu_backward(device, d_gate_up_tensor.data, again_tensor.data, d_out_tensor.data, gate_up_tensor.data,
+                            rows, F);
+    device->swiglu_backward(device, gate_up_tensor.data, d_out_tensor.data, d_out_tensor.data, gate_up_tensor.data,
+                            rows, F);
+    float *out = cuda_fetch(&out_tensor), *d_gate_up = cuda_fetch(&d_gate_up_tensor),
+          *again = cuda_fetch(&again_tensor), *in_place = cuda_fetch(&gate_up_tensor),
+          *again_in_place = cuda_fetch(&d_out_tensor);
+    expect_same_bits("swiglu again", again, out, count);
+    expect_same_bits("swiglu again, in place", again_in_place, out, count);
+    expect_same_bits("swiglu_backward in place", in_place, d_gate_up, 2 * count);
     for (int64_t i = 0; i < count; i++) {
         const int64_t at_gate = i / F * 2 * F + i % F, at_up = at_gate + F;
         const double gate = gate_up[at_gate], up = gate_up[at_up], d = d_out[i], sigma = logistic(gate),
@@ -423,8 +432,10 @@ static void run_swiglu(int64_t rows, int64_t F, int64_t offset) {
         expect_like_cpu("d_gate on the CPU", i, d_gate_up[at_gate], on_cpu[count + at_gate],
                         tolerance + fabs(gate * up * d) * 3e-38);
     }
-    cuda_free(&gate_up_tensor), cuda_free(&d_out_tensor), cuda_free(&out_tensor), cuda_free(&d_gate_up_tensor);
-    free(gate_up), free(d_out), free(on_cpu), free(out), free(d_gate_up);
+    cuda_free(&gate_up_tensor), cuda_free(&d_out_tensor), cuda_free(&out_tensor), cuda_free(&again_tensor),
+        cuda_free(&d_gate_up_tensor);
+    free(gate_up), free(d_out), free(on_cpu), free(out), free(d_gate_up), free(again), free(in_place),
+        free(again_in_place);
 }
 
 static void swiglu(void **state) {
@@ -458,9 +469,12 @@ static void not_a_number_spreads(void **state) {
         got = cuda_fetch(&out);
         assert_true(isnan(got[at]) && got[beside] == 0);
         free(got);
-        device->swiglu_backward(device, d_gate_up.data, ones_tensor.data, gate_up_tensor.data, 1, COUNT);
+        device->swiglu_backward(device, d_gate_up.data, out.data, ones_tensor.data, gate_up_tensor.data, 1, COUNT);
         got = cuda_fetch(&d_gate_up);
         assert_true(isnan(got[at]) && isnan(got[COUNT + at]) && got[beside] == 0.5f);
+        free(got);
+        got = cuda_fetch(&out);
+        assert_true(isnan(got[at]) && got[beside] == 0);
         free(got);
         cuda_free(&x_tensor), cuda_free(&ones_tensor), cuda_free(&gate_up_tensor), cuda_free(&out),
             cuda_free(&d_gate_up);

@@ -282,6 +282,9 @@ static void check_table_gradient(const char *what, const CudaTensor *table, cons
     free(sum), free(size), free(terms), free(got);
 }
 
+// Rows after which positions begin again.
+static int64_t position_rows_of(const EmbeddingCase *e) { return e->positions < e->rows ? e->positions : e->rows; }
+
 static void check_embedding_backward(const EmbeddingCase *e, const int32_t *tokens, const int32_t *positions) {
     Device *device = cuda_device_of_test();
     const int64_t rows = e->rows, C = e->C;
@@ -293,12 +296,12 @@ static void check_embedding_backward(const EmbeddingCase *e, const int32_t *toke
     CudaTensor places = cuda_tensor_at(KIND_FLOAT, old_places, e->positions * C, e->offset);
 
     device->embedding_backward(device, table.data, places.data, d_out_there.data, tokens_there.data,
-                               positions_there.data, rows, C, e->V);
+                               positions_there.data, rows, position_rows_of(e), C, e->V);
     check_table_gradient("d_token_table", &table, old_table, tokens, d_out, e, e->V);
     check_table_gradient("d_position_table", &places, old_places, positions, d_out, e, e->positions);
 
     float *after = cuda_fetch(&table), *places_after = cuda_fetch(&places);
-    device->embedding_backward(device, table.data, NULL, d_out_there.data, tokens_there.data, NULL, rows, C, e->V);
+    device->embedding_backward(device, table.data, NULL, d_out_there.data, tokens_there.data, NULL, rows, 0, C, e->V);
     check_table_gradient("d_token_table alone", &table, after, tokens, d_out, e, e->V);
     expect_values("skipped d_position_table", &places, places_after);
     free(d_out), free(old_table), free(old_places), free(after), free(places_after);
@@ -314,14 +317,24 @@ static int32_t *skewed_tokens(const EmbeddingCase *e) {
 }
 
 // Around the lengths of a warp's tile in the sort (512 rows) and of a piece (64 rows), of a warp's columns (256), and
-// of the digits of keys (256, 65,536).
+// of the digits of keys (512, 262,144). Runs of one token over more pieces than a block has warps, and sequences of
+// which the last is not whole.
 static const EmbeddingCase embedding_cases[] = {
-    {1, 1, 1, 1, 0, 0},           {7, 33, 5, 9, 0, 0},
-    {63, 8, 1, 63, 0, 0},         {64, 8, 2, 64, 0, 0.5},
-    {65, 16, 1, 7, 1, 0},         {513, 8, 257, 171, 0, 0.5},
-    {600, 264, 3, 40, 0, 0},      {1000, 24, 50257, 70000, 0, 0.1},
-    {2100, 8, 257, 2100, 0, 0.9}, {700, 300, 257, 100, 1, 0.3},
+    {1, 1, 1, 1, 0, 0},
+    {7, 33, 5, 9, 0, 0},
+    {63, 8, 1, 63, 0, 0},
+    {64, 8, 2, 64, 0, 0.5},
+    {65, 16, 1, 7, 1, 0},
+    {513, 8, 257, 171, 0, 0.5},
+    {600, 264, 3, 40, 0, 0},
+    {1000, 24, 50257, 70000, 0, 0.1},
+    {2100, 8, 257, 2100, 0, 0.9},
+    {700, 300, 257, 100, 1, 0.3},
     {4500, 8, 1, 2, 0, 0},
+    {300, 8, 512, 8, 0, 0.2},
+    {300, 8, 263000, 9, 0, 0.2},
+    {1900, 264, 2, 130, 1, 0},
+    {140001, 8, 257, 1024, 0, 0.3},
 };
 enum { EMBEDDING_CASES = sizeof embedding_cases / sizeof *embedding_cases };
 
@@ -330,8 +343,9 @@ static void embedding(void **state) {
     for (int i = 0; i < EMBEDDING_CASES; i++) {
         const EmbeddingCase *e = &embedding_cases[i];
         int32_t *tokens = skewed_tokens(e), *positions = checked(calloc((size_t)e->rows, sizeof *positions));
-        const int64_t stride = e->positions > e->rows ? e->positions / e->rows : 1; // reach the last ones too
-        for (int64_t row = 0; row < e->rows; row++) positions[row] = (int32_t)(row * stride % e->positions);
+        const int64_t different = position_rows_of(e), stride = e->positions / different; // reach the first ones too
+        for (int64_t row = 0; row < e->rows; row++)
+            positions[row] = (int32_t)(e->positions - 1 - row % different * stride);
         check_embedding_forward(e, tokens, positions);
         check_embedding_backward(e, tokens, positions);
         free(tokens), free(positions);
@@ -357,7 +371,7 @@ static void embedding_sums_in_the_order_of_rows(void **state) {
         for (int c = 0; c < C; c++) d_out[i * C + c] = in_order[seen[tokens[i]]];
     CudaTensor tokens_there = cuda_tokens(tokens, ROWS), d_out_there = cuda_storage(d_out, ROWS * C);
     CudaTensor table = cuda_floats(NULL, V * C);
-    device->embedding_backward(device, table.data, NULL, d_out_there.data, tokens_there.data, NULL, ROWS, C, V);
+    device->embedding_backward(device, table.data, NULL, d_out_there.data, tokens_there.data, NULL, ROWS, 0, C, V);
     float *got = cuda_fetch(&table);
     int others = 0;
     for (int i = 0; i < V * C; i++) {
@@ -369,12 +383,37 @@ static void embedding_sums_in_the_order_of_rows(void **state) {
     cuda_free(&tokens_there), cuda_free(&d_out_there), cuda_free(&table);
 }
 
+// So are those of a position: three sequences and a half, the last of which adds nothing.
+static void positions_sum_in_the_order_of_rows(void **state) {
+    (void)state;
+    Device *device = cuda_device_of_test();
+    enum { T = 70, ROWS = 3 * T + T / 2, C = 20 };
+    int32_t tokens[ROWS], positions[ROWS];
+    float d_out[ROWS * C];
+    const float in_order[4] = {0x1p30f, -0x1p30f, 1, 0};
+    for (int i = 0; i < ROWS; i++) {
+        tokens[i] = 0;
+        positions[i] = (i + 3) % T;
+        for (int c = 0; c < C; c++) d_out[i * C + c] = in_order[i / T];
+    }
+    CudaTensor tokens_there = cuda_tokens(tokens, ROWS), positions_there = cuda_tokens(positions, ROWS);
+    CudaTensor d_out_there = cuda_storage(d_out, ROWS * C), table = cuda_floats(NULL, C),
+               places = cuda_floats(NULL, T * C);
+    device->embedding_backward(device, table.data, places.data, d_out_there.data, tokens_there.data,
+                               positions_there.data, ROWS, T, C, 1);
+    float *got = cuda_fetch(&places);
+    for (int i = 0; i < T * C; i++) assert_true(got[i] == 1);
+    free(got);
+    cuda_free(&tokens_there), cuda_free(&positions_there), cuda_free(&d_out_there), cuda_free(&table),
+        cuda_free(&places);
+}
+
 static void no_rows_is_nothing(void **state) {
     (void)state;
     Device *device = cuda_device_of_test();
     CudaTensor some = cuda_storage(NULL, 64), gradient = cuda_floats(NULL, 64), tokens = cuda_tokens(NULL, 1);
     device->embedding_forward(device, some.data, tokens.data, tokens.data, some.data, some.data, 0, 8);
-    device->embedding_backward(device, gradient.data, gradient.data, some.data, tokens.data, tokens.data, 0, 8, 8);
+    device->embedding_backward(device, gradient.data, gradient.data, some.data, tokens.data, tokens.data, 0, 0, 8, 8);
     device->layernorm_forward(device, some.data, some.data, gradient.data, gradient.data, some.data, some.data,
                               some.data, some.data, 0, 8, 1e-5f);
     device->layernorm_backward(device, some.data, gradient.data, gradient.data, some.data, some.data, some.data,
@@ -432,7 +471,7 @@ static void the_last_of_many_rows(void **state) {
     device->embedding_forward(device, out, tokens, NULL, at(device, x, (last - 1) * C), NULL, rows, C);
     device->copy(device, t.out.data, at(device, out, last * C), (size_t)C * 2);
     expect_values("embedding of the last row", &t.out, n.x);
-    device->embedding_backward(device, d_table.data, NULL, d_out, tokens, NULL, rows, C, 2);
+    device->embedding_backward(device, d_table.data, NULL, d_out, tokens, NULL, rows, 0, C, 2);
     float *got_table = cuda_fetch(&d_table);
     for (int64_t c = 0; c < C; c++) assert_true(got_table[c] == 0 && got_table[C + c] == n.d_out[c]);
 
@@ -447,29 +486,35 @@ static void the_last_of_many_rows(void **state) {
 }
 
 // ---- determinism ---------------------------------------------------------------------------------------------------
-enum { BITS_ROWS = 900, BITS_C = 264, BITS_V = 30 };
+enum { BITS_ROWS = 900, BITS_C = 264, BITS_V = 30, BITS_POSITIONS = 120 };
 static void results_for_bits(Device *device, void *results) {
-    const EmbeddingCase e = {BITS_ROWS, BITS_C, BITS_V, 0, 0, 0.4};
+    const EmbeddingCase e = {BITS_ROWS, BITS_C, BITS_V, 0, 0, 0.8}; // a run over more pieces than a block has warps
     Norm n = make_norm(true, true, BITS_ROWS, BITS_C, 0);
     NormTensors t = to_device(&n);
     CudaTensor tokens = cuda_tokens(skewed_tokens(&e), BITS_ROWS), table = cuda_floats(NULL, BITS_V * BITS_C);
     CudaTensor d_x = cuda_storage(NULL, BITS_ROWS * BITS_C), d_weight = cuda_floats(NULL, BITS_C),
-               d_bias = cuda_floats(NULL, BITS_C);
+               d_bias = cuda_floats(NULL, BITS_C), places = cuda_floats(NULL, BITS_POSITIONS * BITS_C);
+    int32_t positions[BITS_ROWS];
+    for (int i = 0; i < BITS_ROWS; i++) positions[i] = i % BITS_POSITIONS;
+    CudaTensor positions_there = cuda_tokens(positions, BITS_ROWS);
     forward(&n, &t, t.residual.data);
     device->layernorm_backward(device, d_x.data, d_weight.data, d_bias.data, t.d_out.data, t.residual.data,
                                t.weight.data, t.mean.data, t.rstd.data, BITS_ROWS, BITS_C);
-    device->embedding_backward(device, table.data, NULL, t.d_out.data, tokens.data, NULL, BITS_ROWS, BITS_C, BITS_V);
+    device->embedding_backward(device, table.data, places.data, t.d_out.data, tokens.data, positions_there.data,
+                               BITS_ROWS, BITS_POSITIONS, BITS_C, BITS_V);
     float *to = results;
     cuda_fetch_raw(&table, to);
     cuda_fetch_raw(&d_weight, to + BITS_V * BITS_C);
     cuda_fetch_raw(&d_bias, to + (BITS_V + 1) * BITS_C);
-    cuda_fetch_raw(&d_x, to + (BITS_V + 2) * BITS_C);
+    cuda_fetch_raw(&places, to + (BITS_V + 2) * BITS_C);
+    cuda_fetch_raw(&d_x, to + (BITS_V + 2 + BITS_POSITIONS) * BITS_C);
 }
 
 static void same_bits_in_another_order(void **state) {
     (void)state;
     expect_same_bits_twice("backward passes", results_for_bits,
-                           (BITS_V + 2) * BITS_C * sizeof(float) + BITS_ROWS * BITS_C * sizeof(uint16_t));
+                           (BITS_V + 2 + BITS_POSITIONS) * BITS_C * sizeof(float) +
+                               BITS_ROWS * BITS_C * sizeof(uint16_t));
 }
 
 int main(void) {
@@ -480,6 +525,7 @@ int main(void) {
         cmocka_unit_test(norms_of_extreme_rows),
         cmocka_unit_test(embedding),
         cmocka_unit_test(embedding_sums_in_the_order_of_rows),
+        cmocka_unit_test(positions_sum_in_the_order_of_rows),
         cmocka_unit_test(no_rows_is_nothing),
         cmocka_unit_test(the_last_of_many_rows),
     };

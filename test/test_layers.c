@@ -67,8 +67,10 @@ static void references_have_the_right_gradients(void **state) {
 // ---- embedding ----------------------------------------------------------------------------------------------------
 static void run_embedding(Device *device, void *argument) {
     Case *one = argument;
-    int64_t rows = one->rows, C = one->C, V = 7, P = rows + 2;
+    int64_t rows = one->rows, C = one->C, V = 7, P = 3 * rows + 2;
+    const int64_t sequence = (rows + 1) / 2; // rows of one: the last may be shorter
     int32_t *tokens = random_tokens(rows, 1, V), *positions = random_tokens(rows, 2, P);
+    for (int64_t i = 0; i < rows; i++) positions[i] = (int32_t)((i % sequence * 3 + 1) % P); // in no order
     float *table = random_floats(V * C, 3, 0, 1), *places = random_floats(P * C, 4, 0, 1), *out = floats(rows * C);
     float *d_out = random_floats(rows * C, 5, 0, 1);
 
@@ -86,10 +88,10 @@ static void run_embedding(Device *device, void *argument) {
         expected[tokens[i / C] * C + i % C] += d_out[i];
         expected[(V + positions[i / C]) * C + i % C] += d_out[i];
     }
-    device->embedding_backward(device, d_table, d_places, d_out, tokens, positions, rows, C, V);
+    device->embedding_backward(device, d_table, d_places, d_out, tokens, positions, rows, sequence, C, V);
     expect_same_bits("embedding_backward", d_table, expected, (V + P) * C);
     for (int64_t i = 0; i < rows * C; i++) expected[tokens[i / C] * C + i % C] += d_out[i];
-    device->embedding_backward(device, d_table, NULL, d_out, tokens, NULL, rows, C, V);
+    device->embedding_backward(device, d_table, NULL, d_out, tokens, NULL, rows, 0, C, V);
     expect_same_bits("embedding_backward without positions", d_table, expected, (V + P) * C);
     free(tokens), free(positions), free(table), free(places), free(out), free(d_out), free(d_table), free(expected);
 }
@@ -372,7 +374,7 @@ static void run_swiglu(Device *device, void *argument) {
     Case *one = argument;
     int64_t rows = one->rows, F = one->C, count = rows * F;
     float *gate_up = random_floats(2 * count, 33, 0, 3), *d_out = random_floats(count, 34, 0, 1),
-          *result = floats(3 * count);
+          *result = floats(4 * count);
     const float special[] = {0, -0.0f, 1e-30f, -1e-30f, 88, -86, 100, -100, 1e4f, -1e4f};
     for (int64_t c = 0; c < F && c < 10; c++) gate_up[(rows - 1) * 2 * F + c] = special[c];
     double *in = doubles(2 * count), *out = doubles(count), *wide_d_out = doubles(count), *d_in = doubles(2 * count);
@@ -382,7 +384,8 @@ static void run_swiglu(Device *device, void *argument) {
     reference_swiglu(&s, in, out);
     reference_swiglu_backward(&s, in, wide_d_out, d_in);
     device->swiglu_forward(device, result, gate_up, rows, F);
-    device->swiglu_backward(device, result + count, d_out, gate_up, rows, F);
+    device->swiglu_backward(device, result + count, result + 3 * count, d_out, gate_up, rows, F);
+    expect_same_bits("swiglu again", result + 3 * count, result, count);
     for (int64_t i = 0; i < count; i++) {
         int64_t at_gate = i / F * 2 * F + i % F, at_up = at_gate + F;
         double gate = in[at_gate], up = in[at_up], dy = wide_d_out[i], sigma = logistic(gate), rest = logistic(-gate);
@@ -393,7 +396,10 @@ static void run_swiglu(Device *device, void *argument) {
                     fabs(dy * up) *
                         (error * (1 + fabs(gate)) + 4 * UNIT * sigma * (1 + fabs(gate) * rest) + floor_of(gate)));
     }
-    same_for_all_threads(device, one, "swiglu", result, 3 * count);
+    same_for_all_threads(device, one, "swiglu", result, 4 * count);
+    device->swiglu_backward(device, gate_up, d_out, d_out, gate_up, rows, F);
+    expect_same_bits("swiglu again, in place", d_out, result, count);
+    expect_same_bits("swiglu_backward in place", gate_up, result + count, 2 * count);
     free(gate_up), free(d_out), free(result), free(in), free(out), free(wide_d_out), free(d_in);
 }
 
@@ -415,7 +421,7 @@ static void run_not_a_number(Device *device, void *argument) {
         assert_true(isnan(out[at]) && out[(at + 1) % COUNT] == 0.5f);
         device->swiglu_forward(device, out, gate_up, 1, COUNT);
         assert_true(isnan(out[at]) && out[(at + 1) % COUNT] == 0);
-        device->swiglu_backward(device, d_gate_up, ones, gate_up, 1, COUNT);
+        device->swiglu_backward(device, d_gate_up, out, ones, gate_up, 1, COUNT);
         assert_true(isnan(d_gate_up[at]) && d_gate_up[(at + 1) % COUNT] == 0.5f);
     }
 }

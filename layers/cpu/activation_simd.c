@@ -76,8 +76,9 @@ void SIMD_NAME(add_float)(Device *device, float *out, const float *in, int64_t c
 
 // ---- SwiGLU -------------------------------------------------------------------------------------------------------
 typedef struct SwiGLU {
-    float *out;         // (rows, F) forward, d_gate_up (rows, 2F) backward
-    const float *d_out; // (rows, F), NULL forward
+    float *out;         // (rows, F)
+    float *d_gate_up;   // (rows, 2F), backward
+    const float *d_out; // (rows, F), backward
     const float *gate_up;
     int64_t rows, F, per_task;
 } SwiGLU;
@@ -91,29 +92,36 @@ static void swiglu_forward_task(void *context, int64_t task, int worker) {
 }
 
 void SIMD_NAME(swiglu_forward)(Device *device, void *out, const void *gate_up, int64_t rows, int64_t F) {
-    SwiGLU s = {out, NULL, gate_up, rows, F, rows_per_task(F)};
+    SwiGLU s = {out, NULL, NULL, gate_up, rows, F, rows_per_task(F)};
     parallel_for(device->threads, tasks_of(rows, s.per_task), swiglu_forward_task, &s);
 }
 
-static inline void swiglu_gradient(vfloat d_out, vfloat gate, vfloat up, vfloat *d_gate, vfloat *d_up) {
-    vfloat e = vexp(-gate), sigma = sigmoid(e);
-    *d_up = d_out * (gate * sigma);
-    *d_gate = d_out * up * (sigma * (1.0f + gate * (e * sigma)));
+typedef struct SwiGLUGradient {
+    vfloat d_gate, d_up, out; // out: as silu_times has it
+} SwiGLUGradient;
+
+static inline SwiGLUGradient swiglu_gradient(vfloat d_out, vfloat gate, vfloat up) {
+    vfloat e = vexp(-gate), sigma = sigmoid(e), value = gate * sigma;
+    return (SwiGLUGradient){d_out * up * (sigma * (1.0f + gate * (e * sigma))), d_out * value, value * up};
 }
 
-static void swiglu_backward_row(float *d_gate, float *d_up, const float *d_out, const float *gate, const float *up,
-                                int64_t F) {
+// d_gate and d_up may be gate and up, and out d_out.
+static void swiglu_backward_row(float *d_gate, float *d_up, float *out, const float *d_out, const float *gate,
+                                const float *up, int64_t F) {
     int64_t i = 0;
-    vfloat dg, du;
     for (; i + SIMD_WIDTH <= F; i += SIMD_WIDTH) {
-        swiglu_gradient(vload(d_out + i), vload(gate + i), vload(up + i), &dg, &du);
-        vstore(d_gate + i, dg);
-        vstore(d_up + i, du);
+        SwiGLUGradient g = swiglu_gradient(vload(d_out + i), vload(gate + i), vload(up + i));
+        vstore(d_gate + i, g.d_gate);
+        vstore(d_up + i, g.d_up);
+        vstore(out + i, g.out);
     }
     if (i < F) {
-        swiglu_gradient(vload_part(d_out + i, F - i), vload_part(gate + i, F - i), vload_part(up + i, F - i), &dg, &du);
-        vstore_part(d_gate + i, dg, F - i);
-        vstore_part(d_up + i, du, F - i);
+        int64_t rest = F - i;
+        SwiGLUGradient g =
+            swiglu_gradient(vload_part(d_out + i, rest), vload_part(gate + i, rest), vload_part(up + i, rest));
+        vstore_part(d_gate + i, g.d_gate, rest);
+        vstore_part(d_up + i, g.d_up, rest);
+        vstore_part(out + i, g.out, rest);
     }
 }
 
@@ -122,14 +130,14 @@ static void swiglu_backward_task(void *context, int64_t task, int worker) {
     (void)worker;
     int64_t F = s->F, end = smaller((task + 1) * s->per_task, s->rows);
     for (int64_t row = task * s->per_task; row < end; row++) {
-        float *d_gate = s->out + 2 * row * F;
+        float *d_gate = s->d_gate_up + 2 * row * F;
         const float *gate = s->gate_up + 2 * row * F;
-        swiglu_backward_row(d_gate, d_gate + F, s->d_out + row * F, gate, gate + F, F);
+        swiglu_backward_row(d_gate, d_gate + F, s->out + row * F, s->d_out + row * F, gate, gate + F, F);
     }
 }
 
-void SIMD_NAME(swiglu_backward)(Device *device, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows,
-                                int64_t F) {
-    SwiGLU s = {d_gate_up, d_out, gate_up, rows, F, rows_per_task(F)};
+void SIMD_NAME(swiglu_backward)(Device *device, void *d_gate_up, void *out, const void *d_out, const void *gate_up,
+                                int64_t rows, int64_t F) {
+    SwiGLU s = {out, d_gate_up, d_out, gate_up, rows, F, rows_per_task(F)};
     parallel_for(device->threads, tasks_of(rows, s.per_task), swiglu_backward_task, &s);
 }

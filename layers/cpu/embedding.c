@@ -56,8 +56,9 @@ static void backward_task(void *context, int64_t task, int worker) {
 }
 
 void cpu_embedding_backward(Device *device, float *d_token_table, float *d_position_table, const void *d_out,
-                            const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V) {
-    (void)V;
+                            const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t position_rows,
+                            int64_t C, int64_t V) {
+    (void)position_rows, (void)V;
     int64_t cache_line = 16; // floats
     int64_t per_task = tasks_of(tasks_of(C, device->threads), cache_line) * cache_line;
     EmbeddingGradient e = {d_token_table, d_position_table, d_out, tokens, positions, rows, C, per_task};

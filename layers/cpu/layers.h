@@ -50,7 +50,8 @@ void cpu_to_storage_strided(Device *, void *out, int64_t out_stride, const float
 void cpu_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,
                            const void *token_table, const void *position_table, int64_t rows, int64_t C);
 void cpu_embedding_backward(Device *, float *d_token_table, float *d_position_table, const void *d_out,
-                            const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
+                            const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t position_rows,
+                            int64_t C, int64_t V);
 
 // ---- matmul_gelu.c ----------------------------------------------------------------------------------------------
 void cpu_matmul_gelu_forward(Device *, void *out, void *pre, const void *x, const void *weight, const void *bias,
@@ -85,8 +86,8 @@ void SIMD_NAME(add_float)(Device *, float *out, const float *in, int64_t count);
 void SIMD_NAME(gelu_forward)(Device *, void *out, const void *x, int64_t count);
 void SIMD_NAME(gelu_backward)(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
 void SIMD_NAME(swiglu_forward)(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-void SIMD_NAME(swiglu_backward)(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows,
-                                int64_t F);
+void SIMD_NAME(swiglu_backward)(Device *, void *d_gate_up, void *out, const void *d_out, const void *gate_up,
+                                int64_t rows, int64_t F);
 void SIMD_NAME(classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                            int64_t Vp, float d_loss);
 void SIMD_NAME(adamw)(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,

@@ -86,9 +86,11 @@ void cuda_swiglu_forward(Device *device, void *out, const void *gate_up, int64_t
 
 namespace {
 
+// The gradients of both halves and the activation itself, out of one reading of gate_up. A thread reads all values of
+// its columns before it writes them, so each tensor written may be one that is read.
 struct SwigluBackward {
     enum { WIDTH = PACKET, AT_ONCE = 1 };
-    bf16 *d_gate_up;
+    bf16 *d_gate_up, *out;
     const bf16 *d_out, *gate_up;
     int64_t F;
     template <int N> struct Input { float d_out[N], gate[N], up[N]; };
@@ -99,25 +101,27 @@ struct SwigluBackward {
         load(in.d_out, d_out + row * F + column);
     }
     template <int N> __device__ void write(const Input<N> &in, int64_t row, int64_t column) const {
-        float d_gate[N], d_up[N];
+        float d_gate[N], d_up[N], y[N];
 #pragma unroll
         for (int k = 0; k < N; k++) {
             float value, gradient;
             silu_and_gradient(in.gate[k], value, gradient);
+            y[k] = value * in.up[k];
             d_up[k] = in.d_out[k] * value;
             d_gate[k] = in.d_out[k] * in.up[k] * gradient;
         }
         bf16 *d_row = d_gate_up + row * 2 * F + column;
         store(d_row, d_gate);
         store(d_row + F, d_up);
+        store(out + row * F + column, y);
     }
 };
 
 } // namespace
 
-void cuda_swiglu_backward(Device *device, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows,
-                          int64_t F) {
-    const SwigluBackward map = {static_cast<bf16 *>(d_gate_up), static_cast<const bf16 *>(d_out),
-                                static_cast<const bf16 *>(gate_up), F};
-    map_rows(device, map, rows, F, aligned(d_gate_up, d_out, gate_up));
+void cuda_swiglu_backward(Device *device, void *d_gate_up, void *out, const void *d_out, const void *gate_up,
+                          int64_t rows, int64_t F) {
+    const SwigluBackward map = {static_cast<bf16 *>(d_gate_up), static_cast<bf16 *>(out),
+                                static_cast<const bf16 *>(d_out), static_cast<const bf16 *>(gate_up), F};
+    map_rows(device, map, rows, F, aligned(d_gate_up, out, d_out, gate_up));
 }

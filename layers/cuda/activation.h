@@ -47,14 +47,18 @@ __device__ inline float gelu_gradient(float d_out, float x) {
     return d_out * (sigma * (1.0f + x * slope * (e * sigma)));
 }
 
-__device__ inline float silu(float x) { return x * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * x)); }
-
 // silu(x) and its derivative, sigma (1 + x (1 - sigma)). Below -87 both are under 1e-35, and e would overflow.
 __device__ inline void silu_and_gradient(float x, float &value, float &gradient) {
     x = not_below(x, -87.0f);
     const float e = exp2_fast(-LOG2_E * x), sigma = reciprocal_fast(1.0f + e);
     value = x * sigma;
     gradient = sigma * (1.0f + x * (e * sigma));
+}
+// The value alone, in the same bits.
+__device__ inline float silu(float x) {
+    float value, gradient;
+    silu_and_gradient(x, value, gradient);
+    return value;
 }
 
 #endif

@@ -49,35 +49,40 @@ __global__ void __launch_bounds__(COLUMN_THREADS)
 }
 
 enum { PARTIAL_WARPS = 16, PARTIAL_THREADS = PARTIAL_WARPS * WARP };
+enum { PARTIAL_AT_ONCE = 16 }; // blocks whose sums a warp has under way
 
 // A block adds 32 columns; each of its warps a share of the blocks, in order, and these sums follow in order.
-__global__ void __launch_bounds__(PARTIAL_THREADS)
-    partial_sums_kernel(float *sum, const float *partial, int64_t blocks, int64_t stride, int64_t N) {
+__global__ void __launch_bounds__(PARTIAL_THREADS, 2)
+    partial_sums_kernel(float *sum, float *second, const float *partial, int64_t blocks, int64_t N) {
     SHARED_ARRAY(float, of_warp, PARTIAL_THREADS);
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int64_t column = (int64_t)blockIdx.x * WARP + lane;
+    const int64_t column = (int64_t)blockIdx.x * WARP + lane, columns = second == NULL ? N : 2 * N;
     const int64_t share = ceil_div(blocks, (int64_t)PARTIAL_WARPS);
-    const int64_t end = smaller_of((warp + 1) * share, blocks);
+    const int64_t end = column < columns ? smaller_of((warp + 1) * share, blocks) : 0;
     float total = 0;
-    if (column < N) {
-#pragma unroll 8
-        for (int64_t block = warp * share; block < end; block++) total += partial[block * stride + column];
+    for (int64_t block = warp * share; block < end; block += PARTIAL_AT_ONCE) {
+        float term[PARTIAL_AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < PARTIAL_AT_ONCE; i++)
+            term[i] = block + i < end ? partial[(block + i) * columns + column] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < PARTIAL_AT_ONCE; i++) total += term[i];
     }
     of_warp[warp * WARP + lane] = total;
     __syncthreads();
-    if (warp == 0 && column < N) {
+    if (warp == 0 && column < columns) {
         total = 0;
         for (int w = 0; w < PARTIAL_WARPS; w++) total += of_warp[w * WARP + lane];
-        sum[column] += total;
+        *(column < N ? sum + column : second + (column - N)) += total;
     }
 }
 
 } // namespace
 
-void add_partial_sums(Device *device, float *sum, const float *partial, int64_t blocks, int64_t stride, int64_t N) {
+void add_partial_sums(Device *device, float *sum, float *second, const float *partial, int64_t blocks, int64_t N) {
     if (blocks == 0 || N == 0) return;
-    launch(partial_sums_kernel, ceil_div<int64_t>(N, WARP), PARTIAL_THREADS, 0, stream_of(device), sum, partial, blocks,
-           stride, N);
+    launch(partial_sums_kernel, ceil_div<int64_t>(second == NULL ? N : 2 * N, WARP), PARTIAL_THREADS, 0,
+           stream_of(device), sum, second, partial, blocks, N);
 }
 
 namespace {
@@ -99,7 +104,7 @@ void cuda_bias_backward(Device *device, float *d_bias, const void *d_out, int64_
     const bf16 *x = static_cast<const bf16 *>(d_out);
     (fits_packets(N, x) ? launch_column_sums<true> : launch_column_sums<false>)(stream_of(device), partial, x, rows, N,
                                                                                 blocks, rows_per_block);
-    add_partial_sums(device, d_bias, partial, blocks, N, N);
+    add_partial_sums(device, d_bias, NULL, partial, blocks, N);
 }
 
 // ---- rows set to the bias ------------------------------------------------------------------------------------------

@@ -49,6 +49,23 @@ __device__ inline void load_columns(float out[PACKET], const bf16 *row, int64_t 
     }
 }
 
+// The same columns as they are in memory, for unpack.
+template <bool whole>
+__device__ inline uint4 load_raw_columns(const bf16 *row, int64_t first, int64_t width, int lane) {
+    if constexpr (whole)
+        return first + lane * PACKET < width ? load_raw(row + first + lane * PACKET) : make_uint4(0, 0, 0, 0);
+    else {
+        uint32_t bits[PACKET];
+#pragma unroll
+        for (int i = 0; i < PACKET; i++) {
+            const int64_t column = first + column_of<whole>(i, lane);
+            bits[i] = column < width ? row[column].bits : 0;
+        }
+        return make_uint4(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16, bits[4] | bits[5] << 16,
+                          bits[6] | bits[7] << 16);
+    }
+}
+
 template <bool whole>
 __device__ inline void store_columns(bf16 *row, const float in[PACKET], int64_t first, int64_t width, int lane) {
     if (whole) {

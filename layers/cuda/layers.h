@@ -44,7 +44,8 @@ void cuda_add_float(Device *, float *out, const float *in, int64_t count);
 void cuda_embedding_forward(Device *, void *out, const int32_t *tokens, const int32_t *positions,
                             const void *token_table, const void *position_table, int64_t rows, int64_t C);
 void cuda_embedding_backward(Device *, float *d_token_table, float *d_position_table, const void *d_out,
-                             const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t C, int64_t V);
+                             const int32_t *tokens, const int32_t *positions, int64_t rows, int64_t position_rows,
+                             int64_t C, int64_t V);
 
 // ---- norm.cu -------------------------------------------------------------------------------------------------------
 void cuda_layernorm_forward(Device *, void *out, void *residual_out, float *mean, float *rstd, const void *x,
@@ -78,7 +79,8 @@ void cuda_rotary(Device *, void *x, const float *cos_table, const float *sin_tab
 void cuda_gelu_forward(Device *, void *out, const void *x, int64_t count);
 void cuda_gelu_backward(Device *, void *d_x, const void *d_out, const void *x, int64_t count);
 void cuda_swiglu_forward(Device *, void *out, const void *gate_up, int64_t rows, int64_t F);
-void cuda_swiglu_backward(Device *, void *d_gate_up, const void *d_out, const void *gate_up, int64_t rows, int64_t F);
+void cuda_swiglu_backward(Device *, void *d_gate_up, void *out, const void *d_out, const void *gate_up, int64_t rows,
+                          int64_t F);
 void cuda_classifier(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                      int64_t Vp, float d_loss);
 void cuda_adamw(Device *, float *master, void *weight, float *m, float *v, const float *gradient, int64_t count,

@@ -350,12 +350,6 @@ struct Backward {
 template <bool centred> float *partial_for(const Backward *b, int64_t blocks) {
     return static_cast<float *>(cuda_scratch(b->device, "a norm", norm_sums_bytes(blocks, b->C, centred ? 2 : 1)));
 }
-template <bool centred> void add_partials(const Backward *b, const float *partial, int64_t blocks) {
-    const int64_t stride = (centred ? 2 : 1) * b->C;
-    add_partial_sums(b->device, b->d_weight, partial, blocks, stride, b->C);
-    if (centred) add_partial_sums(b->device, b->d_bias, partial + b->C, blocks, stride, b->C);
-}
-
 template <int LANES, int PACKETS, bool centred> void backward_in_registers(const Backward *b) {
     constexpr int threads = backward_threads<LANES>();
     const int64_t resident =
@@ -364,7 +358,7 @@ template <int LANES, int PACKETS, bool centred> void backward_in_registers(const
     float *partial = partial_for<centred>(b, blocks);
     launch((norm_backward_kernel<LANES, PACKETS, centred>), blocks, threads, 0, stream_of(b->device), b->d_x, partial,
            b->d_out, b->x, b->weight, b->mean, b->rstd, b->rows, (int)b->C);
-    add_partials<centred>(b, partial, blocks);
+    add_partial_sums(b->device, b->d_weight, b->d_bias, partial, blocks, b->C);
 }
 
 template <bool centred> void norm_backward(const Backward *b) {
@@ -376,7 +370,7 @@ template <bool centred> void norm_backward(const Backward *b) {
         float *partial = partial_for<centred>(b, blocks);
         launch(norm_backward_any_kernel<centred>, blocks, BLOCK, 0, stream_of(b->device), b->d_x, partial, b->d_out,
                b->x, b->weight, b->mean, b->rstd, b->rows, C);
-        add_partials<centred>(b, partial, blocks);
+        add_partial_sums(b->device, b->d_weight, b->d_bias, partial, blocks, b->C);
     } else if (C <= 256) backward_in_registers<WARP, 1, centred>(b);
     else if (C <= 512) backward_in_registers<WARP, 2, centred>(b);
     else if (C <= 768) backward_in_registers<WARP, 3, centred>(b);

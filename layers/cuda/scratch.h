@@ -20,7 +20,7 @@ static inline size_t scratch_padded(size_t bytes) { return (bytes + 255) / 256 *
 enum { CUDA_UPLOAD_BYTES = 16 << 20 };
 
 // ---- sort.cu: two of (keys, rows), counts of each digit in each tile, totals; each from a multiple of 256 bytes on
-enum { SORT_DIGIT_BITS = 8, SORT_DIGITS = 1 << SORT_DIGIT_BITS, SORT_TILE = 512 };
+enum { SORT_DIGIT_BITS = 9, SORT_DIGITS = 1 << SORT_DIGIT_BITS, SORT_TILE = 512 };
 static inline size_t sort_pairs_bytes(int64_t rows) { return scratch_padded((size_t)rows * 4); }
 static inline size_t sort_counts_bytes(int64_t rows) {
     return scratch_padded((size_t)scratch_parts(rows, SORT_TILE) * SORT_DIGITS * 4);
