@@ -1,8 +1,8 @@
 // Step 8: specialised warps.
 //
-// In step 7 the copy engine is idle while a tile is worked on, and the tensor cores while the softmax is. Here a warp of
-// its own does nothing but ask for tiles, as far ahead as a ring of buffers lets it, and two warpgroups with 64 queries
-// each do nothing but work on them: while one is in its softmax, the other's products run.
+// In step 7 the copy engine is idle while a tile is worked on, and the tensor cores while the softmax is. Here a warp
+// of its own does nothing but ask for tiles, as far ahead as a ring of buffers lets it, and two warpgroups with 64
+// queries each do nothing but work on them: while one is in its softmax, the other's products run.
 //
 // Two barriers a buffer keep them in step. "full": the bytes have come. "empty": all eight warps that read the buffer
 // have done with it. Nobody ever waits for all threads of the block.
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(THREADS, 1) warps_kernel(Ladder x, const __gri
 
 template <int D> void run(const Ladder *x) {
     const Maps maps = {map_of(x, x->q, ROWS), map_of(x, x->k, KEYS), map_of(x, x->v, KEYS)};
-    launch(warps_kernel<D>, (unsigned)(x->heads * ceil_div(x->T, (int)ROWS)), THREADS, sizeof(Shared<D>), x->stream,
-           *x, maps);
+    launch(warps_kernel<D>, (unsigned)(x->heads * ceil_div(x->T, (int)ROWS)), THREADS, sizeof(Shared<D>), x->stream, *x,
+           maps);
 }
 
 } // namespace

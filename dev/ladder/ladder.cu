@@ -21,10 +21,17 @@
 namespace {
 
 typedef void Step(const Ladder *);
-const char *const names[] = {"one thread, one row", "tiles in shared memory", "online softmax, one warp, one row",
-                             "tensor cores",        "ldmatrix and swizzle",   "attention/cuda/forward.cu"};
-Step *const steps[] = {step_1, step_2, step_3, step_4, step_5};
-enum { STEPS = 6 };
+const char *const names[] = {"one thread, one row",
+                             "tiles in shared memory",
+                             "online softmax, one warp, one row",
+                             "tensor cores",
+                             "ldmatrix and swizzle",
+                             "attention/cuda/forward.cu",
+                             "wgmma and the copy engine",
+                             "specialised warps",
+                             "attention/cuda/hopper/forward.cu"};
+Step *const steps[] = {step_1, step_2, step_3, step_4, step_5, NULL, step_7, step_8, NULL}; // NULL: real_kernel
+enum { STEPS = 9, BEFORE_HOPPER = 6 };
 
 struct Host {
     int64_t count;
@@ -106,7 +113,8 @@ void real_kernel(Device *device, const Ladder *x, float *log_sum_exp) {
 }
 
 void run(Device *device, const Ladder *x, int step, float *log_sum_exp) {
-    if (step < STEPS - 1) steps[step](x);
+    context_of(device)->mma_alone = step < BEFORE_HOPPER;
+    if (steps[step] != NULL) steps[step](x);
     else real_kernel(device, x, log_sum_exp);
 }
 
@@ -136,13 +144,14 @@ int main(int argc, char **argv) {
     x.D = argc > 2 ? atoi(argv[2]) : 64;
     x.heads = argc > 3 ? atoi(argv[3]) : 1;
     const int first = argc > 4 ? atoi(argv[4]) : 1;
-    if (x.T < 1 || (x.D != 64 && x.D != 128) || x.heads < 1 || first < 1 || first > STEPS) {
-        fprintf(stderr, "usage: %s [T [D [heads [first step]]]], D 64 or 128\n", argv[0]);
-        return 2;
-    }
     Device device = {};
     Error err = {};
     if (!cuda_device(&device, 0, &err)) die(&err);
+    const int last = context_of(&device)->properties.major == 9 ? STEPS : BEFORE_HOPPER;
+    if (x.T < 1 || (x.D != 64 && x.D != 128) || x.heads < 1 || first < 1 || first > last) {
+        fprintf(stderr, "usage: %s [T [D [heads [first step]]]], D 64 or 128, first step 1 to %d\n", argv[0], last);
+        return 2;
+    }
     x.scale = 1 / sqrtf((float)x.D);
     x.stream = stream_of(&device);
     Host host = {};
@@ -158,7 +167,7 @@ int main(int argc, char **argv) {
     printf("%s\nT = %d, D = %d, heads = %d\n", device.description, x.T, x.D, x.heads);
     const bool is_gpu = strcmp(device.name, "cuda") == 0;
     bool right = true;
-    for (int step = first - 1; step < STEPS; step++) {
+    for (int step = first - 1; step < last; step++) {
         memset(host.out, 0xff, (size_t)host.count * sizeof(bf16)); // not numbers
         x.out = on_device(&device, host.out, host.count);
         run(&device, &x, step, log_sum_exp);
@@ -173,6 +182,9 @@ int main(int argc, char **argv) {
         printf("\n");
         device.release(&device, x.out, (size_t)host.count * sizeof(bf16));
     }
+    if (last < STEPS)
+        printf("Steps %d to %d need a GPU of compute capability 9.0 (here %d.%d), or EMULATED_ARCH=90.\n", last + 1,
+               STEPS, context_of(&device)->properties.major, context_of(&device)->properties.minor);
     device.close(&device);
     return right ? 0 : 1;
 }
