@@ -32,7 +32,6 @@ static int64_t add(ParameterList *b, ParameterKind kind, int64_t rows, int64_t c
     if (kind == RESIDUAL_MATRIX) p->init_std = (float)(std / sqrt(2.0 * (double)b->config->layers));
     b->overflow |= __builtin_mul_overflow(rows, columns ? columns : 1, &p->size);
     b->overflow |= __builtin_add_overflow(table->total, p->size, &table->total);
-    table->in_model += p->size;
     return p->offset;
 }
 
@@ -116,6 +115,7 @@ bool parameters_list(ParameterTable *table, const ModelConfig *config, int64_t p
     }
     add_all(&builder);
     if (!builder.overflow && table->total < INT64_MAX / 64) { // so that sums of buffers' bytes cannot overflow either
+        table->in_model = table->total - (table->gap_end - table->gap_begin);
         table->in_matrices = count_in_matrices(table);
         return true;
     }
