@@ -87,11 +87,12 @@ static void fill(const Problem *p, Device *device, void *storage, int64_t count,
     }
 }
 
-static void lend_scratch(Device *device, const AttentionShape *shape) {
+static void lend_scratch(Device *device, const Problem *p) {
     Error err;
     size_t layers = device_scratch_bytes(device_kind(device->name), device->threads, 1, 1, 1),
            scratch = 0; // the former for vanilla's products
-    if (device->attention->scratch_bytes != NULL) scratch = device->attention->scratch_bytes(shape, device->threads);
+    if (device->attention->scratch_bytes != NULL)
+        scratch = device->attention->scratch_bytes(&p->shape, device->threads);
     device_return_scratch(device);
     if (!device_lend_scratch(device, layers > scratch ? layers : scratch, &err)) stop(&err);
 }
@@ -117,7 +118,7 @@ static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device
     bool vanilla = p.probabilities != NULL;
     p.memory = device->allocate(device, p.bytes, &err);
     if (p.memory == NULL) stop(&err);
-    lend_scratch(device, &p.shape);
+    lend_scratch(device, &p);
     lay_out(&p, device->element_bytes, vanilla, rows);
     fill(&p, device, p.qkv, batch * T * 3 * p.C, 0);
     fill(&p, device, p.d_out, batch * T * p.C, 1);
@@ -222,7 +223,7 @@ static void print_csv(int64_t T, int64_t D, int64_t window, Device *device, Devi
     Problem p = make_problem(T, D, window, device, true);
     print_rates("train_gpt", forward, backward, &p, device);
     if (mma != NULL) {
-        lend_scratch(mma, &p.shape);
+        lend_scratch(mma, &p);
         print_rates("mma.sync", forward, backward, &p, mma);
         device_return_scratch(mma);
     }
