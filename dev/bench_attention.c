@@ -104,7 +104,8 @@ static Problem make_problem(int64_t T, int64_t D, int64_t window, Device *device
     p.memory = device->allocate(device, p.bytes, &err);
     size_t layers = device_scratch_bytes(device_kind(device->name), device->threads, 1, 1, 1),
            scratch = 0; // the former for vanilla's products
-    if (device->attention->scratch_bytes != NULL) scratch = device->attention->scratch_bytes(&p.shape, device->threads);
+    if (device->attention->scratch_bytes != NULL)
+        scratch = device->attention->scratch_bytes(&p.shape, T, device->threads);
     device_return_scratch(device);
     if (p.memory == NULL || !device_lend_scratch(device, layers > scratch ? layers : scratch, &err)) stop(&err);
     lay_out(&p, device->element_bytes, vanilla, rows);

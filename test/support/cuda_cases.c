@@ -13,7 +13,7 @@ Device *cuda_device_of_test(void) {
     setenv("EMULATED_RACES", "1", 0);
     Error err = {0};
     if (!device_open(&device, cuda_device_kind(), 0, 1, &err)) fail_msg("%s", err.message);
-    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, NULL); // never given back
+    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, 0); // never given back
     cuda_device_is_open(true);
     return &device;
 }
@@ -22,7 +22,8 @@ Device *cpu_device_of_test(void) {
     static Device device;
     if (device.name != NULL) return &device;
     cpu_device(&device, 2);
-    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, &(AttentionShape){1, 1, 1, ATTENTION_MAX_HEAD_DIM, 1});
+    const AttentionShape shape = {1, 1, 1, ATTENTION_MAX_HEAD_DIM, 1};
+    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, stated_for_attention(&device, &shape, 0));
     return &device;
 }
 
