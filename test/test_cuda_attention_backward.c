@@ -341,7 +341,8 @@ static void check_result(const Problem *p, int result, bool whole, const float *
     const Case *c = &p->c;
     const int64_t heads = result == D_Q ? c->H : c->KV, tokens = result == D_Q ? c->queries.length : c->keys.length;
     Deviation found = {0, 0}, plain = {0, 0};
-    const double units = p->limits.window > 0 || p->limits.document > 0 ? 4 * sqrt((double)c->D) : 4;
+    const bool alone = p->limits.window > 0 || p->limits.document > 0 || c->T == 1;
+    const double units = alone ? 4 * sqrt((double)c->D) : 4;
     double size = 1;
     for (int64_t b = 0; b < c->B; b++)
         for (int64_t t = 0; t < tokens; t++)

@@ -173,7 +173,7 @@ __device__ inline void walk_queries(Product<D> &d_k, Product<D> &d_v, const Work
     // From one step to the next nothing is under way in the tensor cores: with products that go on over the loop's end,
     // or more than two at once of S, dP and dK, the assembler has each end before the next one starts.
     for (int n = 0;; n++) {
-        const int now = n & 1, next = now ^ 1, phase = n >> 1 & 1, next_phase = n + 1 >> 1 & 1;
+        const int now = n & 1, next = now ^ 1, phase = n >> 1 & 1, next_phase = (n + 1) >> 1 & 1;
         const int w = forget(own.w); // descriptors of K and V are formed as the step goes on: kept, they spill
         Fragment<1> p_rounded[QUERIES / 16], d_s[QUERIES / 16];
         differentiate(p_rounded, d_s, p, d_p, early, s->delta[now], lane);
@@ -212,7 +212,7 @@ __device__ inline void walk_queries(Product<D> &d_k, Product<D> &d_v, const Work
         finish_scores<LIMITED>(p, early, own, next, hidden);
     }
     // What the last step has left to do: dQ.
-    const int last = item.steps - 1 & 1, phase = item.steps - 1 >> 1 & 1;
+    const int last = (item.steps - 1) & 1, phase = (item.steps - 1) >> 1 & 1;
     fence_proxy_async();
     arrive_as_warp(&s->d_s_gate[last].full);
     if (item.steps > 1) arrive_as_warp(&s->d_q_gate[last ^ 1].full);

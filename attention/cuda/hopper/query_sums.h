@@ -47,7 +47,8 @@ template <int D, bool LIMITED> __device__ inline int first_block(const Pair &pai
 }
 // Whether there is one: otherwise the tile's sums are never written.
 template <int D, bool LIMITED> __device__ inline bool has_sums(const Pair &pair, int b, int tile) {
-    const int last = smaller_of((tile + 1) * queries_of_tile(D), pair.queries) - 1;
+    const int first = tile * queries_of_tile(D), last = smaller_of(first + queries_of_tile(D), pair.queries) - 1;
+    if (LIMITED && first_key(pair, b, first) >= pair.keys) return false;
     return first_block<D, LIMITED>(pair, b, tile) * KEYS < past_key(pair, last);
 }
 
