@@ -48,9 +48,9 @@ typedef struct Rank {
 
 // Threads of a rank.
 int threads_per_rank(const Run *run);
-// Lays out what the layers and attention work in, for passes of `rows` rows on so many threads, and lends it to the
-// device.
-void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena);
+// Lays out what the layers work in, for passes of `rows` rows on so many threads, or attention in so many bytes, and
+// lends it to the device.
+void lend_scratch(Device *device, const Run *run, int64_t rows, size_t attention, int threads, Arena *arena);
 // pass->tokens, pass->positions -> pass->normed, the output of the final norm, which the classifier reads.
 void forward(Model *model, Pass *pass);
 // The mean loss (nats per token) of the tokens that were loaded last, with the weights as they are now. Collective.

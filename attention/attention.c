@@ -69,18 +69,23 @@ static void lay_out_vanilla(struct AttentionScratch *scratch, const AttentionCon
     scratch->delta = arena_take(arena, "attention: softmax sum, delta", rows * sizeof(float));
 }
 
+// Which tokens a rank walks over, of which heads.
+static Walk walk_of(const AttentionConfig *config, int rank) {
+    int U = config->ulysses, groups = config->ranks / U;
+    AttentionShape heads = config->shape;
+    heads.heads /= U;
+    heads.kv_heads = ulysses_kv_heads(heads.kv_heads, U);
+    Shard shard = shard_of(config->context, groups, rank / U);
+    return (Walk){.context = config->context, .ranks = groups, .rank = rank / U, .shard = shard, .shape = heads};
+}
+
 static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *config, int rank, Arena *arena) {
     if (config->exchange == EXCHANGE_VANILLA) {
         lay_out_vanilla(scratch, config, arena);
         return;
     }
     int U = config->ulysses, P = config->ranks;
-    AttentionShape heads_shape = config->shape;
-    heads_shape.heads /= U;
-    heads_shape.kv_heads = ulysses_kv_heads(heads_shape.kv_heads, U);
-    Shard group = shard_of(config->context, P / U, rank / U);
-    scratch->walk =
-        (Walk){.context = config->context, .ranks = P / U, .rank = rank / U, .shard = group, .shape = heads_shape};
+    scratch->walk = walk_of(config, rank);
     lay_out_walk(&scratch->walk, P, config, arena);
     if (U == 1) return;
     scratch->ulysses = (Ulysses){.ranks = U,
@@ -89,11 +94,22 @@ static void lay_out(struct AttentionScratch *scratch, const AttentionConfig *con
                                  .all_ranks = P,
                                  .first = rank / U * U,
                                  .mine = shard_of(config->context, P, rank),
-                                 .group = group,
+                                 .group = scratch->walk.shard,
                                  .tokens_shape = config->shape,
-                                 .heads_shape = heads_shape,
+                                 .heads_shape = scratch->walk.shape,
                                  .element_bytes = config->element_bytes};
     ulysses_lay_out(&scratch->ulysses, arena);
+}
+
+size_t attention_scratch_bytes(const AttentionConfig *resolved, int rank, const AttentionKernels *kernels,
+                               int threads) {
+    if (kernels == NULL || kernels->scratch_bytes == NULL) return 0;
+    if (resolved->exchange == EXCHANGE_VANILLA) return kernels->scratch_bytes(&resolved->shape, 0, threads);
+    Walk walk = walk_of(resolved, rank);
+    int64_t longest = 0; // of the chunks of queries, each of which is a call of its own
+    for (int i = 0; i < walk.shard.count; i++)
+        if (longest < walk.shard.chunk[i].length) longest = walk.shard.chunk[i].length;
+    return kernels->scratch_bytes(&walk.shape, longest, threads);
 }
 
 void attention_lay_out(Attention *attention, const AttentionConfig *resolved, int rank, Arena *arena) {

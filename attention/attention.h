@@ -71,6 +71,8 @@ typedef struct Attention {
     struct AttentionScratch *scratch;
 } Attention;
 
+// Bytes of the device's scratch memory (Device.scratch) that these kernels need for the calls of rank `rank`.
+size_t attention_scratch_bytes(const AttentionConfig *resolved, int rank, const AttentionKernels *, int threads);
 // Lays out the scratch of one rank in `arena` (while planning, arena->base is NULL and so is comm-dependent state).
 // The same scratch serves every layer.
 void attention_lay_out(Attention *attention, const AttentionConfig *resolved, int rank, Arena *arena);

@@ -109,9 +109,9 @@ typedef struct AttentionKernels {
                              TokenView v, TokenView out, const float *log_sum_exp, TokenView d_out, float *delta);
     // NULL, or why these kernels cannot serve this shape, in words that go into an error line.
     const char *(*unsupported)(const AttentionShape *);
-    // Bytes of scratch memory (Device.scratch) that calls of this shape need at most, on a device of so many threads.
-    // NULL: none.
-    size_t (*scratch_bytes)(const AttentionShape *, int threads);
+    // Bytes of scratch memory (Device.scratch) that calls of this shape need at most, on a device of so many threads;
+    // backward with up to `queries` queries in a call, 0: there is no backward. NULL: none.
+    size_t (*scratch_bytes)(const AttentionShape *, int64_t queries, int threads);
 } AttentionKernels;
 
 // Blocked, vectorised (attention/cpu/): what cpu_device() installs.

@@ -92,7 +92,7 @@ static void lend_scratch(Device *device, const Problem *p) {
     size_t layers = device_scratch_bytes(device_kind(device->name), device->threads, 1, 1, 1),
            scratch = 0; // the former for vanilla's products
     if (device->attention->scratch_bytes != NULL)
-        scratch = device->attention->scratch_bytes(&p->shape, device->threads);
+        scratch = device->attention->scratch_bytes(&p->shape, p->T, device->threads);
     device_return_scratch(device);
     if (!device_lend_scratch(device, layers > scratch ? layers : scratch, &err)) stop(&err);
 }

@@ -90,12 +90,14 @@ int64_t devices_usual_ranks(const Options *o) {
 
 // ---- choosing -------------------------------------------------------------------------------------------------------
 
-// What a plan for GPUs elsewhere knows: the emulated device has the same kernels, where it is compiled in.
+// What a plan for GPUs elsewhere knows: the emulated device has the same kernels, where it is compiled in; as a Hopper,
+// whose attention takes more scratch memory than any other's.
 static void describe_absent(Devices *devices) {
     Device device;
     Error none;
     const char *why;
     devices->element_bytes = 2; // bf16
+    setenv("EMULATED_ARCH", "90", 0);
     if (device_count(DEVICE_EMULATED, &why) == 0 || !device_open(&device, DEVICE_EMULATED, 0, 1, &none)) return;
     devices->kernels = device.attention;
     device.close(&device);

@@ -38,7 +38,11 @@ static void lay_out_generator(Generator *g, const Run *run, Device *d) {
     g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
     g->device_logits = (float *)arena_take(&g->arena, "logits", (size_t)c->vocab_size * sizeof(float));
-    lend_scratch(d, run, PREFILL_ROWS, run->threads, &g->arena); // the other ranks have finished
+    const AttentionKernels *kernels = run->attention.kernels;
+    size_t attention = 0;
+    if (kernels != NULL && kernels->scratch_bytes != NULL)
+        attention = kernels->scratch_bytes(&run->attention.shape, 0, run->threads);
+    lend_scratch(d, run, PREFILL_ROWS, attention, run->threads, &g->arena); // the other ranks have finished
 }
 
 static bool allocate_on_host(Generator *g, const ModelConfig *c) {

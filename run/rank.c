@@ -22,15 +22,12 @@ int threads_per_rank(const Run *run) {
     return threads > 1 ? threads : 1;
 }
 
-void lend_scratch(Device *device, const Run *run, int64_t rows, int threads, Arena *arena) {
+void lend_scratch(Device *device, const Run *run, int64_t rows, size_t attention, int threads, Arena *arena) {
     const ModelConfig *c = &run->config;
-    const AttentionKernels *kernels = run->attention.kernels;
     const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
     int64_t widest = 0;
     for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
-    size_t layers = device_scratch_bytes(run->devices.kind, threads, rows, c->dim, widest), attention = 0;
-    if (kernels != NULL && kernels->scratch_bytes != NULL)
-        attention = kernels->scratch_bytes(&run->attention.shape, threads);
+    size_t layers = device_scratch_bytes(run->devices.kind, threads, rows, c->dim, widest);
     device->scratch_bytes = layers > attention ? layers : attention;
     device->scratch = arena_take(arena, "scratch of the layer at work", device->scratch_bytes);
 }
@@ -79,7 +76,10 @@ static void lay_out(Rank *r, int world_rank) {
     if (o->document_mask)
         r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
     attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
-    lend_scratch(&r->device, run, r->pass.rows, threads_per_rank(run), arena);
+    int threads = threads_per_rank(run);
+    lend_scratch(&r->device, run, r->pass.rows,
+                 attention_scratch_bytes(&run->attention, sequence_rank, run->attention.kernels, threads), threads,
+                 arena);
     r->terms_bytes = terms_bytes(run, ranks);
     r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
 }

@@ -12,6 +12,7 @@
 #include "test/bf16.h"
 #include "test/cuda_device.h"
 #include "test/layer_cases.h"
+#include "test/scratch.h"
 
 #include <stdio.h>
 #include <sys/mman.h>
@@ -37,9 +38,15 @@ typedef struct Run {
     void *results;
 } Run;
 
-// Runs `work`, which fills `bytes` of results from what it computes on the device, in two processes with other orders
-// of the emulated threads, and compares the results bit for bit. To be called first of all tests (status_in_child).
+// Runs `work`, which fills `bytes` of results from what it computes on the device, in `times` processes, at most 4,
+// with other orders of the emulated threads and blocks, and compares the results bit for bit. To be called first of all
+// tests (status_in_child).
+void expect_same_bits_in_runs(const char *what, void (*work)(Device *, void *results), size_t bytes, int times);
 void expect_same_bits_twice(const char *what, void (*work)(Device *, void *results), size_t bytes);
+
+// For a main: runs a group of tests, which returns how many failed, on each GPU that the emulator can be, in a process
+// of its own but for the last; where EMULATED_ARCH says which, or the GPU is a real one, on that alone.
+int run_on_each_gpu(int (*group)(void));
 
 // ---- bf16 ----------------------------------------------------------------------------------------------------------
 

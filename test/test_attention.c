@@ -220,7 +220,7 @@ static Run without_ranks(const Problem *problem, MakeDevice *make_device) {
     float *sum = unset_memory((size_t)(s->batch * rows) * sizeof *sum);
     Device device;
     make_device(&device, 0);
-    lend_stated_scratch(&device, 1, 1, 1, s);
+    lend_stated_scratch(&device, 1, 1, 1, stated_for_attention(&device, s, T));
     const AttentionKernels *kernels = device.attention;
     Chunk whole = {0, T};
     TokenView q = {problem->q, T * query, query}, d_out = {problem->d_out, T * query, query};

@@ -7,9 +7,14 @@
 // off by twice as much, over a whole tensor (root mean square) and at the worst element. What they add of their own,
 // fp32 scores, sums and exp2 with 22 bits, is some 1e-6 of the terms against bf16's 2e-3. A result in storage type has
 // one rounding more, and so has plain bf16 then.
+//
+// There are two sets of kernels (attention/cuda/ and attention/cuda/hopper/), and the device's compute capability says
+// which is at work; where it is emulated, all cases are run on both. Hopper's serve heads of 64 and 128, in tiles of up
+// to 128 queries and 128 keys, and use scratch memory, which holds no numbers before each call.
 #include "test/cuda_cases.h"
 
 #include "attention/kernel.h"
+#include "layers/cuda/scratch.h"
 
 // ---- a problem ------------------------------------------------------------------------------------------------------
 
@@ -200,56 +205,114 @@ static void fetch_written(const Case *c, CudaTensor *tensor, float *const result
     cuda_free(tensor);
 }
 
-// result: room for what d_q, and d_k and d_v, hold afterwards, as they lie in memory. whole: by backward_whole.
-static void run(const Problem *p, bool whole, float *const result[2]) {
+// A problem on the device. sums: d_q, and d_k and d_v.
+typedef struct Tensors {
+    CudaTensor fused, d_out, log_sum_exp, delta, documents, sums[2];
+} Tensors;
+
+static Tensors upload(const Problem *p) {
+    const Case *c = &p->c;
+    const int64_t rows = c->B * c->H * c->T;
+    Tensors t = {.fused = cuda_storage(p->fused, c->B * c->T * fused_width(c)),
+                 .d_out = cuda_storage(p->d_out, c->B * c->T * c->H * c->D),
+                 .log_sum_exp = cuda_floats(p->log_sum_exp, rows),
+                 .delta = cuda_floats(p->delta, rows)};
+    if (p->first != NULL) t.documents = cuda_tokens(p->first, c->B * c->T);
+    for (int i = 0; i < 2; i++) t.sums[i] = cuda_floats(p->before[i], memory_count(c, i));
+    return t;
+}
+
+static void free_tensors(const Problem *p, Tensors *t) {
+    for (int i = 0; i < 2; i++) cuda_free(&t->sums[i]);
+    if (p->first != NULL) cuda_free(&t->documents);
+    cuda_free(&t->fused), cuda_free(&t->d_out), cuda_free(&t->log_sum_exp), cuda_free(&t->delta);
+}
+
+// The chunks' part of all that; both chunks lie within the case's.
+static QueryBackward query_of(const Problem *p, const Tensors *t, Chunk chunk) {
+    const Device *device = cuda_device_of_test();
+    const Case *c = &p->c;
+    const int64_t width = fused_width(c), heads = c->H * c->D, first = chunk.start;
+    float *d_q = t->sums[D_Q].data;
+    return (QueryBackward){
+        .chunk = chunk,
+        .q = {at(device, t->fused.data, first * width), c->T * width, width},
+        .d_out = {at(device, t->d_out.data, first * heads), c->T * heads, heads},
+        .log_sum_exp = {(float *)t->log_sum_exp.data + first, c->H * c->T, c->T},
+        .delta = {(float *)t->delta.data + first, c->H * c->T, c->T},
+        .d_q = {d_q + (first - c->queries.start) * heads, c->queries.length * heads, heads},
+        .visibility = visibility_of(p, t->documents.data),
+    };
+}
+static KeyValue key_value_of(const Problem *p, const Tensors *t, Chunk chunk) {
+    const Device *device = cuda_device_of_test();
+    const Case *c = &p->c;
+    const int64_t width = fused_width(c), key = chunk.start * width + c->H * c->D, half = c->B * c->KV * c->D;
+    float *d_k = (float *)t->sums[1].data + (chunk.start - c->keys.start) * 2 * half;
+    return (KeyValue){.chunk = chunk,
+                      .k = {at(device, t->fused.data, key), c->T * width, width},
+                      .v = {at(device, t->fused.data, key + c->KV * c->D), c->T * width, width},
+                      .d_k = {d_k, c->KV * c->D, 2 * half},
+                      .d_v = {d_k + half, c->KV * c->D, 2 * half}};
+}
+
+static AttentionShape shape_of(const Case *c) { return (AttentionShape){c->B, c->H, c->KV, c->D, scale_of(c)}; }
+
+// Lends the device just what its kernels state for these queries, beside cuBLASLt's workspace full of NaN. Returns what
+// it had before.
+static size_t lend_what_is_stated(const Case *c, int64_t queries) {
+    Device *device = cuda_device_of_test();
+    const AttentionShape shape = shape_of(c);
+    const size_t lent = device->scratch_bytes, stated = stated_for_attention(device, &shape, queries);
+    assert_true(stated <= lent);
+    device->scratch_bytes = stated;
+    if (stated > CUDA_WORKSPACE_BYTES) {
+        const size_t bytes = stated - CUDA_WORKSPACE_BYTES;
+        char *poison = checked(malloc(bytes));
+        memset(poison, 0xff, bytes);
+        device->upload(device, (char *)device->scratch + CUDA_WORKSPACE_BYTES, poison, bytes);
+        free(poison);
+    }
+    return lent;
+}
+
+static void run_pair(const Problem *p, const Tensors *t, Chunk queries, Chunk keys) {
+    Device *device = cuda_device_of_test();
+    const AttentionShape shape = shape_of(&p->c);
+    const QueryBackward query = query_of(p, t, queries);
+    const KeyValue kv = key_value_of(p, t, keys);
+    const size_t lent = lend_what_is_stated(&p->c, queries.length);
+    device->attention->backward_pair(device, &shape, &query, &kv);
+    device->scratch_bytes = lent;
+}
+
+static void run_whole(const Problem *p, const Tensors *t, float *const result[2]) {
     Device *device = cuda_device_of_test();
     const Case *c = &p->c;
-    const int64_t width = fused_width(c), heads = c->H * c->D, rows = c->B * c->H * c->T;
-    const AttentionShape shape = {c->B, c->H, c->KV, c->D, scale_of(c)};
-    CudaTensor fused = cuda_storage(p->fused, c->B * c->T * width);
-    CudaTensor d_out = cuda_storage(p->d_out, c->B * c->T * heads);
-    CudaTensor log_sum_exp = cuda_floats(p->log_sum_exp, rows), delta = cuda_floats(p->delta, rows);
-    CudaTensor sums[2], written = {0}, documents = {0};
-    if (p->first != NULL) documents = cuda_tokens(p->first, c->B * c->T);
-    for (int i = 0; i < 2; i++) sums[i] = cuda_floats(p->before[i], memory_count(c, i));
+    const AttentionShape shape = shape_of(c);
+    const int64_t w = written_width(c), batch = written_tokens(c) * w, heads = c->H * c->D;
+    QueryBackward query = query_of(p, t, c->queries);
+    KeyValue kv = key_value_of(p, t, c->keys);
+    query.d_q = kv.d_k = kv.d_v = (FloatView){NULL, 0, 0};
+    CudaTensor written = unwritten(c);
+    const size_t lent = lend_what_is_stated(c, c->queries.length);
+    device->attention->backward_whole(device, &shape, &query, &kv, (TokenView){written.data, batch, w},
+                                      (TokenView){at(device, written.data, heads), batch, w},
+                                      (TokenView){at(device, written.data, heads + c->KV * c->D), batch, w});
+    fetch_written(c, &written, result);
+    device->scratch_bytes = lent;
+}
 
-    const int64_t first = c->queries.start, key = c->keys.start;
-    const TokenView tokens = {fused.data, c->T * width, width};
-    TokenView q = tokens, k = tokens, v = tokens;
-    q.data = at(device, q.data, first * width);
-    k.data = at(device, k.data, key * width + heads);
-    v.data = at(device, v.data, key * width + heads + c->KV * c->D);
-    const int64_t half = c->B * c->KV * c->D;
-    float *d_k = sums[1].data;
-    QueryBackward query = {
-        .chunk = c->queries,
-        .q = q,
-        .d_out = {at(device, d_out.data, first * heads), c->T * heads, heads},
-        .log_sum_exp = {(float *)log_sum_exp.data + first, c->H * c->T, c->T},
-        .delta = {(float *)delta.data + first, c->H * c->T, c->T},
-        .d_q = {sums[0].data, c->queries.length * heads, heads},
-        .visibility = visibility_of(p, documents.data),
-    };
-    KeyValue kv = {.chunk = c->keys,
-                   .k = k,
-                   .v = v,
-                   .d_k = {d_k, c->KV * c->D, 2 * half},
-                   .d_v = {d_k + half, c->KV * c->D, 2 * half}};
+// result: room for what d_q, and d_k and d_v, hold afterwards, as they lie in memory. whole: by backward_whole.
+static void run(const Problem *p, bool whole, float *const result[2]) {
+    Tensors t = upload(p);
     if (whole) {
-        query.d_q = kv.d_k = kv.d_v = (FloatView){NULL, 0, 0};
-        written = unwritten(c);
-        const int64_t w = written_width(c), batch = written_tokens(c) * w;
-        device->attention->backward_whole(device, &shape, &query, &kv, (TokenView){written.data, batch, w},
-                                          (TokenView){at(device, written.data, heads), batch, w},
-                                          (TokenView){at(device, written.data, heads + c->KV * c->D), batch, w});
-        fetch_written(c, &written, result);
+        run_whole(p, &t, result);
     } else {
-        device->attention->backward_pair(device, &shape, &query, &kv);
-        for (int i = 0; i < 2; i++) cuda_fetch_raw(&sums[i], result[i]);
+        run_pair(p, &t, p->c.queries, p->c.keys);
+        for (int i = 0; i < 2; i++) cuda_fetch_raw(&t.sums[i], result[i]);
     }
-    for (int i = 0; i < 2; i++) cuda_free(&sums[i]);
-    if (p->first != NULL) cuda_free(&documents);
-    cuda_free(&fused), cuda_free(&d_out), cuda_free(&log_sum_exp), cuda_free(&delta);
+    free_tensors(p, &t);
 }
 
 typedef struct Deviation {
@@ -278,7 +341,8 @@ static void check_result(const Problem *p, int result, bool whole, const float *
     const Case *c = &p->c;
     const int64_t heads = result == D_Q ? c->H : c->KV, tokens = result == D_Q ? c->queries.length : c->keys.length;
     Deviation found = {0, 0}, plain = {0, 0};
-    const double units = p->limits.window > 0 || p->limits.document > 0 ? 4 * sqrt((double)c->D) : 4;
+    const bool alone = p->limits.window > 0 || p->limits.document > 0 || c->T == 1;
+    const double units = alone ? 4 * sqrt((double)c->D) : 4;
     double size = 1;
     for (int64_t b = 0; b < c->B; b++)
         for (int64_t t = 0; t < tokens; t++)
@@ -322,23 +386,33 @@ static void check_case(Case c) { check_limited(c, (Limits){0, 0}); }
 // ---- tests ----------------------------------------------------------------------------------------------------------
 
 // Several blocks, both kinds of step, two batches, grouped heads.
-static const Case two_blocks = {1, 170, 4, 2, 64, {3, 167}, {0, 170}, 1};
+static const struct {
+    Case c;
+    Limits limits;
+} cases_of_bits[] = {{{1, 170, 4, 2, 64, {3, 167}, {0, 170}, 1}, {0, 0}},
+                     {{2, 400, 2, 1, 64, {0, 400}, {0, 400}, 1}, {0, 0}},
+                     {{2, 400, 1, 1, 128, {10, 390}, {0, 400}, 1}, {200, 90}}};
+enum { CASES_OF_BITS = sizeof cases_of_bits / sizeof *cases_of_bits };
 
-static void bits_of_two_blocks(Device *device, void *results) {
+static void bits_of_cases(Device *device, void *results) {
     (void)device;
-    Problem p = make_problem(two_blocks);
     float *to = results;
-    for (int whole = 0; whole < 2; whole++) {
-        float *const parts[2] = {to, to + memory_count(&two_blocks, D_Q)};
-        run(&p, whole, parts);
-        to = parts[1] + memory_count(&two_blocks, D_K);
+    for (int i = 0; i < CASES_OF_BITS; i++) {
+        Problem p = make_limited_problem(cases_of_bits[i].c, cases_of_bits[i].limits);
+        for (int whole = 0; whole < 2; whole++) {
+            float *const parts[2] = {to, to + memory_count(&p.c, D_Q)};
+            run(&p, whole, parts);
+            to = parts[1] + memory_count(&p.c, D_K);
+        }
+        free_problem(&p);
     }
-    free_problem(&p);
 }
 static void the_same_bits_in_any_order_of_threads(void **state) {
     (void)state;
-    const int64_t count = 2 * (memory_count(&two_blocks, D_Q) + memory_count(&two_blocks, D_K));
-    expect_same_bits_twice("backward", bits_of_two_blocks, (size_t)count * sizeof(float));
+    int64_t count = 0;
+    for (int i = 0; i < CASES_OF_BITS; i++)
+        count += 2 * (memory_count(&cases_of_bits[i].c, D_Q) + memory_count(&cases_of_bits[i].c, D_K));
+    expect_same_bits_in_runs("backward", bits_of_cases, (size_t)count * sizeof(float), 4);
 }
 
 // The whole sequence, T no multiple of anything.
@@ -348,6 +422,17 @@ static void every_head_size(void **state) {
     check_case((Case){1, 161, 2, 2, 64, {0, 161}, {0, 161}, 1});
     check_case((Case){1, 141, 2, 1, 96, {0, 141}, {0, 141}, 1});
     check_case((Case){1, 141, 1, 1, 128, {0, 141}, {0, 141}, 1});
+}
+// Every way to end in, or at, a tile.
+static void every_length(void **state) {
+    (void)state;
+    const int64_t lengths[] = {1, 37, 64, 127, 128, 129, 192, 300};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        const int64_t T = lengths[i];
+        check_case((Case){1, T, 1, 1, 64, {0, T}, {0, T}, 1});
+        check_case((Case){1, T, 1, 1, 128, {0, T}, {0, T}, 1});
+    }
+    check_case((Case){1, 1000, 1, 1, 64, {0, 1000}, {0, 1000}, 1});
 }
 // Those that have no kernel of their own use the next larger one's.
 static void head_sizes_between(void **state) {
@@ -359,6 +444,9 @@ static void grouped_heads(void **state) {
     (void)state;
     check_case((Case){2, 67, 6, 2, 32, {0, 67}, {0, 67}, 1});
     check_case((Case){1, 67, 5, 1, 64, {0, 67}, {0, 67}, 1});
+    check_case((Case){3, 140, 2, 1, 64, {0, 140}, {0, 140}, 1});
+    check_case((Case){2, 140, 6, 2, 128, {0, 140}, {0, 140}, 1});
+    check_case((Case){1, 140, 4, 4, 64, {0, 140}, {0, 140}, 1});
 }
 // Causal by global position: chunks beside, before and across each other, and of one token.
 static void chunks_at_global_positions(void **state) {
@@ -376,8 +464,31 @@ static void chunks_at_global_positions(void **state) {
         {{128, 129}, {127, 130}}, //
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
-        check_case((Case){1, 300, 2, 1, i % 2 == 0 ? 32 : 64, pairs[i][0], pairs[i][1], 1});
+        for (int half = 0; half < 2; half++)
+            check_case((Case){1, 300, 2, 1, i % 2 == 0 ? 32 << half : 64 << half, pairs[i][0], pairs[i][1], 1});
     check_case((Case){1, 200, 1, 1, 128, {33, 150}, {20, 150}, 1});
+}
+
+// The whole sequence in pairs of unequal chunks, all added to the same sums.
+static void pairs_add_up(void **state) {
+    (void)state;
+    enum { T = 330 };
+    const Chunk queries[2][3] = {{{0, 70}, {70, 131}, {201, 129}}, {{0, 140}, {140, 190}, {330, 0}}};
+    const Chunk keys[2][4] = {{{0, 129}, {129, 1}, {130, 200}, {330, 0}}, {{0, 60}, {60, 70}, {130, 128}, {258, 72}}};
+    for (int n = 0; n < 4; n++) {
+        const Limits limits = {n / 2 == 1 ? 150 : 0, n / 2 == 1 ? 100 : 0};
+        Problem p = make_limited_problem((Case){1, T, 2, 1, n % 2 == 0 ? 64 : 128, {0, T}, {0, T}, 1}, limits);
+        float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
+        Tensors t = upload(&p);
+        for (int i = 0; i < 3; i++)
+            for (int j = 0; j < 4; j++) run_pair(&p, &t, queries[n % 2][i], keys[n % 2][j]);
+        for (int i = 0; i < 2; i++) cuda_fetch_raw(&t.sums[i], result[i]);
+        answer(&p);
+        for (int r = 0; r < RESULTS; r++) check_result(&p, r, false, result[r == D_Q ? 0 : 1]);
+        free(result[0]), free(result[1]);
+        free_tensors(&p, &t);
+        free_problem(&p);
+    }
 }
 
 // Windows of one key, of less than a step, of many; documents of a few tokens, of some steps; and both.
@@ -396,19 +507,34 @@ static void windows_and_documents(void **state) {
     check_limited((Case){2, 150, 2, 2, 96, {0, 150}, {0, 150}, 1}, (Limits){40, 60});
     check_limited((Case){2, 190, 2, 2, 96, {60, 100}, {50, 70}, 1}, (Limits){40, 60});
 }
+// Over several blocks of keys and tiles of queries: which blocks add to a tile depends on the limits, and on the
+// sequence.
+static void limits_over_many_blocks(void **state) {
+    (void)state;
+    const Limits limits[] = {{1, 0}, {17, 0}, {64, 0}, {129, 0}, {500, 0}, {0, 2}, {0, 40}, {0, 300}, {100, 150}};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const int64_t D = i % 2 == 0 ? 64 : 128;
+        check_limited((Case){2, 520, 1, 1, D, {0, 520}, {0, 520}, 1}, limits[i]);
+        check_limited((Case){1, 520, 2, 1, 192 - D, {200, 300}, {30, 400}, 1}, limits[i]);
+    }
+}
 
-// What is not a number stays in steps that nothing of a block sees, or is seen by: so these are not worked on.
+// What is not a number stays in steps that nothing of a block sees, or is seen by: so these are not worked on. Query
+// 200 sees keys from SEEN on, key 127 is seen by those before SEEN - 10.
 static void unseen_steps_are_left_out(void **state) {
     (void)state;
-    enum { T = 320, SEEN = 169, PAST = 160 }; // query 200 sees keys from SEEN on, key 127 is seen by those before PAST
+    enum { T = 320, SEEN = 169 };
+    const AttentionShape shape = {1, 1, 1, 64, 1};
+    const bool large = stated_for_attention(cuda_device_of_test(), &shape, 1) > 0; // steps are tiles of 128, not of 32
     for (int n = 0; n < 8; n++) {
         const bool keys = n % 2 == 0, documents = n / 2 % 2 == 1; // keys: it is they that are no numbers
+        const int64_t past = !large ? 160 : keys ? 128 : 256;     // the end of the last step that has to do with others
         const Chunk chunks[2][2] = {{{0, T}, {0, 128}}, {{200, 100}, {0, T}}};
         Problem p = make_limited_problem((Case){1, T, 1, 1, 64, chunks[keys][0], chunks[keys][1], 1},
                                          (Limits){documents ? 0 : 32, 0});
         if (documents) p.first = documents_of_test(1, T, 1);
-        for (int64_t i = 0; i < T && documents; i++) p.first[i] = keys ? (i < SEEN ? 0 : SEEN) : (i < PAST ? 0 : PAST);
-        const int64_t bad = keys ? 0 : PAST, past_bad = keys ? PAST : T;
+        for (int64_t i = 0; i < T && documents; i++) p.first[i] = keys ? (i < SEEN ? 0 : SEEN) : (i < 160 ? 0 : 160);
+        const int64_t bad = keys ? 0 : past, past_bad = keys ? past : T;
         for (int64_t t = bad; t < past_bad; t++)
             for (int64_t d = keys ? 64 : 0; d < (keys ? 192 : 64); d++) p.fused[t * fused_width(&p.c) + d] = NAN;
         float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
@@ -427,8 +553,10 @@ static void keys_after_all_queries_have_no_part(void **state) {
                           {1, 60, 2, 1, 32, {0, 30}, {50, 10}, 1},
                           {1, 60, 2, 1, 32, {30, 0}, {0, 10}, 1},
                           {1, 60, 2, 1, 32, {30, 30}, {10, 0}, 1}};
-    for (int i = 0; i < 4; i++) {
-        Problem p = make_problem(cases[i]);
+    for (int i = 0; i < 12; i++) {
+        Case c = cases[i % 4];
+        c.D <<= i / 4; // 32, 64, 128
+        Problem p = make_problem(c);
         float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
         run(&p, false, result);
         for (int r = 0; r < 2; r++) expect_same_bits("sums", result[r], p.before[r], memory_count(&p.c, r));
@@ -446,9 +574,11 @@ static void whole_is_a_rounded_pair(void **state) {
     (void)state;
     const Case cases[] = {{2, 75, 6, 2, 32, {0, 75}, {0, 75}, 1},      {1, 141, 2, 1, 64, {0, 141}, {0, 141}, 1},
                           {1, 61, 2, 2, 96, {0, 61}, {0, 61}, 1},      {1, 61, 1, 1, 104, {0, 61}, {0, 61}, 1},
-                          {1, 300, 2, 1, 32, {40, 170}, {90, 205}, 1}, {1, 300, 2, 1, 64, {290, 10}, {0, 300}, 1}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        Problem p = make_problem(cases[i]);
+                          {1, 300, 2, 1, 32, {40, 170}, {90, 205}, 1}, {1, 300, 2, 1, 64, {290, 10}, {0, 300}, 1},
+                          {1, 300, 2, 1, 64, {40, 170}, {90, 205}, 1}, {1, 300, 2, 1, 128, {0, 300}, {0, 300}, 1}};
+    enum { CASES = sizeof cases / sizeof *cases };
+    for (int i = 0; i < CASES + 2; i++) { // the last two also with limits
+        Problem p = make_limited_problem(cases[i < CASES ? i : i - 2], (Limits){0, i < CASES ? 0 : 50});
         for (int r = 0; r < 2; r++)
             for (int64_t n = 0; n < memory_count(&p.c, r); n++) p.before[r][n] = 0;
         float *result[2][2];
@@ -471,25 +601,29 @@ static void extreme_scores(void **state) {
     (void)state;
     check_case((Case){1, 150, 2, 2, 32, {0, 150}, {0, 150}, 1000});
     check_case((Case){1, 150, 2, 1, 64, {60, 90}, {0, 150}, 300});
+    check_case((Case){1, 150, 1, 1, 64, {0, 150}, {0, 150}, 1000});
+    check_case((Case){1, 150, 1, 1, 128, {0, 150}, {0, 150}, 1000});
 }
 
 // A row that saw no key has a log-sum-exp of -inf; it has no part in anything.
 static void rows_that_saw_nothing(void **state) {
     (void)state;
-    Problem p = make_problem((Case){1, 90, 2, 1, 32, {0, 90}, {0, 90}, 1});
-    for (int64_t i = 0; i < 90; i += 3) p.log_sum_exp[i] = -INFINITY, p.delta[i] = 0;
-    answer(&p);
-    check(&p);
-    free_problem(&p);
+    for (int64_t D = 32; D <= 128; D *= 2) {
+        Problem p = make_problem((Case){1, 90, 2, 1, D, {0, 90}, {0, 90}, 1});
+        for (int64_t i = 0; i < 90; i += 3) p.log_sum_exp[i] = -INFINITY, p.delta[i] = 0;
+        answer(&p);
+        check(&p);
+        free_problem(&p);
+    }
 }
 
 // What is not a number is not lost: a query's spreads to its own gradient and to the keys it sees, a key's to itself
 // and the queries that see it.
 static void not_a_number_spreads(void **state) {
     (void)state;
-    enum { T = 70, D = 32, QUERY = 40, KEY = 50 };
-    for (int n = 0; n < 4; n++) {
-        const int which = n % 2;
+    enum { T = 70, QUERY = 40, KEY = 50 };
+    for (int n = 0; n < 12; n++) {
+        const int which = n % 2, D = 32 << n / 4;
         Problem p = make_problem((Case){1, T, 1, 1, D, {0, T}, {0, T}, 1});
         if (which == 0) {
             p.fused[QUERY * fused_width(&p.c) + 3] = NAN;
@@ -499,7 +633,7 @@ static void not_a_number_spreads(void **state) {
             for (int64_t i = KEY; i < T; i++) p.log_sum_exp[i] = NAN;
         }
         float *result[2] = {floats(memory_count(&p.c, D_Q)), floats(memory_count(&p.c, D_K))};
-        run(&p, n / 2, result);
+        run(&p, n / 2 % 2, result);
         for (int64_t t = 0; t < T; t++) {
             for (int64_t d = 0; d < D; d++) {
                 const bool d_q = isnan(result[0][memory_at(&p.c, D_Q, 0, t, 0) + d]);
@@ -516,14 +650,17 @@ static void not_a_number_spreads(void **state) {
     }
 }
 
-int main(void) {
+static int every_test(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_same_bits_in_any_order_of_threads), // first: it must open the device itself
         cmocka_unit_test(every_head_size),
+        cmocka_unit_test(every_length),
         cmocka_unit_test(head_sizes_between),
         cmocka_unit_test(grouped_heads),
         cmocka_unit_test(chunks_at_global_positions),
+        cmocka_unit_test(pairs_add_up),
         cmocka_unit_test(windows_and_documents),
+        cmocka_unit_test(limits_over_many_blocks),
         cmocka_unit_test(unseen_steps_are_left_out),
         cmocka_unit_test(keys_after_all_queries_have_no_part),
         cmocka_unit_test(whole_is_a_rounded_pair),
@@ -533,3 +670,5 @@ int main(void) {
     };
     return cmocka_run_group_tests_name("attention backward on CUDA", tests, NULL, NULL);
 }
+
+int main(void) { return run_on_each_gpu(every_test); }

@@ -88,7 +88,7 @@ static void mix_on_rank(Comm *world, void *argument) {
     (void)argument;
     Device device;
     cpu_device(&device, 1);
-    lend_stated_scratch(&device, 2 * T, C, C, NULL);
+    lend_stated_scratch(&device, 2 * T, C, C, 0);
     int ranks = comm_size(world), rank = comm_rank(world);
     ModelConfig config = {.dim = C};
     Attention attention = {.config = {.context = T, .ranks = ranks}, .rank = rank};

@@ -135,7 +135,8 @@ static void backward_whole(Device *device, const AttentionShape *shape, const Qu
     cpu_backward_pair(device, shape, &query_sums, &key_sums);
 }
 
-static size_t scratch_bytes_of_pairs(const AttentionShape *shape, int threads) {
+static size_t scratch_bytes_of_pairs(const AttentionShape *shape, int64_t queries, int threads) {
+    (void)queries;
     size_t forward = cpu_forward_scratch_bytes(shape, threads), backward = cpu_backward_scratch_bytes(shape, threads);
     return forward > backward ? forward : backward;
 }

@@ -26,6 +26,9 @@
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/pair.h"
 #include "layers/cuda/context.h"
+#ifdef HOPPER
+#include "attention/cuda/hopper/hopper.h"
+#endif
 
 namespace {
 
@@ -411,6 +414,10 @@ void cuda_backward_pair(Device *device, const AttentionShape *shape, const Query
     check_floats(query->d_q, 8, "d_q");
     check_floats(kv->d_k, 8, "d_k");
     check_floats(kv->d_v, 8, "d_v");
+#ifdef HOPPER
+    if (hopper::serves(device, shape, query->chunk.length, kv->chunk.length))
+        return hopper_backward_pair(device, shape, query, kv);
+#endif
     backward<false>(device, shape, x);
 }
 
@@ -423,5 +430,9 @@ void cuda_backward_whole(Device *device, const AttentionShape *shape, const Quer
     check_tokens(d_q, "d_q");
     check_tokens(d_k, "d_k");
     check_tokens(d_v, "d_v");
+#ifdef HOPPER
+    if (hopper::serves(device, shape, query->chunk.length, kv->chunk.length))
+        return hopper_backward_whole(device, shape, query, kv, d_q, d_k, d_v);
+#endif
     backward<true>(device, shape, x);
 }

@@ -1,4 +1,4 @@
-// attention_kernels_cuda: the kernels for GPUs. Here the parts that pass over the tokens once, which memory
+// The table of attention's kernels for GPUs. Here the parts that pass over the tokens once, which memory
 // bounds; the work is in forward.cu and backward.cu.
 //
 // The softmax state is that of attention/kernel.h in base 2: `max` holds the largest scale log2(e) q.k, and sum and
@@ -7,6 +7,9 @@
 
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/view.h"
+#ifdef HOPPER
+#include "attention/cuda/hopper/hopper.h"
+#endif
 #include "layers/cuda/context.h"
 #include "layers/cuda/layers.h"
 #include "layers/cuda/warp.h"
@@ -138,19 +141,36 @@ const char *unsupported(const AttentionShape *shape) {
     return NULL;
 }
 
+constexpr AttentionKernels kernels_with(size_t (*scratch_bytes)(const AttentionShape *, int64_t queries, int threads)) {
+    return {begin,
+            cuda_forward_pair,
+            finish,
+            cuda_forward_whole,
+            row_delta,
+            cuda_backward_pair,
+            cuda_backward_whole,
+            cuda_vanilla_row_bytes,
+            cuda_vanilla_forward,
+            cuda_vanilla_backward,
+            unsupported,
+            scratch_bytes};
+}
+constexpr AttentionKernels kernels = kernels_with(NULL);
+
+#ifdef HOPPER
+size_t scratch_bytes_on_hopper(const AttentionShape *shape, int64_t queries, int) {
+    if (!hopper::serves_heads(shape) || queries == 0) return 0;
+    return CUDA_WORKSPACE_BYTES + hopper_backward_scratch_bytes(shape, queries);
+}
+constexpr AttentionKernels kernels_on_hopper = kernels_with(scratch_bytes_on_hopper);
+#endif
+
 } // namespace
 
-const AttentionKernels attention_kernels_cuda = {
-    begin,
-    cuda_forward_pair,
-    finish,
-    cuda_forward_whole,
-    row_delta,
-    cuda_backward_pair,
-    cuda_backward_whole,
-    cuda_vanilla_row_bytes,
-    cuda_vanilla_forward,
-    cuda_vanilla_backward,
-    unsupported,
-    NULL, // scratch memory
-};
+const AttentionKernels *cuda_attention_kernels(Device *device) {
+#ifdef HOPPER
+    if (hopper::is_hopper(device)) return &kernels_on_hopper;
+#endif
+    (void)device;
+    return &kernels;
+}

@@ -1,4 +1,4 @@
-// The functions of attention_kernels_cuda (kernel_cuda.cu), by file. Contracts: attention/kernel.h.
+// The functions that kernel_cuda.cu makes a table of, by file. Contracts: attention/kernel.h.
 #ifndef ATTENTION_CUDA_KERNELS_H
 #define ATTENTION_CUDA_KERNELS_H
 
@@ -12,6 +12,12 @@ void cuda_forward_whole(Device *, const AttentionShape *, const QueryForward *, 
 void cuda_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
 void cuda_backward_whole(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
                          TokenView d_k, TokenView d_v);
+#ifdef HOPPER // hopper/backward.cu: the same two, where hopper::serves (hopper/hopper.h) says so
+void hopper_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
+void hopper_backward_whole(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
+                           TokenView d_k, TokenView d_v);
+size_t hopper_backward_scratch_bytes(const AttentionShape *, int64_t queries); // for up to so many queries in a call
+#endif
 // vanilla.cu
 size_t cuda_vanilla_row_bytes(const AttentionShape *, int64_t T);
 void cuda_vanilla_forward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,

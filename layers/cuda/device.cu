@@ -103,7 +103,7 @@ void fill_table(Device *device) {
     device->element_bytes = sizeof(uint16_t); // bf16
     device->host_memory = false;
     device->threads = 1;
-    device->attention = &attention_kernels_cuda;
+    device->attention = cuda_attention_kernels(device);
     device->collectives = &cuda_nccl_collectives;
 
     device->close = cuda_close;

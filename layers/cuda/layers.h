@@ -6,7 +6,7 @@
 #include "attention/kernel.h"
 #include "layers/device.h"
 
-extern const AttentionKernels attention_kernels_cuda; // attention/cuda/kernel_cuda.cu
+const AttentionKernels *cuda_attention_kernels(Device *); // of this GPU: attention/cuda/kernel_cuda.cu
 
 // ---- memory.cu -----------------------------------------------------------------------------------------------------
 void *cuda_allocate(Device *, size_t bytes, Error *);

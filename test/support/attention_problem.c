@@ -237,7 +237,8 @@ static void attention_rank(Comm *world, void *argument) {
     int rank = comm_rank(world);
     Device device;
     run->make_device(&device, rank);
-    lend_stated_scratch(&device, 1, 1, 1, &run->config.shape);
+    lend_stated_scratch(&device, 1, 1, 1,
+                        attention_scratch_bytes(&run->config, rank, device.attention, device.threads));
     Comm *group = comm_on_device(world, &device, run->collectives);
 
     Arena plan = {0};
@@ -333,10 +334,12 @@ const char *run_title(const Run *run) {
     const char *kernel = run->make_device == fast_device        ? "fast"
                          : run->make_device == reference_device ? "reference"
                                                                 : "other";
-    snprintf(text, sizeof text, "%s, %d ranks, U = %d, B = %lld, T = %lld, H = %lld, KV = %lld, D = %lld, window %lld%s, %s kernel",
+    snprintf(text, sizeof text,
+             "%s, %d ranks, U = %d, B = %lld, T = %lld, H = %lld, KV = %lld, D = %lld, window %lld%s, %s kernel",
              exchange_name(c->exchange), c->ranks, c->ulysses, (long long)c->shape.batch, (long long)c->context,
              (long long)c->shape.heads, (long long)c->shape.kv_heads, (long long)c->shape.head_dim,
-             (long long)run->problem->visibility.window, run->problem->visibility.first != NULL ? ", documents" : "", kernel);
+             (long long)run->problem->visibility.window, run->problem->visibility.first != NULL ? ", documents" : "",
+             kernel);
     return text;
 }
 

@@ -13,7 +13,7 @@ Device *cuda_device_of_test(void) {
     setenv("EMULATED_RACES", "1", 0);
     Error err = {0};
     if (!device_open(&device, cuda_device_kind(), 0, 1, &err)) fail_msg("%s", err.message);
-    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, NULL); // never given back
+    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, 0); // never given back
     cuda_device_is_open(true);
     return &device;
 }
@@ -22,7 +22,8 @@ Device *cpu_device_of_test(void) {
     static Device device;
     if (device.name != NULL) return &device;
     cpu_device(&device, 2);
-    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, &(AttentionShape){1, 1, 1, ATTENTION_MAX_HEAD_DIM, 1});
+    const AttentionShape shape = {1, 1, 1, ATTENTION_MAX_HEAD_DIM, 1};
+    lend_stated_scratch(&device, 1 << 17, 4096, 1 << 17, stated_for_attention(&device, &shape, 0));
     return &device;
 }
 
@@ -52,16 +53,34 @@ static void run_with_seed(void *argument) {
     run->work(cuda_device_of_test(), run->results);
 }
 
-void expect_same_bits_twice(const char *what, void (*work)(Device *, void *results), size_t bytes) {
-    const char *seeds[2] = {"1", "20261122"};
-    char *results = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+void expect_same_bits_in_runs(const char *what, void (*work)(Device *, void *results), size_t bytes, int times) {
+    const char *seeds[] = {"1", "20261122", "3", "4"};
+    char *results = mmap(NULL, (size_t)times * bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(results != MAP_FAILED);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < times; i++) {
         Run run = {seeds[i], work, results + (size_t)i * bytes};
         if (status_in_child(run_with_seed, &run) != 0) fail_msg("%s: run %d did not end well", what, i);
+        if (memcmp(results, run.results, bytes) != 0) fail_msg("%s: other bits in another order of threads", what);
     }
-    if (memcmp(results, results + bytes, bytes) != 0) fail_msg("%s: other bits in another order of threads", what);
-    munmap(results, 2 * bytes);
+    munmap(results, (size_t)times * bytes);
+}
+
+void expect_same_bits_twice(const char *what, void (*work)(Device *, void *results), size_t bytes) {
+    expect_same_bits_in_runs(what, work, bytes, 2);
+}
+
+int run_on_each_gpu(int (*group)(void)) {
+    int failed = 0, status;
+    if (!cuda_device_is_gpu() && getenv("EMULATED_ARCH") == NULL) {
+        fflush(NULL);
+        const pid_t child = fork();
+        if (child == 0) {
+            setenv("EMULATED_ARCH", "90", 1);
+            exit(group());
+        }
+        failed = child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status) ? 1 : WEXITSTATUS(status);
+    }
+    return failed + group();
 }
 
 float *rounded(float *x, int64_t count) {

@@ -46,7 +46,7 @@ void for_each_device(void (*run)(Device *, void *), void *argument) {
         for (int threads = 1; threads <= 3; threads++) {
             Device device;
             cpu_device(&device, threads);
-            lend_stated_scratch(&device, 8192, 8192, 0, NULL);
+            lend_stated_scratch(&device, 8192, 8192, 0, 0);
             run(&device, argument);
             device_return_scratch(&device);
         }

@@ -52,11 +52,14 @@ __device__ inline void arrive_as_warp(uint64_t *barrier) {
 // For a value that all threads of a warp share but the compiler does not know to: it then uses uniform registers.
 __device__ inline int same_in_warp(int x) { return __shfl_sync(WHOLE_WARP, x, 0); }
 
+inline bool is_hopper(Device *device) {
+    const CudaContext *c = context_of(device);
+    return c->properties.major == 9 && c->properties.minor == 0 && !c->mma_alone;
+}
+inline bool serves_heads(const AttentionShape *shape) { return shape->head_dim == 64 || shape->head_dim == 128; }
 // Whether the kernels of this folder serve heads of this size on this GPU. Dimensions of a tensor map are not 0.
 inline bool serves(Device *device, const AttentionShape *shape, int64_t queries, int64_t keys) {
-    const CudaContext *c = context_of(device);
-    return c->properties.major == 9 && c->properties.minor == 0 && !c->mma_alone &&
-           (shape->head_dim == 64 || shape->head_dim == 128) && shape->batch > 0 && queries > 0 && keys > 0;
+    return is_hopper(device) && serves_heads(shape) && shape->batch > 0 && queries > 0 && keys > 0;
 }
 
 } // namespace hopper
