@@ -5,13 +5,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { EMULATED_ALGORITHMS = 5 }; // that cuBLASLt has (cublasLt.cpp)
+
 struct Settings {
     uint64_t seed;
-    bool races;  // EMULATED_RACES=1: look for races in shared memory
-    bool abort;  // EMULATED_ABORT=1: abort() after a report
-    bool eager;  // EMULATED_STREAMS=eager: run work when it is enqueued
-    bool banks;  // EMULATED_BANKS=1: count conflicts of shared memory's banks
-    int devices; // EMULATED_GPUS
+    bool races;                                    // EMULATED_RACES=1: look for races in shared memory
+    bool abort;                                    // EMULATED_ABORT=1: abort() after a report
+    bool eager;                                    // EMULATED_STREAMS=eager: run work when it is enqueued
+    bool banks;                                    // EMULATED_BANKS=1: count conflicts of shared memory's banks
+    int devices;                                   // EMULATED_GPUS
+    double algorithm_seconds[EMULATED_ALGORITHMS]; // EMULATED_ALGORITHMS
 };
 const Settings *settings();
 void settings_read_again(); // for tests; no other thread may be using the runtime
