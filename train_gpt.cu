@@ -31,6 +31,7 @@
 #include "run/prepare.h"
 #include "run/saving.h"
 #include "run/signals.h"
+#include "run/tuning.h"
 #include "terminal/output.h"
 #include "terminal/report.h"
 #include "terminal/version.h"
@@ -224,6 +225,19 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
     return true;
 }
 
+// Forward and backward over a micro-batch: adds to this rank's gradients and losses. False, on all ranks, where a
+// window cannot be read.
+static bool one_pass(Rank *r, const int64_t *window, Error *err) {
+    bool loaded = load(r, &r->loader, window, r->run->micro_batch, err);
+    if (!all_well(r, loaded, err)) return false;
+    comm_doing(r->world, "forward pass");
+    forward(&r->model, &r->pass);
+    classify(r, (float)(1.0 / tokens_in_step(r->run)), r->pass.rows);
+    comm_doing(r->world, "backward pass");
+    backward(&r->model, &r->pass);
+    return true;
+}
+
 // Forward and backward over this replica's share of a batch of windows: leaves this rank's gradients of the mean loss
 // over all tokens of all ranks, and in r->sums its losses. False, on all ranks, where a window cannot be read.
 static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
@@ -233,15 +247,8 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     d->zero(d, r->model.gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
     r->flops_saved = 0;
-    for (int64_t done = 0; done < per_replica; done += micro) {
-        bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
-        if (!all_well(r, loaded, err)) return false;
-        comm_doing(r->world, "forward pass");
-        forward(&r->model, &r->pass);
-        classify(r, (float)(1.0 / tokens_in_step(run)), r->pass.rows);
-        comm_doing(r->world, "backward pass");
-        backward(&r->model, &r->pass);
-    }
+    for (int64_t done = 0; done < per_replica; done += micro)
+        if (!one_pass(r, window + r->replica * per_replica + done, err)) return false;
     return true;
 }
 
@@ -387,6 +394,23 @@ static void finish_untrained(Rank *r, const Validation *v, Training *t) {
     if (o->out != NULL && t->saved < 0) save(r, t, true);
 }
 
+// --tune: a rehearsal of the first pass, in which products are timed. Nothing of it stays: a step begins by zeroing
+// gradients and sums, and every other result is written before it is read. Data that cannot be read are left for the
+// first step to report.
+static void tune(Rank *r, const Training *t) {
+    const Options *o = &r->run->options;
+    LoaderState before = r->loader.state;
+    Error unsaid;
+    bool measure = t->step < r->run->steps;
+    size_t known = tuning_begin(r, measure);
+    if (measure) {
+        loader_next(&r->loader, o->batch, t->window);
+        one_pass(r, t->window + r->replica * (o->batch / o->dp), &unsaid);
+        r->loader.state = before;
+    }
+    tuning_end(r, known);
+}
+
 static void train(Rank *r, Reporter *reporter) {
     const Run *run = r->run;
     const Options *o = &run->options;
@@ -399,6 +423,7 @@ static void train(Rank *r, Reporter *reporter) {
     if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, t.step, &err), &err);
     t.window = malloc((size_t)o->batch * sizeof(int64_t));
     if (t.window == NULL) require(r, error_set(&err, "out of memory"), &err);
+    if (o->tune != NULL) tune(r, &t);
     if (leader(r) || run->processes) signals_are_requests(leader(r) ? answer_to_signals(run) : NULL);
 
     Asked asked = {0, false};

@@ -10,8 +10,9 @@
 // A layer that does little with each value can at best run at the speed of memory: its share is the time of a copy that
 // reads and writes as many bytes, by the layer's own. Above 100%: it reads more than it writes, which is cheaper than a
 // copy. The classifier and the activations also compute an exponential for each value. The share of a matrix product is
-// its rate by that of large square products (Device.matrix_rate). A shared machine changes its speed, so what is
-// compared is measured in turns, and the best of all turns counts.
+// its rate by that of large square products (Device.matrix_rate). On a GPU there are two tables of products: by the
+// algorithms that the library proposes first, and by those that --tune chooses. A shared machine changes its speed, so
+// what is compared is measured in turns, and the best of all turns counts.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -210,28 +211,56 @@ static void product_d_x(Bench *t) {
     t->device.matmul_backward(&t->device, t->a, NULL, NULL, t->b, NULL, t->weight, t->rows, t->K, t->N, false);
 }
 static void product_d_weight(Bench *t) {
+    t->device.matmul_backward(&t->device, NULL, t->gradient, NULL, t->b, t->c, NULL, t->rows, t->K, t->N, false);
+}
+// What the bias adds is a pass of memory over d_out.
+static void product_d_weight_d_bias(Bench *t) {
     t->device.matmul_backward(&t->device, NULL, t->gradient, t->gradient, t->b, t->c, NULL, t->rows, t->K, t->N, false);
 }
 
-static void bench_products(Bench *t, const int64_t (*sizes)[3], int count) {
-    if (!t->csv) printf("\n| product | microseconds | GFLOP/s | share of the matrix rate |\n|---|---|---|---|\n");
-    static const struct {
-        const char *name;
-        void (*run)(Bench *);
-    } passes[] = {
-        {"forward with bias", product_forward}, {"d_x", product_d_x}, {"d_weight and d_bias", product_d_weight}};
+static const struct {
+    const char *name;
+    void (*run)(Bench *);
+} passes[] = {{"forward with bias", product_forward},
+              {"d_x", product_d_x},
+              {"d_weight", product_d_weight},
+              {"d_weight and d_bias", product_d_weight_d_bias}};
+enum { PASSES = sizeof passes / sizeof *passes };
+
+static void set_size(Bench *t, const int64_t size[3]) {
+    t->rows = size[0];
+    t->K = size[1];
+    t->N = size[2];
+}
+
+// As --tune does: each product by the algorithm that is fastest here. Large square ones, which the others are compared
+// with, keep theirs.
+static void tune_products(Bench *t, const int64_t (*sizes)[3], int count) {
+    t->device.tune(&t->device, "", true);
     for (int i = 0; i < count; i++) {
-        t->rows = sizes[i][0];
-        t->K = sizes[i][1];
-        t->N = sizes[i][2];
-        double operations = 2.0 * (double)t->rows * (double)t->K * (double)t->N, time[3] = {1e9, 1e9, 1e9}, rate = 0;
+        set_size(t, sizes[i]);
+        for (int pass = 0; pass < PASSES; pass++) passes[pass].run(t);
+    }
+    char *choices = strdup(t->device.tuned(&t->device));
+    if (choices == NULL) exit(EXIT_RUNTIME);
+    t->device.tune(&t->device, choices, false);
+    free(choices);
+}
+
+// how: of the products, behind their names.
+static void bench_products(Bench *t, const char *how, const int64_t (*sizes)[3], int count) {
+    if (!t->csv) printf("\n| product | microseconds | GFLOP/s | share of the matrix rate |\n|---|---|---|---|\n");
+    for (int i = 0; i < count; i++) {
+        set_size(t, sizes[i]);
+        double operations = 2.0 * (double)t->rows * (double)t->K * (double)t->N, time[PASSES], rate = 0;
+        for (int pass = 0; pass < PASSES; pass++) time[pass] = 1e9;
         for (int round = 0; round < ROUNDS; round++) {
             if (t->device.host_memory || round == 0) rate = -smaller(-rate, -t->device.matrix_rate(&t->device));
-            for (int pass = 0; pass < 3; pass++) time[pass] = smaller(time[pass], time_of(passes[pass].run, t));
+            for (int pass = 0; pass < PASSES; pass++) time[pass] = smaller(time[pass], time_of(passes[pass].run, t));
         }
-        for (int pass = 0; pass < 3; pass++) {
+        for (int pass = 0; pass < PASSES; pass++) {
             char name[96];
-            snprintf(name, sizeof name, "%s: rows %lld K %lld N %lld", passes[pass].name, (long long)t->rows,
+            snprintf(name, sizeof name, "%s%s: rows %lld K %lld N %lld", passes[pass].name, how, (long long)t->rows,
                      (long long)t->K, (long long)t->N);
             print_share(t, name, time[pass], 1e-9 * operations / time[pass], "GFLOP/s", operations / time[pass] / rate);
         }
@@ -282,7 +311,8 @@ int main(int argc, char **argv) {
     t.V = host ? 257 : 50257;
     t.Vp = device_padded_vocab_size(device_kind(name), t.V);
     make_tensors(&t, larger(rows, 4096), larger(8 * C, 3072));
-    if (!device_lend_scratch(&t.device, device_scratch_bytes(device_kind(name), t.device.threads, rows, C, 8 * C), &err)) {
+    if (!device_lend_scratch(&t.device, device_scratch_bytes(device_kind(name), t.device.threads, rows, C, 8 * C),
+                             &err)) {
         fprintf(stderr, "bench_layers: %s\n", err.message);
         return err.exit_code;
     }
@@ -296,7 +326,12 @@ int main(int argc, char **argv) {
         {rows, 688, C},  {rows, C, 257},   {1024, 256, 768}, {1024, 256, 1024},  {1024, 1024, 256},
         {256, 256, 768}, {256, 768, 3072}, {256, 3072, 768}, {4096, 1024, 3072},
     };
-    bench_products(&t, sizes, host ? (int)(sizeof sizes / sizeof *sizes) : 5);
+    const int count = host ? (int)(sizeof sizes / sizeof *sizes) : 5;
+    bench_products(&t, "", sizes, count);
+    if (t.device.tune != NULL) {
+        tune_products(&t, sizes, count);
+        bench_products(&t, " (--tune)", sizes, count);
+    }
     device_return_scratch(&t.device);
     t.device.close(&t.device);
     return 0;

@@ -59,6 +59,8 @@ const char *cublasLtGetStatusString(cublasStatus_t status) {
     return "unknown status";
 }
 
+size_t cublasLtGetVersion() { return 130000; }
+
 // ---- descriptors ---------------------------------------------------------------------------------------------------
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType type, uint64_t rows,
@@ -161,6 +163,25 @@ static void tell_product(const cublasLtMatmulAlgo_t *shape, const EmulatedLayout
     fprintf(stderr, "emulated GPU: product of m %lld, n %lld, k %lld: A aligned to %u bytes, B to %u, D to %u\n",
             (long long)shape->m, (long long)shape->n, (long long)shape->k, run_alignment(a, alignment[0]),
             run_alignment(b, alignment[1]), run_alignment(d, alignment[3]));
+
+// In the order in which the library proposes them.
+struct Algorithm {
+    int32_t parts;
+    uint32_t reduction;
+    int64_t stretch; // so much of k is summed on its own
+};
+static const Algorithm algorithms[] = {{4, CUBLASLT_REDUCTION_SCHEME_INPLACE, 16},
+                                       {1, CUBLASLT_REDUCTION_SCHEME_NONE, 256},
+                                       {1, CUBLASLT_REDUCTION_SCHEME_NONE, 64},
+                                       {2, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, 32},
+                                       {2, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE, 16}};
+enum { ALGORITHMS = sizeof algorithms / sizeof algorithms[0] };
+static_assert((int)ALGORITHMS == (int)EMULATED_ALGORITHMS, "settings.h");
+
+static size_t workspace_of(const Algorithm *algorithm, const cublasLtMatmulAlgo_t *shape) {
+    const size_t some = 64 << 10, sum = (size_t)(shape->m * shape->n) * sizeof(float);
+    const bool stored = (algorithm->reduction & ~(uint32_t)CUBLASLT_REDUCTION_SCHEME_INPLACE) != 0;
+    return some + (stored ? (size_t)algorithm->parts * sum : 0);
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t operation,
@@ -170,7 +191,6 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatmulHeuristicResult_t results[], int *found) {
     *found = 0;
     if (handle == NULL || wanted <= 0) return CUBLAS_STATUS_INVALID_VALUE;
-    const size_t some_workspace = 64 << 10;
     cublasLtMatmulHeuristicResult_t result = {};
     cublasStatus_t status = check_shapes(operation, a, b, c, d, &result.algo);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
@@ -178,11 +198,27 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
         return CUBLAS_STATUS_NOT_SUPPORTED;
     memcpy(result.algo.alignment, preference->alignment, sizeof result.algo.alignment);
     if (settings()->products) tell_product(&result.algo, a, b, d, preference->alignment);
-    const bool has_workspace = preference->workspace_bytes >= some_workspace;
-    result.workspaceSize = result.algo.workspace_bytes = has_workspace ? some_workspace : 0;
     result.state = CUBLAS_STATUS_SUCCESS;
-    results[0] = result;
-    *found = 1;
+    for (int id = 0; id < ALGORITHMS && *found < wanted; id++) {
+        const Algorithm *algorithm = &algorithms[id];
+        if ((algorithm->reduction & ~preference->reductions) != 0) continue;
+        const size_t needs = workspace_of(algorithm, &result.algo);
+        if (needs > preference->workspace_bytes) continue;
+        result.algo.id = id, result.algo.parts = algorithm->parts, result.algo.reduction = algorithm->reduction;
+        result.workspaceSize = result.algo.workspace_bytes = needs;
+        results[(*found)++] = result;
+    }
+    return *found > 0 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algorithm,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, void *value,
+                                                    size_t bytes, size_t *written) {
+    const uint32_t values[] = {(uint32_t)algorithm->id, 0, (uint32_t)algorithm->parts, algorithm->reduction};
+    if (attribute > CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME || bytes != sizeof values[0])
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(value, &values[attribute], bytes);
+    *written = bytes;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -203,11 +239,14 @@ struct Job {
     EmulatedProduct product;
     void *workspace;
     size_t workspace_bytes;
+    cudaStream_t stream;
+    double seconds; // longer than it takes
 };
 static void run_job(void *argument) {
     Job *job = static_cast<Job *>(argument);
     memset(job->workspace, 0xff, job->workspace_bytes); // whoever keeps something there is to notice
     emulated_product(&job->product);
+    stream_lengthen(job->stream, job->seconds);
 }
 
 static bool keeps_promises(const cublasLtMatmulAlgo_t *chosen, const cublasLtMatmulAlgo_t *now, const void *a,
@@ -223,7 +262,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t o, c
                               const void *beta, const void *c, cublasLtMatrixLayout_t c_layout, void *d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algorithm, void *workspace,
                               size_t workspace_bytes, cudaStream_t stream) {
-    if (handle == NULL || algorithm == NULL) return CUBLAS_STATUS_INVALID_VALUE;
+    if (handle == NULL || algorithm == NULL || algorithm->id < 0 || algorithm->id >= ALGORITHMS)
+        return CUBLAS_STATUS_INVALID_VALUE;
     cublasLtMatmulAlgo_t now = {};
     cublasStatus_t status = check_shapes(o, a_layout, b_layout, c_layout, d_layout, &now);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
@@ -256,7 +296,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t o, c
     p.aux = has_aux(o) ? static_cast<uint16_t *>(o->aux) : NULL;
     p.ldaux = o->aux_leading;
     p.gelu = writes_aux(o);
-    *job = Job{p, workspace, algorithm->workspace_bytes};
+    p.stretch = algorithms[algorithm->id].stretch;
+    p.any_order = algorithm->reduction == CUBLASLT_REDUCTION_SCHEME_INPLACE;
+    *job = Job{p, workspace, algorithm->workspace_bytes, stream, settings()->algorithm_seconds[algorithm->id]};
     const Operation operation = {NULL, run_job, free, job, "cublasLtMatmul"};
     return stream_enqueue(stream, &operation) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -1,11 +1,15 @@
-// Takes the place of cuBLASLt's header: the part of the library that layers/cuda/cublaslt.cu uses, on the CPU. Names and
-// meaning are the library's (cuBLAS reference, "Using the cuBLASLt API"); the values of the enums are not.
+// Takes the place of cuBLASLt's header: the part of the library that layers/cuda/cublaslt.cu uses, on the CPU. Names
+// and meaning are the library's (cuBLAS reference, "Using the cuBLASLt API"); the values of the enums are not.
 //
 // What the library refuses is refused here: layouts that do not fit, an algorithm used for another product than it was
 // chosen for, or for pointers less aligned than was said; and, as examples of what it may not have, epilogues for
 // matrices that are not whole packets of 16 bytes and for an odd number of columns. Where it would fault, the program
 // ends: an epilogue's pointers on less than 16 bytes (the library does not look at them when it chooses), memory that
 // is no GPU's.
+//
+// There are five algorithms, each with sums of its own grouping, so that its bits tell it from the others. The one that
+// the library likes best adds parts in the order in which they are done: it is never twice the same.
+// EMULATED_ALGORITHMS says how slow each is.
 #ifndef EMULATED_CUBLASLT_H
 #define EMULATED_CUBLASLT_H
 
@@ -32,6 +36,7 @@ typedef struct EmulatedPreference *cublasLtMatmulPreference_t;
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle);
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle);
 const char *cublasLtGetStatusString(cublasStatus_t status);
+size_t cublasLtGetVersion(void);
 
 // ---- matrices, by columns ------------------------------------------------------------------------------------------
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType type, uint64_t rows,
@@ -68,8 +73,8 @@ enum cublasLtReductionScheme_t {
     CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4
 };
 enum cublasLtMatmulPreferenceAttributes_t {
-    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,   // uint64_t; the rest uint32_t
-    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, // has no effect: sums are never split
+    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, // uint64_t; the rest uint32_t
+    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
@@ -81,8 +86,10 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
                                                     cublasLtMatmulPreferenceAttributes_t attribute, const void *value,
                                                     size_t bytes);
 
-struct cublasLtMatmulAlgo_t { // what it was chosen for
-    int64_t m, n, k;
+struct cublasLtMatmulAlgo_t {
+    int32_t id, parts;  // into so many the sum is split
+    uint32_t reduction; // how they are added up
+    int64_t m, n, k;    // what it was chosen for
     cublasLtEpilogue_t epilogue;
     uint32_t alignment[4]; // of A, B, C, D, in bytes
     size_t workspace_bytes;
@@ -98,6 +105,22 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                               cublasLtMatmulPreference_t preference, int wanted,
                                               cublasLtMatmulHeuristicResult_t results[], int *found);
+
+// Only the first of these are known here; of the others the library's older versions do not know all.
+enum cublasLtMatmulAlgoConfigAttributes_t {
+    CUBLASLT_ALGO_CONFIG_ID,               // int32_t
+    CUBLASLT_ALGO_CONFIG_TILE_ID,          // uint32_t
+    CUBLASLT_ALGO_CONFIG_SPLITK_NUM,       // int32_t
+    CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, // uint32_t
+    CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING,    // not known
+    CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION,
+    CUBLASLT_ALGO_CONFIG_STAGES_ID,
+    CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID,
+    CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID
+};
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algorithm,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, void *value,
+                                                    size_t bytes, size_t *written);
 
 // D = alpha op(A) op(B) + beta C, then the epilogue. C is not read where beta is 0; C and D may be the same.
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, const void *alpha, const void *a,

@@ -8,9 +8,10 @@
 #include <string.h>
 
 #include "emulated/report.h"
+#include "emulated/settings.h"
 
 typedef float Four __attribute__((vector_size(16)));
-enum { TILE_M = 8, TILE_N = 4, STRETCH = 256 }; // of m, n, k
+enum { TILE_M = 8, TILE_N = 4, STRETCH = 256 /* the most */ }; // of m, n, k
 
 static float widen(uint16_t x) {
     const uint32_t bits = (uint32_t)x << 16;
@@ -91,12 +92,15 @@ void emulated_product(const EmulatedProduct *p) {
     const int64_t m = round_up(p->m, TILE_M), n = round_up(p->n, TILE_N);
     float *sum = floats(m * n), *a = floats(m * STRETCH), *b = floats(n * STRETCH);
     memset(sum, 0, (size_t)(m * n) * sizeof *sum);
-    for (int64_t first = 0; first < p->k; first += STRETCH) {
-        const int64_t depth = least(STRETCH, p->k - first);
+    const int64_t stretches = (p->k + p->stretch - 1) / p->stretch;
+    const int64_t start = p->any_order ? (int64_t)random_below((uint32_t)stretches) : 0;
+    for (int64_t i = 0; i < stretches; i++) {
+        const int64_t first = (start + i) % stretches * p->stretch, depth = least(p->stretch, p->k - first);
         pack(a, TILE_M, p->a, p->transpose_a ? p->lda : 1, p->transpose_a ? 1 : p->lda, p->m, first, depth);
         pack(b, TILE_N, p->b, p->transpose_b ? 1 : p->ldb, p->transpose_b ? p->ldb : 1, p->n, first, depth);
-        for (int64_t j = 0; j < n; j += TILE_N)
-            for (int64_t i = 0; i < m; i += TILE_M) add_tile(sum + i + j * m, m, a + i * depth, b + j * depth, depth);
+        for (int64_t column = 0; column < n; column += TILE_N)
+            for (int64_t row = 0; row < m; row += TILE_M)
+                add_tile(sum + row + column * m, m, a + row * depth, b + column * depth, depth);
     }
     for (int64_t j = 0; j < p->n; j++) {
         for (int64_t i = 0; i < p->m; i++) {

@@ -13,7 +13,9 @@ struct EmulatedProduct {
     void *d;
     int64_t lda, ldb, ldc, ldd;
     bool transpose_a, transpose_b;
-    bool float_out; // d is fp32, otherwise bf16
+    bool float_out;  // d is fp32, otherwise bf16
+    int64_t stretch; // of k, at most 256: so much is summed on its own
+    bool any_order;  // in which these sums are added up; else from first to last
     float alpha, beta;
     const uint16_t *bias; // (m), bf16; NULL: none
     uint16_t *aux;        // (m, n), bf16; NULL: no GELU

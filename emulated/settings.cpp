@@ -33,6 +33,11 @@ void settings_read_again() {
     }
     const int count = devices != NULL ? atoi(devices) : 64;
     the_settings.devices = count < 0 ? 0 : count > 64 ? 64 : count;
+    char *seconds = getenv("EMULATED_ALGORITHMS");
+    for (int i = 0; i < EMULATED_ALGORITHMS; i++) {
+        the_settings.algorithm_seconds[i] = seconds != NULL ? strtod(seconds, &seconds) : 0;
+        if (seconds != NULL && *seconds == ',') seconds++;
+    }
     __atomic_store_n(&threads_seen, 0, __ATOMIC_RELAXED);
     __atomic_add_fetch(&readings, 1, __ATOMIC_RELAXED);
 }

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { EMULATED_ALGORITHMS = 5 }; // that cuBLASLt has (cublasLt.cpp)
+
 struct Settings {
     uint64_t seed;
     bool races;    // EMULATED_RACES=1: look for races in shared memory
@@ -14,6 +16,7 @@ struct Settings {
     bool products; // EMULATED_PRODUCTS=1: tell what cuBLASLt is asked for
     int devices;   // EMULATED_GPUS
     int arch;      // EMULATED_ARCH: compute capability times 10
+    double algorithm_seconds[EMULATED_ALGORITHMS]; // EMULATED_ALGORITHMS
 };
 const Settings *settings();
 void settings_read_again(); // for tests; no other thread may be using the runtime

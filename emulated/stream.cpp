@@ -29,6 +29,7 @@ struct EmulatedStream {
     int waiting;                  // threads that wait for its end: it must outlive them
     bool blocking;                // its work and the default stream's exclude each other
     int device;
+    double lengthened;    // by this its events' clock is ahead of the real one, in seconds
     EmulatedStream *next; // of all streams
 };
 
@@ -46,6 +47,10 @@ void stream_lock() { pthread_mutex_lock(&lock); }
 void stream_unlock() { pthread_mutex_unlock(&lock); }
 void stream_changed() { pthread_cond_broadcast(&changed); }
 int stream_device(cudaStream_t stream) { return stream != NULL ? stream->device : device_current(); }
+
+void stream_lengthen(cudaStream_t stream, double seconds) {
+    if (stream != NULL) stream->lengthened += seconds; // nobody else looks while it runs
+}
 
 static double seconds_now() {
     struct timespec now;
@@ -75,7 +80,7 @@ static bool run_head(EmulatedStream *stream) {
     if (operation->finish != NULL) operation->finish(operation->argument);
     if (head->records != NULL) {
         head->records->done = true;
-        head->records->seconds = seconds_now();
+        head->records->seconds = seconds_now() + stream->lengthened;
     }
     drop(head->records);
     drop(head->waits_for);

@@ -36,6 +36,8 @@ void stream_changed(void);
 // run, sleeps until something changes. The lock is given back while an operation runs and while sleeping.
 void stream_step(cudaStream_t wanted);
 
+// The clock of this stream's events goes on by so much. By the operation that it is running.
+void stream_lengthen(cudaStream_t stream, double seconds);
 int stream_device(cudaStream_t stream); // the index of the GPU that it belongs to
 // Until all work of this GPU, as it is now, has ended.
 void stream_finish_device(int device);

@@ -55,6 +55,14 @@ struct Device {
     int64_t (*memory_available)(Device *);   // bytes that `allocate` could give now
     double (*matrix_rate)(Device *);         // FLOP/s that its products reach at best, measured now (0.2 s); 0: no memory
 
+    // ---- which algorithms multiply matrices; NULL where there is nothing to choose ----------------------------------
+    // From here on products are computed as `choices` says, lines "PRODUCT -> ALGORITHM" that `tuned` has given on a
+    // like device, and where it says nothing as by default. measure: what it says nothing about is timed when it is
+    // first called; several runs are then added up where one is to be, so the results of such a call are good for
+    // nothing. Algorithms round differently, so the choice shows in the bits; each gives the same ones in every run.
+    void (*tune)(Device *, const char *choices, bool measure);
+    const char *(*tuned)(Device *); // all choices, those timed since in the end; valid until the next product
+
     // ---- memory -------------------------------------------------------------------------------------------------
     void *(*allocate)(Device *, size_t bytes, Error *); // zeroed, 256-byte aligned; NULL and *err if there is not enough
     void (*release)(Device *, void *memory, size_t bytes);

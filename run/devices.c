@@ -124,6 +124,11 @@ bool devices_choose(Devices *devices, const Options *options, int ranks, bool pr
     if (kind == DEVICE_AUTO) kind = device_count(DEVICE_CUDA, &why) > 0 ? DEVICE_CUDA : DEVICE_CPU;
     *devices = (Devices){.kind = kind, .ranks = ranks, .at_hand = true};
     if (on_processors(devices)) {
+        if (options->tune != NULL)
+            return error_usage(err,
+                               "--tune chooses among a GPU's matrix products, but --device %s computes on "
+                               "processors here%s%s%s",
+                               options->device == DEVICE_AUTO ? "auto" : "cpu", *why ? " (" : "", why, *why ? ")" : "");
         if (options->devices != NULL)
             return error_usage(err, "--devices chooses GPUs, but --device %s computes on processors here%s%s%s",
                                options->device == DEVICE_AUTO ? "auto" : "cpu", *why ? " (" : "", why, *why ? ")" : "");

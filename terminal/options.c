@@ -92,6 +92,9 @@ const Option options_table[] = {
      "to check results"},
     {"devices", TEXT, RANKS, "LIST", NULL, AT(devices), 0, 0,
      "the GPU of each rank of this machine, such as 0,1,2,3; ranks may share one: 0,0,0,0; without it, one GPU a rank"},
+    {"tune", TEXT, RANKS, "FILE", NULL, AT(tune), 0, 0,
+     "algorithms of a GPU's matrix products: those that this file does not know are timed before the first step, which "
+     "takes seconds, and added to it; the same file gives the same bits"},
     {"threads", INTEGER, RANKS, "N", "0", AT(threads), 0, 4096, "processors for all ranks of this process; 0: all"},
     {"timeout", REAL, RANKS, "SECONDS", "600", AT(timeout), 0.1, 1e9, "a rank without a sign of life for longer ends the run"},
 

@@ -57,6 +57,7 @@ typedef struct Options {
     CommEngine engine;
     DeviceKind device;
     const char *devices;    // "0,1,2,3": the GPU of each rank; NULL: one after the other
+    const char *tune;       // file of algorithms of matrix products; NULL: the library's own choice
     int64_t threads;        // processors for all ranks of this process; 0: all
     double timeout;         // seconds
     // evaluation

@@ -57,6 +57,7 @@ const ForeignNames foreign_names[] = {
     {"random_seed", "seed", NULL},
     {"dtype torch_dtype precision mixed_precision bf16 fp16 fp32 tf32", NULL,
      "there is nothing to choose: CPUs compute in fp32, GPUs store bf16 and keep fp32 master weights"},
+    {"max_autotune autotune cudnn_benchmark", "tune", NULL},
     {"compile torch_compile", NULL, "the program is compiled already"},
     {"-r gradient_checkpointing activation_checkpointing", "recompute", NULL},
     {"do_train do_eval eval_only", NULL, "--steps 0 evaluates and does not train"},

@@ -59,6 +59,10 @@ double half_ulp(double x);
 // A result in storage, whose fp32 value may be `tolerance` away from the expected one.
 void expect_storage(const char *what, int64_t i, double got, double expected, double tolerance);
 
+// Of a sum of k products in fp32: sum_tolerance, and some more, since tensor cores cut off the sum of every 16 products
+// where the CPU rounds.
+double product_tolerance(int64_t k, double sum_of_magnitudes);
+
 // ---- tensors on the device -----------------------------------------------------------------------------------------
 
 typedef enum Kind { KIND_STORAGE, KIND_FLOAT, KIND_INT32, KIND_DOUBLE, KIND_BYTES } Kind;

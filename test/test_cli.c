@@ -32,6 +32,8 @@ static const BadInput bad_inputs[] = {
      "unknown option --max_iters: here it is --steps (optimizer steps of the whole run)"},
     {"devices_of_processors", 2, "--device cpu --devices 0",
      "--devices chooses GPUs, but --device cpu computes on processors here"},
+    {"tuning_of_processors", 2, "--device cpu --tune @/tuned",
+     "--tune chooses among a GPU's matrix products, but --device cpu computes on processors here"},
     {"resume_without_out", 2, "--resume", "--resume needs --out DIR, the folder of the checkpoints"},
 
     // Data.

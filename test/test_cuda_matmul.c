@@ -2,13 +2,9 @@
 // sizes, addresses that fit nothing, gradients on top of what is there, more shapes than plans are kept, the same bits
 // again.
 //
-// Inputs are exact in bf16. A sum of k products in fp32 is off by sum_tolerance at most, on tensor cores by some more:
-// they cut off the sum of every 16 products where the CPU rounds. A result in bf16 was rounded once more.
+// Inputs are exact in bf16. A sum of k products in fp32 is off by product_tolerance; a result in bf16 was rounded once
+// more.
 #include "test/cuda_cases.h"
-
-static double product_tolerance(int64_t k, double magnitudes) {
-    return sum_tolerance(k, magnitudes) + (double)k / 16 * 2 * UNIT * magnitudes / sqrt((double)k);
-}
 
 typedef struct Product {
     int64_t rows, K, N, offset; // offset: elements of each tensor behind a boundary of 256 bytes

@@ -333,6 +333,7 @@ static const BadLine bad_lines[] = {
     {"--engine sockets", "--engine: \"sockets\" is not one of auto|local|mpi|nccl"},
     {"--device tpu", "--device: \"tpu\" is not one of auto|cpu|cuda|emulated"},
     {"--devices", "--devices needs a value: --devices LIST"},
+    {"--tune", "--tune needs a value: --tune FILE"},
     // together
     {"--resume", "--resume needs --out DIR, the folder of the checkpoints"},
     {"--save-every 5", "--save-every needs --out DIR, the folder of the checkpoints"},
@@ -449,6 +450,7 @@ static void printed_command_stands_for_the_run(void **state) {
         "--out o --resume --log l --dp 2 --batch 4 --micro-batch 2 --eval-every 3",
         "--init i --sample hello --steps 0",
         "--data a.bin --data-format uint16 --vocab-size 50304",
+        "--device cuda --devices 0,1,2,3 --tune tuned.txt",
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         Line *line = parse_good(lines[i]);

@@ -4,10 +4,13 @@
 // asked for the transpose of what is wanted, d^T = b^T a^T, with the factors swapped: our a is its B, our b is its A.
 #include "layers/cuda/cublaslt.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "layers/cuda/algorithms.h"
 #include "layers/cuda/context.h"
+#include "layers/cuda/layers.h"
 
 namespace {
 
@@ -33,7 +36,9 @@ struct Plan {
 
 struct MatmulPlans {
     Plan plan[MAX_PLANS];
-    int64_t made; // the newest is at (made - 1) % MAX_PLANS, over the oldest
+    int64_t made;  // the newest is at (made - 1) % MAX_PLANS, over the oldest
+    char *choices; // lines of algorithms.h, those that were timed here last
+    bool measure;  // times what no line says
 };
 
 namespace {
@@ -101,13 +106,14 @@ void describe(Plan *plan, const Product *p) {
     plan->d = layout_of(p->float_out ? CUDA_R_32F : CUDA_R_16BF, p->rows, p->columns, p->d_stride);
 }
 
-// A long sum may be split over the GPU and its parts added up. That happens in fp32 (so not in a bf16 output) and in a
-// fixed order, the same in every run.
-void choose_algorithm(const CudaContext *context, Plan *plan) {
+// A long sum may be split over the GPU and its parts added up. That has to happen in fp32 and in an order that is the
+// same in every run: parts that are stored side by side and added by a kernel of their own. (Added in place they take
+// turns, and in which order is not promised.)
+int ask_for_proposals(const CudaContext *context, const Plan *plan, int wanted, Proposal *proposals) {
     cublasLtMatmulPreference_t preference;
     CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    if (plan->key.float_out) reductions |= CUBLASLT_REDUCTION_SCHEME_INPLACE;
+    if (plan->key.float_out) reductions |= CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE; // fp32 too
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)CUDA_WORKSPACE_BYTES);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)plan->key.alignment_b);
@@ -115,18 +121,84 @@ void choose_algorithm(const CudaContext *context, Plan *plan) {
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)plan->key.alignment_d);
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)plan->key.alignment_d);
 
-    cublasLtMatmulHeuristicResult_t result;
-    memset(&result, 0, sizeof result);
-    int results = 0;
+    int found = 0, good = 0;
+    memset(proposals, 0, (size_t)wanted * sizeof *proposals);
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(context->cublas, plan->operation, plan->b, plan->a, plan->d,
-                                                           plan->d, preference, 1, &result, &results);
+                                                           plan->d, preference, wanted, proposals, &found);
     CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-    plan->possible = status == CUBLAS_STATUS_SUCCESS && results == 1 && result.state == CUBLAS_STATUS_SUCCESS;
-    plan->algorithm = result.algo;
+    if (status != CUBLAS_STATUS_SUCCESS) return 0;
+    for (int i = 0; i < found; i++)
+        if (proposals[i].state == CUBLAS_STATUS_SUCCESS) proposals[good++] = proposals[i];
+    return good;
 }
 
-Plan *plan_of(const CudaContext *context, const Product *p) {
+cublasStatus_t run(Device *device, const Plan *plan, const Product *p, const cublasLtMatmulAlgo_t *algorithm) {
+    return cublasLtMatmul(context_of(device)->cublas, plan->operation, &p->alpha, p->b, plan->b, p->a, plan->a,
+                          &p->beta, p->d, plan->d, p->d, plan->d, algorithm, cuda_workspace(device),
+                          CUDA_WORKSPACE_BYTES, stream_of(device));
+}
+
+// ---- choosing ------------------------------------------------------------------------------------------------------
+
+// The product, and where it runs: all that the choice depends on.
+void describe_in_words(char *text, size_t size, const CudaContext *context, const PlanKey *k) {
+    snprintf(text, size,
+             "%s, %d multiprocessors, cuBLASLt %zu: (%lld, %lld)%s x (%lld, %lld)%s in %s, strides %lld %lld %lld, "
+             "epilogue %d, aligned %d %d %d %d %d",
+             context->properties.name, context->properties.multiProcessorCount, cublasLtGetVersion(),
+             (long long)(k->transpose_a ? k->inner : k->rows), (long long)(k->transpose_a ? k->rows : k->inner),
+             k->transpose_a ? "^T" : "", (long long)(k->transpose_b ? k->columns : k->inner),
+             (long long)(k->transpose_b ? k->inner : k->columns), k->transpose_b ? "^T" : "",
+             k->float_out ? "fp32" : "bf16", (long long)k->a_stride, (long long)k->b_stride, (long long)k->d_stride,
+             k->epilogue, k->alignment_a, k->alignment_b, k->alignment_d, k->alignment_bias, k->alignment_aux);
+}
+
+struct Trial {
+    Device *device;
+    const Plan *plan;
+    const Product *product;
+    const Proposal *proposals;
+};
+bool run_proposal(void *argument, int i) {
+    const Trial *t = static_cast<const Trial *>(argument);
+    return run(t->device, t->plan, t->product, &t->proposals[i].algo) == CUBLAS_STATUS_SUCCESS;
+}
+
+void add_choice(MatmulPlans *plans, const char *line) {
+    const size_t length = plans->choices == NULL ? 0 : strlen(plans->choices), bytes = strlen(line) + 1;
+    char *longer = static_cast<char *>(realloc(plans->choices, length + bytes));
+    if (longer == NULL) cuda_give_up(__FILE__, __LINE__, "no memory for the choices of matrix products");
+    memcpy(longer + length, line, bytes);
+    plans->choices = longer;
+}
+
+// What is timed is chosen by its line too, so that it is what others find there: two proposals may have one name.
+void choose_algorithm(Device *device, Plan *plan, const Product *p) {
+    const CudaContext *context = context_of(device);
     MatmulPlans *plans = context->plans;
+    Proposal proposals[ALGORITHMS_MOST];
+    const bool tuned = plans->choices != NULL || plans->measure;
+    const int count = ask_for_proposals(context, plan, tuned ? ALGORITHMS_MOST : 1, proposals);
+    plan->possible = count > 0;
+    if (count == 0) return;
+    plan->algorithm = proposals[0].algo;
+    if (!tuned) return;
+
+    char product[ALGORITHM_LINE], line[ALGORITHM_LINE];
+    describe_in_words(product, sizeof product, context, &plan->key);
+    int chosen = plans->choices == NULL ? -1 : algorithm_chosen(plans->choices, product, proposals, count);
+    if (chosen < 0 && plans->measure) {
+        Trial trial = {device, plan, p, proposals};
+        const int fastest = algorithm_fastest(stream_of(device), count, run_proposal, &trial);
+        algorithm_line(line, product, &proposals[fastest].algo);
+        add_choice(plans, line);
+        chosen = algorithm_chosen(line, product, proposals, count);
+    }
+    if (chosen >= 0) plan->algorithm = proposals[chosen].algo;
+}
+
+Plan *plan_of(Device *device, const Product *p) {
+    MatmulPlans *plans = context_of(device)->plans;
     const PlanKey key = key_of(p);
     for (int64_t i = 0; i < plans->made && i < MAX_PLANS; i++)
         if (memcmp(&plans->plan[i].key, &key, sizeof key) == 0) return &plans->plan[i];
@@ -137,7 +209,7 @@ Plan *plan_of(const CudaContext *context, const Product *p) {
     plan->key = key;
     describe(plan, p);
     set_pointers(plan, p); // the choice looks at their alignment
-    choose_algorithm(context, plan);
+    choose_algorithm(device, plan, p);
     return plan;
 }
 
@@ -149,21 +221,38 @@ MatmulPlans *matmul_plans_new(void) {
     return plans;
 }
 
+static void forget(MatmulPlans *plans) {
+    for (int64_t i = 0; i < plans->made && i < MAX_PLANS; i++) plan_free(&plans->plan[i]);
+    plans->made = 0;
+}
+
 void matmul_plans_free(MatmulPlans *plans) {
     if (plans == NULL) return;
-    for (int64_t i = 0; i < plans->made && i < MAX_PLANS; i++) plan_free(&plans->plan[i]);
+    forget(plans);
+    free(plans->choices);
     free(plans);
 }
 
+void cuda_tune(Device *device, const char *choices, bool measure) {
+    MatmulPlans *plans = context_of(device)->plans;
+    forget(plans);
+    free(plans->choices);
+    plans->choices = NULL;
+    plans->measure = measure;
+    if (*choices != '\0') add_choice(plans, choices);
+}
+
+const char *cuda_tuned(Device *device) {
+    const char *choices = context_of(device)->plans->choices;
+    return choices != NULL ? choices : "";
+}
+
 bool cublaslt_multiply(Device *device, const Product *p) {
-    const CudaContext *context = context_of(device);
-    Plan *plan = plan_of(context, p);
+    Plan *plan = plan_of(device, p);
     cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (plan->possible) {
         set_pointers(plan, p);
-        status = cublasLtMatmul(context->cublas, plan->operation, &p->alpha, p->b, plan->b, p->a, plan->a, &p->beta,
-                                p->d, plan->d, p->d, plan->d, &plan->algorithm, cuda_workspace(device),
-                                CUDA_WORKSPACE_BYTES, stream_of(device));
+        status = run(device, plan, p, &plan->algorithm);
         if (status == CUBLAS_STATUS_SUCCESS) return true;
         plan->possible = false;
     }

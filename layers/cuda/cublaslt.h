@@ -26,7 +26,8 @@ struct Product {
 // done. Without an epilogue that ends the program.
 bool cublaslt_multiply(Device *device, const Product *product);
 
-// What cuBLASLt answered so far about which algorithm is best: asking takes longer than a small product does.
+// Which algorithm each product has, as far as it is known: asking takes longer than a small product does. Unless told
+// otherwise it is the library's first proposal. cuda_tune (layers.h) tells, or has proposals timed.
 struct MatmulPlans *matmul_plans_new(void);
 void matmul_plans_free(struct MatmulPlans *plans); // may be NULL
 

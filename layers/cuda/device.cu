@@ -110,6 +110,8 @@ void fill_table(Device *device) {
     device->synchronize = cuda_synchronize;
     device->memory_available = cuda_memory_available;
     device->matrix_rate = cuda_matrix_rate;
+    device->tune = cuda_tune;
+    device->tuned = cuda_tuned;
 
     device->allocate = cuda_allocate;
     device->release = cuda_release;

@@ -58,6 +58,10 @@ void cuda_rmsnorm_forward(Device *, void *out, void *residual_out, float *rstd, 
 void cuda_rmsnorm_backward(Device *, void *d_x, float *d_weight, const void *d_out, const void *x, const void *weight,
                            const float *rstd, int64_t rows, int64_t C);
 
+// ---- cublaslt.cu ---------------------------------------------------------------------------------------------------
+void cuda_tune(Device *, const char *choices, bool measure);
+const char *cuda_tuned(Device *);
+
 // ---- matmul.cu -----------------------------------------------------------------------------------------------------
 double cuda_matrix_rate(Device *);
 void cuda_matmul_forward(Device *, void *out, const void *x, const void *weight, const void *bias, int64_t rows,

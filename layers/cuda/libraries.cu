@@ -78,6 +78,7 @@ void *function(Library *library, const char *name) {
 CUBLAS(cublasLtCreate, (cublasLtHandle_t * handle), (handle))
 CUBLAS(cublasLtDestroy, (cublasLtHandle_t handle), (handle))
 FORWARD(cublas_lt, const char *, cublasLtGetStatusString, (cublasStatus_t status), (status))
+FORWARD(cublas_lt, size_t, cublasLtGetVersion, (), ())
 CUBLAS(cublasLtMatmul,
        (cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, const void *alpha, const void *a,
         cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout, const void *beta,
@@ -90,6 +91,10 @@ CUBLAS(cublasLtMatmulAlgoGetHeuristic,
         cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference, int wanted,
         cublasLtMatmulHeuristicResult_t results[], int *found_count),
        (handle, operation, a, b, c, d, preference, wanted, results, found_count))
+CUBLAS(cublasLtMatmulAlgoConfigGetAttribute,
+       (const cublasLtMatmulAlgo_t *algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute, void *value,
+        size_t bytes, size_t *written),
+       (algorithm, attribute, value, bytes, written))
 CUBLAS(cublasLtMatmulDescCreate, (cublasLtMatmulDesc_t * operation, cublasComputeType_t compute, cudaDataType_t scale),
        (operation, compute, scale))
 CUBLAS(cublasLtMatmulDescDestroy, (cublasLtMatmulDesc_t operation), (operation))

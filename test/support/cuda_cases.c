@@ -97,6 +97,10 @@ void expect_storage(const char *what, int64_t i, double got, double expected, do
     expect_near(what, i, got, expected, tolerance + half_ulp(fabs(expected) + tolerance));
 }
 
+double product_tolerance(int64_t k, double magnitudes) {
+    return sum_tolerance(k, magnitudes) + (double)k / 16 * 2 * UNIT * magnitudes / sqrt((double)k);
+}
+
 size_t kind_bytes(Kind kind) {
     const size_t bytes[] = {2, 4, 4, 8, 1};
     return bytes[kind];
