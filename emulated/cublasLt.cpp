@@ -163,6 +163,7 @@ static void tell_product(const cublasLtMatmulAlgo_t *shape, const EmulatedLayout
     fprintf(stderr, "emulated GPU: product of m %lld, n %lld, k %lld: A aligned to %u bytes, B to %u, D to %u\n",
             (long long)shape->m, (long long)shape->n, (long long)shape->k, run_alignment(a, alignment[0]),
             run_alignment(b, alignment[1]), run_alignment(d, alignment[3]));
+}
 
 // In the order in which the library proposes them.
 struct Algorithm {
