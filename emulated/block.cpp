@@ -241,6 +241,7 @@ static void barrier(const char *name, void *where) {
     if (++block->at_barrier == block->count) {
         block->at_barrier = 0;
         block->barriers++;
+        order_meet(block, 0, block->count, ~0u);
         block->votes_before = block->votes;
         block->votes = 0;
         Walk walk = walk_start((uint64_t)block->count);

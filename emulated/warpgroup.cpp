@@ -97,12 +97,15 @@ void emulated_named_barrier(int id, int threads, bool wait) {
                barrier->threads);
     }
     barrier->threads = threads;
+    if (hopper->ordered) order_comes_to(thread, id);
     if (++barrier->arrived == threads) {
         *barrier = NamedBarrier{0, 0};
         block_wake(thread->block, barrier);
+        if (wait && hopper->ordered) order_leaves(thread, id);
         hopper_pause(thread);
     } else if (wait) {
         block_park(thread, &parking, barrier, (uint64_t)id, CALLER);
+        if (hopper->ordered) order_leaves(thread, id);
     } else {
         hopper_pause(thread);
     }

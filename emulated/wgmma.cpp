@@ -151,8 +151,8 @@ static void look_at_operands(Thread *thread, Product *product) {
         const uint32_t piece = product->piece[i];
         const char *which = i < product->a_pieces ? "a" : "b";
         const uint8_t *state = block->byte_state + piece * PIECE;
-        char what[120];
-        uint16_t writer;
+        char what[160];
+        char why[100];
         hopper->reading[piece]++;
         for (int k = 0; k < PIECE; k++) {
             if (state[k] == BYTE_WRITTEN) continue;
@@ -168,10 +168,8 @@ static void look_at_operands(Thread *thread, Product *product) {
             }
             break;
         }
-        if (hopper_unfenced(hopper, piece, &writer)) {
-            snprintf(what, sizeof what,
-                     "a product's operand %s is what thread %u wrote without fence_proxy_async after it", which,
-                     writer);
+        if (product->fault[0] == 0 && !order_piece_is_ready(thread, piece, why, sizeof why)) {
+            snprintf(what, sizeof what, "a product's operand %s %s", which, why);
             note(product, thread, product->where, what, piece);
         }
     }
@@ -366,7 +364,10 @@ static void finish(Thread *thread, Warpgroup *group, uint32_t end, void *where) 
         if (product->what.a_major == EMULATED_REGISTERS && registers_changed(product, t))
             report(thread, product->where, "changes registers that are operand a of a product before wgmma_wait");
         if (++product->waited < WARPGROUP_THREADS) continue;
-        for (int i = 0; i < product->pieces; i++) hopper->reading[product->piece[i]]--;
+        for (int i = 0; i < product->pieces; i++) {
+            hopper->reading[product->piece[i]]--;
+            if (!product->garbage) order_piece_was_read(thread, product->piece[i]);
+        }
         group->finished = n + 1;
     }
     mine->finished = end;
