@@ -1,4 +1,4 @@
-// A Hopper block's beginning and end, and its shared memory: what was written by ordinary stores and is not fenced.
+// A Hopper block's beginning and end, how its threads are held up at random, and what happens when they write.
 #include "emulated/hopper.h"
 
 #include "emulated/report.h"
@@ -6,13 +6,9 @@
 #include "emulated/shared.h"
 
 void hopper_open(Block *block) {
-    if (settings()->arch != 90) {
-        free(block->hopper);
-        block->hopper = NULL;
-    } else if (block->hopper == NULL) {
-        block->hopper = (HopperBlock *)calloc(1, sizeof(HopperBlock));
-        if (block->hopper == NULL) report_host("no memory for a block of a Hopper kernel");
-    }
+    if (settings()->arch != 90 || block->hopper != NULL) return;
+    block->hopper = (HopperBlock *)calloc(1, sizeof(HopperBlock));
+    if (block->hopper == NULL) report_host("no memory for a block of a Hopper kernel");
 }
 
 void hopper_begin_block(Block *block) {
@@ -72,7 +68,7 @@ void hopper_pause(Thread *thread) {
 
 // ---- who wrote ------------------------------------------------------------------------------------------------------
 
-// reading: who overwrites what a product or a bulk copy still has to read.
+// Does the thread overwrite what a product or a bulk copy still has to read?
 static void check_readers(Thread *thread, uint32_t begin, uint32_t bytes, const void *where) {
     Block *block = thread->block;
     for (uint32_t piece = begin / PIECE; piece <= (begin + bytes - 1) / PIECE; piece++) {
