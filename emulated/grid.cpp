@@ -59,12 +59,15 @@ static Block *choose(Grid *grid) {
     const bool more = grid->begun < grid->blocks && grid->residents < MOST_RESIDENT;
     if (grid->residents == 0) return more ? begin_block(grid) : NULL;
     Block *ready[MOST_RESIDENT];
+    Block *eldest = grid->resident[0];
     uint32_t count = 0;
     for (int i = 0; i < grid->residents; i++) {
-        hopper_look_at_words(grid->resident[i]);
-        if (grid->resident[i]->ready_count > 0) ready[count++] = grid->resident[i];
+        Block *block = grid->resident[i];
+        hopper_look_at_words(block);
+        if (block->ready_count > 0) ready[count++] = block;
+        if (block->ordinal < eldest->ordinal) eldest = block; // the others rather wait for it than it for them
     }
-    if (count == 0 && !more) block_stuck(grid->resident[0]);
+    if (count == 0 && !more) block_stuck(eldest);
     const uint32_t chosen = random_below(count + more);
     return chosen < count ? ready[chosen] : begin_block(grid);
 }
