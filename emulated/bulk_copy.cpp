@@ -86,7 +86,7 @@ void emulated_tma_load(void *to, const CUtensorMap *map, uint64_t *address, cons
     }
     const uint32_t begin = (uint32_t)((char *)to - block->shared), bytes = box_bytes(map);
     shared_access(thread, to, bytes, ACCESS_BULK_BEGIN, CALLER);
-    hopper_copy_writes(thread, begin, bytes, CALLER);
+    hopper_copy_writes(thread, begin, bytes, barrier, CALLER);
     memset(to, 0xff, bytes);
     if (hopper->load_count == hopper->load_capacity) {
         hopper->load_capacity = hopper->load_capacity ? 2 * hopper->load_capacity : 16;
@@ -127,15 +127,11 @@ static BulkCopy *begin_copy(Thread *thread, CopyKind kind, const void *from, uin
     const uint32_t begin = (uint32_t)((const char *)from - block->shared);
     shared_access(thread, from, bytes, ACCESS_READ, where);
     for (uint32_t piece = begin / PIECE; piece < (begin + bytes) / PIECE; piece++) {
-        uint16_t writer;
-        if (!hopper_unfenced(block->hopper, piece, &writer)) {
-            block->hopper->reading[piece]++;
-            continue;
-        }
-        char place[200];
+        char place[200], what[120];
+        block->hopper->reading[piece]++;
+        if (order_piece_is_ready(thread, piece, what, sizeof what)) continue;
         describe(thread, block->shared + piece * PIECE, place, sizeof place);
-        report(thread, where, "a bulk copy reads what thread %u wrote without fence_proxy_async after it: %s", writer,
-               place);
+        report(thread, where, "what a bulk copy reads %s: %s", what, place);
     }
     if (grid->copies == NULL) grid->copies = (BulkCopies *)calloc(1, sizeof(BulkCopies));
     BulkCopies *copies = grid->copies;
@@ -193,8 +189,10 @@ static void read_shared(BulkCopy *copy) {
     if (copy->read) return;
     copy->read = true;
     memcpy(copy->data, copy->block->shared + copy->from, copy->bytes);
-    for (uint32_t piece = copy->from / PIECE; piece < (copy->from + copy->bytes) / PIECE; piece++)
+    for (uint32_t piece = copy->from / PIECE; piece < (copy->from + copy->bytes) / PIECE; piece++) {
         copy->block->hopper->reading[piece]--;
+        order_piece_was_read(copy->thread, piece);
+    }
 }
 
 // The copy's end; its place in the list is filled.
@@ -267,7 +265,8 @@ void bulk_overwritten(Block *block, uint32_t piece, Thread *thread, const void *
             continue;
         char place[200];
         describe(thread, block->shared + piece * PIECE, place, sizeof place);
-        report(thread, where, "overwrites what a bulk copy of thread %u still reads (no bulk_wait_read before): %s",
+        report(thread, where,
+               "overwrites what a bulk copy of thread %u still reads (no bulk_commit, bulk_wait_read before): %s",
                copy->thread->number, place);
     }
 }

@@ -46,7 +46,10 @@ static ALWAYS_INLINE void check(const void *address, uint32_t bytes, bool write,
     const size_t offset = (size_t)((const char *)address - block->shared);
     if (offset < SHARED_SPACE) {
         if (block->races == NULL && all_written(block->byte_state + offset, bytes)) {
-            if (UNLIKELY(block->hopper != NULL && write)) hopper_wrote(thread, (uint32_t)offset, bytes, where);
+            if (UNLIKELY(block->hopper != NULL)) {
+                if (write) hopper_wrote(thread, (uint32_t)offset, bytes, where);
+                else if (block->hopper->ordered) order_reads(thread, (uint32_t)offset, bytes, where);
+            }
             return;
         }
         shared_access(thread, address, bytes, write ? ACCESS_WRITE : ACCESS_READ, where);

@@ -28,6 +28,7 @@ void hopper_begin_block(Block *block) {
     }
     hopper->barriers = hopper->word_waiters = hopper->acquired_count = 0;
     hopper->releases = 0;
+    hopper->ordered = false;
     memset(hopper->named, 0, sizeof hopper->named);
     bulk_begin_block(block);
     wgmma_begin_block(block);
@@ -85,29 +86,18 @@ void hopper_wrote(Thread *thread, uint32_t begin, uint32_t bytes, const void *wh
     HopperBlock *hopper = thread->block->hopper;
     check_readers(thread, begin, bytes, where);
     for (uint32_t piece = begin / PIECE; piece <= (begin + bytes - 1) / PIECE; piece++) {
-        if (!hopper->unfenced[piece]) { // of its words none is remembered
+        if (!hopper->ordered && !hopper->unfenced[piece]) // of its words none is remembered
             for (int i = 0; i < 4; i++) hopper->word[piece * 4 + i].writer = NOBODY_WROTE;
-            hopper->unfenced[piece] = 1;
-        }
+        hopper->unfenced[piece] = 1;
     }
-    const WrittenWord now = {hopper->thread[thread->number].fences, thread->number};
-    for (uint32_t word = begin / 4; word <= (begin + bytes - 1) / 4; word++) hopper->word[word] = now;
+    order_writes(thread, begin, bytes, where);
 }
 
-void hopper_copy_writes(Thread *thread, uint32_t begin, uint32_t bytes, const void *where) {
+void hopper_copy_writes(Thread *thread, uint32_t begin, uint32_t bytes, const Mbarrier *barrier, const void *where) {
+    HopperBlock *hopper = thread->block->hopper;
     check_readers(thread, begin, bytes, where);
-    memset(thread->block->hopper->unfenced + begin / PIECE, 0, (bytes + PIECE - 1) / PIECE);
-}
-
-bool hopper_unfenced(HopperBlock *hopper, uint32_t piece, uint16_t *writer) {
-    if (!hopper->unfenced[piece]) return false;
-    for (int i = 0; i < 4; i++) {
-        const WrittenWord *word = &hopper->word[piece * 4 + i];
-        *writer = word->writer;
-        if (word->writer != NOBODY_WROTE && hopper->thread[word->writer].fences == word->fences) return true;
-    }
-    hopper->unfenced[piece] = 0;
-    return false;
+    memset(hopper->unfenced + begin / PIECE, 0, (bytes + PIECE - 1) / PIECE);
+    order_copy_writes(thread, begin, bytes, (int)(barrier - hopper->barrier), barrier->phase, where);
 }
 
 // ---- fences ---------------------------------------------------------------------------------------------------------
@@ -121,5 +111,7 @@ uint32_t emulated_shared_address(const void *address) {
 
 void emulated_fence_proxy_async() {
     Thread *thread = emulated_thread;
-    hopper_of(thread, "fence.proxy.async", CALLER)->thread[thread->number].fences++;
+    HopperBlock *hopper = hopper_of(thread, "fence.proxy.async", CALLER);
+    order_fence(thread);
+    hopper->thread[thread->number].fences++;
 }

@@ -8,7 +8,7 @@
 
 enum { PIECE = 16, PIECES = SHARED_SPACE / PIECE, WORDS = SHARED_SPACE / 4 };
 enum { WARPGROUP_THREADS = 128, MOST_WARPGROUPS = MAX_THREADS / WARPGROUP_THREADS };
-enum { MOST_MBARRIERS = 256, NAMED_BARRIERS = 16, NOBODY_WROTE = 0xffff };
+enum { MOST_MBARRIERS = 64, NAMED_BARRIERS = 16, NOBODY_WROTE = 0xffff };
 
 struct Mbarrier {
     uint32_t at; // offset in shared memory
@@ -17,6 +17,7 @@ struct Mbarrier {
     uint32_t phase; // number of the one that is under way
     uint16_t made_by;
     bool announced; // to the copy engine
+    int made_step;  // of made_by (order.cpp)
 };
 struct NamedBarrier {
     int threads, arrived; // threads: 0 before the first arrival
@@ -25,10 +26,11 @@ struct Load;      // bulk_copy.cpp
 struct Warpgroup; // wgmma.cpp
 struct Accumulator;
 
-// The last ordinary write to 4 bytes: it has been fenced if that thread has made more fences since.
-struct WrittenWord {
-    uint32_t fences;
-    uint16_t writer;
+// The last write to 4 bytes, and the last read since then (order.cpp).
+struct Word {
+    int write_step, read_step;
+    uint32_t fences;         // that the writer had made then
+    uint16_t writer, reader; // threads; writer: from the block's count of threads on, the copies of an mbarrier
 };
 // Another block's release of a word that this block has acquired: the last of them, by their count.
 struct Acquired {
@@ -41,7 +43,8 @@ struct Held { // an accumulator of products under way
     uint32_t last; // product that changes it
 };
 struct HopperThread {
-    uint32_t fences; // fence_proxy_async so far
+    uint32_t fences, fence_capacity; // fence_proxy_async so far
+    int *fence_step;                 // of each of them
     uint32_t bulk_groups;
     int bulk_open, bulk_copies; // copies in the group not closed; copies under way
     uint32_t products, groups;  // started; closed
@@ -53,7 +56,10 @@ struct HopperThread {
 struct HopperBlock {
     uint16_t reading[PIECES]; // products and bulk copies under way that read it
     uint8_t unfenced[PIECES]; // 1: it has words that may not be fenced
-    WrittenWord word[WORDS];
+    Word word[WORDS];
+    bool ordered; // from the first mbarrier on
+    int *clocks, clock_width;
+    size_t clock_bytes;
     HopperThread thread[MAX_THREADS];
     Mbarrier barrier[MOST_MBARRIERS];
     int barriers;
@@ -63,6 +69,7 @@ struct HopperBlock {
     Warpgroup *group[MOST_WARPGROUPS];
     int registers_left;                                // of the block's, in units of a warp's register
     uint16_t registers[MAX_WARPS], changes[MAX_WARPS]; // each warp's now; how often it has changed them
+    void *changed_at[MAX_WARPS];                       // where in the kernel
     int word_waiters;
     uint32_t releases; // of this block
     Acquired acquired[MOST_ACQUIRED];
@@ -89,12 +96,28 @@ void hopper_pause(Thread *thread);
 
 void hopper_wrote(Thread *thread, uint32_t begin, uint32_t bytes, const void *where); // ordinary writes
 // An asynchronous copy begins to write; its bytes need no fence.
-void hopper_copy_writes(Thread *thread, uint32_t begin, uint32_t bytes, const void *where);
-// Is there an ordinary write to this piece that its thread has not fenced? *writer: the thread.
-bool hopper_unfenced(HopperBlock *hopper, uint32_t piece, uint16_t *writer);
+void hopper_copy_writes(Thread *thread, uint32_t begin, uint32_t bytes, const Mbarrier *barrier, const void *where);
 // Products and bulk copies under way that read the piece, which `thread` is about to overwrite.
 void wgmma_overwritten(Block *block, uint32_t piece, Thread *thread, const void *where);
 void bulk_overwritten(Block *block, uint32_t piece, Thread *thread, const void *where);
+
+// ---- order: see order.cpp -------------------------------------------------------------------------------------------
+
+void order_begin(Block *block);
+void order_arrives(Thread *thread, int mbarrier);
+void order_phase_ends(Block *block, int mbarrier, uint32_t phases);
+void order_waited(Thread *thread, int mbarrier);
+void order_comes_to(Thread *thread, int named_barrier);
+void order_leaves(Thread *thread, int named_barrier);
+void order_meet(Block *block, int first, int count, unsigned lanes); // lanes: of each warp
+void order_fence(Thread *thread);
+bool order_knows_mbarrier(const Thread *thread, const Mbarrier *barrier);
+int order_step(const Thread *thread);
+void order_reads(Thread *thread, uint32_t begin, uint32_t bytes, const void *where);
+void order_writes(Thread *thread, uint32_t begin, uint32_t bytes, const void *where);
+void order_copy_writes(Thread *thread, uint32_t begin, uint32_t bytes, int mbarrier, uint32_t phase, const void *where);
+void order_piece_was_read(const Thread *thread, uint32_t piece);
+bool order_piece_is_ready(const Thread *thread, uint32_t piece, char *text, size_t size);
 
 // ---- parts ----------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,12 @@ Mbarrier *mbarrier_of(Thread *thread, const void *address, const char *does, con
     if (thread->block->byte_state[at] != BYTE_OF_MBARRIER || number >= (uint64_t)hopper->barriers ||
         hopper->barrier[number].at != at)
         report(thread, where, "%s an mbarrier that was never set up: %s", does, place);
-    return &hopper->barrier[number];
+    Mbarrier *barrier = &hopper->barrier[number];
+    if (!order_knows_mbarrier(thread, barrier)) {
+        report(thread, where, "%s an mbarrier that thread %u has set up, with no barrier between: %s", does,
+               barrier->made_by, place);
+    }
+    return barrier;
 }
 
 void emulated_mbarrier_init(uint64_t *address, int arrivals) {
@@ -41,7 +46,9 @@ void emulated_mbarrier_init(uint64_t *address, int arrivals) {
     const uint64_t content = MAGIC + (uint64_t)hopper->barriers;
     memcpy(address, &content, sizeof content);
     memset(thread->block->byte_state + at, BYTE_OF_MBARRIER, 8);
-    hopper->barrier[hopper->barriers++] = Mbarrier{at, arrivals, arrivals, 0, 0, thread->number, false};
+    if (!hopper->ordered) order_begin(thread->block);
+    hopper->barrier[hopper->barriers++] =
+        Mbarrier{at, arrivals, arrivals, 0, 0, thread->number, false, order_step(thread)};
 }
 
 void emulated_mbarrier_init_fence() {
@@ -57,6 +64,7 @@ static void end_phase_if_complete(Block *block, Mbarrier *barrier) {
     if (barrier->pending > 0 || barrier->bytes != 0) return;
     const uint32_t ended = barrier->phase++;
     barrier->pending = barrier->arrivals;
+    order_phase_ends(block, (int)(barrier - block->hopper->barrier), barrier->phase);
     block_wake_value(block, barrier, ended);
 }
 
@@ -75,6 +83,7 @@ void emulated_mbarrier_arrive(uint64_t *address, int bytes) {
         report(thread, CALLER, "arrives at an mbarrier whose %d arrivals of phase %u have all been made: %s",
                barrier->arrivals, barrier->phase, place);
     }
+    order_arrives(thread, (int)(barrier - thread->block->hopper->barrier));
     barrier->bytes += bytes;
     barrier->pending--;
     end_phase_if_complete(thread->block, barrier);
@@ -99,9 +108,11 @@ void emulated_mbarrier_wait(uint64_t *address, int parity) {
     Mbarrier *barrier = mbarrier_of(thread, address, "waits for", CALLER);
     if (parity != 0 && parity != 1) report(thread, CALLER, "waits for parity %d of an mbarrier: 0 or 1", parity);
     hopper_pause(thread);
-    if ((barrier->phase & 1) != (uint32_t)parity) return;
+    const int number = (int)(barrier - thread->block->hopper->barrier);
     const uint32_t phase = barrier->phase;
+    if ((phase & 1) != (uint32_t)parity) return order_waited(thread, number);
     block_park(thread, &parking, barrier, phase, CALLER);
+    order_waited(thread, number);
     if (barrier->phase > phase + 1) {
         char place[200];
         describe(thread, address, place, sizeof place);

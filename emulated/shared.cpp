@@ -105,8 +105,10 @@ void shared_access(Thread *thread, const void *address, uint32_t bytes, AccessKi
     }
     const bool begins = kind == ACCESS_COPY_BEGIN || kind == ACCESS_BULK_BEGIN;
     if (kind != ACCESS_READ) memset(block->byte_state + begin, begins ? BYTE_IN_FLIGHT : BYTE_WRITTEN, bytes);
-    if (block->hopper != NULL && kind != ACCESS_READ && kind != ACCESS_BULK_BEGIN)
-        hopper_wrote(thread, begin, bytes, where);
+    if (block->hopper != NULL) {
+        if (kind == ACCESS_WRITE || kind == ACCESS_COPY_END) hopper_wrote(thread, begin, bytes, where);
+        if (kind == ACCESS_READ && block->hopper->ordered) order_reads(thread, begin, bytes, where);
+    }
     // Races are looked for where __syncthreads and __syncwarp are all that orders threads.
     if (block->races != NULL && (block->hopper == NULL || block->hopper->barriers == 0))
         races_access(thread, begin, bytes, kind, where);

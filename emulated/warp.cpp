@@ -1,5 +1,5 @@
 // Warp collectives: a lane that arrives leaves its operands and waits; the last one works out the results of all.
-#include "emulated/block.h"
+#include "emulated/hopper.h"
 #include "emulated/report.h"
 #include "emulated/settings.h"
 
@@ -59,6 +59,7 @@ void warp_collective(const WarpOperation *operation, unsigned mask, void *where)
 static void complete_sync(Thread *lane, unsigned lanes) {
     Warp *warp = &lane->block->warp[lane->number / WARP_LANES];
     if ((lanes | warp->ended) == warp->existing) warp->syncs++;
+    order_meet(lane->block, lane->number, WARP_LANES, lanes);
 }
 void __syncwarp(unsigned mask) {
     static const WarpOperation operation = {"__syncwarp", complete_sync};

@@ -61,7 +61,9 @@ void wgmma_begin_block(Block *block) {
 
 void wgmma_end_thread(Thread *thread) {
     const HopperThread *mine = &thread->block->hopper->thread[thread->number];
-    if (mine->held_count > 0) report(thread, NULL, "ends with products under way: no wgmma_wait");
+    if (mine->held_count == 0) return;
+    const Product *product = warpgroup_of(thread)->product[mine->held[0].last % MOST_PRODUCTS];
+    report(thread, product->where, "ends with products under way: no wgmma_wait");
 }
 
 // ---- an accumulator's fragments -------------------------------------------------------------------------------------
@@ -149,8 +151,8 @@ static void look_at_operands(Thread *thread, Product *product) {
         const uint32_t piece = product->piece[i];
         const char *which = i < product->a_pieces ? "a" : "b";
         const uint8_t *state = block->byte_state + piece * PIECE;
-        char what[120];
-        uint16_t writer;
+        char what[160];
+        char why[100];
         hopper->reading[piece]++;
         for (int k = 0; k < PIECE; k++) {
             if (state[k] == BYTE_WRITTEN) continue;
@@ -166,10 +168,8 @@ static void look_at_operands(Thread *thread, Product *product) {
             }
             break;
         }
-        if (hopper_unfenced(hopper, piece, &writer)) {
-            snprintf(what, sizeof what,
-                     "a product's operand %s is what thread %u wrote without fence_proxy_async after it", which,
-                     writer);
+        if (product->fault[0] == 0 && !order_piece_is_ready(thread, piece, why, sizeof why)) {
+            snprintf(what, sizeof what, "a product's operand %s %s", which, why);
             note(product, thread, product->where, what, piece);
         }
     }
@@ -364,7 +364,10 @@ static void finish(Thread *thread, Warpgroup *group, uint32_t end, void *where) 
         if (product->what.a_major == EMULATED_REGISTERS && registers_changed(product, t))
             report(thread, product->where, "changes registers that are operand a of a product before wgmma_wait");
         if (++product->waited < WARPGROUP_THREADS) continue;
-        for (int i = 0; i < product->pieces; i++) hopper->reading[product->piece[i]]--;
+        for (int i = 0; i < product->pieces; i++) {
+            hopper->reading[product->piece[i]]--;
+            if (!product->garbage) order_piece_was_read(thread, product->piece[i]);
+        }
         group->finished = n + 1;
     }
     mine->finished = end;
