@@ -171,7 +171,8 @@ __device__ inline void walk_queries(Product<D> &d_k, Product<D> &d_v, const Work
     multiply_ABt<D>(d_p, &s->v[0][own.w], s->d_out[0][0]);
     finish_scores<LIMITED>(p, early, own, 0, hidden);
     // From one step to the next nothing is under way in the tensor cores: with products that go on over the loop's end,
-    // or more than two at once of S, dP and dK, the assembler has each end before the next one starts.
+    // or more than two at once of S, dP and dK, the assembler has each end before the next one starts. So it does where
+    // no full wait stands between the first S and dP and the loop: then it clears dK and dV in their midst.
     for (int n = 0;; n++) {
         const int now = n & 1, next = now ^ 1, phase = n >> 1 & 1, next_phase = (n + 1) >> 1 & 1;
         const int w = forget(own.w); // descriptors of K and V are formed as the step goes on: kept, they spill

@@ -45,7 +45,7 @@ inline bool is_limited(const Pair &pair) { return pair.first != NULL || pair.beh
 template <int D, bool LIMITED> __device__ inline int first_block(const Pair &pair, int b, int tile) {
     return LIMITED ? first_key(pair, b, tile * queries_of_tile(D)) / KEYS : 0;
 }
-// Whether there is one: otherwise the tile's sums are never written.
+// Whether there is one: otherwise the tile's sums are never written. (Keys that are seen may all be in another chunk.)
 template <int D, bool LIMITED> __device__ inline bool has_sums(const Pair &pair, int b, int tile) {
     const int first = tile * queries_of_tile(D), last = smaller_of(first + queries_of_tile(D), pair.queries) - 1;
     if (LIMITED && first_key(pair, b, first) >= pair.keys) return false;
