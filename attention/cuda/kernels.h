@@ -12,6 +12,11 @@ void cuda_forward_whole(Device *, const AttentionShape *, const QueryForward *, 
 void cuda_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
 void cuda_backward_whole(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
                          TokenView d_k, TokenView d_v);
+#ifdef HOPPER // hopper/forward.cu: the same two, where hopper::serves (hopper/hopper.h) says so
+void hopper_forward_pair(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
+void hopper_forward_whole(Device *, const AttentionShape *, const QueryForward *, const KeyValue *, TokenView out,
+                          RowView log_sum_exp);
+#endif
 // vanilla.cu
 size_t cuda_vanilla_row_bytes(const AttentionShape *, int64_t T);
 void cuda_vanilla_forward(Device *, const AttentionShape *, int64_t T, const Visibility *, void *probabilities,

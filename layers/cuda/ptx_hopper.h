@@ -184,6 +184,8 @@ template <int N> __device__ inline void wgmma_arrived(float (&d)[N][4]) {
 
 // Where d is not added to, it is an output only ("=f"): as an input too, what was in it before would first be moved to
 // the registers of d, in the midst of products under way, and the assembler would then do these one by one (C7515).
+// But the wider ones are for a d that is overwritten in place, tile after tile: there "=f" makes another of it, and the
+// registers do not suffice.
 #define D1(mode, n) mode(d[n][0]), mode(d[n][1]), mode(d[n][2]), mode(d[n][3])
 #define D2(mode, n) D1(mode, n), D1(mode, n + 1)
 #define D8(mode) D2(mode, 0), D2(mode, 2), D2(mode, 4), D2(mode, 6)
@@ -200,18 +202,18 @@ template <int N> __device__ inline void wgmma_arrived(float (&d)[N][4]) {
     "{\n.reg .pred add;\nsetp.ne.b32 add, " #add ", 0;\nwgmma.mma_async.sync.aligned." shape                           \
     ".f32.bf16.bf16 {" registers "}, " operands ", add, 1, 1" mn_major ";\n}"
 // A product with both operands in shared memory, for d of so many fragments.
-#define WGMMA_SHARED(name, count, shape, registers, operands, mn_major, D)                                             \
+#define WGMMA_SHARED(name, count, shape, registers, operands, mn_major, D, fresh)                                      \
     template <bool add> __device__ inline void name(float (&d)[count][4], uint64_t a, uint64_t b) {                    \
         if (add) asm volatile(WGMMA(shape, registers, operands, 1, mn_major) : D("+f") : "l"(a), "l"(b));              \
-        else asm volatile(WGMMA(shape, registers, operands, 0, mn_major) : D("=f") : "l"(a), "l"(b));                  \
+        else asm volatile(WGMMA(shape, registers, operands, 0, mn_major) : D(fresh) : "l"(a), "l"(b));                 \
     }
 
 // d = a b^T, or d += a b^T: the rows of both run along m and n.
-WGMMA_SHARED(wgmma_ABt, 8, "m64n64k16", R32, "%32, %33", ", 0, 0", D8)
-WGMMA_SHARED(wgmma_ABt, 10, "m64n80k16", R40, "%40, %41", ", 0, 0", D10)
-WGMMA_SHARED(wgmma_ABt, 16, "m64n128k16", R64, "%64, %65", ", 0, 0", D16)
+WGMMA_SHARED(wgmma_ABt, 8, "m64n64k16", R32, "%32, %33", ", 0, 0", D8, "=f")
+WGMMA_SHARED(wgmma_ABt, 10, "m64n80k16", R40, "%40, %41", ", 0, 0", D10, "+f")
+WGMMA_SHARED(wgmma_ABt, 16, "m64n128k16", R64, "%64, %65", ", 0, 0", D16, "+f")
 // d = a^T b, or d += a^T b: the rows of both run along k.
-WGMMA_SHARED(wgmma_AtB, 8, "m64n64k16", R32, "%32, %33", ", 1, 1", D8)
+WGMMA_SHARED(wgmma_AtB, 8, "m64n64k16", R32, "%32, %33", ", 1, 1", D8, "=f")
 
 // d += a b: a in registers; b in shared memory, its rows run along k.
 __device__ inline void wgmma_AB(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
