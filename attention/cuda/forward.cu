@@ -169,7 +169,7 @@ __device__ inline void merge_state(const Forward &x, const Place &at, const Rows
             *sum = old_sum * keep + own_sum * add;
         }
         const bool fresh = old == -INFINITY && old_sum == 0;
-        merge_row<D>(float_at(x.accumulator, at.b, row, at.h, x.head_dim), x.head_dim, fresh, keep, add, rows.out, r,
+        merge_row(float_at(x.accumulator, at.b, row, at.h, x.head_dim), x.head_dim, fresh, keep, add, rows.out, r,
                   lane);
     });
 }

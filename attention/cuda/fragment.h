@@ -222,26 +222,22 @@ __device__ __forceinline__ void add_rows(float *to, int64_t stride, int rows, in
 }
 
 // A row of D values at `to`, of which the lane's are brought to `keep` times what they were (fresh: nothing; it is not
-// read) plus `add` times row `row` of d. AT_ONCE: of so many columns all loads are under way before the first store.
-template <int AT_ONCE, int D, int M>
+// read) plus `add` times row `row` of d.
+template <int D, int M>
 __device__ __forceinline__ void merge_row(float *to, int head_dim, bool fresh, float keep, float add,
                                           const Accumulator<M, D> &d, int row, const Lane &lane) {
-    float2 *values = reinterpret_cast<float2 *>(to + lane.column);
+    float2 *values = reinterpret_cast<float2 *>(to + lane.column), value[D / 8];
 #pragma unroll
-    for (int begin = 0; begin < D / 8; begin += AT_ONCE / 8) {
-        float2 value[AT_ONCE / 8];
+    for (int n = 0; n < D / 8; n++) {
+        value[n] = make_float2(0, 0);
+        if (!fresh && n * 8 < head_dim) value[n] = values[n * 4];
+    }
 #pragma unroll
-        for (int n = begin; n < begin + AT_ONCE / 8; n++) {
-            value[n - begin] = make_float2(0, 0);
-            if (!fresh && n * 8 < head_dim) value[n - begin] = values[n * 4];
-        }
-#pragma unroll
-        for (int n = begin; n < begin + AT_ONCE / 8; n++) {
-            if (n * 8 >= head_dim) break;
-            value[n - begin].x = value[n - begin].x * keep + d(row, n * 8) * add;
-            value[n - begin].y = value[n - begin].y * keep + d(row, n * 8 + 1) * add;
-            values[n * 4] = value[n - begin];
-        }
+    for (int n = 0; n < D / 8; n++) {
+        if (n * 8 >= head_dim) break;
+        value[n].x = value[n].x * keep + d(row, n * 8) * add;
+        value[n].y = value[n].y * keep + d(row, n * 8 + 1) * add;
+        values[n * 4] = value[n];
     }
 }
 
