@@ -1,11 +1,11 @@
 // A block of threads: fibers that take turns, and where they meet.
 #include "emulated/block.h"
 
-#include <pthread.h>
 #include <time.h>
 
 #include "emulated/async_copy.h"
-#include "emulated/memory.h"
+#include "emulated/grid.h"
+#include "emulated/hopper.h"
 #include "emulated/races.h"
 #include "emulated/report.h"
 #include "emulated/settings.h"
@@ -38,30 +38,54 @@ static uint64_t greatest_common_divisor(uint64_t a, uint64_t b) {
     return a;
 }
 
-// A walk over 0..n-1 in a random order: start, start + stride, ... modulo n.
-struct Walk {
-    uint64_t at, stride, n;
-};
-static Walk walk_start(uint64_t n) {
+Walk walk_start(uint64_t n) {
     Walk walk = {random_bits() % n, 1, n};
     do walk.stride = n <= 2 ? 1 : 1 + (random_bits() % (n - 1));
     while (greatest_common_divisor(walk.stride, n) != 1);
     return walk;
 }
-static uint64_t walk_next(Walk *walk) {
+uint64_t walk_next(Walk *walk) {
     const uint64_t now = walk->at;
     walk->at = now >= walk->n - walk->stride ? now - (walk->n - walk->stride) : now + walk->stride;
     return now;
 }
 
+// "; 96 threads wait in named_barrier_wait, ...": what the others do, by the name of what they wait in.
+static void count_waiting(const Block *block, const Thread *but, char *text, size_t size) {
+    const char *name[8];
+    int threads[8], names = 0;
+    for (int i = 0; i < block->count; i++) {
+        const Thread *thread = &block->thread[i];
+        if (thread == but || thread->state == THREAD_ENDED) continue;
+        int k = 0;
+        while (k < names && name[k] != thread->waiting) k++;
+        if (k == 8) continue;
+        if (k == names) {
+            name[names] = thread->waiting;
+            threads[names++] = 0;
+        }
+        threads[k]++;
+    }
+    size_t used = (size_t)snprintf(text, size, "; %d threads have ended", block->ended);
+    for (int k = 0; k < names && used < size; k++)
+        used += (size_t)snprintf(text + used, size - used, ", %d wait in %s", threads[k], name[k]);
+}
+
 // Nobody can go on, but not everybody has ended.
-[[noreturn]] static void stuck(Block *block) {
-    char who[120] = "";
-    const Thread *waiting = NULL;
+void block_stuck(Block *block) {
+    char who[300] = "", others[300];
+    const Thread *waiting = NULL, *parked = NULL;
     for (int i = 0; i < block->count; i++) { // a collective that misses lanes explains more than a barrier
         const Thread *thread = &block->thread[i];
         if (thread->state == THREAD_IN_COLLECTIVE) waiting = thread;
         if (thread->state == THREAD_AT_BARRIER && waiting == NULL) waiting = thread;
+        if (thread->state == THREAD_PARKED && (parked == NULL || thread->parking->rank < parked->parking->rank))
+            parked = thread;
+    }
+    if (parked != NULL && (waiting == NULL || waiting->state != THREAD_IN_COLLECTIVE)) {
+        parked->parking->explain(parked, who, sizeof who);
+        count_waiting(block, parked, others, sizeof others);
+        report(parked, parked->where, "waits in %s for ever, %s%s", parked->waiting, who, others);
     }
     if (waiting->state == THREAD_IN_COLLECTIVE) {
         const Warp *warp = &block->warp[waiting->number / WARP_LANES];
@@ -87,18 +111,34 @@ static uint64_t walk_next(Walk *walk) {
            block->at_barrier, block->count, who);
 }
 
+// The next thread of the block; NULL: it waits for another block.
+static Thread *next_ready(Block *block) {
+    while (block->ready_count == 0) {
+        if (hopper_go_on(block)) continue;
+        if (hopper_waits_for_others(block)) return NULL;
+        block_stuck(block);
+    }
+    return take_ready(block);
+}
+
 // ---- a thread's life ------------------------------------------------------------------------------------------------
+
+static void switch_to_grid(FiberContext *from, Block *block) {
+    emulated_thread = NULL;
+    fiber_switch(from, &block->grid->scheduler);
+}
 
 static void thread_main() {
     for (;;) {
         Thread *thread = emulated_thread;
         Block *block = thread->block;
         block->launch->run(block->launch->call);
+        if (block->hopper != NULL) hopper_end_thread(thread);
         thread->state = THREAD_ENDED;
         block->ended++;
         block->warp[thread->number / WARP_LANES].ended |= 1u << thread->number % WARP_LANES;
-        if (block->ready_count > 0) {
-            Thread *next = take_ready(block);
+        Thread *next = block->ended < block->count ? next_ready(block) : NULL;
+        if (next != NULL) {
             emulated_thread = next;
             if (next->state == THREAD_NEW) { // has no stack yet: it can have this one
                 next->state = THREAD_READY;
@@ -108,10 +148,8 @@ static void thread_main() {
             fiber_stack_put(&block->stacks, thread->stack);
             fiber_switch(&thread->context, &next->context);
         }
-        if (block->ended < block->count) stuck(block);
         fiber_stack_put(&block->stacks, thread->stack);
-        emulated_thread = NULL;
-        fiber_switch(&thread->context, &block->scheduler);
+        switch_to_grid(&thread->context, block);
     }
 }
 
@@ -125,12 +163,43 @@ static void switch_to(Block *block, FiberContext *from, Thread *next) {
     fiber_switch(from, &next->context);
 }
 
+void block_run(Block *block) { switch_to(block, &block->grid->scheduler, take_ready(block)); }
+
 void block_wait(Thread *thread) {
     Block *block = thread->block;
-    if (block->ready_count == 0) stuck(block);
-    Thread *next = take_ready(block);
-    if (next != thread) switch_to(block, &thread->context, next);
+    Thread *next = next_ready(block);
+    if (next == NULL) switch_to_grid(&thread->context, block);
+    else if (next != thread) switch_to(block, &thread->context, next);
 }
+
+void block_leave(Thread *thread) {
+    block_make_ready(thread->block, thread, false);
+    switch_to_grid(&thread->context, thread->block);
+}
+
+// ---- parked threads -------------------------------------------------------------------------------------------------
+
+void block_park(Thread *thread, const Parking *parking, const void *on, uint64_t value, void *where) {
+    thread->state = THREAD_PARKED;
+    thread->parking = parking;
+    thread->waiting = parking->name;
+    thread->where = where;
+    thread->parked_on = on;
+    thread->parked_for = value;
+    block_wait(thread);
+}
+
+static void wake(Block *block, const void *on, const uint64_t *value) {
+    const int from = (int)random_below((uint32_t)block->count);
+    for (int i = 0; i < block->count; i++) {
+        Thread *thread = &block->thread[(from + i) % block->count];
+        if (thread->state == THREAD_PARKED && thread->parked_on == on &&
+            (value == NULL || thread->parked_for == *value))
+            block_make_ready(block, thread, false);
+    }
+}
+void block_wake(Block *block, const void *on) { wake(block, on, NULL); }
+void block_wake_value(Block *block, const void *on, uint64_t value) { wake(block, on, &value); }
 
 // ---- barriers -------------------------------------------------------------------------------------------------------
 
@@ -195,30 +264,27 @@ long long clock64() {
 }
 void __trap() { report(emulated_thread, CALLER, "__trap"); }
 
-// ---- a grid ---------------------------------------------------------------------------------------------------------
+// ---- a block's beginning --------------------------------------------------------------------------------------------
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static Block *free_blocks; // with their stacks and shared memory, for whichever host thread runs a kernel next
-
-static Block *block_get() {
-    pthread_mutex_lock(&lock);
-    Block *block = free_blocks;
-    if (block != NULL) free_blocks = block->next_free;
-    pthread_mutex_unlock(&lock);
-    if (block == NULL) {
-        block = (Block *)calloc(1, sizeof(Block));
-        if (block == NULL || !shared_open(block)) report_host("no memory to run a block");
+void block_open(Block *block, Grid *grid) {
+    const dim3 size = grid->launch->block;
+    block->grid = grid;
+    block->launch = grid->launch;
+    block->device = grid->device;
+    block->count = (int)(size.x * size.y * size.z);
+    block->banks = BankCount{0, 0};
+    for (int i = 0; i < block->count; i++) {
+        const unsigned n = (unsigned)i;
+        block->thread[i].block = block;
+        block->thread[i].number = (uint16_t)i;
+        block->thread[i].index = uint3{n % size.x, n / size.x % size.y, n / size.x / size.y};
     }
-    return block;
-}
-static void block_put(Block *block) {
-    pthread_mutex_lock(&lock);
-    block->next_free = free_blocks;
-    free_blocks = block;
-    pthread_mutex_unlock(&lock);
+    races_open(block);
+    hopper_open(block);
+    shared_begin_launch(block);
 }
 
-static void run_block(Block *block) {
+void block_begin(Block *block) {
     block->at_barrier = block->ended = 0;
     block->votes = block->votes_before = 0;
     block->first_ready = block->ready_count = 0;
@@ -237,38 +303,7 @@ static void run_block(Block *block) {
         warp->open_count = 0;
         warp->syncs = 0;
     }
+    if (block->hopper != NULL) hopper_begin_block(block);
     Walk walk = walk_start((uint64_t)block->count);
     for (int i = 0; i < block->count; i++) block_make_ready(block, &block->thread[walk_next(&walk)], false);
-    switch_to(block, &block->scheduler, take_ready(block));
-}
-
-void block_run_grid(const EmulatedLaunch *launch, int device) {
-    Block *block = block_get();
-    const dim3 size = launch->block, grid = launch->grid;
-    block->launch = launch;
-    block->device = device;
-    block->count = (int)(size.x * size.y * size.z);
-    block->banks = BankCount{0, 0};
-    for (int i = 0; i < block->count; i++) {
-        const unsigned n = (unsigned)i;
-        block->thread[i].block = block;
-        block->thread[i].number = (uint16_t)i;
-        block->thread[i].index = uint3{n % size.x, n / size.x % size.y, n / size.x / size.y};
-    }
-    races_open(block);
-    shared_begin_launch(block);
-    memory_forget_recent();
-    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
-    Walk walk = walk_start(blocks);
-    for (uint64_t i = 0; i < blocks; i++) {
-        const uint64_t n = walk_next(&walk);
-        block->index = uint3{(unsigned)(n % grid.x), (unsigned)(n / grid.x % grid.y), (unsigned)(n / grid.x / grid.y)};
-        run_block(block);
-    }
-    if (settings()->banks && block->banks.accesses > 0) {
-        fprintf(stderr,
-                "emulated GPU: kernel %s: ldmatrix takes %.2f times the least number of passes over the banks\n",
-                launch->name, (double)block->banks.wavefronts / (double)block->banks.accesses);
-    }
-    block_put(block);
 }

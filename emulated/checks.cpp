@@ -2,6 +2,7 @@
 // races between host threads there; this one looks at what a kernel touches. Names: GCC's sanitizer.def.
 #include "emulated/checks.h"
 
+#include "emulated/hopper.h"
 #include "emulated/memory.h"
 #include "emulated/report.h"
 #include "emulated/shared.h"
@@ -44,7 +45,10 @@ static ALWAYS_INLINE void check(const void *address, uint32_t bytes, bool write,
     const Block *block = thread->block;
     const size_t offset = (size_t)((const char *)address - block->shared);
     if (offset < SHARED_SPACE) {
-        if (block->races == NULL && all_written(block->byte_state + offset, bytes)) return;
+        if (block->races == NULL && all_written(block->byte_state + offset, bytes)) {
+            if (UNLIKELY(block->hopper != NULL && write)) hopper_wrote(thread, (uint32_t)offset, bytes, where);
+            return;
+        }
         shared_access(thread, address, bytes, write ? ACCESS_WRITE : ACCESS_READ, where);
     } else if (UNLIKELY(!memory_seen_recently(address, bytes))) {
         check_global(thread, address, bytes, write, where);

@@ -25,5 +25,6 @@
 #include "emulated/device_functions.h"
 #include "emulated/launch.h"
 #include "emulated/ptx.h"
+#include "emulated/ptx_hopper.h"
 
 #endif

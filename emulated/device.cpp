@@ -1,7 +1,7 @@
 // The runtime's calls about devices: how many, which one, what they are.
 #include "emulated/device.h"
 
-#include "emulated/block.h"
+#include "emulated/grid.h"
 #include "emulated/memory.h"
 #include "emulated/settings.h"
 
@@ -60,8 +60,8 @@ cudaError_t cudaGetDevice(int *device) {
     return cudaSuccess;
 }
 
-// Limits: CUDA C++ Programming Guide, "Technical specifications per compute capability". 8.0, so that kernels take
-// their general path; but shared memory as on 9.0, so that every kernel of the project can run.
+// Limits: CUDA C++ Programming Guide, "Technical specifications per compute capability". 8.0 unless asked otherwise, so
+// that kernels take their general path; but shared memory as on 9.0, so that every kernel of the project can run.
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     if (!is_device(device)) return device_error(cudaErrorInvalidDevice);
     size_t available;
@@ -79,9 +79,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
     properties->maxThreadsDim[2] = 64;
     properties->maxGridSize[0] = 0x7fffffff;
     properties->maxGridSize[1] = properties->maxGridSize[2] = 65535;
-    properties->major = 8;
-    properties->minor = 0;
-    properties->multiProcessorCount = 4;
+    properties->major = settings()->arch / 10;
+    properties->minor = settings()->arch % 10;
+    properties->multiProcessorCount = MULTIPROCESSORS;
     properties->maxThreadsPerMultiProcessor = 2048;
     properties->maxBlocksPerMultiProcessor = 32;
     properties->pciBusID = device;

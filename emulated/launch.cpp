@@ -2,8 +2,8 @@
 // per compute capability".
 #include <pthread.h>
 
-#include "emulated/block.h"
 #include "emulated/device.h"
+#include "emulated/grid.h"
 #include "emulated/stream.h"
 
 // ---- how much dynamic shared memory a kernel may ask for -----------------------------------------------------------

@@ -2,8 +2,10 @@
 #include "emulated/settings.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static Settings the_settings;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -22,6 +24,12 @@ void settings_read_again() {
     the_settings.abort = is("EMULATED_ABORT", "1");
     the_settings.eager = is("EMULATED_STREAMS", "eager");
     the_settings.banks = is("EMULATED_BANKS", "1");
+    const char *arch = getenv("EMULATED_ARCH");
+    the_settings.arch = arch != NULL ? atoi(arch) : 80;
+    if (the_settings.arch != 80 && the_settings.arch != 90) {
+        fprintf(stderr, "EMULATED_ARCH=%s: the emulated GPU is of compute capability 8.0 or 9.0; say 80 or 90\n", arch);
+        _exit(1);
+    }
     const int count = devices != NULL ? atoi(devices) : 64;
     the_settings.devices = count < 0 ? 0 : count > 64 ? 64 : count;
     __atomic_store_n(&threads_seen, 0, __ATOMIC_RELAXED);

@@ -12,6 +12,7 @@ struct Settings {
     bool eager;  // EMULATED_STREAMS=eager: run work when it is enqueued
     bool banks;  // EMULATED_BANKS=1: count conflicts of shared memory's banks
     int devices; // EMULATED_GPUS
+    int arch;    // EMULATED_ARCH: compute capability times 10
 };
 const Settings *settings();
 void settings_read_again(); // for tests; no other thread may be using the runtime

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include "emulated/hopper.h"
 #include "emulated/races.h"
 #include "emulated/report.h"
 #include "emulated/settings.h"
@@ -76,10 +77,11 @@ void shared_access(Thread *thread, const void *address, uint32_t bytes, AccessKi
     const uint32_t begin = (uint32_t)((const char *)address - block->shared);
     char place[200];
     const bool reads = kind == ACCESS_READ || kind == ACCESS_ATOMIC;
-    const char *does = kind == ACCESS_READ     ? "reads"
-                       : kind == ACCESS_ATOMIC ? "atomically changes"
-                       : kind == ACCESS_WRITE  ? "writes"
-                                               : "copies (cp.async)";
+    const char *does = kind == ACCESS_READ         ? "reads"
+                       : kind == ACCESS_ATOMIC     ? "atomically changes"
+                       : kind == ACCESS_WRITE      ? "writes"
+                       : kind == ACCESS_BULK_BEGIN ? "copies (tma_load)"
+                                                   : "copies (cp.async)";
     for (uint32_t i = begin; i < begin + bytes; i++) {
         const uint8_t state = i < SHARED_SPACE ? block->byte_state[i] : (uint8_t)BYTE_OUTSIDE;
         if (state == BYTE_WRITTEN) continue;
@@ -92,12 +94,20 @@ void shared_access(Thread *thread, const void *address, uint32_t bytes, AccessKi
             report(thread, where, "%s %u bytes of an asynchronous copy that has not been waited for: %s", does, bytes,
                    place);
         }
+        if (state == BYTE_OF_MBARRIER) {
+            shared_describe(block, address, place, sizeof place);
+            report(thread, where, "%s %u bytes of an mbarrier: %s", does, bytes, place);
+        }
         if (state == BYTE_UNWRITTEN && reads) {
             shared_describe(block, address, place, sizeof place);
             report(thread, where, "%s %u bytes never written by this block: %s", does, bytes, place);
         }
     }
-    if (kind != ACCESS_READ)
-        memset(block->byte_state + begin, kind == ACCESS_COPY_BEGIN ? BYTE_IN_FLIGHT : BYTE_WRITTEN, bytes);
-    if (block->races != NULL) races_access(thread, begin, bytes, kind, where);
+    const bool begins = kind == ACCESS_COPY_BEGIN || kind == ACCESS_BULK_BEGIN;
+    if (kind != ACCESS_READ) memset(block->byte_state + begin, begins ? BYTE_IN_FLIGHT : BYTE_WRITTEN, bytes);
+    if (block->hopper != NULL && kind != ACCESS_READ && kind != ACCESS_BULK_BEGIN)
+        hopper_wrote(thread, begin, bytes, where);
+    // Races are looked for where __syncthreads and __syncwarp are all that orders threads.
+    if (block->races != NULL && (block->hopper == NULL || block->hopper->barriers == 0))
+        races_access(thread, begin, bytes, kind, where);
 }

@@ -14,7 +14,14 @@ static inline bool shared_contains(const Block *block, const void *address) {
 // Into `text`: "dynamic shared memory (512 bytes) + 516"; for reports.
 void shared_describe(const Block *block, const void *address, char *text, size_t size);
 
-enum AccessKind { ACCESS_READ, ACCESS_WRITE, ACCESS_ATOMIC, ACCESS_COPY_BEGIN, ACCESS_COPY_END };
+enum AccessKind {
+    ACCESS_READ,
+    ACCESS_WRITE,
+    ACCESS_ATOMIC,
+    ACCESS_COPY_BEGIN, // cp.async
+    ACCESS_COPY_END,
+    ACCESS_BULK_BEGIN // tma_load
+};
 // Checks an access by `thread` of any size and alignment, and takes note of it. `where`: an address in the code.
 void shared_access(Thread *thread, const void *address, uint32_t bytes, AccessKind kind, const void *where);
 
