@@ -60,8 +60,10 @@ template <int D> struct Shared {
     static constexpr int Q_BYTES = QUERIES * D * 2, KV_BYTES = keys_in_tile<D>() * D * 2;
     unsigned char q[Q_STAGES][Q_BYTES], k[STAGES][KV_BYTES], v[STAGES][KV_BYTES];
     Gate q_gate[Q_STAGES], k_gate[STAGES], v_gate[STAGES];
-    Work work[Q_STAGES];              // comes with q
-    int first_tile[Q_STAGES][GROUPS]; // that each warpgroup sees, where that is not the first of all
+    Work work[Q_STAGES]; // comes with q
+    // That each warpgroup sees, where it is not tile 0. Needed till the piece's end, so that this ring is twice as
+    // long.
+    int first_tile[2][Q_STAGES][GROUPS];
 };
 
 template <int SIZE> __device__ inline void set_up(Gate (&gates)[SIZE]) {
@@ -76,7 +78,7 @@ template <int SIZE> __device__ inline void set_up(Gate (&gates)[SIZE]) {
 template <int D, bool LIMITED> __device__ inline void copy_tiles(const Forward &x, Shared<D> &shared) {
     Place<STAGES> at;
     Place<Q_STAGES> q_at;
-    for (int index = blockIdx.x, next;; index = next, q_at.advance()) {
+    for (int index = blockIdx.x, next = 0;; index = next, q_at.advance()) {
         const Work work = work_at<D>(x.deal, x.pair, index);
         const auto copy = [&](void *to, int bytes, Gate &gate, const CUtensorMap &map, int token, int head) {
             mbarrier_arrive_expect_tx(&gate.full, bytes);
@@ -87,9 +89,9 @@ template <int D, bool LIMITED> __device__ inline void copy_tiles(const Forward &
         if (work.past_tile == 0) return mbarrier_arrive(&shared.q_gate[q_at.slot].full);
         int first_tile = 0;
         if (LIMITED) {
-#pragma unroll
+#pragma unroll 1
             for (int group = GROUPS - 1; group >= 0; group--)
-                shared.first_tile[q_at.slot][group] = first_tile = first_tile_of<D>(x.pair, work, group);
+                shared.first_tile[q_at.parity][q_at.slot][group] = first_tile = first_tile_of<D>(x.pair, work, group);
         }
         copy(shared.q[q_at.slot], shared.Q_BYTES, shared.q_gate[q_at.slot], x.q, work.first_row, work.h);
         for (int tile = work.past_tile - 1; tile >= first_tile; tile--, at.advance()) {
@@ -136,6 +138,17 @@ template <int D> __device__ inline void pass_turn(int group) {
     if (IN_TURN<D>) named_barrier_arrive(1 + (group + 1) % GROUPS, 2 * WARPGROUP);
 }
 
+// A tile that only other warpgroups see. An arrival for a buffer may only be made when its copy has come: a warp could
+// arrive twice in one phase otherwise.
+template <int D> __device__ inline void pass_over(Shared<D> &shared, const Place<STAGES> &at, int group) {
+    wait_turn<D>(group);
+    pass_turn<D>(group);
+    mbarrier_wait(&shared.k_gate[at.slot].full, at.parity);
+    arrive_as_warp(&shared.k_gate[at.slot].empty);
+    mbarrier_wait(&shared.v_gate[at.slot].full, at.parity);
+    arrive_as_warp(&shared.v_gate[at.slot].empty);
+}
+
 // WHOLE: out and log_sum_exp are written; otherwise the state in memory is carried on. LIMITED: there is a window or
 // there are documents, so that rows may not see the first keys.
 //
@@ -156,19 +169,8 @@ __device__ inline void attend(const Forward &x, Shared<D> &shared, int group) {
     Work work;               // this warp's: its first row, its warpgroup's tiles
     uint64_t q;              // this warpgroup's rows of Q
     int first_tile = 0;      // of this warpgroup's
-    int below = 0;           // tiles before that, which only other warpgroups see
     RowValues<1, int> first; // the first key that each row sees, where LIMITED
 
-    // A tile that only other warpgroups see. An arrival for a buffer may only be made when its copy has come: a warp
-    // could arrive twice in one phase otherwise.
-    const auto pass_over = [&] {
-        wait_turn<D>(group);
-        pass_turn<D>(group);
-        mbarrier_wait(&shared.k_gate[at.slot].full, at.parity);
-        arrive_as_warp(&shared.k_gate[at.slot].empty);
-        mbarrier_wait(&shared.v_gate[at.slot].full, at.parity);
-        arrive_as_warp(&shared.v_gate[at.slot].empty);
-    };
     // Waits for work, passes over tiles beyond this warpgroup's, and then waits for K of its first one.
     const auto await_work = [&] {
         mbarrier_wait(&shared.q_gate[q_at.slot].full, q_at.parity);
@@ -180,15 +182,14 @@ __device__ inline void attend(const Forward &x, Shared<D> &shared, int group) {
         int own_past = same_in_warp(past_tile<D>(x.pair, work.first_row + GROUP_ROWS - 1));
         work.first_row += warp * 16;
         if (LIMITED) {
-            first_tile = same_in_warp(shared.first_tile[q_at.slot][group]);
-            below = first_tile - same_in_warp(shared.first_tile[q_at.slot][0]);
+            first_tile = same_in_warp(shared.first_tile[q_at.parity][q_at.slot][group]);
             own_past = larger_of(own_past, first_tile + 1);
             each_row<1>([&](int row) {
                 first[row] = first_key(x.pair, work.b, larger_of(0, work.first_row + row + lane / 4));
             });
         }
 #pragma unroll 1
-        for (; work.past_tile > own_past; work.past_tile--, at.advance()) pass_over();
+        for (; work.past_tile > own_past; work.past_tile--, at.advance()) pass_over(shared, at, group);
         wait_turn<D>(group);
         mbarrier_wait(&shared.k_gate[at.slot].full, at.parity);
     };
@@ -243,14 +244,15 @@ __device__ inline void attend(const Forward &x, Shared<D> &shared, int group) {
         start_values(rows.out, p, wgmma_operand(shared.v[last], KEYS * 128));
         const Work done = work;
         at.advance();
-        q_at.advance();
-        if (LIMITED) { // there may be more of them than buffers, so none is held
+        if (LIMITED) { // the tiles before may be more than there are buffers, so none is held
             wgmma_wait<0>();
             wgmma_arrived(rows.out.at[0]);
             arrive_as_warp(&shared.v_gate[last].empty);
+            int before = first_tile - same_in_warp(shared.first_tile[q_at.parity][q_at.slot][0]);
 #pragma unroll 1
-            for (; below > 0; below--, at.advance()) pass_over();
+            for (; before > 0; before--, at.advance()) pass_over(shared, at, group);
         }
+        q_at.advance();
         await_work();
         start_scores<D>(s, q, wgmma_operand(shared.k[at.slot], 0));
         if (work.past_tile > 0) pass_turn<D>(group);
@@ -260,7 +262,8 @@ __device__ inline void attend(const Forward &x, Shared<D> &shared, int group) {
             arrive_as_warp(&shared.v_gate[last].empty);
         }
         if (WHOLE) store_out(x.to, done.b, done.h, done.first_row, rows);
-        else if (past_key(x.pair, done.first_row + 15) > 0) merge_state(x.to, done.b, done.h, done.first_row, rows);
+        else if (LIMITED || past_key(x.pair, done.first_row + 15) > 0)
+            merge_state(x.to, done.b, done.h, done.first_row, rows);
     }
     wgmma_wait<0>();
     if (group == 0) wait_turn<D>(group); // what the last one passed on
