@@ -259,7 +259,7 @@ bench: $(BENCHES)
 RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu ladder memory,$(TEST)))
+ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out bits cuda_on_cpu hopper_on_cpu ladder memory,$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"

@@ -71,13 +71,47 @@ static void count_waiting(const Block *block, const Thread *but, char *text, siz
         used += (size_t)snprintf(text + used, size - used, ", %d wait in %s", threads[k], name[k]);
 }
 
+// What else threads are parked on, each thing once.
+static void list_parked(const Block *block, const Thread *but, char *text, size_t size) {
+    const void *told[6] = {but->parked_on};
+    int count = 1;
+    for (int i = 0; i < block->count && count < 6; i++) {
+        const Thread *thread = &block->thread[i];
+        char what[300];
+        int k = 0;
+        if (thread->state != THREAD_PARKED) continue;
+        while (k < count && told[k] != thread->parked_on) k++;
+        if (k < count) continue;
+        told[count++] = thread->parked_on;
+        thread->parking->explain(thread, what, sizeof what);
+        const int used = snprintf(text, size, "\n    thread (%u,%u,%u) waits in %s, %s", thread->index.x,
+                                  thread->index.y, thread->index.z, thread->waiting, what);
+        if (used < 0 || (size_t)used >= size) return;
+        text += used;
+        size -= (size_t)used;
+    }
+}
+
+// The first of the lanes that a collective misses.
+static const Thread *missing_lane(const Block *block, const Thread *waiting, unsigned *missing) {
+    const Warp *warp = &block->warp[waiting->number / WARP_LANES];
+    *missing = 0;
+    for (int i = 0; i < warp->open_count; i++) {
+        if (warp->open[i].mask & 1u << waiting->number % WARP_LANES)
+            *missing = warp->open[i].mask & ~warp->open[i].arrived;
+    }
+    return &block->thread[waiting->number / WARP_LANES * WARP_LANES + __builtin_ctz(*missing)];
+}
+
 // Nobody can go on, but not everybody has ended.
 void block_stuck(Block *block) {
-    char who[300] = "", others[300];
+    char who[300] = "", others[300], more[1500] = "";
     const Thread *waiting = NULL, *parked = NULL;
+    unsigned missing;
     for (int i = 0; i < block->count; i++) { // a collective that misses lanes explains more than a barrier
         const Thread *thread = &block->thread[i];
-        if (thread->state == THREAD_IN_COLLECTIVE) waiting = thread;
+        if (thread->state == THREAD_IN_COLLECTIVE && missing_lane(block, thread, &missing)->state != THREAD_PARKED)
+            waiting = thread;
         if (thread->state == THREAD_AT_BARRIER && waiting == NULL) waiting = thread;
         if (thread->state == THREAD_PARKED && (parked == NULL || thread->parking->rank < parked->parking->rank))
             parked = thread;
@@ -85,16 +119,11 @@ void block_stuck(Block *block) {
     if (parked != NULL && (waiting == NULL || waiting->state != THREAD_IN_COLLECTIVE)) {
         parked->parking->explain(parked, who, sizeof who);
         count_waiting(block, parked, others, sizeof others);
-        report(parked, parked->where, "waits in %s for ever, %s%s", parked->waiting, who, others);
+        list_parked(block, parked, more, sizeof more);
+        report(parked, parked->where, "waits in %s for ever, %s%s%s", parked->waiting, who, others, more);
     }
     if (waiting->state == THREAD_IN_COLLECTIVE) {
-        const Warp *warp = &block->warp[waiting->number / WARP_LANES];
-        unsigned missing = 0;
-        for (int i = 0; i < warp->open_count; i++) {
-            if (warp->open[i].mask & 1u << waiting->number % WARP_LANES)
-                missing = warp->open[i].mask & ~warp->open[i].arrived;
-        }
-        const Thread *lane = &block->thread[waiting->number / WARP_LANES * WARP_LANES + __builtin_ctz(missing)];
+        const Thread *lane = missing_lane(block, waiting, &missing);
         snprintf(who, sizeof who, "lane %d %s%s", lane->number % WARP_LANES,
                  lane->state == THREAD_ENDED ? "has ended" : "waits in ",
                  lane->state == THREAD_ENDED ? "" : lane->waiting);

@@ -267,7 +267,7 @@ void bulk_overwritten(Block *block, uint32_t piece, Thread *thread, const void *
             continue;
         char place[200];
         describe(thread, block->shared + piece * PIECE, place, sizeof place);
-        report(thread, where, "overwrites what a bulk copy of thread %u still reads (no bulk_wait_read before): %s",
+        report(thread, where, "overwrites what a bulk copy of thread %u still reads (no bulk_commit, bulk_wait_read before): %s",
                copy->thread->number, place);
     }
 }

@@ -63,6 +63,7 @@ struct HopperBlock {
     Warpgroup *group[MOST_WARPGROUPS];
     int registers_left;                                // of the block's, in units of a warp's register
     uint16_t registers[MAX_WARPS], changes[MAX_WARPS]; // each warp's now; how often it has changed them
+    void *changed_at[MAX_WARPS];                       // where in the kernel
     int word_waiters;
     uint32_t releases; // of this block
     Acquired acquired[MOST_ACQUIRED];

@@ -42,7 +42,7 @@ static void print_lines(const void *where) {
 
 void report(const Thread *thread, const void *where, const char *format, ...) {
     pthread_mutex_lock(&lock);
-    char what[600];
+    char what[2500];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(what, sizeof what, format, arguments);

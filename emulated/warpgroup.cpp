@@ -58,6 +58,7 @@ void emulated_setmaxnreg(int registers, bool more) {
         hopper->registers_left -= registers - before;
         hopper->registers[warp] = (uint16_t)registers;
         hopper->changes[warp]++;
+        hopper->changed_at[warp] = CALLER;
         if (registers < before) block_wake(block, &hopper->registers_left);
     }
     warp_collective(&operation[more], ~0u, CALLER);
@@ -69,7 +70,7 @@ void warpgroup_end_block(Thread *last) {
     for (int w = 0; w * WARP_LANES < block->count; w++) {
         const int first = w / 4 * 4;
         if (hopper->changes[w] == hopper->changes[first] && hopper->registers[w] == hopper->registers[first]) continue;
-        report(&block->thread[w * WARP_LANES], NULL,
+        report(&block->thread[w * WARP_LANES], hopper->changed_at[hopper->changes[w] > 0 ? w : first],
                "setmaxnreg was executed by a part of a warpgroup: warp %d has %d registers, warp %d has %d", w,
                hopper->registers[w], first, hopper->registers[first]);
     }

@@ -61,7 +61,9 @@ void wgmma_begin_block(Block *block) {
 
 void wgmma_end_thread(Thread *thread) {
     const HopperThread *mine = &thread->block->hopper->thread[thread->number];
-    if (mine->held_count > 0) report(thread, NULL, "ends with products under way: no wgmma_wait");
+    if (mine->held_count == 0) return;
+    const Product *product = warpgroup_of(thread)->product[mine->held[0].last % MOST_PRODUCTS];
+    report(thread, product->where, "ends with products under way: no wgmma_wait");
 }
 
 // ---- an accumulator's fragments -------------------------------------------------------------------------------------
