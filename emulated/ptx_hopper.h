@@ -108,13 +108,14 @@ template <int pending> __forceinline__ void wgmma_wait() {
 }
 template <int N> __forceinline__ void wgmma_arrived(float (&)[N][4]) {}
 
-template <bool add, int N> __forceinline__ void wgmma_ABt(float (&d)[N][4], uint64_t a, uint64_t b) {
+enum class Wgmma { FRESH, IN_PLACE, ADD };
+template <Wgmma into, int N> __forceinline__ void wgmma_ABt(float (&d)[N][4], uint64_t a, uint64_t b) {
     static_assert(N >= 1 && N <= 32, "8 to 256 columns");
-    emulated_wgmma(&d[0][0], EmulatedWgmma{N, add, EMULATED_K_MAJOR, EMULATED_K_MAJOR, a, b, NULL});
+    emulated_wgmma(&d[0][0], EmulatedWgmma{N, into == Wgmma::ADD, EMULATED_K_MAJOR, EMULATED_K_MAJOR, a, b, NULL});
 }
-template <bool add, int N> __forceinline__ void wgmma_AtB(float (&d)[N][4], uint64_t a, uint64_t b) {
+template <Wgmma into, int N> __forceinline__ void wgmma_AtB(float (&d)[N][4], uint64_t a, uint64_t b) {
     static_assert(N >= 1 && N <= 32, "8 to 256 columns");
-    emulated_wgmma(&d[0][0], EmulatedWgmma{N, add, EMULATED_MN_MAJOR, EMULATED_MN_MAJOR, a, b, NULL});
+    emulated_wgmma(&d[0][0], EmulatedWgmma{N, into == Wgmma::ADD, EMULATED_MN_MAJOR, EMULATED_MN_MAJOR, a, b, NULL});
 }
 template <int N> __forceinline__ void wgmma_AB(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b) {
     static_assert(N >= 1 && N <= 32, "8 to 256 columns");

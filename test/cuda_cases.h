@@ -32,6 +32,13 @@ Device *cpu_device_of_test(void);
 // before cuda_device_of_test, and before the device is so much as counted here: CUDA does not outlive a fork.
 int status_in_child(void (*work)(void *argument), void *argument);
 
+// Runs a group of tests, and returns how many failed: on a GPU as it is, but on the emulated device twice, as an Ampere
+// GPU and, in a process of its own, as a Hopper one, unless EMULATED_ARCH says which. To be called by main, first of
+// all.
+int run_on_architectures(int (*group)(const char *name), const char *name);
+// Whether the device has or may have Hopper's kernels: the emulated GPU is a Hopper one, or it is a real one.
+bool may_be_hopper(void);
+
 typedef struct Run {
     const char *seed;
     void (*work)(Device *, void *results);

@@ -14,6 +14,12 @@
 
 static const double FLOAT_ERROR = 1e-6;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SLOW = 1 };
+#else
+enum { SLOW = 0 };
+#endif
+
 // ---- a problem, and its answers -------------------------------------------------------------------------------------
 
 enum { OUT, D_Q, D_K, D_V, RESULTS };
@@ -353,11 +359,11 @@ static void check_walk(Case c, Walk walk) { check_limited_walk(c, (Limits){0, 0}
 
 // ---- tests ----------------------------------------------------------------------------------------------------------
 
-// To the bit the same in any order of threads: whole, and with carried state.
-enum { SAME_T = 70, SAME_H = 2, SAME_D = 64, SAME_COUNT = SAME_T * (SAME_H * SAME_D + GAP) };
+// To the bit the same in any order of threads and blocks: whole, and with carried state.
+enum { SAME_T = 400, SAME_H = 4, SAME_D = 64, SAME_COUNT = SAME_T * (SAME_H * SAME_D + GAP) };
 static void same_bits_work(Device *device, void *results) {
     (void)device;
-    Problem p = make_problem((Case){1, SAME_T, SAME_H, 1, SAME_D, 1});
+    Problem p = make_problem((Case){1, SAME_T, SAME_H, 2, SAME_D, 1});
     OnDevice x = to_device(&p);
     run_whole(&x);
     cuda_fetch_raw(&x.out, results);
@@ -427,24 +433,58 @@ static void test_unseen_tiles_are_left_out(void **state) {
     (void)state;
     Device *device = cuda_device_of_test();
     for (int documents = 0; documents < 2; documents++) {
-        enum { T = 300, SEEN = 169 }; // the first key that query 200, the chunk's first, sees
-        Problem p = make_limited_problem((Case){1, T, 1, 1, 64, 1}, (Limits){documents ? 0 : 200 - SEEN + 1, 0});
+        enum { T = 500, START = 410, SEEN = 400 }; // the first key that query START, the chunk's first, sees
+        Problem p = make_limited_problem((Case){1, T, 1, 1, 64, 1}, (Limits){documents ? 0 : START - SEEN + 1, 0});
         if (documents) p.first = documents_of_test(1, T, 1);
         for (int64_t i = 0; i < T && documents; i++) p.first[i] = i < SEEN ? 0 : SEEN;
-        for (int64_t t = 0; t < SEEN / 48 * 48; t++) // of tiles of 48
+        for (int64_t t = 0; t < 384; t++) // whole tiles of 48, and of 128
             for (int64_t d = 0; d < 3 * 64; d++) p.fused[t * fused_width(&p.c) + d] = NAN;
         OnDevice x = to_device(&p);
         const KeyValue keys = keys_of(&x, (Chunk){0, T});
-        const QueryForward query = query_of(&x, (Chunk){200, 100});
-        device->attention->forward_whole(device, &x.shape, &query, &keys, out_view(&x, 200),
-                                         row_view(&x, &x.log_sum_exp, 200));
+        const QueryForward query = query_of(&x, (Chunk){START, T - START});
+        device->attention->forward_whole(device, &x.shape, &query, &keys, out_view(&x, START),
+                                         row_view(&x, &x.log_sum_exp, START));
         float *out = cuda_fetch(&x.out);
-        for (int64_t t = 200; t < T; t++)
+        for (int64_t t = START; t < T; t++)
             for (int64_t d = 0; d < 64; d++) assert_true(isfinite(out[t * plain_width(&p.c) + d]));
         free(out);
         free_device(&x);
         free_problem(&p);
     }
+}
+
+// What Hopper's kernel does in its own sizes: blocks of 192 queries, three times 64, the last of which may be
+// incomplete; tiles of 128 keys, or 80 for heads of 128, of which the three warpgroups see different ones; more pieces
+// of work than there are multiprocessors.
+static void test_wide_blocks(void **state) {
+    (void)state;
+    if (!may_be_hopper()) skip();
+    const int64_t lengths[] = {1, 37, 191, 192, 193, 300};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        check_whole((Case){1, lengths[i], 1, 1, 128, 1});
+        if (lengths[i] > 128) check_whole((Case){2, lengths[i], 4, 1, 64, 1});
+    }
+    check_walk((Case){1, 450, 2, 1, 64, 1}, (Walk){2, 3, 0});
+    check_walk((Case){1, 450, 2, 1, 128, 1}, (Walk){3, 2, 13});
+    if (SLOW) return;
+    check_whole((Case){1, 1000, 3, 3, 64, 1});
+    check_walk((Case){1, 1000, 2, 1, 128, 1}, (Walk){2, 4, 14});
+}
+
+// Windows and documents of less than a tile, and of more than a block; the rows of a block begin in several documents,
+// one of them long.
+static void test_wide_limits(void **state) {
+    (void)state;
+    if (!may_be_hopper()) skip();
+    const Limits limits[] = {{1, 0}, {17, 0}, {64, 0}, {500, 0}, {0, 5}, {0, 60}, {0, 400}, {90, 150}};
+    for (size_t i = 0; i < (SLOW ? 6 : sizeof limits / sizeof *limits); i++)
+        for (int64_t D = 64; D <= 128; D += 64) {
+            const Case c = {1 + (int64_t)(i % 2), SLOW ? 300 : 600, 2, 1, D, 1};
+            check_limited_whole(c, limits[i]);
+            check_limited_walk(c, limits[i], (Walk){2, 3, 50 + i});
+        }
+    check_whole((Case){1, 260, 1, 1, 64, 400});
+    check_walk((Case){1, 260, 1, 1, 128, 1e5}, (Walk){2, 2, 12});
 }
 
 // 33 queries, one more than a warp has, from every position on, with all keys: the diagonal crosses the tiles
@@ -475,6 +515,7 @@ static void test_every_offset(void **state) {
     (void)state;
     check_every_offset(32);
     check_every_offset(64);
+    if (may_be_hopper()) check_every_offset(128);
 }
 
 // Scores of a thousand, and of 1e5 and more, of both signs: any exp of a positive number would overflow.
@@ -640,7 +681,7 @@ static void test_unsupported(void **state) {
     assert_non_null(kernels->unsupported(&(AttentionShape){1, 4, 2, 64, 0}));
 }
 
-int main(void) {
+static int all_tests(const char *name) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), // first: it opens devices of its own
         cmocka_unit_test(test_lengths),
@@ -649,6 +690,8 @@ int main(void) {
         cmocka_unit_test(test_carried_state),
         cmocka_unit_test(test_windows_and_documents),
         cmocka_unit_test(test_unseen_tiles_are_left_out),
+        cmocka_unit_test(test_wide_blocks),
+        cmocka_unit_test(test_wide_limits),
         cmocka_unit_test(test_every_offset),
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_future_is_not_seen),
@@ -658,5 +701,7 @@ int main(void) {
         cmocka_unit_test(test_vanilla),
         cmocka_unit_test(test_unsupported),
     };
-    return cmocka_run_group_tests_name("cuda_attention", tests, NULL, NULL);
+    return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }
+
+int main(void) { return run_on_architectures(all_tests, "cuda_attention"); }

@@ -63,11 +63,11 @@ __global__ static void products(float *out, const __grid_constant__ CUtensorMap 
         if constexpr (form == ABt) {
             const uint64_t at = wgmma_operand_at(left, k / 4 * A_ROWS * 128 + k % 4 * 32);
             const uint64_t to = wgmma_operand_at(right, k / 4 * B_ROWS * 128 + k % 4 * 32);
-            if (k == 0) wgmma_ABt<false>(d, at, to);
-            else wgmma_ABt<true>(d, at, to);
+            if (k == 0) wgmma_ABt<Wgmma::FRESH>(d, at, to);
+            else wgmma_ABt<Wgmma::ADD>(d, at, to);
         } else if constexpr (form == AtB) {
-            if (k == 0) wgmma_AtB<false>(d, left, right);
-            else wgmma_AtB<true>(d, wgmma_operand_at(left, k * 2048), wgmma_operand_at(right, k * 2048));
+            if (k == 0) wgmma_AtB<Wgmma::FRESH>(d, left, right);
+            else wgmma_AtB<Wgmma::ADD>(d, wgmma_operand_at(left, k * 2048), wgmma_operand_at(right, k * 2048));
         } else {
             wgmma_AB(d, row[k], wgmma_operand_at(right, k * 2048));
         }
@@ -281,7 +281,8 @@ template <int fault> __device__ static void multiply_tiles(Ring *ring, float *ou
         const uint64_t tile = wgmma_operand(ring->tile[slot], 0);
         if (fault != NO_WGMMA_FENCE) wgmma_fence();
         if (fault == PART_OF_A_WARPGROUP && threadIdx.x >= 96) break;
-        for (int k = 0; k < 4; k++) wgmma_ABt<true>(d, wgmma_operand_at(tile, k * 32), wgmma_operand_at(tile, k * 32));
+        for (int k = 0; k < 4; k++)
+            wgmma_ABt<Wgmma::ADD>(d, wgmma_operand_at(tile, k * 32), wgmma_operand_at(tile, k * 32));
         wgmma_commit();
         const auto release = [&] {
             __syncwarp();

@@ -1,4 +1,5 @@
-// Attention forward on tensor cores: FlashAttention-2 (Dao 2023) with mma.sync, for sm_80 and later.
+// Attention forward on tensor cores: FlashAttention-2 (Dao 2023) with mma.sync, for sm_80 and later; on Hopper, heads of
+// 64 and 128 are left to hopper/forward.cu.
 //
 // A block serves QUERY_ROWS queries of one head and walks over the keys they see, KEYS at a time. Each of its four
 // warps owns 32 whole rows, so that no softmax crosses warps, and every fragment of K and V that a warp reads from
@@ -17,6 +18,9 @@
 // not, since 0 x NaN is NaN to a tensor core. Scores of -inf weigh 0. Beyond scores of 1e8 the rounding of c s itself
 // is more than a factor of 2^8.
 #include "attention/cuda/fragment.h"
+#ifdef HOPPER
+#include "attention/cuda/hopper/hopper.h"
+#endif
 #include "attention/cuda/kernels.h"
 #include "attention/cuda/pair.h"
 #include "layers/cuda/context.h"
@@ -288,6 +292,10 @@ Forward forward_of(const QueryForward *query, const KeyValue *kv) {
 } // namespace
 
 void cuda_forward_pair(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv) {
+#ifdef HOPPER
+    if (hopper::serves(device, shape, query->chunk.length, kv->chunk.length))
+        return hopper_forward_pair(device, shape, query, kv);
+#endif
     Forward x = forward_of(query, kv);
     if (!sees_any(x.pair)) return;
     check_floats(query->accumulator, 8, "accumulator");
@@ -299,6 +307,10 @@ void cuda_forward_pair(Device *device, const AttentionShape *shape, const QueryF
 
 void cuda_forward_whole(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv,
                         TokenView out, RowView log_sum_exp) {
+#ifdef HOPPER
+    if (hopper::serves(device, shape, query->chunk.length, kv->chunk.length))
+        return hopper_forward_whole(device, shape, query, kv, out, log_sum_exp);
+#endif
     Forward x = forward_of(query, kv);
     check_tokens(out, "out");
     x.out = out;

@@ -41,10 +41,10 @@ template <int M, int N> struct Accumulator {
     }
 };
 // One number for each row, or column, that a lane holds, called by the same names.
-template <int M> struct RowValues {
-    float at[2 * M];
-    __device__ __forceinline__ float &operator[](int row) { return at[row / 8]; }
-    __device__ __forceinline__ float operator[](int row) const { return at[row / 8]; }
+template <int M, typename T = float> struct RowValues {
+    T at[2 * M];
+    __device__ __forceinline__ T &operator[](int row) { return at[row / 8]; }
+    __device__ __forceinline__ T operator[](int row) const { return at[row / 8]; }
 };
 template <typename T> struct __align__(8) Two { T left, right; };
 template <typename T, int N> struct ColumnValues {

@@ -12,7 +12,10 @@ void cuda_forward_whole(Device *, const AttentionShape *, const QueryForward *, 
 void cuda_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
 void cuda_backward_whole(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
                          TokenView d_k, TokenView d_v);
-#ifdef HOPPER // hopper/backward.cu: the same two, where hopper::serves (hopper/hopper.h) says so
+#ifdef HOPPER // hopper/forward.cu, hopper/backward.cu: the same four, where hopper::serves (hopper/hopper.h) says so
+void hopper_forward_pair(Device *, const AttentionShape *, const QueryForward *, const KeyValue *);
+void hopper_forward_whole(Device *, const AttentionShape *, const QueryForward *, const KeyValue *, TokenView out,
+                          RowView log_sum_exp);
 void hopper_backward_pair(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *);
 void hopper_backward_whole(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
                            TokenView d_k, TokenView d_v);

@@ -63,6 +63,7 @@ void *join(Device *device, const CommUniqueId *shared, int rank, int size, Error
     CUDA_CHECK(cudaSetDevice(context_of(device)->gpu));
     member->stream = context_of(device)->stream[STREAM_EXCHANGE];
     member->rank = rank;
+    if (size > 1) context_of(device)->nccl_works_beside = true;
     if (done(NULL, ncclCommInitRank(&member->comm, size, id, rank), err)) return member;
     free(member);
     return NULL;

@@ -24,12 +24,12 @@ inline CUtensorMap map_of(const Ladder *x, const bf16 *tensor, int rows) {
 template <int D>
 __device__ inline void start_scores(Accumulator<1, KEYS> &s, const Tile64 *q, int q_part, const Tile64 *k, int k_part) {
     wgmma_fence();
-    wgmma_ABt<false>(s.at[0], wgmma_operand(q, 0), wgmma_operand(k, 0));
+    wgmma_ABt<Wgmma::FRESH>(s.at[0], wgmma_operand(q, 0), wgmma_operand(k, 0));
 #pragma unroll
     for (int d = 16; d < D; d += 16) {
         const Tile64 *q_tile = q + d / 64 * q_part, *k_tile = k + d / 64 * k_part;
-        wgmma_ABt<true>(s.at[0], wgmma_operand_at(wgmma_operand(q_tile, 0), d % 64 * 2),
-                        wgmma_operand_at(wgmma_operand(k_tile, 0), d % 64 * 2));
+        wgmma_ABt<Wgmma::ADD>(s.at[0], wgmma_operand_at(wgmma_operand(q_tile, 0), d % 64 * 2),
+                              wgmma_operand_at(wgmma_operand(k_tile, 0), d % 64 * 2));
     }
     wgmma_commit();
 }

@@ -10,6 +10,7 @@
 
 struct MatmulPlans; // layers/cuda/cublaslt.h: cuBLASLt's algorithms, by shape
 struct UploadRing;  // layers/cuda/upload.cu: pinned memory on the way to the GPU
+struct TensorMaps;  // attention/cuda/hopper/tensor_maps.cu
 
 struct CudaContext {
     int gpu;                   // index
@@ -19,7 +20,10 @@ struct CudaContext {
     cublasLtHandle_t cublas;
     struct MatmulPlans *plans;
     struct UploadRing *uploads;
-    uint64_t peers_tried; // a bit for each GPU whose memory this one has asked to reach (streams.cu)
+    struct TensorMaps *tensor_maps; // by malloc; NULL: none so far
+    int *work_taken;                // how attention/cuda/hopper deals out its work; 0 between launches
+    bool nccl_works_beside;         // other ranks are reached by NCCL, whose kernels take multiprocessors
+    uint64_t peers_tried;           // a bit for each GPU whose memory this one has asked to reach (streams.cu)
 };
 
 static inline CudaContext *context_of(Device *device) { return static_cast<CudaContext *>(device->context); }
@@ -31,8 +35,6 @@ static inline int multiprocessors(Device *device) { return context_of(device)->p
 static inline void *cuda_scratch(Device *device, const char *who, size_t bytes) {
     return static_cast<char *>(device_scratch(device, who, CUDA_WORKSPACE_BYTES + bytes)) + CUDA_WORKSPACE_BYTES;
 }
-static inline void *cuda_workspace(Device *device) {
-    return device_scratch(device, "cuBLASLt", CUDA_WORKSPACE_BYTES);
-}
+static inline void *cuda_workspace(Device *device) { return device_scratch(device, "cuBLASLt", CUDA_WORKSPACE_BYTES); }
 
 #endif

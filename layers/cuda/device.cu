@@ -54,6 +54,8 @@ void free_context(CudaContext *c) {
     matmul_plans_free(c->plans);
     upload_ring_free(c->uploads);
     if (c->cublas != NULL) cublasLtDestroy(c->cublas);
+    if (c->work_taken != NULL) CUDA_CHECK(cudaFree(c->work_taken));
+    free(c->tensor_maps);
     free(c);
 }
 
@@ -81,6 +83,9 @@ bool fill_context(CudaContext *c, int index, Error *err) {
                     index, err))
             return false;
     }
+    if (!worked(cudaMalloc((void **)&c->work_taken, sizeof(int)), "taking 4 bytes of its memory", index, err) ||
+        !worked(cudaMemset(c->work_taken, 0, sizeof(int)), "clearing memory", index, err))
+        return false;
     if (cublasLtCreate(&c->cublas) != CUBLAS_STATUS_SUCCESS)
         return error_set(err, "GPU %d: cuBLASLt does not start; nvidia-smi shows how much memory is free", index);
     c->plans = matmul_plans_new();

@@ -182,8 +182,12 @@ template <int N> __device__ inline void wgmma_arrived(float (&d)[N][4]) {
     for (int n = 0; n < N; n++) asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
 
-// Where d is not added to, it is an output only ("=f"): as an input too, what was in it before would first be moved to
-// the registers of d, in the midst of products under way, and the assembler would then do these one by one (C7515).
+// What becomes of d. ADD: d += a b. FRESH: d = a b, and d is an output only ("=f"): as an input too, what was in it before
+// would first be moved to its registers, in the midst of products under way, and the assembler would then do these one by
+// one (C7515). IN_PLACE: d = a b as well, but for the compiler d is read ("+f"): so the product of one tile after another
+// stays in the same registers, where there is no room for a second d.
+enum class Wgmma { FRESH, IN_PLACE, ADD };
+
 #define D1(mode, n) mode(d[n][0]), mode(d[n][1]), mode(d[n][2]), mode(d[n][3])
 #define D2(mode, n) D1(mode, n), D1(mode, n + 1)
 #define D8(mode) D2(mode, 0), D2(mode, 2), D2(mode, 4), D2(mode, 6)
@@ -201,16 +205,19 @@ template <int N> __device__ inline void wgmma_arrived(float (&d)[N][4]) {
     ".f32.bf16.bf16 {" registers "}, " operands ", add, 1, 1" mn_major ";\n}"
 // A product with both operands in shared memory, for d of so many fragments.
 #define WGMMA_SHARED(name, count, shape, registers, operands, mn_major, D)                                             \
-    template <bool add> __device__ inline void name(float (&d)[count][4], uint64_t a, uint64_t b) {                    \
-        if (add) asm volatile(WGMMA(shape, registers, operands, 1, mn_major) : D("+f") : "l"(a), "l"(b));              \
+    template <Wgmma into> __device__ inline void name(float (&d)[count][4], uint64_t a, uint64_t b) {                  \
+        if (into == Wgmma::ADD)                                                                                        \
+            asm volatile(WGMMA(shape, registers, operands, 1, mn_major) : D("+f") : "l"(a), "l"(b));                   \
+        else if (into == Wgmma::IN_PLACE)                                                                              \
+            asm volatile(WGMMA(shape, registers, operands, 0, mn_major) : D("+f") : "l"(a), "l"(b));                   \
         else asm volatile(WGMMA(shape, registers, operands, 0, mn_major) : D("=f") : "l"(a), "l"(b));                  \
     }
 
-// d = a b^T, or d += a b^T: the rows of both run along m and n.
+// d = a b^T: the rows of both run along m and n.
 WGMMA_SHARED(wgmma_ABt, 8, "m64n64k16", R32, "%32, %33", ", 0, 0", D8)
 WGMMA_SHARED(wgmma_ABt, 10, "m64n80k16", R40, "%40, %41", ", 0, 0", D10)
 WGMMA_SHARED(wgmma_ABt, 16, "m64n128k16", R64, "%64, %65", ", 0, 0", D16)
-// d = a^T b, or d += a^T b: the rows of both run along k.
+// d = a^T b: the rows of both run along k.
 WGMMA_SHARED(wgmma_AtB, 8, "m64n64k16", R32, "%32, %33", ", 1, 1", D8)
 
 // d += a b: a in registers; b in shared memory, its rows run along k.

@@ -43,6 +43,7 @@
 
 #include "attention/cuda/hopper/backward.h"
 #include "attention/cuda/hopper/products.h"
+#include "attention/cuda/hopper/tensor_maps.h"
 
 namespace hopper::backward {
 
@@ -305,11 +306,6 @@ __global__ void __launch_bounds__(THREADS, 1) backward_kernel(const __grid_const
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-CUtensorMap map_of(const TokenView &view, const AttentionShape *shape, int64_t tokens, int64_t heads, int rows) {
-    return tensor_map(view.data, view.batch_stride, view.token_stride, shape->batch, tokens, heads * shape->head_dim,
-                      rows, (int)(shape->head_dim / 64));
-}
-
 // The sums of dQ, 4 bytes for each of its values (tokens rounded up to whole tiles), a counter for each tile, the
 // ticket.
 size_t sums_bytes(int64_t places) { return (size_t)places * 2 * TERMS * sizeof(float); }
@@ -354,12 +350,12 @@ void run(Device *device, const AttentionShape *shape, const QueryBackward *query
                        ceil_div(x.pair.queries, queries_of_tile(D))};
     x.ticket = x.sums.turn + places;
 
-    x.q = map_of(query->q, shape, queries, H, queries_of_tile(D));
-    x.d_out = map_of(query->d_out, shape, queries, H, queries_of_tile(D));
-    x.k = map_of(kv->k, shape, x.pair.keys, KV, KEYS);
-    x.v = map_of(kv->v, shape, x.pair.keys, KV, KEYS);
-    if (whole) x.d_k = map_of(d_qkv[1], shape, keys, KV, KEYS);
-    if (whole) x.d_v = map_of(d_qkv[2], shape, keys, KV, KEYS);
+    x.q = tensor_map_of(device, shape, query->q, queries, H, queries_of_tile(D));
+    x.d_out = tensor_map_of(device, shape, query->d_out, queries, H, queries_of_tile(D));
+    x.k = tensor_map_of(device, shape, kv->k, x.pair.keys, KV, KEYS);
+    x.v = tensor_map_of(device, shape, kv->v, x.pair.keys, KV, KEYS);
+    if (whole) x.d_k = tensor_map_of(device, shape, d_qkv[1], keys, KV, KEYS);
+    if (whole) x.d_v = tensor_map_of(device, shape, d_qkv[2], keys, KV, KEYS);
     CUDA_CHECK(cudaMemsetAsync(x.sums.turn, 0, counters, stream_of(device)));
     if (D == 64 && whole) launch_backward<64, true>(device, x);
     else if (D == 64) launch_backward<64, false>(device, x);

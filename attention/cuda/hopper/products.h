@@ -16,12 +16,12 @@ template <int N> using Product = Accumulator<1, N>;
 // d = a b^T over D columns: 64 rows of `a`, which is half of a tile of 128; all rows of b.
 template <int D, int N> __device__ inline void multiply_ABt(Product<N> &d, const Tile64 *a, const Tile64 *b) {
     const uint64_t left = wgmma_operand(a, 16), right = wgmma_operand(b, 16);
-    wgmma_ABt<false>(d.at[0], left, right);
+    wgmma_ABt<Wgmma::FRESH>(d.at[0], left, right);
 #pragma unroll
     for (int k = 1; k < D / 16; k++) {
         const int part = k / 4 * (int)sizeof(Tile64), in_row = k % 4 * 32;
-        wgmma_ABt<true>(d.at[0], wgmma_operand_at(left, 2 * part + in_row),
-                        wgmma_operand_at(right, N / 64 * part + in_row));
+        wgmma_ABt<Wgmma::ADD>(d.at[0], wgmma_operand_at(left, 2 * part + in_row),
+                              wgmma_operand_at(right, N / 64 * part + in_row));
     }
     wgmma_commit();
 }
@@ -37,10 +37,10 @@ template <int N, int K> __device__ inline void multiply_AB(Product<N> &d, const 
 // d = a^T b over the KEYS rows of both: 64 columns of each.
 __device__ inline void multiply_AtB(Product<64> &d, const Tile64 *a, const Tile64 *b) {
     const uint64_t left = wgmma_operand(a, 16), right = wgmma_operand(b, 16);
-    wgmma_AtB<false>(d.at[0], left, right);
+    wgmma_AtB<Wgmma::FRESH>(d.at[0], left, right);
 #pragma unroll
     for (int k = 1; k < KEYS / 16; k++)
-        wgmma_AtB<true>(d.at[0], wgmma_operand_at(left, k * 2048), wgmma_operand_at(right, k * 2048));
+        wgmma_AtB<Wgmma::ADD>(d.at[0], wgmma_operand_at(left, k * 2048), wgmma_operand_at(right, k * 2048));
     wgmma_commit();
 }
 
