@@ -21,6 +21,8 @@
 // What the compiler must leave as it is here; it shows in the instructions (cuobjdump -sass) of every kernel: the
 // exponentials of a tile (MUFU.EX2, 64 for heads of 64 and 40 for 128) stand between the wait for S and that for P V
 // (DEPBAR.LE gsb0, 0x1 and 0x0); no warning C75xx, which says that products are done one by one; no register spilled.
+// What reads the same to us may not to ptxas (a lambda within a lambda, an address by a function): compare
+// instructions.
 #include "attention/cuda/fragment.h"
 #include "attention/cuda/hopper/hopper.h"
 #include "attention/cuda/hopper/rows.h"
@@ -31,8 +33,10 @@ namespace hopper {
 namespace {
 
 enum { THREADS = (GROUPS + 1) * WARPGROUP };
-enum { REGISTERS = 160, COPY_REGISTERS = 32 }; // of a thread that computes, of one that copies; 128 at the launch
-enum { STAGES = 3, Q_STAGES = 2 };             // tiles of K, and of V, and pieces of work whose Q is in shared memory
+// Of a thread that computes, and of one that copies; all have 128 at the launch.
+enum { REGISTERS = 160, COPY_REGISTERS = 32 };
+// Tiles of K, and of V, and pieces of work whose Q is in shared memory.
+enum { STAGES = 3, Q_STAGES = 2 };
 
 static_assert(GROUPS * REGISTERS + COPY_REGISTERS <= (GROUPS + 1) * 128,
               "more than the launch gave: would wait for ever");
@@ -51,15 +55,13 @@ struct Forward {
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 
-// Tiles are rows of 64 channels (128 bytes), swizzled by the copy engine; heads of 128 are two such, one after the
-// other.
+// Tiles are rows of 64 channels (128 bytes), swizzled by the copy engine; heads of 128 are two, one after the other.
 template <int D> struct Shared {
     static constexpr int Q_BYTES = QUERIES * D * 2, KV_BYTES = keys_in_tile<D>() * D * 2;
     unsigned char q[Q_STAGES][Q_BYTES], k[STAGES][KV_BYTES], v[STAGES][KV_BYTES];
     Gate q_gate[Q_STAGES], k_gate[STAGES], v_gate[STAGES];
     Work work[Q_STAGES]; // comes with q
-    // That each warpgroup sees, where it is not tile 0. Needed till the piece's end, so that this ring is twice as
-    // long.
+    // That each warpgroup sees, where LIMITED. Needed till the piece's end, so that this ring is twice as long.
     int first_tile[2][Q_STAGES][GROUPS];
 };
 

@@ -31,7 +31,7 @@ struct Work {
 // How many tiles there are up to the last that a block of queries sees, of which `last` is the last; at least one, so
 // that all work is alike: what is in it is masked then.
 template <int D> __device__ inline int past_tile(Pair pair, int last) {
-    const int past = last + pair.ahead + 1; // past_key, in the form in which it is fastest here
+    const int past = last + pair.ahead + 1; // past_key, in the form in which the kernel was measured
     return larger_of(1, ceil_div(past < 0 ? 0 : smaller_of(past, pair.keys), keys_in_tile<D>()));
 }
 
@@ -80,7 +80,8 @@ inline Deal deal_of(const AttentionShape *shape, const Pair &pair) {
 
 // One block for each multiprocessor, which it holds until there is no work left. But where NCCL's kernels work beside,
 // which come to a multiprocessor only when a block leaves it, a long launch has a block for every piece: then all
-// pieces are somebody's first. A short one is over before it matters.
+// pieces are somebody's first. A SHORT one, of so many scores a multiprocessor, is over in less than a millisecond at
+// the rates measured on an H200.
 inline unsigned blocks_of(Device *device, const Deal &deal, const Pair &pair) {
     const int64_t pieces = (int64_t)deal.query_blocks * deal.rows_of_heads, processors = multiprocessors(device);
     const int64_t scores = (int64_t)deal.rows_of_heads * pair.queries * pair.keys, SHORT = 1 << 23;
