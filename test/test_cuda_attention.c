@@ -10,7 +10,10 @@
 // place. The baseline stores scores and dP in bf16, too, and so does its measure.
 #include "test/cuda_cases.h"
 
+#include <pthread.h>
+
 #include "attention/kernel.h"
+#include "comm/collectives.h"
 
 static const double FLOAT_ERROR = 1e-6;
 
@@ -626,6 +629,68 @@ static void test_row_delta(void **state) {
     }
 }
 
+// ---- beside NCCL ----------------------------------------------------------------------------------------------------
+
+static bool join_as(Device *device, const CommUniqueId *id, int rank) {
+    Error err = {0};
+    void *member = device->collectives->join(device, id, rank, 2, &err);
+    if (member != NULL) device->collectives->leave(member);
+    return member != NULL;
+}
+static void *other_rank(void *id) { // with a device of its own; returns NULL if it failed
+    Device device;
+    Error err = {0};
+    if (!device_open(&device, cuda_device_kind(), 1, 1, &err)) return NULL;
+    const bool joined = join_as(&device, id, 1);
+    device.close(&device);
+    return joined ? id : NULL;
+}
+
+// The device becomes one of two ranks that NCCL has connected, which attention goes by from then on.
+static void connect_by_nccl(Device *device) {
+    Error err = {0};
+    CommUniqueId id;
+    pthread_t thread;
+    void *joined;
+    if (!device->collectives->unique_id(&id, &err)) fail_msg("%s", err.message);
+    assert_int_equal(pthread_create(&thread, NULL, other_rank, &id), 0);
+    assert_true(join_as(device, &id, 0));
+    assert_int_equal(pthread_join(thread, &joined), 0);
+    assert_non_null(joined);
+}
+
+// Where NCCL works beside, Hopper's forward kernel has a block for each piece of work if it is long: here 2^25 scores
+// and more on the emulated GPU's four multiprocessors. The window spares it nearly all: each query sees itself alone,
+// so that out is v, to the bit, and the log-sum-exp the one score. Of a piece left out the nonsense from before would
+// stay; one done twice would double its sums, and so add log 2. A second launch finds the counter as the first one left
+// it.
+static void test_beside_nccl(void **state) {
+    (void)state;
+    if (!may_be_hopper() || cuda_device_is_gpu()) skip();
+    Device *device = cuda_device_of_test();
+    const Case c = {1, 5900, 1, 1, 64, 1};
+    const int64_t width = fused_width(&c), plain = plain_width(&c), count = c.T * width;
+    Problem p = {.c = c, .limits = {1, 0}, .fused = random_floats(count, 1, 0, 1)};
+    rounded(p.fused, count);
+    OnDevice x = to_device(&p);
+    connect_by_nccl(device);
+    for (int n = 0; n < 4; n++) {
+        if (n % 2 == 0) run_whole(&x);
+        else run_pairs(&x, (Walk){1, 1, 0});
+        float *out = cuda_fetch(&x.out), *log_sum_exp = cuda_fetch(&x.log_sum_exp);
+        for (int64_t t = 0; t < c.T; t++) {
+            const double score = scale_of(&c) * dot(q_at(&p, 0, t, 0), k_at(&p, 0, t, 0), c.D);
+            expect_near("log-sum-exp", t, log_sum_exp[t], score, 0x1p-20 * fmax(1, fabs(score)));
+            for (int64_t d = 0; d < c.D; d++)
+                if (out[t * plain + d] != v_at(&p, 0, t, 0)[d])
+                    fail_msg("run %d, out %d, %d: %g", n, (int)t, (int)d, (double)out[t * plain + d]);
+        }
+        free(out), free(log_sum_exp);
+    }
+    free_device(&x);
+    free(p.fused);
+}
+
 // ---- the baseline ---------------------------------------------------------------------------------------------------
 
 static void check_vanilla(Case c, Limits limits) {
@@ -700,6 +765,7 @@ static int all_tests(const char *name) {
         cmocka_unit_test(test_row_delta),
         cmocka_unit_test(test_vanilla),
         cmocka_unit_test(test_unsupported),
+        cmocka_unit_test(test_beside_nccl), // last: the device is then one of two
     };
     return cmocka_run_group_tests_name(name, tests, NULL, NULL);
 }
