@@ -315,7 +315,7 @@ size_t counters_bytes(int64_t places) { return (size_t)(places + 1) * sizeof(int
 // but enough that no more than 16 blocks have to take turns at a tile. All rounds of nearly the same size.
 int heads_at_once(Device *device, const Backward &x, int64_t D) {
     const int64_t cache = context_of(device)->properties.l2CacheSize / 3 * 2,
-                  of_head = x.pair.queries * x.group * D * 8;
+                  of_head = (int64_t)x.pair.queries * x.group * D * 8;
     const int most = larger_of(multiprocessors(device) / 16 + 1, (int)(cache / of_head));
     return ceil_div(x.rows_of_heads, ceil_div(x.rows_of_heads, most));
 }
