@@ -6,9 +6,9 @@
 // What one product uses together (q, k, v; gate, up) stands side by side and is used as one fused matrix.
 //
 // After the classifier's matrix (V, C) there may be a gap, for the rows that a GPU pads it with: (Vp, C) in memory
-// (device_padded_vocab_size). The gap is no parameter's, so whoever goes from parameter to parameter (files) never meets
-// it. It holds zeros in every vector, and stays so: the logits of such rows are left out of the
-// softmax, their gradient is 0, and so is that of the rows.
+// (device_padded_vocab_size). The gap is no parameter's, so whoever goes from parameter to parameter (files)
+// never meets it. It holds zeros in every vector, and stays so: the logits of such rows are left out of the softmax, their
+// gradient is 0, and so is that of the rows, which the optimizer then leaves at 0.
 #ifndef MODEL_PARAMETERS_H
 #define MODEL_PARAMETERS_H
 
