@@ -154,13 +154,6 @@ void gather_slices(Rank *r, void *flat, size_t element_bytes) {
     comm_all_gather(r->world_tensors, flat, r->slice_bytes);
 }
 
-// The last of the tensors from number `first` on, side by side in the flat vector, that decay as it does.
-static int last_of_run(const ParameterTable *table, int first) {
-    int last = first;
-    while (last + 1 < table->count && table->parameter[last + 1].decay == table->parameter[first].decay) last++;
-    return last;
-}
-
 // Each tensor decays or does not; my slice is updated run by run of tensors that agree on it.
 static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
     const Run *run = r->run;
@@ -175,7 +168,7 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
     adamw.gradient_scale =
         o->grad_clip > 0 && gradient_norm > o->grad_clip ? (float)(o->grad_clip / gradient_norm) : 1.0f;
     for (int i = 0, last; i < run->table.count; i = last + 1) {
-        last = last_of_run(&run->table, i);
+        last = parameters_decaying_alike(&run->table, i);
         const Parameter *from = &run->table.parameter[i], *to = &run->table.parameter[last];
         int64_t begin = from->offset > r->slice_begin ? from->offset : r->slice_begin;
         int64_t end = to->offset + to->size < r->slice_end ? to->offset + to->size : r->slice_end;
@@ -225,19 +218,6 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
     return true;
 }
 
-// Forward and backward over a micro-batch: adds to this rank's gradients and losses. False, on all ranks, where a
-// window cannot be read.
-static bool one_pass(Rank *r, const int64_t *window, Error *err) {
-    bool loaded = load(r, &r->loader, window, r->run->micro_batch, err);
-    if (!all_well(r, loaded, err)) return false;
-    comm_doing(r->world, "forward pass");
-    forward(&r->model, &r->pass);
-    classify(r, (float)(1.0 / tokens_in_step(r->run)), r->pass.rows);
-    comm_doing(r->world, "backward pass");
-    backward(&r->model, &r->pass);
-    return true;
-}
-
 // Forward and backward over this replica's share of a batch of windows: leaves this rank's gradients of the mean loss
 // over all tokens of all ranks, and in r->sums its losses. False, on all ranks, where a window cannot be read.
 static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
@@ -247,8 +227,15 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     d->zero(d, r->model.gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
     r->flops_saved = 0;
-    for (int64_t done = 0; done < per_replica; done += micro)
-        if (!one_pass(r, window + r->replica * per_replica + done, err)) return false;
+    for (int64_t done = 0; done < per_replica; done += micro) {
+        bool loaded = load(r, &r->loader, window + r->replica * per_replica + done, micro, err);
+        if (!all_well(r, loaded, err)) return false;
+        comm_doing(r->world, "forward pass");
+        forward(&r->model, &r->pass);
+        classify(r, (float)(1.0 / tokens_in_step(run)), r->pass.rows);
+        comm_doing(r->world, "backward pass");
+        backward(&r->model, &r->pass);
+    }
     return true;
 }
 
@@ -394,23 +381,6 @@ static void finish_untrained(Rank *r, const Validation *v, Training *t) {
     if (o->out != NULL && t->saved < 0) save(r, t, true);
 }
 
-// --tune: a rehearsal of the first pass, in which products are timed. Nothing of it stays: a step begins by zeroing
-// gradients and sums, and every other result is written before it is read. Data that cannot be read are left for the
-// first step to report.
-static void tune(Rank *r, const Training *t) {
-    const Options *o = &r->run->options;
-    LoaderState before = r->loader.state;
-    Error unsaid;
-    bool measure = t->step < r->run->steps;
-    size_t known = tuning_begin(r, measure);
-    if (measure) {
-        loader_next(&r->loader, o->batch, t->window);
-        one_pass(r, t->window + r->replica * (o->batch / o->dp), &unsaid);
-        r->loader.state = before;
-    }
-    tuning_end(r, known);
-}
-
 static void train(Rank *r, Reporter *reporter) {
     const Run *run = r->run;
     const Options *o = &run->options;
@@ -423,7 +393,7 @@ static void train(Rank *r, Reporter *reporter) {
     if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, t.step, &err), &err);
     t.window = malloc((size_t)o->batch * sizeof(int64_t));
     if (t.window == NULL) require(r, error_set(&err, "out of memory"), &err);
-    if (o->tune != NULL) tune(r, &t);
+    if (o->tune != NULL) tune(r, t.window, t.step < run->steps, forward_backward);
     if (leader(r) || run->processes) signals_are_requests(leader(r) ? answer_to_signals(run) : NULL);
 
     Asked asked = {0, false};

@@ -129,6 +129,12 @@ void parameters_free(ParameterTable *table) {
     *table = (ParameterTable){0};
 }
 
+int parameters_decaying_alike(const ParameterTable *table, int first) {
+    int last = first;
+    while (last + 1 < table->count && table->parameter[last + 1].decay == table->parameter[first].decay) last++;
+    return last;
+}
+
 void parameters_zero_gap(const ParameterTable *table, int64_t begin, int64_t end, float *out) {
     int64_t first = begin > table->gap_begin ? begin : table->gap_begin;
     int64_t last = end < table->gap_end ? end : table->gap_end;

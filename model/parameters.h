@@ -6,9 +6,9 @@
 // What one product uses together (q, k, v; gate, up) stands side by side and is used as one fused matrix.
 //
 // After the classifier's matrix (V, C) there may be a gap, for the rows that a GPU pads it with: (Vp, C) in memory
-// (device_padded_vocab_size). The gap is no parameter's, so whoever goes from parameter to parameter (files, the
-// optimizer) never meets it. It holds zeros in every vector, and stays so: the logits of such rows are left out of the
-// softmax, their gradient is 0, and so is that of the rows.
+// (device_padded_vocab_size). The gap is no parameter's, so whoever goes from parameter to parameter (files)
+// never meets it. It holds zeros in every vector, and stays so: the logits of such rows are left out of the softmax, their
+// gradient is 0, and so is that of the rows, which the optimizer then leaves at 0.
 #ifndef MODEL_PARAMETERS_H
 #define MODEL_PARAMETERS_H
 
@@ -71,6 +71,8 @@ bool parameters_list(ParameterTable *table, const ModelConfig *config, int64_t p
 void parameters_free(ParameterTable *table);
 // Elements [begin, end) of a new model's flat vector into out[0 .. end-begin), from the seed alone.
 void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t begin, int64_t end, float *out);
+// The number of the last of the parameters from `first` on, side by side in the flat vector, that decay as it does.
+int parameters_decaying_alike(const ParameterTable *table, int first);
 // Zeros for what lies in the gap of elements [begin, end), which are out[0 .. end-begin).
 void parameters_zero_gap(const ParameterTable *table, int64_t begin, int64_t end, float *out);
 

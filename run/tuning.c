@@ -132,7 +132,8 @@ static void choose(Rank *r, const char *choices, bool measure) {
     free(text);
 }
 
-size_t tuning_begin(Rank *r, bool measure) {
+// From here on products are computed as the file says. Returns how much it knows, for the end.
+static size_t begin(Rank *r, bool measure) {
     Error unsaid; // until the end, when it is known what is lost by it
     comm_doing_slowly(r->world, "timing of matrix products");
     char *known = leader(r) ? read_choices(r->run->options.tune, &unsaid) : NULL;
@@ -152,7 +153,8 @@ static void report(const char *path, const char *fresh, const Error *err) {
     output_flush();
 }
 
-void tuning_end(Rank *r, size_t known) {
+// What has been timed on any rank since goes to the file, and to all ranks; nothing is timed any more.
+static void end(Rank *r, size_t known) {
     const char *path = r->run->options.tune;
     char *fresh = joined("", ""), *kept = NULL;
     Error err = {0};
@@ -167,4 +169,16 @@ void tuning_end(Rank *r, size_t known) {
     if (leader(r)) report(path, fresh, &err);
     free(kept);
     free(fresh);
+}
+
+void tune(Rank *r, int64_t *window, bool measure, bool (*step)(Rank *, const int64_t *window, Error *)) {
+    LoaderState before = r->loader.state;
+    Error unsaid;
+    size_t known = begin(r, measure);
+    if (measure) {
+        loader_next(&r->loader, r->run->options.batch, window);
+        step(r, window, &unsaid);
+        r->loader.state = before;
+    }
+    end(r, known);
 }

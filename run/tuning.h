@@ -11,11 +11,10 @@
 
 #include "train_gpt.h"
 
-// From here on products are computed as the file says; measure: those it does not know are timed when they are called,
-// which leaves nothing of worth where their results should be. Returns how much the file knows, for the end.
-// Collective, as is the other.
-size_t tuning_begin(Rank *r, bool measure);
-// What has been timed on any rank since goes to the file, and to all ranks; nothing is timed any more. Says so.
-void tuning_end(Rank *r, size_t known);
+// Before the first step. measure: `step` is rehearsed on the loader's next `batch` windows, which are written to `window`,
+// and the products that the file does not know are timed when they are called. Nothing of the rehearsal stays: a step
+// begins by zeroing gradients and sums, and every other result is written before it is read. Data that cannot be read
+// are left for the first step to report. Collective. Says what became of the file.
+void tune(Rank *r, int64_t *window, bool measure, bool (*step)(Rank *, const int64_t *window, Error *));
 
 #endif

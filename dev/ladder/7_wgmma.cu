@@ -9,7 +9,7 @@
 // mbarrier counts the bytes; whoever wants the tile waits for its phase. Before the next tile takes the place of this
 // one, the products that read it have ended (wgmma_wait) and all threads have said so (__syncthreads).
 //
-//   thread 0    ask for K, V (n)                                           ask for K, V (n-1)   ...
+//   thread 0    ask for K, V (n)                                           ask for K, V (n+1)   ...
 //   all                           wait | S = Q K^T | softmax | out += P V |
 //
 // Everything still waits for everything else.

@@ -1,6 +1,6 @@
 // Step 8: specialised warps.
 //
-// In step 7 the copy engine is idle while a tile is worked on, and the tensor cores while the softmax is. Here a warp
+// In step 7 the copy engine is idle while a tile is worked on, and the tensor cores while the softmax is. Here a thread
 // of its own does nothing but ask for tiles, as far ahead as a ring of buffers lets it, and two warpgroups with 64
 // queries each do nothing but work on them: while one is in its softmax, the other's products run.
 //

@@ -1,5 +1,5 @@
-// Online softmax over the 16 rows that a warp owns, as steps 4 and 5 have it: step 3's, in the places where a tensor
-// core leaves the scores (attention/cuda/fragment.h).
+// Online softmax over the 16 rows that a warp owns, as steps 4, 5, 7 and 8 have it: step 3's, in the places where a
+// tensor core leaves the scores (attention/cuda/fragment.h).
 #ifndef DEV_LADDER_SOFTMAX_H
 #define DEV_LADDER_SOFTMAX_H
 

@@ -1,6 +1,6 @@
-// The instructions that only Hopper has (sm_90a), each an inline function named after it: barriers in shared memory that
-// count bytes (mbarrier), the copy engine that moves whole tiles (TMA, "bulk copies"), products by a warpgroup of 128
-// threads (wgmma), and registers that one warpgroup leaves to another (setmaxnreg). For GPUs here; in plain C++ in
+// The instructions that only Hopper has (sm_90a), each an inline function named after it: barriers in shared memory
+// that count bytes (mbarrier), the copy engine that moves whole tiles (TMA, "bulk copies"), products by a warpgroup of
+// 128 threads (wgmma), and registers that one warpgroup leaves to another (setmaxnreg). For GPUs here; in plain C++ in
 // emulated/ptx_hopper.h. PTX ISA, chapters "Asynchronous warpgroup level matrix instructions", "Data movement and
 // conversion instructions: bulk copy", "Parallel synchronization: mbarrier".
 //
@@ -8,7 +8,7 @@
 // proxy. Who hands what to whom:
 //
 //   the copy engine has written   -> threads, tensor cores read    mbarrier_wait on the barrier that counts its bytes
-//   threads have written          -> copy engine, tensor cores     fence_proxy_async by each of them, then an mbarrier
+//   threads have written          -> copy engine, tensor cores     fence_proxy_async by each of them, then a barrier
 //   a product, a copy has read    -> anybody overwrites            wgmma_wait or bulk_wait_read, then an mbarrier
 //   another block has added       -> this block adds               bulk_wait, store_release there; wait_acquire here
 #ifndef LAYERS_CUDA_PTX_HOPPER_H
@@ -156,7 +156,7 @@ __device__ inline void store_release(int *word, int value) {
 
 // Where an operand lies in shared memory: a 64-bit descriptor. Swizzled as by tma_load: 8 rows of 128 bytes are a unit
 // of 1,024 bytes, in which the operand begins at any piece of the first row.
-//   rows run along m or n (columns along k; "K-major"): 16 values of each row. The next 8 rows follow after 1,024 bytes;
+//   rows run along m or n (columns along k; "K-major"): 16 values of each row. The next 8 rows follow 1,024 bytes on;
 //     `block` is not used. 16 further k are 32 bytes further on, up to the 64 that a row has.
 //   rows run along k (columns along m or n; "MN-major"): 16 rows. Rows 8 to 15 follow after 1,024 bytes, and columns
 //     from 64 on after `block` bytes. 16 further k are 2,048 bytes further on.
@@ -182,10 +182,10 @@ template <int N> __device__ inline void wgmma_arrived(float (&d)[N][4]) {
     for (int n = 0; n < N; n++) asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
 
-// What becomes of d. ADD: d += a b. FRESH: d = a b, and d is an output only ("=f"): as an input too, what was in it before
-// would first be moved to its registers, in the midst of products under way, and the assembler would then do these one by
-// one (C7515). IN_PLACE: d = a b as well, but for the compiler d is read ("+f"): so the product of one tile after another
-// stays in the same registers, where there is no room for a second d.
+// What becomes of d. ADD: d += a b. FRESH: d = a b, and d is an output only ("=f"): as an input too, what was in it
+// would first be moved to its registers, in the midst of products under way, and the assembler would then do these one
+// by one (C7515). IN_PLACE: d = a b as well, but for the compiler d is read ("+f"): so the product of one tile after
+// another stays in the same registers, where there is no room for a second d.
 enum class Wgmma { FRESH, IN_PLACE, ADD };
 
 #define D1(mode, n) mode(d[n][0]), mode(d[n][1]), mode(d[n][2]), mode(d[n][3])

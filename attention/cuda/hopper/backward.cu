@@ -35,7 +35,7 @@
 //
 // What is not a number spreads to every row that sees it, and may spread in the rest of its tile.
 //
-// What the assembler has to make of this, or it is slow (cuobjdump -sass; ptxas -v): every product is HGMMA, and no
+// What the assembler has to make of this, or it is slow (scripts/check-sass; ptxas -v): every product is HGMMA, and no
 // note C7510 to C7519 says that they are done one by one; no spills and no local memory in any instance, of 240
 // registers for those who work (nearly all are taken: what is carried from step to step costs one that is not there);
 // helpers use none beyond R23. Waits that have to stay where they are for that are marked below.

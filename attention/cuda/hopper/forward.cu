@@ -18,7 +18,7 @@
 //
 // While a warpgroup stores what it has, S of its next piece of work is under way.
 //
-// What the compiler must leave as it is here; it shows in the instructions (cuobjdump -sass) of every kernel: the
+// What the compiler must leave as it is here; scripts/check-sass looks for it in the instructions of every kernel: the
 // exponentials of a tile (MUFU.EX2, 64 for heads of 64 and 40 for 128) stand between the wait for S and that for P V
 // (DEPBAR.LE gsb0, 0x1 and 0x0); no warning C75xx, which says that products are done one by one; no register spilled.
 // What reads the same to us may not to ptxas (a lambda within a lambda, an address by a function): compare
@@ -41,7 +41,7 @@ enum { STAGES = 3, Q_STAGES = 2 };
 static_assert(GROUPS * REGISTERS + COPY_REGISTERS <= (GROUPS + 1) * 128,
               "more than the launch gave: would wait for ever");
 
-// Whether the warpgroups take turns: measured to be worth 3% for heads of 64, and to cost 1% for those of 128.
+// Whether the warpgroups take turns: a gain of 3% for heads of 64 in the study (doc/gpu/hopper.md), a loss for 128.
 template <int D> constexpr bool IN_TURN = D == 64;
 
 struct Forward {
@@ -295,9 +295,6 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(const __grid_consta
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-// Whether some query does not see the first key for another reason than its place.
-bool limited(const Pair &pair) { return pair.first != NULL || pair.behind + pair.queries - 1 > 0; }
-
 template <int D, bool WHOLE>
 void launch_forward(Device *device, const AttentionShape *shape, const QueryForward *query, const KeyValue *kv,
                     Forward x) {
@@ -306,7 +303,7 @@ void launch_forward(Device *device, const AttentionShape *shape, const QueryForw
     x.v = tensor_map_of(device, shape, kv->v, x.pair.keys, shape->kv_heads, keys_in_tile<D>());
     const unsigned blocks = blocks_of(device, x.deal, x.pair);
     const cudaStream_t stream = stream_of(device);
-    if (limited(x.pair)) launch((forward_kernel<D, WHOLE, true>), blocks, THREADS, sizeof(Shared<D>), stream, x);
+    if (is_limited(x.pair)) launch((forward_kernel<D, WHOLE, true>), blocks, THREADS, sizeof(Shared<D>), stream, x);
     else launch((forward_kernel<D, WHOLE, false>), blocks, THREADS, sizeof(Shared<D>), stream, x);
 }
 

@@ -62,6 +62,10 @@ inline bool serves(Device *device, const AttentionShape *shape, int64_t queries,
     return is_hopper(device) && serves_heads(shape) && shape->batch > 0 && queries > 0 && keys > 0;
 }
 
+// Whether some query does not see the first key for another reason than its place, a window or documents: then kernels
+// are LIMITED.
+inline bool is_limited(const Pair &pair) { return pair.first != NULL || pair.behind + pair.queries - 1 > 0; }
+
 } // namespace hopper
 
 #endif

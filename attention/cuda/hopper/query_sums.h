@@ -38,9 +38,6 @@ __device__ inline int64_t place_of(const QuerySums &sums, int b, int head, int t
     return ((int64_t)b * sums.heads + head) * sums.tiles + tile;
 }
 
-// Whether any query does not see the first key, though it comes after it: then kernels are LIMITED.
-inline bool is_limited(const Pair &pair) { return pair.first != NULL || pair.behind + pair.queries - 1 > 0; }
-
 // The first block of keys that adds to a tile.
 template <int D, bool LIMITED> __device__ inline int first_block(const Pair &pair, int b, int tile) {
     return LIMITED ? first_key(pair, b, tile * queries_of_tile(D)) / KEYS : 0;

@@ -3,7 +3,7 @@
 // columns.
 //
 // Addresses are written out here where a function of view.h would do: ptxas then leaves more to the uniform datapath,
-// or less, and that goes as far as the loop over tiles. These are the forms in which the kernel was measured.
+// or less, and that goes as far as the loop over tiles. These are the forms of the study (doc/gpu/hopper.md).
 #ifndef ATTENTION_CUDA_HOPPER_ROWS_H
 #define ATTENTION_CUDA_HOPPER_ROWS_H
 

@@ -8,8 +8,8 @@
 
 namespace hopper {
 
-// A map (tensor_map, layers/cuda/ptx_hopper.h) of the shape's sequences of `tokens` tokens of `heads` heads, in boxes of
-// `rows` tokens of one head. By the rank's own thread.
+// A map (tensor_map, layers/cuda/ptx_hopper.h) of the shape's sequences of `tokens` tokens of `heads` heads, in boxes
+// of `rows` tokens of one head. By the rank's own thread.
 CUtensorMap tensor_map_of(Device *, const AttentionShape *, TokenView, int64_t tokens, int64_t heads, int rows);
 
 } // namespace hopper

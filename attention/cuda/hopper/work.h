@@ -31,7 +31,7 @@ struct Work {
 // How many tiles there are up to the last that a block of queries sees, of which `last` is the last; at least one, so
 // that all work is alike: what is in it is masked then.
 template <int D> __device__ inline int past_tile(Pair pair, int last) {
-    const int past = last + pair.ahead + 1; // past_key, in the form in which the kernel was measured
+    const int past = last + pair.ahead + 1; // past_key, in the form of the study (doc/gpu/hopper.md)
     return larger_of(1, ceil_div(past < 0 ? 0 : smaller_of(past, pair.keys), keys_in_tile<D>()));
 }
 
