@@ -91,7 +91,7 @@ int64_t devices_usual_ranks(const Options *o) {
 // ---- choosing -------------------------------------------------------------------------------------------------------
 
 // What a plan for GPUs elsewhere knows: the emulated device has the same kernels, where it is compiled in; as a Hopper,
-// whose attention takes more scratch memory than any other's.
+// whose attention takes more scratch memory than any other's. A process that only plans opens no other emulated device.
 static void describe_absent(Devices *devices) {
     Device device;
     Error none;

@@ -2,6 +2,7 @@
 // flat vector in which fused matrices stand together, without gaps but for the classifier's padding, and initial values
 // that depend on the seed alone.
 #include "test/program.h"
+#include "test/small_model.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -28,25 +29,7 @@ static ModelConfig llama_config(void) {
                          .eos_token = -1};
 }
 
-static ModelConfig gpt2_config(void) {
-    return (ModelConfig){.architecture = ARCH_GPT2,
-                         .vocab_size = 301,
-                         .layers = 3,
-                         .heads = 4,
-                         .kv_heads = 4,
-                         .head_dim = 8,
-                         .dim = 32,
-                         .ffn_dim = 128,
-                         .max_positions = 50,
-                         .norm_epsilon = 1e-5,
-                         .init_std = 0.02,
-                         .tied_embeddings = true,
-                         .qkv_bias = true,
-                         .out_bias = true,
-                         .mlp_bias = true,
-                         .bos_token = -1,
-                         .eos_token = -1};
-}
+static ModelConfig gpt2_config(void) { return small_gpt2(301, 3); }
 
 static ParameterTable list(const ModelConfig *config) {
     ParameterTable table;
@@ -369,7 +352,8 @@ static void test_ranges_agree(void **state) {
     }
     assert_true(same < drawn / 1000);
     // Two tensors of one shape are different draws.
-    assert_memory_not_equal(whole + table.layer[0].channels[MLP_UP], whole + table.layer[1].channels[MLP_UP], 32 * 128 * sizeof(float));
+    assert_memory_not_equal(whole + table.layer[0].channels[MLP_UP], whole + table.layer[1].channels[MLP_UP],
+                            32 * 128 * sizeof(float));
     free(whole);
     free(parts);
     parameters_free(&table);

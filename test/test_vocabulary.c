@@ -6,6 +6,7 @@
 #include "test/compare.h"
 #include "test/cuda_device.h"
 #include "test/folder.h"
+#include "test/small_model.h"
 
 #include "base/random.h"
 #include "checkpoint/parameter_file.h"
@@ -269,23 +270,9 @@ static void test_products_are_aligned(void **state) {
 // GPT-2's final norm gives ones, whatever comes, and the embedding is all -1/2: every logit of the vocabulary is -32,
 // where a padded one would be 0.
 static void write_model(const char *name) {
-    ModelConfig config = {.architecture = ARCH_GPT2,
-                          .vocab_size = NUMBERS.V,
-                          .layers = 1,
-                          .heads = 2,
-                          .kv_heads = 2,
-                          .head_dim = C / 2,
-                          .dim = C,
-                          .ffn_dim = 4 * C,
-                          .max_positions = 64,
-                          .norm_epsilon = 1e-5,
-                          .init_std = 0.02,
-                          .tied_embeddings = true,
-                          .qkv_bias = true,
-                          .out_bias = true,
-                          .mlp_bias = true,
-                          .bos_token = -1,
-                          .eos_token = -1};
+    ModelConfig config = small_gpt2(NUMBERS.V, 1);
+    config.heads = config.kv_heads = 2, config.head_dim = C / 2, config.dim = C, config.ffn_dim = 4 * C;
+    config.max_positions = 64;
     ParameterTable table;
     char path[PROGRAM_PATH], within[256], sum[SHA256_HEX_CHARS];
     Error err;

@@ -2,6 +2,7 @@
 #include "test/checkpoint_cases.h"
 
 #include "base/random.h"
+#include "test/small_model.h"
 
 char out[PROGRAM_PATH];
 ModelConfig gpt2, llama;
@@ -25,23 +26,8 @@ static void read_kept(void) {
 int make_models(void **state) {
     (void)state;
     Error err;
-    gpt2 = (ModelConfig){.architecture = ARCH_GPT2,
-                         .vocab_size = 101,
-                         .layers = 2,
-                         .heads = 4,
-                         .kv_heads = 4,
-                         .head_dim = 8,
-                         .dim = 32,
-                         .ffn_dim = 72,
-                         .max_positions = 40,
-                         .norm_epsilon = 1e-5,
-                         .init_std = 0.02,
-                         .tied_embeddings = true,
-                         .qkv_bias = true,
-                         .out_bias = true,
-                         .mlp_bias = true,
-                         .bos_token = -1,
-                         .eos_token = -1};
+    gpt2 = small_gpt2(101, 2);
+    gpt2.ffn_dim = 72, gpt2.max_positions = 40;
     llama = (ModelConfig){.architecture = ARCH_LLAMA,
                           .vocab_size = 101,
                           .layers = 2,
