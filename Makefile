@@ -35,9 +35,9 @@ LINK    = $(CC) -pthread $(SANITIZER_FLAGS) $(LDFLAGS)
 LIBS    = $(FOUND_LDLIBS) $(LDLIBS) -lm -ldl
 
 # Compiled once per instruction set (base/simd.h); the processor's best is chosen at run time.
-SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c)
+SIMD_SOURCES := $(wildcard attention/cpu/*_simd.c layers/cpu/*_simd.c mixer/cpu/*_simd.c)
 SOURCES      := $(filter-out $(SIMD_SOURCES) terminal/version.c,$(foreach folder,base sequence comm attention attention/cpu \
-                layers layers/cpu model mixer dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
+                layers layers/cpu model mixer mixer/cpu dataloader checkpoint run terminal,$(wildcard $(folder)/*.c)))
 ISAS         := portable $(if $(findstring x86_64,$(shell $(CC) -dumpmachine 2> /dev/null)),avx2 avx512)
 FLAGS_avx2   := -mavx2 -mfma
 FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
@@ -47,7 +47,7 @@ FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector
 # program. CUDA and EMULATED come from config.mk. libraries.cu opens the real libraries: the emulated device has its own.
 # attention/cuda/hopper is compiled where ARCHS has 90a, and emulated (HOPPER says so to those who call it).
 HOPPER           := $(wildcard attention/cuda/hopper/*.cu)
-KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu comm/cuda/*.cu) $(HOPPER)
+KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu mixer/cuda/*.cu comm/cuda/*.cu) $(HOPPER)
 EMULATOR         := $(wildcard emulated/*.cpp)
 ALL_ARCHS        := 80 89 90a 100 120
 ARCHS            ?= $(FOUND_ARCHS)

@@ -213,7 +213,7 @@ static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t c
         d->upload(d, pass->first_visible + b * T, r->documents, T * sizeof(int32_t));
         if (b == 0) memcpy(pass->least_visible, r->documents, T * sizeof(int32_t));
         else visibility_least(pass->least_visible, r->documents, T);
-        if (loader == &r->loader) r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
+        if (loader == &r->loader && r->run->attends) r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
     }
     return true;
 }
@@ -313,7 +313,7 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
     const Run *run = r->run;
     const Options *o = &run->options;
     LoaderState before = r->loader.state;
-    int64_t sent_before = attention_bytes_sent(&r->attention), step = t->step + 1;
+    int64_t sent_before = bytes_sent_by_mixers(r), step = t->step + 1;
     double start = now();
     bool dump_now = o->dump != NULL && step == run->resumed.step + 1;
     loader_next(&r->loader, o->batch, t->window);
@@ -340,7 +340,7 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
     t->step = report->step = step;
     report->steps = run->steps;
     report->seconds = now() - start;
-    report->bytes_sent = attention_bytes_sent(&r->attention) - sent_before;
+    report->bytes_sent = bytes_sent_by_mixers(r) - sent_before;
     return true;
 }
 

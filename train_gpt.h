@@ -48,9 +48,9 @@ typedef struct Rank {
 
 // Threads of a rank.
 int threads_per_rank(const Run *run);
-// Lays out what the layers work in, for passes of `rows` rows on so many threads, or attention in so many bytes, and
+// Lays out what the layers work in, for passes of this size on so many threads, or attention in so many bytes, and
 // lends it to the device.
-void lend_scratch(Device *device, const Run *run, int64_t rows, size_t attention, int threads, Arena *arena);
+void lend_scratch(Device *device, const Run *run, const MixerSize *size, size_t attention, int threads, Arena *arena);
 // pass->tokens, pass->positions -> pass->normed, the output of the final norm, which the classifier reads.
 void forward(Model *model, Pass *pass);
 // The mean loss (nats per token) of the tokens that were loaded last, with the weights as they are now. Collective.
@@ -64,6 +64,8 @@ void gather_slices(Rank *r, void *flat, size_t element_bytes);
 // that is open already, and stays so; NULL: the rank opens its own. Collective.
 Rank *rank_open(const Run *run, Comm *world, const Device *device);
 void rank_leave_groups(Rank *r); // the last that ranks do together
+// Bytes that token mixers have sent to other ranks so far.
+int64_t bytes_sent_by_mixers(const Rank *r);
 void rank_close(Rank *r);
 // Bytes of memory that rank `world_rank` of r->run would take; leaves in r->arena the list of its buffers.
 size_t rank_bytes(Rank *r, int world_rank);

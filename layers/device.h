@@ -23,6 +23,7 @@ extern "C" {
 #endif
 
 struct AttentionKernels; // attention/kernel.h
+struct MixerKernels;     // mixer/kernels.h
 struct CommCollectives;  // comm/collectives.h
 
 // The two streams in which a device works: its layers, and beside them what goes to and comes from other ranks. Each
@@ -48,6 +49,7 @@ struct Device {
     size_t scratch_bytes;
     void *context;        // the implementation's own
     const struct AttentionKernels *attention;
+    const struct MixerKernels *mixers; // what other token mixers compute
     const struct CommCollectives *collectives; // NCCL; NULL: none
 
     void (*close)(Device *);                 // waits for all work, frees what the device itself holds

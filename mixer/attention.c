@@ -8,7 +8,9 @@
 #include "model/model.h"
 
 enum { QKV, ATTENDED, LOG_SUM_EXP }; // kept: (n, (H + 2 KV) D) after rotary; (n, H D); (B, H, Tl) fp32
-enum { D_QKV, D_ATTENDED };          // room
+enum { D_QKV, D_ATTENDED };          // room, for backward
+enum { MAX, SUM };                   // room of generation: (n, H) fp32, of the softmax
+enum { KEYS, VALUES };               // cache: (capacity, KV D)
 
 static int64_t qkv_width(const ModelConfig *c) { return (c->heads + 2 * c->kv_heads) * c->head_dim; }
 static int64_t heads_width(const ModelConfig *c) { return c->heads * c->head_dim; }
@@ -55,9 +57,20 @@ static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
 
 static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
     size_t row = (size_t)s->rows * s->element_bytes;
-    if (!backward) return;
+    if (!backward) {
+        size_t rows = (size_t)(s->rows * s->config->heads) * sizeof(float);
+        room->buffer[MAX] = arena_take(arena, "attention state", rows);
+        room->buffer[SUM] = arena_take(arena, "attention state", rows);
+        return;
+    }
     room->buffer[D_QKV] = arena_take(arena, "activation gradients", row * (size_t)qkv_width(s->config));
     room->buffer[D_ATTENDED] = arena_take(arena, "activation gradients", row * (size_t)heads_width(s->config));
+}
+
+static void lay_out_cache(const MixerSize *s, MixerMemory *cache, Arena *arena) {
+    size_t bytes = (size_t)(s->context * s->config->kv_heads * s->config->head_dim) * s->element_bytes;
+    cache->buffer[KEYS] = arena_take(arena, "key/value cache", bytes);
+    cache->buffer[VALUES] = arena_take(arena, "key/value cache", bytes);
 }
 
 // ---- heads ----------------------------------------------------------------------------------------------------------
@@ -105,24 +118,23 @@ static Visibility visibility_of(const Mixing *m) {
 static void attend_cached(const Mixing *m, Heads new_rows) {
     const ModelConfig *c = m->model->config;
     Device *d = m->model->device;
-    const KeyValueCache *cache = m->pass->cache;
+    const Generation *g = m->pass->generation;
     int64_t width = c->kv_heads * c->head_dim, n = m->pass->rows;
-    void *k = at(d, cache->k, m->layer * cache->capacity * width),
-         *v = at(d, cache->v, m->layer * cache->capacity * width);
+    void *k = m->cache.buffer[KEYS], *v = m->cache.buffer[VALUES];
     int64_t row = width * (int64_t)d->element_bytes, stride = qkv_width(c) * (int64_t)d->element_bytes;
-    d->copy_strided(d, at(d, k, cache->length * width), row, new_rows.k.data, stride, n, (size_t)row);
-    d->copy_strided(d, at(d, v, cache->length * width), row, new_rows.v.data, stride, n, (size_t)row);
+    d->copy_strided(d, at(d, k, g->length * width), row, new_rows.k.data, stride, n, (size_t)row);
+    d->copy_strided(d, at(d, v, g->length * width), row, new_rows.v.data, stride, n, (size_t)row);
 
     AttentionShape shape = m->model->attention->config.shape;
     shape.batch = 1;
-    QueryForward query = {.chunk = {cache->length, n},
+    QueryForward query = {.chunk = {g->length, n},
                           .q = new_rows.q,
-                          .max = {cache->max, 0, n},
-                          .sum = {cache->sum, 0, n},
-                          .visibility = {.window = config_window(c, m->layer, cache->capacity), .first = cache->first}};
-    KeyValue keys = {.chunk = {0, cache->length + n},
-                     .k = token_view(k, width, cache->capacity),
-                     .v = token_view(v, width, cache->capacity)};
+                          .max = {m->room.buffer[MAX], 0, n},
+                          .sum = {m->room.buffer[SUM], 0, n},
+                          .visibility = {.window = config_window(c, m->layer, g->capacity), .first = g->first}};
+    KeyValue keys = {.chunk = {0, g->length + n},
+                     .k = token_view(k, width, g->capacity),
+                     .v = token_view(v, width, g->capacity)};
     d->attention->forward_whole(d, &shape, &query, &keys, attended_view(m, m->kept.buffer[ATTENDED]), query.max);
 }
 
@@ -135,7 +147,7 @@ static void mix(const Mixing *m) {
                       weight(model, m->tensor[ATTENTION_QKV_BIAS]), m->pass->rows, c->dim, qkv_width(c));
     rotate(m, qkv, false);
     Heads heads = heads_of(m, qkv);
-    if (m->pass->cache != NULL) attend_cached(m, heads);
+    if (m->pass->generation != NULL) attend_cached(m, heads);
     else
         attention_forward(model->attention, d, visibility_of(m), attended_view(m, m->kept.buffer[ATTENDED]),
                           m->kept.buffer[LOG_SUM_EXP], heads.q, heads.k, heads.v);
@@ -186,9 +198,11 @@ const Mixer mixer_attention = {.name = "attention",
                                .parameters = parameters,
                                .lay_out_kept = lay_out_kept,
                                .lay_out_room = lay_out_room,
+                               .lay_out_cache = lay_out_cache,
                                .mix = mix,
                                .output = output,
                                .backward = backward,
                                .flops = flops,
                                .bytes_sent = bytes_sent,
+                               .attends = true,
                                .generates = true};

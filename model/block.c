@@ -7,12 +7,25 @@
 #include "model/model.h"
 
 static Mixing tokens_of(Model *model, Pass *pass, int64_t l) {
-    int number = layer_kind(model->config, l).number;
-    return (Mixing){model, pass, l, model->table->layer[l].tokens, pass->layer[l].tokens, pass->tokens_room[number]};
+    LayerKind kind = layer_kind(model->config, l);
+    const LayerMemory *memory = &pass->layer[l];
+    return (Mixing){.model = model,
+                    .pass = pass,
+                    .layer = l,
+                    .choice = kind.choice,
+                    .tensor = model->table->layer[l].tokens,
+                    .kept = memory->tokens,
+                    .room = pass->tokens_room[kind.entry],
+                    .cache = memory->cache};
 }
 
 static Mixing channels_of(Model *model, Pass *pass, int64_t l) {
-    return (Mixing){model, pass, l, model->table->layer[l].channels, pass->layer[l].channels, pass->channels_room};
+    return (Mixing){.model = model,
+                    .pass = pass,
+                    .layer = l,
+                    .tensor = model->table->layer[l].channels,
+                    .kept = pass->layer[l].channels,
+                    .room = pass->channels_room};
 }
 
 // Up to the input of the channel mixer, in pass->normed.

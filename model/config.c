@@ -16,6 +16,7 @@
 #include "base/json.h"
 #include "model/config_keys.h"
 #include "model/config_path.h"
+#include "model/mixer.h"
 
 // ---- checking ----
 
@@ -235,10 +236,18 @@ static bool same_window(const ModelConfig *c) {
     return true;
 }
 
+// Whether some layer mixes tokens otherwise than by attention, the first of the token mixers.
+static bool has_other_mixers(const ModelConfig *c) {
+    for (int i = 0; i < c->mixers; i++)
+        if (c->mixer[i].number != 0) return true;
+    return false;
+}
+
 static SavedClass saved_class(const ModelConfig *c, const Source *source) {
     const Json *type = source->root == NULL ? NULL : json_get(source->root, "model_type");
     bool was_mistral = type != NULL && type->type == JSON_STRING && strcmp(type->string, "mistral") == 0;
     bool windows = config_has_windows(c, INT64_MAX);
+    if (has_other_mixers(c)) return OURS;
     bool could_be = c->architecture == ARCH_LLAMA && !c->qkv_bias && !c->mlp_bias;
     if (!windows) return was_mistral && could_be ? MISTRAL : OF_ARCHITECTURE;
     if (could_be && same_window(c) && c->full_layers == 0) return MISTRAL;
@@ -270,7 +279,7 @@ static void put_windows(FILE *file, const ModelConfig *c, Source *source, SavedC
     int64_t window = windows ? config_window(c, c->full_layers, INT64_MAX) : 0; // where all are the same
     if (class == MISTRAL && windows) put_integer(file, 2, "sliding_window", window);
     if (class == MISTRAL && !windows) fprintf(file, "  \"sliding_window\": null,\n");
-    if (class == OURS) {
+    if (class == OURS && windows) {
         fprintf(file, "  \"window_pattern\": [");
         for (int64_t l = 0; l < c->window_period; l++) fprintf(file, "%s%" PRId64, l == 0 ? "" : ", ", c->windows[l]);
         fprintf(file, "],\n");
@@ -291,6 +300,13 @@ static void put_windows(FILE *file, const ModelConfig *c, Source *source, SavedC
     drop(source, "sliding_window");
     drop(source, "max_window_layers");
     drop(source, "layer_types");
+}
+
+static void put_mixers(FILE *file, const ModelConfig *c) {
+    char pattern[MIXERS_TEXT];
+    if (!has_other_mixers(c)) return;
+    mixers_write(c, pattern);
+    fprintf(file, "  \"token_mixers\": \"%s\",\n", pattern);
 }
 
 static void put_gpt2(FILE *file, const ModelConfig *c, Source *source) {
@@ -342,6 +358,7 @@ static void put_all(FILE *file, const ModelConfig *c, Source *source) {
     if (c->architecture == ARCH_GPT2) put_gpt2(file, c, source);
     else put_llama(file, c, source, class != MISTRAL); // Mistral has none, and no switch for them
     put_windows(file, c, source, class);
+    put_mixers(file, c);
     put_real(file, 2, "initializer_range", c->init_std);
     put_bool(file, "tie_word_embeddings", c->tied_embeddings);
     put_token(file, source, "bos_token_id", c->bos_token);

@@ -25,7 +25,15 @@ typedef struct RopeScaling { // config.json's rope_scaling (or rope_parameters);
     bool truncate;                                  // yarn: round the correction range to whole pairs (default true)
 } RopeScaling;
 
-enum { CONFIG_MAX_HEAD_DIM = 256, CONFIG_MAX_WINDOWS = 32 }; // the former: what the attention kernels take
+enum { CONFIG_MAX_HEAD_DIM = 256, CONFIG_MAX_WINDOWS = 32, CONFIG_MAX_MIXERS = 16 }; // the first: what kernels take
+
+// A token mixer as layers have it, by its number (model/mixer.h), and its options: "conv:gated", "dilated:2048,4".
+typedef struct MixerChoice {
+    int number;
+    bool word;       // the option that is a word
+    int values;      // how many of those that are numbers
+    double value[2]; // unused ones are 0
+} MixerChoice;
 
 typedef struct ModelConfig {
     Architecture architecture;
@@ -44,7 +52,8 @@ typedef struct ModelConfig {
     double rope_theta;
     RopeScaling rope_scaling;
     int64_t bos_token, eos_token; // -1: none
-    int mixers, mixer[8];         // the token mixers of the layers, a pattern that repeats, by number; 0: all the first
+    int mixers;                   // in the pattern of token mixers that repeats over the layers; 0: all are the first
+    MixerChoice mixer[CONFIG_MAX_MIXERS];
     // How many tokens attention looks back on, by layer: windows[l % window_period]; 0: all of them. But the first
     // full_layers see all tokens whatever stands there. window_period 0: so do all layers.
     int64_t windows[CONFIG_MAX_WINDOWS], window_period, full_layers;

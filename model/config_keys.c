@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "model/mixer.h"
+
 // ---- what a rule may do ----
 
 static bool refuse(const ConfigReader *r, const ConfigKey *rule, const char *what) {
@@ -153,6 +155,14 @@ static bool take_full_layers(const ConfigReader *r, const ConfigKey *rule, const
     if (!value->is_integer || value->integer < 0) return refuse(r, rule, "must be a whole number of at least 0");
     r->config->full_layers = value->integer;
     return true;
+}
+
+static bool take_mixers(const ConfigReader *r, const ConfigKey *rule, const Json *value) {
+    Error why;
+    if (!r->ours) return unknown_here(r, rule);
+    if (value->type != JSON_STRING) return refuse(r, rule, "must be a list of names, as \"linear,attention\"");
+    return mixers_read(r->config, value->string, "\"token_mixers\"", &why) ||
+           error_set(r->err, "%s: %.800s", r->path, why.message);
 }
 
 static bool integer_of(const ConfigReader *r, const char *key, int64_t absent, int64_t *out) {
@@ -365,6 +375,7 @@ static const ConfigKey keys[] = {
     {"use_sliding_window", QWEN2, take_qwen2_windows, 0},
     {"sliding_window", LLAMA, take_mistral_window, 0},
     {"window_pattern", ANY, take_pattern, 0},         // of our own classes
+    {"token_mixers", ANY, take_mixers, 0},            // names as --mixer takes them
     {"full_window_layers", ANY, take_full_layers, 0}, // and the layers before it
     {"use_mrope", QWEN2, must_be_false, 0},           // positions of pictures
     {"attention_bias", QWEN2, must_be_true, 0},       // the class always has them on q, k, v

@@ -7,16 +7,23 @@ const Norm *final_norm(const ModelConfig *config) {
     return config->architecture == ARCH_GPT2 ? &norm_layer : &norm_rms;
 }
 
-LayerKind layer_kind(const ModelConfig *config, int64_t layer) {
-    int number = config->mixers == 0 ? 0 : config->mixer[layer % config->mixers];
-    return (LayerKind){number, token_mixers[number], config->architecture == ARCH_GPT2 ? &mlp_gelu : &mlp_swiglu,
-                       final_norm(config)};
+static bool same_choice(const MixerChoice *a, const MixerChoice *b) {
+    return a->number == b->number && a->word == b->word && a->values == b->values && a->value[0] == b->value[0] &&
+           a->value[1] == b->value[1];
 }
 
-int token_mixer_named(const char *name, size_t length) {
-    for (int i = 0; token_mixers[i] != NULL; i++)
-        if (strlen(token_mixers[i]->name) == length && memcmp(token_mixers[i]->name, name, length) == 0) return i;
-    return -1;
+LayerKind layer_kind(const ModelConfig *config, int64_t layer) {
+    int entry = config->mixers == 0 ? 0 : (int)(layer % config->mixers), first = 0;
+    MixerChoice choice = config->mixer[entry]; // all zero where there is no pattern: the first token mixer
+    while (!same_choice(&config->mixer[first], &choice)) first++;
+    return (LayerKind){first, choice, token_mixers[choice.number],
+                       config->architecture == ARCH_GPT2 ? &mlp_gelu : &mlp_swiglu, final_norm(config)};
+}
+
+bool config_has_mixer(const ModelConfig *config, const Mixer *mixer) {
+    for (int64_t l = 0; l < config->layers && l <= config->mixers; l++)
+        if (layer_kind(config, l).tokens == mixer) return true;
+    return false;
 }
 
 double model_flops(const ModelConfig *config, const ParameterTable *table, int64_t context) {

@@ -19,38 +19,64 @@
 struct Model; // model/model.h
 struct Pass;
 
-enum { MIXER_BUFFERS = 8, TOKEN_MIXERS_MOST = 16 };
+struct MixerKernels; // mixer/kernels.h
+
+enum { MIXER_BUFFERS = 16 };
 
 // Buffers of a mixer, in an order of its own.
 typedef struct MixerMemory {
     void *buffer[MIXER_BUFFERS];
 } MixerMemory;
 
-// The rows that a pass works on: `rows` = n tokens of `sequences` sequences.
+// One layer, and the rows that a pass works on: `rows` = n tokens of `sequences` sequences.
 typedef struct MixerSize {
     const ModelConfig *config;
+    int64_t layer;
     int64_t rows, sequences;
-    size_t element_bytes; // of storage
+    size_t element_bytes;               // of storage
+    int64_t context;                    // T, tokens of a sequence over all ranks; of generation, as many as there may be
+    int ranks, rank;                    // P ranks share a sequence, and which of them this is
+    bool documents;                     // mixing stops at the ends of documents
+    const struct MixerKernels *kernels; // the device's; NULL where it is not at hand (planning)
 } MixerSize;
+
+// What else decides whether a mixer can serve.
+typedef struct MixerUse {
+    MixerSize size;
+    DeviceKind device;
+    const char *option; // the text of this layer's choice, "conv:gated", for messages
+} MixerUse;
 
 // One layer's mixer at work.
 typedef struct Mixing {
     struct Model *model;
     struct Pass *pass;
     int64_t layer;
+    MixerChoice choice;    // of the token mixer
     const int64_t *tensor; // its tensors' offsets in the flat vectors; -1: it has none of this kind
     MixerMemory kept;      // of this layer, or where layers are replayed, of all
     MixerMemory room;      // of all layers of this kind
+    MixerMemory cache;     // generation: what this layer keeps of the tokens before (pass->generation)
 } Mixing;
 
 typedef struct Mixer {
     const char *name;
+    // Options of a token mixer in --mixer, as in "conv:gated" and "dilated:2048,4": the one word that it knows (NULL:
+    // none), and how many numbers it takes. What they mean, and which are sound, `check` says.
+    const char *word;
+    int least_values, most_values;
+    // Whether it can serve this model so; else a usage error that begins with use->option. NULL: always.
+    bool (*check)(const MixerUse *use, Error *err);
     // Adds the tensors of one layer to the list; their offsets go into tensor[MIXER_TENSORS].
     void (*parameters)(ParameterList *list, int64_t layer, int64_t *tensor);
     // What mix leaves for output and backward. NULL: nothing.
     void (*lay_out_kept)(const MixerSize *size, MixerMemory *kept, Arena *arena);
     // What it works in; `backward`: also what backward needs. NULL: nothing.
     void (*lay_out_room)(const MixerSize *size, bool backward, MixerMemory *room, Arena *arena);
+    // What one layer keeps of up to size->context tokens while it generates. NULL: it cannot generate, or needs nothing.
+    void (*lay_out_cache)(const MixerSize *size, MixerMemory *cache, Arena *arena);
+    // Bytes of Device.scratch that its calls need beside what layers do, on a device of so many threads. NULL: none.
+    size_t (*scratch_bytes)(const MixerSize *size, int threads);
     void (*mix)(const Mixing *m);      // pass->normed (n, C), which stays as it is, -> kept
     void (*output)(const Mixing *m);   // right after mix: kept -> pass->branch (n, C)
     // pass->d_residual, the gradient of branch, -> pass->d_normed, that of normed; adds the gradients of its tensors.
@@ -60,7 +86,8 @@ typedef struct Mixer {
     double (*flops)(const ModelConfig *config, int64_t layer, int64_t context);
     // Bytes that rank `rank` sends for one layer and pass. `sharding`: context, ranks and exchange, resolved. NULL: none.
     AttentionBytes (*bytes_sent)(const ModelConfig *config, int64_t layer, const AttentionConfig *sharding, int rank);
-    bool generates; // mix serves pass->cache, token after token
+    bool attends;   // works by model->attention
+    bool generates; // mix serves pass->generation, token after token
 } Mixer;
 
 // All token mixers, in the order in which ModelConfig numbers them; NULL ends the list. Whoever adds one adds it here
@@ -81,14 +108,23 @@ typedef struct Norm {
 extern const Norm norm_layer, norm_rms;
 
 typedef struct LayerKind {
-    int number; // of the token mixer
+    int entry; // of the pattern: the first that is the same token mixer with the same options; what layers share is its
+    MixerChoice choice;
     const Mixer *tokens, *channels;
     const Norm *norm;
 } LayerKind;
 LayerKind layer_kind(const ModelConfig *config, int64_t layer);
 const Norm *final_norm(const ModelConfig *config);
 
-// The number of the token mixer with this name in token_mixers; -1: none.
-int token_mixer_named(const char *name, size_t length);
+// ---- the pattern of --mixer -----------------------------------------------------------------------------------------
+
+enum { MIXERS_TEXT = 512 };
+// "conv:gated,dilated:2048,4,attention" into config->mixer. `what` begins the line of an error.
+bool mixers_read(ModelConfig *config, const char *list, const char *what, Error *err);
+// One choice as text, and the whole pattern; as mixers_read reads them.
+void mixer_write(const MixerChoice *choice, char text[MIXERS_TEXT]);
+void mixers_write(const ModelConfig *config, char text[MIXERS_TEXT]);
+// Whether some layer's token mixer is `mixer`.
+bool config_has_mixer(const ModelConfig *config, const Mixer *mixer);
 
 #endif

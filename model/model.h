@@ -14,28 +14,33 @@ typedef struct Model {
     const ModelConfig *config;
     const ParameterTable *table;
     Device *device;
-    Attention *attention; // over the ranks that share a sequence
-    Comm *sequence;       // these ranks, for what lies in the device's memory
+    Attention *attention; // over the ranks that share a sequence, where some layer uses it
+    Comm *sequence;       // these ranks, for what other mixers send of the device's memory; NULL: there are none
+    CommRequest *requests; // host: room for MODEL_REQUESTS(P) messages of the mixer at work
+    int64_t context;      // T
+    int ranks, rank;      // P ranks share a sequence; which of them I am
     Shard shard;          // my tokens of a sequence
     Recompute recompute;
     void *weights;        // (total) storage type
     float *gradients;     // (total)
 } Model;
 
+// Messages under way that a mixer may have at once.
+#define MODEL_REQUESTS(ranks) (4 * (size_t)(ranks))
+
 // Memory of one layer. What is not kept is the same for all layers.
 typedef struct LayerMemory {
     void *input;  // (n, C) the residual stream that enters
     void *middle; // (n, C) between the mixers
     MixerMemory tokens, channels;
+    MixerMemory cache; // generation: of the tokens before
 } LayerMemory;
 
-// Keys and values of all tokens so far, for generation.
-typedef struct KeyValueCache {
-    void *k, *v; // (L, capacity, KV D)
-    int64_t capacity, length;
-    int32_t *first;   // (capacity) the first token that each one sees; NULL: the first of all
-    float *max, *sum; // (PREFILL rows, H) of the softmax, for the rows at work
-} KeyValueCache;
+// Generation: where it is. One sequence; its tokens come in some at a time, the pass's rows, by one rank alone.
+typedef struct Generation {
+    int64_t capacity, length; // tokens that there may be; those before the pass's
+    int32_t *first;           // (capacity) the first token that each one sees; NULL: the first of all
+} Generation;
 
 // A pass over n rows: its inputs, what goes from layer to layer, what is kept for backward, and on the way back the
 // gradients, which the next pass overwrites. Norms' outputs and activations are cheap to work out again, and never kept.
@@ -55,14 +60,15 @@ typedef struct Pass {
     int64_t classifier_rows;
     float *losses;                         // (n)
     void *d_residual, *d_normed;           // (n, C)
-    MixerMemory tokens_room[TOKEN_MIXERS_MOST], channels_room; // the former by number
-    KeyValueCache *cache;                  // generation: the tokens before these; NULL: the pass is of whole sequences
+    MixerMemory tokens_room[CONFIG_MAX_MIXERS], channels_room; // the former by entry (LayerKind)
+    Generation *generation;                // NULL: the pass is of whole sequences
 } Pass;
 
-// Lays out a pass over `sequences` sequences of `tokens` tokens here. training: with all that backward needs. Only the
-// list of layers is of the host's memory (pass_free).
-void pass_lay_out(Pass *pass, const ModelConfig *config, int64_t padded_vocab_size, size_t element_bytes, Arena *arena,
-                  int64_t sequences, int64_t tokens, bool training, Recompute recompute);
+// Lays out a pass over size->rows rows (size->layer is not read). training: with all that backward needs; generating:
+// with what layers keep of the tokens before. Only the list of layers is of the host's memory (pass_free).
+typedef enum PassKind { PASS_TRAINING, PASS_GENERATING } PassKind;
+void pass_lay_out(Pass *pass, MixerSize size, int64_t padded_vocab_size, Arena *arena, PassKind kind,
+                  Recompute recompute);
 void pass_free(Pass *pass);
 
 // pass->normed, the first norm of layer[l].input, -> pass->branch, to be added to layer[l].middle.

@@ -24,13 +24,13 @@ static void lay_out_inputs(Pass *p, const ModelConfig *c, Arena *arena) {
 
 // What the layers before `l` of its kind have in common with it, where it is not kept; NULL: it is the first of its kind.
 static const LayerMemory *shared_with(const Pass *p, const ModelConfig *c, int64_t l) {
-    int number = layer_kind(c, l).number;
+    int entry = layer_kind(c, l).entry;
     for (int64_t before = 0; before < l; before++)
-        if (layer_kind(c, before).number == number) return &p->layer[before];
+        if (layer_kind(c, before).entry == entry) return &p->layer[before];
     return NULL;
 }
 
-static void lay_out_layers(Pass *p, const MixerSize *size, Arena *arena, bool training, Recompute recompute) {
+static void lay_out_layers(Pass *p, MixerSize *size, Arena *arena, bool training, Recompute recompute) {
     const ModelConfig *c = size->config;
     size_t stream = (size_t)(p->rows * c->dim) * size->element_bytes;
     bool inputs = training, tokens = training && recompute != RECOMPUTE_BLOCK;
@@ -39,6 +39,7 @@ static void lay_out_layers(Pass *p, const MixerSize *size, Arena *arena, bool tr
         LayerKind kind = layer_kind(c, l);
         LayerMemory *memory = &p->layer[l];
         const LayerMemory *alike = shared_with(p, c, l);
+        size->layer = l;
         memory->input = inputs || l == 0 ? arena_take(arena, "activations: residual", stream) : p->layer[0].input;
         memory->middle = tokens || l == 0 ? arena_take(arena, "activations: residual", stream) : p->layer[0].middle;
         if (!tokens && alike != NULL) memory->tokens = alike->tokens;
@@ -46,26 +47,28 @@ static void lay_out_layers(Pass *p, const MixerSize *size, Arena *arena, bool tr
         if (!channels && l > 0) memory->channels = p->layer[0].channels;
         else if (kind.channels->lay_out_kept != NULL) kind.channels->lay_out_kept(size, &memory->channels, arena);
         if (alike == NULL && kind.tokens->lay_out_room != NULL)
-            kind.tokens->lay_out_room(size, training, &p->tokens_room[kind.number], arena);
+            kind.tokens->lay_out_room(size, training, &p->tokens_room[kind.entry], arena);
+        if (!training && kind.tokens->lay_out_cache != NULL) kind.tokens->lay_out_cache(size, &memory->cache, arena);
         if (l == 0 && kind.channels->lay_out_room != NULL)
             kind.channels->lay_out_room(size, training, &p->channels_room, arena);
     }
     p->last = inputs ? arena_take(arena, "activations: residual", stream) : p->layer[0].input;
 }
 
-void pass_lay_out(Pass *p, const ModelConfig *c, int64_t padded_vocab_size, size_t element_bytes, Arena *arena,
-                  int64_t sequences, int64_t tokens, bool training, Recompute recompute) {
-    size_t n = (size_t)(sequences * tokens), stream = n * (size_t)c->dim * element_bytes;
-    MixerSize size = {c, (int64_t)n, sequences, element_bytes};
+void pass_lay_out(Pass *p, MixerSize size, int64_t padded_vocab_size, Arena *arena, PassKind kind,
+                  Recompute recompute) {
+    const ModelConfig *c = size.config;
+    bool training = kind == PASS_TRAINING;
+    size_t n = (size_t)size.rows, element_bytes = size.element_bytes, stream = n * (size_t)c->dim * element_bytes;
     if (p->layer == NULL) p->layer = calloc((size_t)c->layers, sizeof *p->layer);
     if (p->layer == NULL) {
         Error err;
         error_set(&err, "out of memory for the list of %lld layers", (long long)c->layers);
         die(&err);
     }
-    p->rows = (int64_t)n;
-    p->sequences = sequences;
-    p->table_rows = tokens;
+    p->rows = size.rows;
+    p->sequences = size.sequences;
+    p->table_rows = size.rows / size.sequences;
     lay_out_inputs(p, c, arena);
     lay_out_layers(p, &size, arena, training, recompute);
     p->mean = arena_take(arena, "buffers of one layer", n * sizeof(float));

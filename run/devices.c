@@ -100,6 +100,7 @@ static void describe_absent(Devices *devices) {
     setenv("EMULATED_ARCH", "90", 0);
     if (device_count(DEVICE_EMULATED, &why) == 0 || !device_open(&device, DEVICE_EMULATED, 0, 1, &none)) return;
     devices->kernels = device.attention;
+    devices->mixers = device.mixers;
     device.close(&device);
 }
 
@@ -112,6 +113,7 @@ static bool look_at_all(Devices *devices, Error *err) {
         memcpy(devices->description, device.description, sizeof devices->description);
         devices->element_bytes = device.element_bytes;
         devices->kernels = device.attention;
+        devices->mixers = device.mixers;
         devices->memory[rank] = (double)device.memory_available(&device);
         device.close(&device);
     }

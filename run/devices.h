@@ -15,6 +15,7 @@ typedef struct Devices {
     bool shared;                       // two ranks of this process, or by --devices two processes here, have one GPU
     size_t element_bytes;              // of storage
     const AttentionKernels *kernels;   // NULL where not at hand
+    const struct MixerKernels *mixers; // NULL as well
     int ranks;                         // of this process
     int index[DEVICES_MOST_RANKS];     // the GPU of each of them, from 0
     int distinct;                      // GPUs among these

@@ -15,7 +15,7 @@ enum { PREFILL_ROWS = 128 };
 typedef struct Generator {
     Arena arena;
     Pass pass;
-    KeyValueCache cache;
+    Generation generation;
     float *device_logits;         // (V)
     float *logits, *sorted;       // host: (V)
     float *cos_table, *sin_table; // host: (PREFILL_ROWS, D/2)
@@ -26,23 +26,25 @@ typedef struct Generator {
 static void lay_out_generator(Generator *g, const Run *run, Device *d) {
     const ModelConfig *c = &run->config;
     int64_t capacity = run->sample_end;
-    size_t cache_bytes = (size_t)(c->layers * capacity * c->kv_heads * c->head_dim) * d->element_bytes;
-    pass_lay_out(&g->pass, c, run->table.padded_vocab_size, d->element_bytes, &g->arena, 1, PREFILL_ROWS, false,
-                 RECOMPUTE_NONE);
-    g->pass.cache = &g->cache;
-    g->cache.capacity = capacity;
-    g->cache.k = arena_take(&g->arena, "key/value cache", cache_bytes);
-    g->cache.v = arena_take(&g->arena, "key/value cache", cache_bytes);
-    if (run->options.document_mask) g->cache.first = (int32_t *)arena_take(&g->arena, "tokens", (size_t)capacity * sizeof(int32_t));
-    int64_t rows = PREFILL_ROWS * c->heads;
-    g->cache.max = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
-    g->cache.sum = (float *)arena_take(&g->arena, "attention state", (size_t)rows * sizeof(float));
+    bool documents = run->options.document_mask;
+    MixerSize size = {.config = c,
+                      .rows = PREFILL_ROWS,
+                      .sequences = 1,
+                      .element_bytes = d->element_bytes,
+                      .context = capacity,
+                      .ranks = 1,
+                      .documents = documents,
+                      .kernels = d->mixers};
+    pass_lay_out(&g->pass, size, run->table.padded_vocab_size, &g->arena, PASS_GENERATING, RECOMPUTE_NONE);
+    g->pass.generation = &g->generation;
+    g->generation.capacity = capacity;
+    if (documents) g->generation.first = (int32_t *)arena_take(&g->arena, "tokens", (size_t)capacity * sizeof(int32_t));
     g->device_logits = (float *)arena_take(&g->arena, "logits", (size_t)c->vocab_size * sizeof(float));
     const AttentionKernels *kernels = run->attention.kernels;
     size_t attention = 0;
-    if (kernels != NULL && kernels->scratch_bytes != NULL)
+    if (run->attends && kernels != NULL && kernels->scratch_bytes != NULL)
         attention = kernels->scratch_bytes(&run->attention.shape, 0, run->threads);
-    lend_scratch(d, run, PREFILL_ROWS, attention, run->threads, &g->arena); // the other ranks have finished
+    lend_scratch(d, run, &size, attention, run->threads, &g->arena); // the other ranks have finished
 }
 
 static bool allocate_on_host(Generator *g, const ModelConfig *c) {
@@ -61,15 +63,15 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     const ParameterTable *table = &r->run->table;
     Device *d = &r->device;
     for (int64_t i = 0; i < rows; i++) {
-        g->positions[i] = (int32_t)(g->cache.length + i);
+        g->positions[i] = (int32_t)(g->generation.length + i);
         g->first[i] = g->document;
         if (tokens[i] == r->run->document_end) g->document = g->positions[i] + 1;
     }
     g->pass.rows = g->pass.table_rows = rows;
     d->upload(d, g->pass.tokens, tokens, (size_t)rows * sizeof(int32_t));
     d->upload(d, g->pass.positions, g->positions, (size_t)rows * sizeof(int32_t));
-    if (g->cache.first != NULL)
-        d->upload(d, g->cache.first + g->cache.length, g->first, (size_t)rows * sizeof(int32_t));
+    if (g->generation.first != NULL)
+        d->upload(d, g->generation.first + g->generation.length, g->first, (size_t)rows * sizeof(int32_t));
     if (config_is_rotary(c)) {
         rope_tables(c, g->positions, rows, g->cos_table, g->sin_table);
         size_t bytes = (size_t)(rows * (c->head_dim / 2)) * sizeof(float);
@@ -78,7 +80,7 @@ static void extend(Rank *r, Generator *g, const int32_t *tokens, int64_t rows) {
     }
     forward(&r->model, &g->pass);
     pulse_beat();
-    g->cache.length += rows;
+    g->generation.length += rows;
     d->matmul_forward(d, g->pass.logits, at(d, g->pass.normed, (rows - 1) * c->dim),
                       weight(&r->model, table->classifier), NULL, 1, c->dim, table->padded_vocab_size);
     d->to_float(d, g->device_logits, g->pass.logits, c->vocab_size); // not those of the padding

@@ -79,11 +79,14 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
             (long long)c->kv_heads, (long long)c->head_dim, (long long)c->ffn_dim, (long long)c->vocab_size,
             parameters);
     print_visibility(run, out);
+    char pattern[MIXERS_TEXT];
+    mixers_write(c, pattern);
+    if (c->mixers > 0) fprintf(out, "mixers     %s%s\n", pattern, c->layers > c->mixers ? ", repeated over the layers" : "");
     bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
     fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
             o->dp == 1 ? "replica" : "replicas", ranks_are(run),
-            alone ? "on one rank" : exchange_name(run->attention.exchange));
-    if (run->attention.exchange == EXCHANGE_ULYSSES_RING)
+            !run->attends ? "in no layer" : alone ? "on one rank" : exchange_name(run->attention.exchange));
+    if (run->attends && run->attention.exchange == EXCHANGE_ULYSSES_RING)
         fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
     fprintf(out, "; %s per rank\n", memory);
     fprintf(out, "step       %lld %s of %lld tokens", (long long)o->batch, o->batch == 1 ? "sequence" : "sequences",

@@ -40,13 +40,18 @@ static void print_exchanges(FILE *out, const ModelConfig *model, const Attention
 }
 
 void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *table, const AttentionConfig *attention,
-                const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes) {
+                bool attends, const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes) {
     char text[32];
     fprintf(out, "bytes of one rank by buffer\n");
     print_arena(out, rank_arena);
     format_bytes(text, (double)all_ranks);
     fprintf(out, "all ranks of this process together: %s\n", text);
-    if (attention->ranks > 1) print_exchanges(out, config, attention, passes);
+    if (attention->ranks > 1 && attends) print_exchanges(out, config, attention, passes);
+    int64_t most;
+    if (attention->ranks > 1 && !attends && bytes_per_step(config, attention, attention->exchange, passes, &most)) {
+        format_bytes(text, (double)most);
+        fprintf(out, "bytes sent by token mixers per rank and step: %s\n", text);
+    }
     double token = model_flops(config, table, attention->context), matrices = 6.0 * (double)table->in_matrices;
     fprintf(out,
             "floating-point operations: %.4g per token (6 x %lld parameters in matrix products + %.4g of token mixers), "

@@ -9,7 +9,8 @@
 #include "model/parameters.h"
 
 // The whole plan. `rank_arena` is one rank's; `all_ranks` the bytes of all. `passes` micro-batches make a step.
+// attends: some layer uses attention's exchange.
 void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *table, const AttentionConfig *attention,
-                const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes);
+                bool attends, const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes);
 
 #endif

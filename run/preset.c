@@ -40,26 +40,6 @@ static int64_t given_or(int64_t given, int64_t otherwise) { return given > 0 ? g
 // SwiGLU has three matrices where GELU has two: at 8/3 C they hold as many parameters as 4C (Shazeer 2020).
 static int64_t swiglu_width(int64_t dim) { return (8 * dim / 3 + FFN_MULTIPLE - 1) / FFN_MULTIPLE * FFN_MULTIPLE; }
 
-// --mixer into the pattern of numbers.
-static bool read_mixers(ModelConfig *config, const char *list, Error *err) {
-    const int most = sizeof config->mixer / sizeof *config->mixer;
-    for (const char *name = list; name != NULL; name = strchr(name, ',') == NULL ? NULL : strchr(name, ',') + 1) {
-        size_t length = strcspn(name, ",");
-        int number = token_mixer_named(name, length);
-        if (number < 0) {
-            char known[200] = "";
-            for (int i = 0; token_mixers[i] != NULL; i++)
-                snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i > 0 ? ", " : "",
-                         token_mixers[i]->name);
-            return error_usage(err, "--mixer %s: there is no \"%.*s\"; give names out of: %s", list, (int)length, name,
-                               known);
-        }
-        if (config->mixers == most) return error_usage(err, "--mixer %s: a pattern has at most %d names", list, most);
-        config->mixer[config->mixers++] = number;
-    }
-    return true;
-}
-
 void config_set_windows(ModelConfig *config, const Options *options) {
     _Static_assert((int)OPTIONS_MAX_WINDOWS <= (int)CONFIG_MAX_WINDOWS, "a model has room for all of them");
     if (options->window_count == 0) return;
@@ -91,7 +71,7 @@ bool config_from_options(ModelConfig *config, const Options *options, int64_t vo
     config->out_bias = config->mlp_bias = gpt2;
     config->rope_theta = options->rope_theta;
     config->bos_token = config->eos_token = -1;
-    if (!read_mixers(config, options->mixer, err)) return false;
+    if (options->mixer != NULL && !mixers_read(config, options->mixer, "--mixer", err)) return false;
     config_set_windows(config, options);
     if (config->dim % config->heads != 0)
         return error_usage(err, "--heads %lld does not divide --dim %lld; give a --dim that is a multiple of it",

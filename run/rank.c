@@ -22,13 +22,27 @@ int threads_per_rank(const Run *run) {
     return threads > 1 ? threads : 1;
 }
 
-void lend_scratch(Device *device, const Run *run, int64_t rows, size_t attention, int threads, Arena *arena) {
+// The most that a layer's token mixer states.
+static size_t mixers_scratch(const MixerSize *size, int threads) {
+    size_t most = 0;
+    MixerSize of_layer = *size;
+    for (of_layer.layer = 0; of_layer.layer < size->config->layers; of_layer.layer++) {
+        const Mixer *tokens = layer_kind(size->config, of_layer.layer).tokens;
+        size_t bytes = tokens->scratch_bytes == NULL ? 0 : tokens->scratch_bytes(&of_layer, threads);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
+void lend_scratch(Device *device, const Run *run, const MixerSize *size, size_t attention, int threads, Arena *arena) {
     const ModelConfig *c = &run->config;
     const int64_t widths[] = {c->dim, 2 * c->ffn_dim, (c->heads + 2 * c->kv_heads) * c->head_dim};
     int64_t widest = 0;
     for (int i = 0; i < 3; i++) widest = widths[i] > widest ? widths[i] : widest;
-    size_t layers = device_scratch_bytes(run->devices.kind, threads, rows, c->dim, widest);
-    device->scratch_bytes = layers > attention ? layers : attention;
+    const size_t needs[] = {device_scratch_bytes(run->devices.kind, threads, size->rows, c->dim, widest), attention,
+                            mixers_scratch(size, threads)};
+    device->scratch_bytes = 0;
+    for (int i = 0; i < 3; i++) device->scratch_bytes = needs[i] > device->scratch_bytes ? needs[i] : device->scratch_bytes;
     device->scratch = arena_take(arena, "scratch of the layer at work", device->scratch_bytes);
 }
 
@@ -60,6 +74,9 @@ static void lay_out(Rank *r, int world_rank) {
                      .table = &run->table,
                      .device = &r->device,
                      .attention = &r->attention,
+                     .context = o->context,
+                     .ranks = (int)o->sp,
+                     .rank = sequence_rank,
                      .shard = shard_of(o->context, (int)o->sp, sequence_rank),
                      .recompute = run->recompute};
 
@@ -71,15 +88,16 @@ static void lay_out(Rank *r, int world_rank) {
     r->exp_avg = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->exp_avg_sq = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->sums = arena_take(arena, "sums of a step", sizeof(StepSums));
-    pass_lay_out(&r->pass, &run->config, run->table.padded_vocab_size, element, arena, run->micro_batch,
-                 model->shard.tokens, true, run->recompute);
+    MixerSize size = run_mixer_size(run, sequence_rank);
+    pass_lay_out(&r->pass, size, run->table.padded_vocab_size, arena, PASS_TRAINING, run->recompute);
     if (o->document_mask)
         r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
-    attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
+    if (run->attends) attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
     int threads = threads_per_rank(run);
-    lend_scratch(&r->device, run, r->pass.rows,
-                 attention_scratch_bytes(&run->attention, sequence_rank, run->attention.kernels, threads), threads,
-                 arena);
+    size_t attention = 0;
+    if (run->attends) attention = attention_scratch_bytes(&run->attention, sequence_rank, run->attention.kernels, threads);
+    lend_scratch(&r->device, run, &size,
+                 attention, threads, arena);
     r->terms_bytes = terms_bytes(run, ranks);
     r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
 }
@@ -87,7 +105,7 @@ static void lay_out(Rank *r, int world_rank) {
 size_t rank_bytes(Rank *r, int world_rank) {
     memset(&r->arena, 0, sizeof r->arena);
     lay_out(r, world_rank);
-    attention_disconnect(&r->attention);
+    if (r->run->attends) attention_disconnect(&r->attention);
     return r->arena.used;
 }
 
@@ -157,6 +175,18 @@ static bool fill_rotary_tables(Rank *r, Error *err) {
     return true;
 }
 
+// Whether some layer's token mixer is none of attention's.
+static bool mixes_otherwise(const Run *run) {
+    for (int64_t l = 0; l < run->config.layers; l++)
+        if (!layer_kind(&run->config, l).tokens->attends) return true;
+    return false;
+}
+
+int64_t bytes_sent_by_mixers(const Rank *r) {
+    return (r->run->attends ? attention_bytes_sent(&r->attention) : 0) +
+           (r->model.sequence != NULL ? comm_bytes_sent(r->model.sequence) : 0);
+}
+
 static bool set_up(Rank *r, Error *err) {
     int ranks = comm_size(r->world), me = comm_rank(r->world);
     size_t bytes = rank_bytes(r, me);
@@ -177,15 +207,16 @@ static bool set_up(Rank *r, Error *err) {
     else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
     else r->sequence_tensors = r->world_tensors; // the same ranks
     comm_lend_staging(r->world_tensors, r->terms, r->terms_bytes);
-    attention_connect(&r->attention, r->sequence_tensors);
-    r->model.sequence = r->sequence_tensors;
+    if (r->run->attends) attention_connect(&r->attention, r->sequence_tensors);
+    if (mixes_otherwise(r->run)) r->model.sequence = comm_split(r->sequence_tensors, 0, me);
+    r->model.requests = calloc(MODEL_REQUESTS(r->run->options.sp), sizeof *r->model.requests);
     r->slice_counts = malloc((size_t)ranks * sizeof(int64_t));
     r->slice_bytes = malloc((size_t)ranks * sizeof(size_t));
     bool documents = r->run->options.document_mask;
     if (documents) r->documents = malloc((size_t)(2 * r->run->options.context) * sizeof(int32_t));
     if (r->documents != NULL) r->pass.least_visible = r->documents + r->run->options.context;
     r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || (documents && r->documents == NULL))
+    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || r->model.requests == NULL || (documents && r->documents == NULL))
         return error_set(err, "out of memory");
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
@@ -195,7 +226,8 @@ static bool set_up(Rank *r, Error *err) {
 
 void rank_leave_groups(Rank *r) {
     r->device.synchronize(&r->device); // what others copy from here is part of our order too
-    attention_disconnect(&r->attention);
+    if (r->run->attends) attention_disconnect(&r->attention);
+    comm_free(r->model.sequence);
     if (r->sequence_tensors != r->world_tensors) comm_free(r->sequence_tensors);
     comm_free(r->world_tensors);
     comm_free(r->sequence);
@@ -226,6 +258,7 @@ void rank_close(Rank *r) {
     if (r->device_is_mine) r->device.close(&r->device);
     kept_files_free(r->kept);
     pass_free(&r->pass);
+    free(r->model.requests);
     free(r->slice_counts);
     free(r->slice_bytes);
     free(r->staging);

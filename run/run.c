@@ -140,6 +140,7 @@ static void count_windows(AttentionConfig *a, const ModelConfig *c) {
     _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS, "and layers without");
     a->window_count = 0;
     for (int64_t l = 0; l < c->layers; l++) {
+        if (!layer_kind(c, l).tokens->attends) continue;
         int64_t window = config_window(c, l, a->context);
         int i = 0;
         while (i < a->window_count && a->windows[i].window != window) i++;
@@ -164,7 +165,9 @@ static bool configure_attention(Run *run, Error *err) {
     a->shape.head_dim = c->head_dim;
     a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
     a->element_bytes = run->devices.element_bytes;
-    a->kernels = run->devices.kernels;
+    run->attends = false;
+    for (int64_t l = 0; l < c->layers; l++) run->attends = run->attends || layer_kind(c, l).tokens->attends;
+    a->kernels = run->attends ? run->devices.kernels : NULL;
     a->documents = o->document_mask;
     count_windows(a, c);
     double elements = (double)run->micro_batch * (double)o->context * (double)c->layers *
@@ -184,30 +187,11 @@ static void usual_learning_rate(Options *o, const ModelConfig *c) {
     if (o->lr == 0) o->lr = rate < most ? rate : most;
 }
 
-// What a model of other mixers than attention cannot do yet.
-static bool check_mixers(const Run *run, Error *err) {
-    const Options *o = &run->options;
-    bool hugging_face = true, generates = true;
-    for (int64_t l = 0; l < run->config.layers; l++) {
-        LayerKind kind = layer_kind(&run->config, l);
-        hugging_face = hugging_face && kind.number == 0;
-        generates = generates && kind.tokens->generates;
-    }
-    if (!hugging_face && o->out != NULL)
-        return error_usage(err, "--mixer %s: no Hugging Face class has it, so it cannot be saved: leave out --out",
-                           o->mixer);
-    if (!generates && o->sample != NULL)
-        return error_usage(err, "--mixer %s: a mixer in it cannot generate: leave out --sample", o->mixer);
-    return true;
-}
-
 // The prompt is read before anything is trained, so that a bad one is told at once.
 static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
-    bool generates = true;
-    for (int64_t l = 0; l < c->layers; l++) generates = generates && layer_kind(c, l).tokens->generates;
-    if (o->sample_tokens == 0 || !generates) return true;
+    if (o->sample_tokens == 0 || run_mixer_without_generation(run) >= 0) return true;
     int64_t positions = config_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);
@@ -241,8 +225,8 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!devices_choose(&run->devices, o, run->ranks_here, run->processes, err)) return false;
     if (!run_open_data(run, err)) return false;
     if (o->resume && !run_open_resumed(run, err)) return false;
-    if (!choose_model(run, err) || !check_mixers(run, err) || !check_widths(run, err) ||
-        !choose_document_end(run, err) || !configure_attention(run, err))
+    if (!choose_model(run, err) || !check_widths(run, err) || !choose_document_end(run, err) ||
+        !configure_attention(run, err) || !run_check_mixers(run, err))
         return false;
     usual_learning_rate(&run->options, &run->config);
     return read_prompt(run, err);

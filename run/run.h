@@ -16,6 +16,7 @@ typedef struct Run {
     ModelConfig config;
     ParameterTable table;
     AttentionConfig attention;       // of one micro-batch, resolved
+    bool attends;                    // some layer uses it
     TokenSource *train, *validation; // the same source unless --val-data is given
     int64_t train_end;               // training tokens are [0, train_end)
     int64_t validation_begin, validation_end;
@@ -39,6 +40,8 @@ typedef struct Run {
 // model to start from; or sizes a new model.
 // `writes`: this process will write the checkpoints, and --out becomes its own.
 bool run_open(Run *run, bool writes, Error *err);
+// The sizes of a training pass on rank `rank` of those that share a sequence.
+MixerSize run_mixer_size(const Run *run, int rank);
 // Of the training split's content: a resume on another would not know its place in it. Never 0.
 uint64_t run_data_fingerprint(const Run *run);
 // Fills the state's fields about the data.

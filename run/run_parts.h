@@ -17,4 +17,9 @@ bool run_open_resumed(Run *run, Error *err);
 // Sizes that were typed beside --resume must be those of the checkpoint.
 bool run_same_sizes(const Options *options, const ModelConfig *config, const char *from, Error *err);
 
+// That every layer's token mixer can serve this run: its sizes, its device, its options.
+bool run_check_mixers(const Run *run, Error *err);
+// The first layer whose token mixer cannot generate; -1: none.
+int64_t run_mixer_without_generation(const Run *run);
+
 #endif

@@ -34,7 +34,8 @@ const Option options_table[] = {
      "tokens of a new model's vocabulary; 0: of bytes 257, of uint16 tokens 50257, of uint32 tokens 128256"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"mixer", TEXT, MODEL, "LIST", NULL, AT(mixer), 0, 0,
-     "what mixes tokens, layer by layer, a pattern that repeats: names with commas between; without it, attention"},
+     "what mixes tokens, layer by layer, a pattern that repeats: names with commas between, of attention; without it, "
+     "attention"},
     {"window", TEXT, MODEL, "W[,W...]", NULL, AT(window), 0, 0,
      "tokens that attention looks back on, its own included; 0: all. Several are for one layer after the other, and "
      "are repeated: 512,512,0"},

@@ -91,13 +91,14 @@ static void mix_on_rank(Comm *world, void *argument) {
     lend_stated_scratch(&device, 2 * T, C, C, 0);
     int ranks = comm_size(world), rank = comm_rank(world);
     ModelConfig config = {.dim = C};
-    Attention attention = {.config = {.context = T, .ranks = ranks}, .rank = rank};
     float weights[C * C] = {0}, gradients[C * C] = {0};
     for (int c = 0; c < C; c++) weights[c * C + c] = 1;
     Model model = {.config = &config,
                    .device = &device,
-                   .attention = &attention,
                    .sequence = world,
+                   .context = T,
+                   .ranks = ranks,
+                   .rank = rank,
                    .shard = shard_of(T, ranks, rank),
                    .weights = weights,
                    .gradients = gradients};
@@ -151,15 +152,13 @@ static void toy_is_refused_where_it_cannot_go(void **state) {
     const struct {
         const char *option, *value, *message;
     } cases[] = {
-        {"--out", "nowhere", "--mixer mean: no Hugging Face class has it, so it cannot be saved: leave out --out"},
-        {"--sample", "text", "--mixer mean: a mixer in it cannot generate: leave out --sample"},
+        {"--window", "16", "--window is attention's, and --mixer mean has none: leave it out"},
+        {"--sample", "text", "--mixer mean: mean cannot generate: leave out --sample"},
     };
     for (int i = 0; i < 2; i++) {
         Command command = {0};
         add_words(&command, program_with_toy(), "--device", "cpu", "--mixer", "mean", "--sp", "1", NULL);
-        char out[PROGRAM_PATH];
-        const char *value = i == 0 ? path_join(out, folder, cases[i].value) : cases[i].value;
-        add_words(&command, cases[i].option, value, NULL);
+        add_words(&command, cases[i].option, cases[i].value, NULL);
         ProgramResult result = run_program(command.argv, TIME_LIMIT);
         assert_int_equal(result.exit_code, 2);
         if (!strstr(result.err, cases[i].message)) fail_msg("%s", result.err);
@@ -228,7 +227,9 @@ static double bytes_per_token(Recompute recompute) {
                        .ffn_dim = 2048};
     Arena arena = {0};
     Pass pass = {0};
-    pass_lay_out(&pass, &d12, d12.vocab_size, 2, &arena, 1, tokens, true, recompute);
+    MixerSize size = {
+        .config = &d12, .rows = tokens, .sequences = 1, .element_bytes = 2, .context = tokens, .ranks = 1};
+    pass_lay_out(&pass, size, d12.vocab_size, &arena, PASS_TRAINING, recompute);
     pass_free(&pass);
     return (double)arena.used / (double)tokens;
 }

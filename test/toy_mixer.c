@@ -34,7 +34,7 @@ static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, A
 static void scan(const Mixing *m, const float *from, float *to, bool backwards) {
     const Model *model = m->model;
     int64_t C = model->config->dim, B = m->pass->sequences, tokens = model->shard.tokens;
-    int ranks = model->attention->config.ranks, me = model->attention->rank;
+    int ranks = model->ranks, me = model->rank;
     size_t part = (size_t)(2 * B * C), bytes[16];
     float *sums = m->room.buffer[SUMS], *mine = sums + (size_t)me * part;
     memset(mine, 0, part * sizeof *mine);
@@ -51,7 +51,7 @@ static void scan(const Mixing *m, const float *from, float *to, bool backwards) 
             Chunk chunk = model->shard.chunk[i];
             memset(sum, 0, (size_t)C * sizeof *sum);
             for (int rank = 0; rank < ranks; rank++) {
-                Shard its = shard_of(model->attention->config.context, ranks, rank);
+                Shard its = shard_of(model->context, ranks, rank);
                 for (int j = 0; j < its.count; j++) {
                     bool counts = backwards ? its.chunk[j].start > chunk.start : its.chunk[j].start < chunk.start;
                     for (int64_t c = 0; counts && c < C; c++)

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "attention/kernel.h"
+#include "mixer/kernels.h"
 #include "base/cpu_features.h"
 #include "layers/cpu/layers.h"
 #include "layers/cpu/sgemm.h"
@@ -34,6 +35,7 @@ void cpu_device(Device *device, int threads) {
         .threads = threads,
         .context = (void *)cpu_matrix_product(), // constant; matmul_simd.c reads it
         .attention = &attention_kernels_cpu,
+        .mixers = &mixer_kernels_cpu,
         .close = nothing,
         .synchronize = nothing,
         .memory_available = memory_left,

@@ -8,6 +8,7 @@
 #include "layers/cuda/cublaslt.h"
 #include "layers/cuda/layers.h"
 #include "layers/cuda/open.h"
+#include "mixer/cuda/kernels.h"
 
 #ifdef __CUDACC__
 const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES";
@@ -109,6 +110,7 @@ void fill_table(Device *device) {
     device->host_memory = false;
     device->threads = 1;
     device->attention = cuda_attention_kernels(device);
+    device->mixers = cuda_mixer_kernels();
     device->collectives = &cuda_nccl_collectives;
 
     device->close = cuda_close;

@@ -1,0 +1,6 @@
+// The table of the CPU's kernels for token mixers.
+#include "mixer/kernels.h"
+
+#include <stddef.h>
+
+const MixerKernels mixer_kernels_cpu = {.scan = NULL};

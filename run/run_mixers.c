@@ -1,0 +1,47 @@
+// Whether the token mixers of the model can serve this run, and for what size they are laid out.
+#include <string.h>
+
+#include "run/run_parts.h"
+
+MixerSize run_mixer_size(const Run *run, int rank) {
+    const Options *o = &run->options;
+    return (MixerSize){.config = &run->config,
+                       .rows = run->micro_batch * shard_of(o->context, (int)o->sp, rank).tokens,
+                       .sequences = run->micro_batch,
+                       .element_bytes = run->devices.element_bytes,
+                       .context = o->context,
+                       .ranks = (int)o->sp,
+                       .rank = rank,
+                       .documents = o->document_mask,
+                       .kernels = run->devices.mixers};
+}
+
+int64_t run_mixer_without_generation(const Run *run) {
+    for (int64_t l = 0; l < run->config.layers; l++)
+        if (!layer_kind(&run->config, l).tokens->generates) return l;
+    return -1;
+}
+
+bool run_check_mixers(const Run *run, Error *err) {
+    const Options *o = &run->options;
+    const ModelConfig *c = &run->config;
+    char text[MIXERS_TEXT], option[MIXERS_TEXT + 16];
+    MixerUse use = {.size = run_mixer_size(run, 0), .device = run->devices.kind, .option = option};
+    for (int64_t l = 0; l < c->layers && l <= c->mixers; l++) {
+        LayerKind kind = layer_kind(c, l);
+        mixer_write(&kind.choice, text);
+        snprintf(option, sizeof option, "--mixer %s", text);
+        use.size.layer = l;
+        if (kind.tokens->check != NULL && !kind.tokens->check(&use, err)) return false;
+    }
+    mixers_write(c, text);
+    const char *const of_attention[] = {"attention", "ulysses", "window"};
+    for (int i = 0; i < 3; i++)
+        if (!run->attends && options_given(o, of_attention[i]))
+            return error_usage(err, "--%s is attention's, and --mixer %s has none: leave it out", of_attention[i], text);
+    int64_t without = run_mixer_without_generation(run);
+    if (without >= 0 && o->sample != NULL)
+        return error_usage(err, "--mixer %s: %s cannot generate: leave out --sample", text,
+                           layer_kind(c, without).tokens->name);
+    return true;
+}
