@@ -80,7 +80,7 @@ extern const LinearKernels linear_kernels_cpu;
 
 // Forward leaves the states before every so many tokens of a chunk (whole blocks), from where backward works out those
 // of the blocks between. By the size of an element of storage, which tells devices apart.
-static inline int64_t linear_window(size_t element_bytes) { return element_bytes == 4 ? 1024 : 4096; }
+static inline int64_t linear_window(size_t element_bytes) { return element_bytes == 4 ? 512 : 4096; }
 static inline int64_t linear_windows(size_t element_bytes, int64_t tokens) {
     int64_t window = linear_window(element_bytes);
     return (tokens + window - 1) / window;
