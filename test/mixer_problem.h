@@ -36,6 +36,10 @@ typedef struct MixerAnswer {
 MixerAnswer mixer_run(const MixerProblem *problem, int ranks);
 void mixer_free(MixerAnswer *answer);
 
+// What generation makes of the same rows: those of sequence 0 come in `piece` at a time (at most 128), by one rank, whose
+// cache is full of strange numbers at first. out (T, C); to be freed.
+float *mixer_generate(const MixerProblem *problem, int64_t piece);
+
 // The element of the layer's tensors at offset `tensor` in double precision: of parameter `index` of the mixer.
 static inline const float *mixer_weight(const MixerAnswer *a, int index) {
     return a->weights + a->table.layer[0].tokens[index];

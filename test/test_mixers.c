@@ -24,7 +24,27 @@ static void attention_is_its_definition(void **state) {
     mixer_free(&one);
 }
 
+static void attention_generates_what_it_trains(void **state) {
+    (void)state;
+    const int64_t pieces[] = {1, 5, 128};
+    for (int64_t document = 0; document <= 11; document += 11) {
+        MixerProblem p = {.mixer = "attention", .device = DEVICE_CPU, .T = 150, .B = 1, .C = 32, .heads = 4, .seed = 8};
+        p.document = document;
+        MixerAnswer whole = mixer_run(&p, 1);
+        double *expected = allocate(p.T * p.C, sizeof *expected);
+        for (int64_t i = 0; i < p.T * p.C; i++) expected[i] = whole.out[i];
+        for (int i = 0; i < 3; i++) {
+            float *out = mixer_generate(&p, pieces[i]);
+            mixer_expect(&p, 1, "generation", mixer_error(out, expected, p.T * p.C), 1e-6);
+            free(out);
+        }
+        free(expected);
+        mixer_free(&whole);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(attention_is_its_definition)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(attention_is_its_definition),
+                                       cmocka_unit_test(attention_generates_what_it_trains)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -121,24 +121,32 @@ static void lay_out(RankMemory *r, const MixerSize *size, const AttentionConfig 
     if (mixer->attends) attention_lay_out(&r->attention, attention, size->rank, &r->arena);
 }
 
-// Cosines, sines and positions of my tokens; what tokens see.
-static void upload_inputs(RankMemory *r, Device *d, const MixerAnswer *a, int64_t B) {
-    int64_t tokens = r->model.shard.tokens, angles = tokens * (a->config.head_dim / 2);
-    int32_t *positions = allocate(B * tokens, sizeof *positions);
+// Cosines and sines of `count` positions, and the positions themselves, which repeat for each of `sequences`.
+static void upload_positions(Device *d, Pass *pass, const ModelConfig *config, const int32_t *positions, int64_t count,
+                             int64_t sequences) {
+    int64_t angles = count * (config->head_dim / 2);
     float *tables = allocate(2 * angles + 1, sizeof *tables);
-    for (int64_t b = 0, row = 0; b < B; b++)
-        for (int i = 0; i < r->model.shard.count; i++)
-            for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++)
-                positions[row++] = (int32_t)(r->model.shard.chunk[i].start + t);
-    rope_tables(&a->config, positions, tokens, tables, tables + angles);
-    d->upload(d, r->pass.positions, positions, (size_t)(B * tokens) * sizeof *positions);
-    d->upload(d, r->pass.cos_table, tables, (size_t)angles * sizeof *tables);
-    d->upload(d, r->pass.sin_table, tables + angles, (size_t)angles * sizeof *tables);
+    rope_tables(config, positions, count, tables, tables + angles);
+    for (int64_t b = 0; b < sequences; b++)
+        d->upload(d, pass->positions + b * count, positions, (size_t)count * sizeof *positions);
+    d->upload(d, pass->cos_table, tables, (size_t)angles * sizeof *tables);
+    d->upload(d, pass->sin_table, tables + angles, (size_t)angles * sizeof *tables);
+    d->synchronize(d);
+    free(tables);
+}
+
+// Positions of my tokens, and what they see.
+static void upload_inputs(RankMemory *r, Device *d, const MixerAnswer *a, int64_t B) {
+    int64_t tokens = r->model.shard.tokens, row = 0;
+    int32_t *positions = allocate(tokens, sizeof *positions);
+    for (int i = 0; i < r->model.shard.count; i++)
+        for (int64_t t = 0; t < r->model.shard.chunk[i].length; t++)
+            positions[row++] = (int32_t)(r->model.shard.chunk[i].start + t);
+    upload_positions(d, &r->pass, &a->config, positions, tokens, B);
     if (a->first != NULL)
         d->upload(d, r->pass.first_visible, a->first, (size_t)(B * r->model.context) * sizeof(int32_t));
     d->synchronize(d);
     free(positions);
-    free(tables);
 }
 
 static int64_t bytes_sent(const RankMemory *r, bool attends) {
@@ -290,6 +298,111 @@ void mixer_free(MixerAnswer *a) {
     free(a->x);
     free(a->weights);
 }
+
+// ---- generation -----------------------------------------------------------------------------------------------------
+
+enum { MOST_ROWS = 128 };
+
+typedef struct Generator {
+    RankMemory rank;
+    Generation generation;
+} Generator;
+
+static void lay_out_generator(Generator *g, const MixerSize *size) {
+    const MixerAnswer *a = (const MixerAnswer *)(const void *)size->config;
+    RankMemory *r = &g->rank;
+    r->model.weights = arena_take(&r->arena, "weights", (size_t)a->table.total * size->element_bytes);
+    pass_lay_out(&r->pass, *size, 64, &r->arena, PASS_GENERATING, RECOMPUTE_NONE);
+    if (size->documents)
+        g->generation.first = arena_take(&r->arena, "tokens", (size_t)size->context * sizeof(int32_t));
+}
+
+static void generate_rows(Generator *g, Device *d, const MixerAnswer *a, const MixerProblem *p, int64_t rows,
+                          float *out) {
+    Pass *pass = &g->rank.pass;
+    int32_t positions[MOST_ROWS];
+    int64_t done = g->generation.length;
+    for (int64_t i = 0; i < rows; i++) positions[i] = (int32_t)(done + i);
+    pass->rows = pass->table_rows = rows;
+    upload_positions(d, pass, &a->config, positions, rows, 1);
+    to_device(d, pass->normed, a->x + done * p->C, rows * p->C);
+    if (a->first != NULL)
+        d->upload(d, g->generation.first + done, a->first + done, (size_t)rows * sizeof(int32_t));
+    Mixing m = {.model = &g->rank.model,
+                .pass = pass,
+                .choice = layer_kind(&a->config, 0).choice,
+                .tensor = a->table.layer[0].tokens,
+                .kept = pass->layer[0].tokens,
+                .room = pass->tokens_room[0],
+                .cache = pass->layer[0].cache};
+    const Mixer *mixer = layer_kind(&a->config, 0).tokens;
+    mixer->mix(&m);
+    mixer->output(&m);
+    to_host(d, out + done * p->C, pass->branch, rows * p->C);
+    g->generation.length += rows;
+}
+
+// NaN in every element, of fp32 and of bf16.
+static void spoil(Device *d, void *memory, size_t bytes) {
+    void *nans = checked(malloc(bytes));
+    memset(nans, 0xff, bytes);
+    d->upload(d, memory, nans, bytes);
+    d->synchronize(d);
+    free(nans);
+}
+
+float *mixer_generate(const MixerProblem *p, int64_t piece) {
+    MixerAnswer a = prepare(p);
+    Device device, *d = &device;
+    Error err;
+    const Mixer *mixer = layer_kind(&a.config, 0).tokens;
+    if (!mixer->generates || piece > MOST_ROWS) fail_msg("%s cannot generate, or not so many at a time", p->mixer);
+    if (!device_open(d, p->device, 0, 2, &err)) fail_msg("%s", err.message);
+    MixerSize size = {.config = &a.config,
+                      .rows = MOST_ROWS,
+                      .sequences = 1,
+                      .element_bytes = d->element_bytes,
+                      .context = p->T,
+                      .ranks = 1,
+                      .documents = a.first != NULL,
+                      .kernels = d->mixers};
+    Generator planned = {0}, g = {0};
+    lay_out_generator(&planned, &size);
+    pass_free(&planned.rank.pass);
+    g.rank.arena.capacity = planned.rank.arena.used;
+    g.rank.arena.base = d->allocate(d, planned.rank.arena.used, &err);
+    lay_out_generator(&g, &size);
+    spoil(d, g.rank.arena.base, g.rank.arena.used);
+    AttentionShape shape = {1, a.config.heads, a.config.kv_heads, a.config.head_dim,
+                            (float)(1 / sqrt((double)a.config.head_dim))};
+    Attention attention = {.config = {.shape = shape, .context = p->T, .ranks = 1}};
+    size_t scratch = device_scratch_bytes(p->device, d->threads, size.rows, p->C, 8 * p->C), more = 0;
+    if (mixer->scratch_bytes != NULL) more = mixer->scratch_bytes(&size, d->threads);
+    if (mixer->attends && d->attention->scratch_bytes != NULL)
+        more = d->attention->scratch_bytes(&shape, 0, d->threads);
+    if (!device_lend_scratch(d, scratch > more ? scratch : more, &err)) fail_msg("%s", err.message);
+    g.rank.model = (Model){.config = &a.config,
+                           .table = &a.table,
+                           .device = d,
+                           .attention = &attention,
+                           .weights = g.rank.model.weights};
+    g.rank.pass.generation = &g.generation;
+    g.generation.capacity = p->T;
+    to_device(d, g.rank.model.weights, a.weights, a.table.total);
+    float *out = allocate(p->T * p->C, sizeof *out);
+    while (g.generation.length < p->T) {
+        int64_t left = p->T - g.generation.length;
+        generate_rows(&g, d, &a, p, piece < left ? piece : left, out);
+    }
+    pass_free(&g.rank.pass);
+    device_return_scratch(d);
+    d->release(d, g.rank.arena.base, g.rank.arena.capacity);
+    d->close(d);
+    mixer_free(&a);
+    return out;
+}
+
+// ---- errors ---------------------------------------------------------------------------------------------------------
 
 MixerError mixer_error(const float *got, const double *expected, int64_t count) {
     double error = 0, norm = 0, largest = 0;
