@@ -40,8 +40,8 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         DevicesNeed tightest = devices_need(&run->devices, bytes, generator);
         bool fits = tightest.have < 0 || tightest.need < tightest.have;
         if (speaks && (o->plan || !fits))
-            print_plan(stdout, &run->config, &run->table, &run->attention, run->attends, first, all, o->batch,
-                       o->batch / o->dp / run->micro_batch);
+            print_plan(stdout, &run->config, &run->table, &run->attention, run->attends,
+                       run->recompute == RECOMPUTE_BLOCK, first, all, o->batch, o->batch / o->dp / run->micro_batch);
         if (speaks && o->plan) print_host(run, r);
         if (speaks && o->plan && tightest.have < 0)
             printf(
