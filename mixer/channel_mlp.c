@@ -1,7 +1,7 @@
 // The MLP of a layer, token by token: GPT-2's, down(gelu(up(x))), and Llama's, down(silu(gate(x)) * up(x)) (SwiGLU,
 // Shazeer 2020). What is kept is the first product's output; the activation of it is cheap and worked out again, for
 // SwiGLU in the same pass over memory as its derivative.
-#include "mixer/mlp.h"
+#include "mixer/channel_mlp.h"
 
 #include "model/model.h"
 
