@@ -4,9 +4,11 @@
 
 extern const Mixer mixer_attention;
 extern const Mixer mixer_mean;
+extern const Mixer mixer_mlp;
 
 const Mixer *const token_mixers[] = {
     &mixer_attention,
+    &mixer_mlp,
     &mixer_mean,
     NULL,
 };

@@ -1,4 +1,4 @@
-// Layers as data: another token mixer than attention trains, sharded exactly, alone and beside attention; blocks
+// Layers as data: other token mixers than attention train, sharded exactly, alone and beside attention; blocks
 // replayed in backward give the same bits; and the memory of a pass keeps to what the plan promises.
 #include "test/compare.h"
 #include "test/folder.h"
@@ -7,7 +7,7 @@
 
 enum { TIME_LIMIT = 30 };
 
-// ---- another token mixer than attention -----------------------------------------------------------------------------
+// ---- other token mixers than attention ------------------------------------------------------------------------------
 
 static Log train_mixers(const char *mixers, int sp, int dp, const char *recompute) {
     char data[PROGRAM_PATH], log[PROGRAM_PATH];
@@ -32,27 +32,38 @@ static void check_equal(const Log *a, const Log *b, double limit) {
             fail_msg("step %d: %.9g and %.9g", i + 1, a->loss[i], b->loss[i]);
 }
 
-static void mean_trains_sharded(void **state) {
+static void mixers_train_sharded(void **state) {
     (void)state;
-    Log one = train_mixers("mean", 1, 1, "none");
-    assert_true(one.loss[one.count - 1] < one.loss[0] - 1.0); // it learns
+    const char *const mixers[] = {"mean", "mlp"};
     const int grid[][2] = {{2, 1}, {3, 1}, {4, 1}, {8, 1}, {2, 2}};
-    for (size_t i = 0; i < sizeof grid / sizeof *grid; i++) {
-        Log other = train_mixers("mean", grid[i][0], grid[i][1], "none");
-        check_equal(&one, &other, 1e-5);
+    for (int m = 0; m < 2; m++) {
+        Log one = train_mixers(mixers[m], 1, 1, "none");
+        assert_true(one.loss[one.count - 1] < one.loss[0] - 1.0); // it learns
+        for (size_t i = 0; i < sizeof grid / sizeof *grid; i++) {
+            Log other = train_mixers(mixers[m], grid[i][0], grid[i][1], "none");
+            check_equal(&one, &other, 1e-5);
+        }
     }
 }
 
-static void mean_beside_attention(void **state) {
+static void mixers_beside_attention(void **state) {
     (void)state;
-    Log one = train_mixers("mean,attention", 1, 1, "none"), four = train_mixers("mean,attention", 4, 1, "none");
+    const char *const pattern = "mean,attention,mlp";
+    Log one = train_mixers(pattern, 1, 1, "none"), four = train_mixers(pattern, 4, 1, "none");
     check_equal(&one, &four, 1e-5);
-    Log mlp = train_mixers("mean,attention", 1, 1, "mlp"), block = train_mixers("mean,attention", 1, 1, "block");
+    Log mlp = train_mixers(pattern, 1, 1, "mlp"), block = train_mixers(pattern, 1, 1, "block");
     check_equal(&one, &mlp, 0);
     check_equal(&one, &block, 0);
 }
 
-static void mean_is_refused_where_it_cannot_go(void **state) {
+static void expect_refusal(const Command *command, const char *message) {
+    ProgramResult result = run_program(command->argv, TIME_LIMIT);
+    assert_int_equal(result.exit_code, 2);
+    if (!strstr(result.err, message)) fail_msg("%s", result.err);
+    free_result(&result);
+}
+
+static void mixers_are_refused_where_they_cannot_go(void **state) {
     (void)state;
     const struct {
         const char *mixers, *option, *value, *message;
@@ -60,16 +71,37 @@ static void mean_is_refused_where_it_cannot_go(void **state) {
         {"mean", "--window", "16", "--window is attention's, and --mixer mean has none: leave it out"},
         {"attention,toy", "--sp", "1", "--mixer attention,toy: there is no \"toy\"; give names out of: attention, "},
         {"mean:2", "--sp", "1", "--mixer mean:2: \"mean\" takes no option"},
+        {"mean,mlp", "--document-mask", NULL, "--mixer mlp: its weights are of positions and cannot stop at documents"},
     };
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         Command command = {0};
         add_words(&command, train_gpt_path(), "--device", "cpu", "--mixer", cases[i].mixers, NULL);
         add_words(&command, cases[i].option, cases[i].value, NULL);
-        ProgramResult result = run_program(command.argv, TIME_LIMIT);
-        assert_int_equal(result.exit_code, 2);
-        if (!strstr(result.err, cases[i].message)) fail_msg("%s", result.err);
-        free_result(&result);
+        expect_refusal(&command, cases[i].message);
     }
+}
+
+// A mixer with weights of positions: what lies above their diagonal is 0 and stays so, and there are no others.
+static void mlp_keeps_to_its_positions(void **state) {
+    (void)state;
+    enum { T = 40 };
+    char out[PROGRAM_PATH], file[PROGRAM_PATH], checkpoint[PROGRAM_PATH];
+    Command command = {0}, longer = {0};
+    add_words(&command, train_gpt_path(), "--device", "cpu", "--mixer", "mlp", "--out", path_join(out, folder, "mlp"),
+              NULL);
+    add_words(&command, "--layers", "1", "--heads", "2", "--dim", "16", "--context", "40", "--batch", "2", NULL);
+    add_words(&command, "--steps", "3", "--eval-windows", "1", "--sp", "2", "--threads", "1", NULL);
+    ProgramResult result = run_command(&command, TIME_LIMIT);
+    free_result(&result);
+    path_join(checkpoint, out, "step-00000003");
+    Safetensors *tensors = open_tensors(path_join(file, checkpoint, "model.safetensors"));
+    float *weights = tensor_values(find_tensor(tensors, "model.layers.0.token_mlp.weight"));
+    for (int i = 0; i < T; i++)
+        for (int j = 0; j < T; j++) assert_true((weights[i * T + j] != 0) == (j <= i));
+    free(weights);
+    safetensors_close(tensors);
+    add_words(&longer, train_gpt_path(), "--device", "cpu", "--init", checkpoint, "--context", "41", NULL);
+    expect_refusal(&longer, "--mixer mlp: the model has weights for 40 positions; give --context of at most that");
 }
 
 // ---- blocks replayed ------------------------------------------------------------------------------------------------
@@ -156,9 +188,12 @@ static int make_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(mean_trains_sharded),      cmocka_unit_test(mean_beside_attention),
-        cmocka_unit_test(mean_is_refused_where_it_cannot_go),
-        cmocka_unit_test(recompute_keeps_the_bits), cmocka_unit_test(recompute_keeps_the_bits_on_cuda),
+        cmocka_unit_test(mixers_train_sharded),
+        cmocka_unit_test(mixers_beside_attention),
+        cmocka_unit_test(mixers_are_refused_where_they_cannot_go),
+        cmocka_unit_test(mlp_keeps_to_its_positions),
+        cmocka_unit_test(recompute_keeps_the_bits),
+        cmocka_unit_test(recompute_keeps_the_bits_on_cuda),
         cmocka_unit_test(memory_per_token),
     };
     return cmocka_run_group_tests_name("layer", tests, make_text, remove_folder);
