@@ -207,16 +207,6 @@ $(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
 
-# The program with a token mixer that a test adds: its table takes the place of mixer/mixers.c.
-$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(SUPPORT) $(LIBRARY) \
-                          | $(BUILD)/test/train_gpt_with_toy
-	$(call say,LINK)
-	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
-$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
-                                  $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
-	$(call say,LINK)
-	$(Q)$(LINK) $^ $(LIBS) -o $@
-
 # The program that counts what it allocates: its calls pass through test/counted.c.
 COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
 $(BUILD)/test/test_memory: | $(BUILD)/test/train_gpt_counted

@@ -3,5 +3,12 @@
 #include "model/mixer.h"
 
 extern const Mixer mixer_attention;
+extern const Mixer mixer_mean;
+extern const Mixer mixer_mlp;
 
-const Mixer *const token_mixers[] = {&mixer_attention, NULL};
+const Mixer *const token_mixers[] = {
+    &mixer_attention,
+    &mixer_mlp,
+    &mixer_mean,
+    NULL,
+};

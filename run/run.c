@@ -24,7 +24,7 @@ static bool settle_context(Options *o, Error *err) {
     Error unsaid;
     if (o->init == NULL || options_given(o, "context") || !config_read(&config, o->init, &unsaid)) return true;
     if (checkpoint_read_state(o->init, &state, &unsaid) && state.context > 0 &&
-        state.context <= config_positions(&config))
+        state.context <= model_positions(&config))
         o->context = state.context;
     else if (o->context > config.max_positions) o->context = config.max_positions;
     if (o->context >= 2 * o->sp) return true;
@@ -88,8 +88,9 @@ static bool choose_model(Run *run, Error *err) {
         config_set_windows(c, o);
         if (!config_check(c, err)) return false;
         // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
-        // from it.
-        if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
+        // from it. And where it is the size of weights it cannot be another.
+        bool fixed = c->rope_scaling.type == ROPE_YARN || model_positions(c) == c->max_positions;
+        if (!fixed && c->max_positions < o->context) c->max_positions = o->context;
     }
     if (!check_bytes(run, from, err)) return false;
     return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);
@@ -192,7 +193,7 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0 || run_mixer_without_generation(run) >= 0) return true;
-    int64_t positions = config_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
+    int64_t positions = model_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;

@@ -3,4 +3,13 @@
 
 #include <stddef.h>
 
-const MixerKernels mixer_kernels_cpu = {.scan = NULL};
+extern const struct ScanKernels scan_kernels_cpu;
+extern const struct TriangleKernels triangle_kernels_cpu;
+
+const MixerKernels mixer_kernels_cpu = {
+    .scan = &scan_kernels_cpu,
+    .linear = NULL,
+    .delta = NULL,
+    .convolution = NULL,
+    .triangle = &triangle_kernels_cpu,
+};
