@@ -3,11 +3,13 @@
 #include "model/mixer.h"
 
 extern const Mixer mixer_attention;
-extern const Mixer mixer_mean;
+extern const Mixer mixer_linear;
 extern const Mixer mixer_mlp;
+extern const Mixer mixer_mean;
 
 const Mixer *const token_mixers[] = {
     &mixer_attention,
+    &mixer_linear,
     &mixer_mlp,
     &mixer_mean,
     NULL,
