@@ -3,5 +3,12 @@
 #include "model/mixer.h"
 
 extern const Mixer mixer_attention;
+extern const Mixer mixer_conv;
+extern const Mixer mixer_fourier;
 
-const Mixer *const token_mixers[] = {&mixer_attention, NULL};
+const Mixer *const token_mixers[] = {
+    &mixer_attention, //
+    &mixer_conv,      //
+    &mixer_fourier,   //
+    NULL,
+};
