@@ -18,7 +18,7 @@
 #   make test-release, test-asan, test-tsan      one build's tests;  TEST="options random": only these programs
 #   make CC=clang BUILD=build/clang              another compiler, in a folder of its own
 #   make corpus                                  gathers the bundled corpus anew (make does it in a fresh build)
-#   make WITHOUT="mpi cblas openmp cuda emulated"  leaves out some of what was found
+#   make WITHOUT="mpi cblas fftw openmp cuda emulated"  leaves out some of what was found
 #   make ARCHS="80 90a"                          compiles for these GPUs (default: those here, or every one it knows)
 #   make V=1                                     shows whole commands
 
