@@ -2,6 +2,6 @@
 // and a row here.
 #include "model/mixer.h"
 
-extern const Mixer mixer_attention;
+extern const Mixer mixer_attention, mixer_dilated;
 
-const Mixer *const token_mixers[] = {&mixer_attention, NULL};
+const Mixer *const token_mixers[] = {&mixer_attention, &mixer_dilated, NULL};
