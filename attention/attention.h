@@ -87,8 +87,8 @@ int64_t attention_bytes_sent(const Attention *attention);
 
 // q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is
 // kept for backward, in an order of its own. out may not alias q. visibility: of this layer, the same on all ranks; its
-// window and dilation are among the configuration's, and `first`, (B, T) in the device's memory, is given where the configuration says so. `least`, the
-// same on all ranks, saves sending what documents hide.
+// window and dilation are among the configuration's, and `first`, (B, T) in the device's memory, is given where the
+// configuration says so. `least`, the same on all ranks, saves sending what documents hide.
 void attention_forward(Attention *attention, Device *device, Visibility visibility, TokenView out, float *log_sum_exp,
                        TokenView q, TokenView k, TokenView v);
 // d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer, but not

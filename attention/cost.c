@@ -28,8 +28,8 @@ const char *exchange_name(Exchange exchange) { return names[exchange]; }
 // they begin.
 //
 // With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
-// it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.) Of a dilated layer's tokens
-// 1/R of the key/value heads travel.
+// it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.) Of a dilated layer's
+// tokens 1/R of the key/value heads travel.
 //
 // Ulysses, rank u of U, n tokens of its own and m of the others of its group; f = 4, the bytes of fp32:
 //   forward   (U-1) n B (H' + 2 KV') D e                  +  m B H' (D e + f)
@@ -132,7 +132,8 @@ enum {
 static int64_t attention_flops(const AttentionConfig *config, LayersOfWindow layers) {
     const AttentionShape *shape = &config->shape;
     const Visibility visibility = {.window = layers.window};
-    int64_t pairs = visibility_pairs(&visibility, 0, (Chunk){0, config->context}) / config->ranks / one_or(layers.dilation);
+    int64_t pairs =
+        visibility_pairs(&visibility, 0, (Chunk){0, config->context}) / config->ranks / one_or(layers.dilation);
     return 14 * shape->batch * shape->heads * shape->head_dim * pairs;
 }
 
@@ -234,8 +235,8 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
 
 bool attention_resolve(AttentionConfig *config, Error *err) {
     if (!check_shape(config, err)) return false;
-    bool walks = config->exchange == EXCHANGE_AUTO || config->exchange == EXCHANGE_RING ||
-                 config->exchange == EXCHANGE_GATHER;
+    bool walks =
+        config->exchange == EXCHANGE_AUTO || config->exchange == EXCHANGE_RING || config->exchange == EXCHANGE_GATHER;
     if (attention_is_dilated(config) && !walks)
         return error_usage(err, "--attention %s does not serve dilated layers (--mixer): use ring, gather or auto",
                            exchange_name(config->exchange));

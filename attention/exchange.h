@@ -27,13 +27,13 @@ typedef struct Tensors {
 
 typedef struct Walk {
     int64_t context;
-    int ranks, rank;       // among whom keys and values travel
-    Shard shard;           // my tokens
-    AttentionShape shape;  // with the heads worked on here
-    AttentionShape block_shape;  // with the key/value heads of a token that travel, for the length of a call
-    Device *device;        // for the length of a call
-    Visibility visibility; // of the layer, for the length of a call
-    Visibility on_host;    // the same, of all sequences together
+    int ranks, rank;            // among whom keys and values travel
+    Shard shard;                // my tokens
+    AttentionShape shape;       // with the heads worked on here
+    AttentionShape block_shape; // with the key/value heads of a token that travel, for the length of a call
+    Device *device;             // for the length of a call
+    Visibility visibility;      // of the layer, for the length of a call
+    Visibility on_host;         // the same, of all sequences together
     Comm *group;
     float *queries;     // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
     float *rows;        // (B, H, n): the softmax sum in forward, delta in backward
@@ -96,8 +96,8 @@ size_t walk_token_bytes(const Walk *walk); // in storage type: of keys and value
 
 // All of forward where no other rank has keys: out may not alias q, k or v. `queries` is not used.
 void walk_forward_alone(const Walk *walk, const Tensors *mine);
-// All of backward there, unless it is dilated: d_q, d_k, d_v may not alias q, k, v or d_out. `queries` and `gradient` are
-// not used.
+// All of backward there, unless it is dilated: d_q, d_k, d_v may not alias q, k, v or d_out. `queries` and `gradient`
+// are not used.
 void walk_backward_alone(const Walk *walk, const Tensors *mine, TokenView d_k, TokenView d_v);
 
 void walk_begin_forward(const Walk *walk, const Tensors *mine);

@@ -48,11 +48,10 @@ void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
         Strip s = strip[i / 2];
         TokenView in = from[i % 2], out = to[i % 2];
         for (int64_t b = 0; b < shape->batch; b++)
-            device->copy_strided(
-                device, at(device, out.data, b * out.batch_stride + s.first * out.token_stride),
-                s.step * out.token_stride * bytes,
-                at(device, in.data, b * in.batch_stride + s.first * in.token_stride + s.elements),
-                s.step * in.token_stride * bytes, s.tokens, (size_t)(width * bytes));
+            device->copy_strided(device, at(device, out.data, b * out.batch_stride + s.first * out.token_stride),
+                                 s.step * out.token_stride * bytes,
+                                 at(device, in.data, b * in.batch_stride + s.first * in.token_stride + s.elements),
+                                 s.step * in.token_stride * bytes, s.tokens, (size_t)(width * bytes));
     }
 }
 

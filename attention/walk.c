@@ -173,7 +173,8 @@ void walk_finish_backward(const Walk *walk, const Tensors *mine) {
 
 void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v) {
     Device *device = walk->device;
-    int64_t width = walk->block_shape.kv_heads * walk->block_shape.head_dim, token = walk_token_elements(&walk->block_shape);
+    int64_t width = walk->block_shape.kv_heads * walk->block_shape.head_dim,
+            token = walk_token_elements(&walk->block_shape);
     TokenView to[2] = {d_k, d_v};
     Strip strip[MOST_STRIPS];
     int strips = walk_strips(walk, strip);

@@ -1,6 +1,6 @@
 // Multi-head softmax attention: P(X) = softmax(Q K^T / sqrt(D)) V with Q, K, V = X W^Q, X W^K, X W^V, causal, and a
-// projection of the heads side by side. Distributed over the ranks that share the sequence (attention/attention.h). Which
-// keys a query sees, `sees` says: all, those of a window, or those of a dilated one (mixer/dilated.c).
+// projection of the heads side by side. Distributed over the ranks that share the sequence (attention/attention.h). A
+// query sees all keys before it, those of a window, or those of a dilated one (mixer/dilated.c): attention_sees.
 //
 //   mix      q, k, v = normed W^T, rotated by their positions (Llama) -> attended
 //   output   branch = attended W^T

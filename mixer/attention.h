@@ -1,5 +1,5 @@
-// Softmax attention as a token mixer: which of its tensors stands where in LayerOffsets.tokens, and what `attention` and
-// `dilated` share, which is all but what a query sees.
+// Softmax attention as a token mixer: which of its tensors stands where in LayerOffsets.tokens, and what `attention`
+// and `dilated` share, which is all but what a query sees.
 #ifndef MIXER_ATTENTION_H
 #define MIXER_ATTENTION_H
 

@@ -144,7 +144,8 @@ static void count_windows(AttentionConfig *a, const ModelConfig *c) {
         if (!layer_kind(c, l).tokens->attends) continue;
         LayersOfWindow sees = attention_sees(c, l, a->context);
         int i = 0;
-        while (i < a->window_count && (a->windows[i].window != sees.window || a->windows[i].dilation != sees.dilation)) i++;
+        while (i < a->window_count && (a->windows[i].window != sees.window || a->windows[i].dilation != sees.dilation))
+            i++;
         if (i == a->window_count) a->windows[a->window_count++] = sees;
         else a->windows[i].layers++;
     }

@@ -20,7 +20,8 @@ typedef struct Visibility {
     const int32_t *first; // and none before first[b * stride + position]; NULL: no limit. In the memory of the device
     int64_t stride;       // of `first`, from one sequence of the batch to the next
     const int32_t *least; // the least of these over the batch by position, in the host's memory; NULL: not known there
-    int64_t dilation;     // R: of all these a head sees every R-th alone (attention/dilated.h); 0: every one. Not for kernels
+    int64_t
+        dilation; // R: of all these a head sees every R-th alone (attention/dilated.h); 0: every one. Not for kernels
 } Visibility;
 
 // The same for all sequences of the batch together, as the host sees it, for what is decided before kernels are
