@@ -167,8 +167,7 @@ static void toy_is_refused_where_it_cannot_go(void **state) {
     const char *const argv[] = {train_gpt_path(), "--mixer", "attention,mean", "--device", "cpu", NULL};
     ProgramResult result = run_program(argv, TIME_LIMIT);
     assert_int_equal(result.exit_code, 2);
-    assert_string_equal(result.err,
-                        "train_gpt: --mixer attention,mean: there is no \"mean\"; give names out of: attention\n");
+    assert_non_null(strstr(result.err, "--mixer attention,mean: there is no \"mean\"; give names out of: attention"));
     free_result(&result);
 }
 
