@@ -219,8 +219,37 @@ static void documents_restart_it(void **state) {
     }
 }
 
+// ---- CUDA's kernels, by the emulated device
+// ---------------------------------------------------------------------------
+
+// Storage is bf16, u = 2^-9: inputs are rounded alike for both sides. Rounded once on the way are q, k, v, their phi,
+// P, the state, y and the result, whose errors are independent of each other: a few u together. Gradients go by twice
+// as many.
+static void cuda_is_its_definition(void **state) {
+    (void)state;
+    static const struct {
+        int64_t T, C, heads, kv_heads, document;
+        const char *mixer;
+    } cases[] = {{37, 32, 2, 1, 0, "linear"}, {150, 32, 2, 2, 40, "linear"}, {129, 48, 1, 1, 0, "linear:0.9"}};
+    const double rounding = 1.0 / (1 << 9);
+    static const int ranks[][4] = {{1, 2, 4, 0}, {1, 3, 0}, {1, 0}};
+    for (int i = 0; i < 3; i++) {
+        MixerProblem p = {.mixer = cases[i].mixer,
+                          .device = DEVICE_EMULATED,
+                          .T = cases[i].T,
+                          .B = 2,
+                          .C = cases[i].C,
+                          .heads = cases[i].heads,
+                          .kv_heads = cases[i].kv_heads,
+                          .seed = 23 + (uint64_t)i,
+                          .document = cases[i].document};
+        expect_definition(&p, ranks[i], 4 * rounding, 8 * rounding);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(linear_is_its_definition),
-                                       cmocka_unit_test(documents_restart_it)};
+                                       cmocka_unit_test(documents_restart_it),
+                                       cmocka_unit_test(cuda_is_its_definition)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

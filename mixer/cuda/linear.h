@@ -143,19 +143,18 @@ __device__ inline void load_block(unsigned char *tile, TokenView from, const Lin
 template <int D, bool TRANSPOSED>
 __device__ __forceinline__ void add_scaled_product(Accumulator<1, D> &d, const RowValues<1> &factor, const Tile<D> &a,
                                                    const Tile<D> &b, const Lane &lane) {
-    Fragment<1> rows[D / 16];
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) load_fragment(rows[k], a, k, lane);
 #pragma unroll
     for (int n = 0; n < D; n += 16) {
         Accumulator<1, 16> part;
         clear(part);
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
+            Fragment<1> rows; // loaded anew for every n: there are no registers for all of them
+            load_fragment(rows, a, k, lane);
             uint32_t columns[4];
             if (TRANSPOSED) ldmatrix_x4(columns, fragment_at<D>(b.base, lane.across + b.place, n, 2 * k));
             else ldmatrix_x4_trans(columns, fragment_at<D>(b.base, lane.down + b.place, 16 * k, n / 8));
-            mma(part, 0, rows[k], columns);
+            mma(part, 0, rows, columns);
         }
         each(part, [&](float &x, int row, int column) { d(row, n + column) += factor[row] * x; });
     }

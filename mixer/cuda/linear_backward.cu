@@ -71,8 +71,8 @@ template <int D> __global__ void __launch_bounds__(LINEAR_THREADS) queries_kerne
                x.head_dim, rows_of<1>(1), d_q, tiles->q + tile_bytes<D>(own_row), lane);
 }
 
-// What one query head gives to the warp's keys.
-template <int D>
+// What one query head gives to the warp's keys: to d_k, to d_v or to both.
+template <int D, bool KEYS, bool VALUES>
 __device__ inline void add_head(Accumulator<1, D> &d_k, Accumulator<1, D> &d_v, const LinearWindow &x,
                                 const QueryTiles<D> *tiles, const LinearPlace &p, const Lane &lane) {
     constexpr int PART = PARTS<D>;
@@ -85,10 +85,11 @@ __device__ inline void add_head(Accumulator<1, D> &d_k, Accumulator<1, D> &d_v, 
     each_row<1>([&](int row) {
         const int j = own_row + row + lane.row;
         decay[row] = j < p.length && first_behind <= p.position + j ? linear_power(p.log2_decay, p.length - j) : 0;
-        each_in_row(d_k, row, [&](float &d, int column) { d += decay[row] * tiles->z[column + lane.column]; });
+        if (KEYS)
+            each_in_row(d_k, row, [&](float &d, int column) { d += decay[row] * tiles->z[column + lane.column]; });
     });
-    add_scaled_product<D, false>(d_k, decay, v, state, lane);
-    add_scaled_product<D, true>(d_v, decay, k, state, lane);
+    if (KEYS) add_scaled_product<D, false>(d_k, decay, v, state, lane);
+    if (VALUES) add_scaled_product<D, true>(d_v, decay, k, state, lane);
 
 #pragma unroll 1 // all of them at once would take more registers than there are
     for (int part = own_row / PART * PART; part < BLOCK; part += PART) { // no query before sees the warp's keys
@@ -99,10 +100,13 @@ __device__ inline void add_head(Accumulator<1, D> &d_k, Accumulator<1, D> &d_v, 
             return j <= i && j >= first[column] ? a * linear_power(p.log2_decay, i - j) : 0;
         };
         Accumulator<1, PART> scores;
-        clear(scores);
-        mma_ABt(scores, k, q, lane);
-        each(scores, [&](float &a, int row, int column) { a = weigh(a, row, column); });
-        mma_AB(d_v, scores, g, lane);
+        if (VALUES) {
+            clear(scores);
+            mma_ABt(scores, k, q, lane);
+            each(scores, [&](float &a, int row, int column) { a = weigh(a, row, column); });
+            mma_AB(d_v, scores, g, lane);
+        }
+        if (!KEYS) continue;
         clear(scores);
         mma_ABt(scores, v, g, lane);
         const ColumnValues<float, PART> delta = load_columns<PART>(tiles->delta + part, lane);
@@ -111,7 +115,9 @@ __device__ inline void add_head(Accumulator<1, D> &d_k, Accumulator<1, D> &d_v, 
     }
 }
 
-template <int D> __global__ void __launch_bounds__(LINEAR_THREADS) keys_kernel(const LinearWindow x) {
+// d_k, d_v or both. For both there are registers enough up to D = 96.
+template <int D, bool KEYS, bool VALUES>
+__global__ void __launch_bounds__(LINEAR_THREADS) keys_kernel(const LinearWindow x) {
     DYNAMIC_SHARED(QueryTiles<D>, tiles);
     const int rows = x.sequences * x.kv_heads, row = (int)blockIdx.x % rows, block = (int)blockIdx.x / rows;
     const int own_row = (int)threadIdx.x / WARP * 16;
@@ -133,23 +139,36 @@ template <int D> __global__ void __launch_bounds__(LINEAR_THREADS) keys_kernel(c
         __syncthreads();
         scale_tile<D, LINEAR_THREADS>(tiles->g, tiles->inverse);
         __syncthreads();
-        add_head(d_k, d_v, x, tiles, p, lane);
+        add_head<D, KEYS, VALUES>(d_k, d_v, x, tiles, p, lane);
         __syncthreads();
     }
-    times_slope(d_k, tiles->k, own_row, lane);
-    store_rows(token_at(x.d_k, p.b, p.token + own_row, p.kv_head, x.head_dim), x.d_k.token_stride, p.length - own_row,
-               x.head_dim, rows_of<1>(1), d_k, tiles->k + tile_bytes<D>(own_row), lane);
-    store_rows(token_at(x.d_v, p.b, p.token + own_row, p.kv_head, x.head_dim), x.d_v.token_stride, p.length - own_row,
-               x.head_dim, rows_of<1>(1), d_v, tiles->v + tile_bytes<D>(own_row), lane);
+    if (KEYS) {
+        times_slope(d_k, tiles->k, own_row, lane);
+        store_rows(token_at(x.d_k, p.b, p.token + own_row, p.kv_head, x.head_dim), x.d_k.token_stride,
+                   p.length - own_row, x.head_dim, rows_of<1>(1), d_k, tiles->k + tile_bytes<D>(own_row), lane);
+    }
+    if (VALUES)
+        store_rows(token_at(x.d_v, p.b, p.token + own_row, p.kv_head, x.head_dim), x.d_v.token_stride,
+                   p.length - own_row, x.head_dim, rows_of<1>(1), d_v, tiles->v + tile_bytes<D>(own_row), lane);
+}
+
+template <int D, bool KEYS, bool VALUES> void launch_keys(Device *device, const LinearWindow &x) {
+    launch((keys_kernel<D, KEYS, VALUES>), x.sequences * x.kv_heads * x.blocks, LINEAR_THREADS, sizeof(QueryTiles<D>),
+           stream_of(device), x);
+}
+template <int D> void launch_gradients(Device *device, const LinearWindow &x) {
+    launch((queries_kernel<D>), x.sequences * x.heads * x.blocks, LINEAR_THREADS, sizeof(QueryTiles<D>),
+           stream_of(device), x);
+    if constexpr (D <= 96) launch_keys<D, true, true>(device, x);
+    else {
+        launch_keys<D, true, false>(device, x);
+        launch_keys<D, false, true>(device, x);
+    }
 }
 
 } // namespace
 
 void cuda_linear_gradients(Device *device, const LinearWindow &x) {
-#define GRADIENTS(D)                                                                                                   \
-    launch((queries_kernel<D>), x.sequences *x.heads *x.blocks, LINEAR_THREADS, sizeof(QueryTiles<D>),                 \
-           stream_of(device), x);                                                                                      \
-    launch((keys_kernel<D>), x.sequences *x.kv_heads *x.blocks, LINEAR_THREADS, sizeof(QueryTiles<D>),                 \
-           stream_of(device), x)
+#define GRADIENTS(D) launch_gradients<D>(device, x)
     LINEAR_BY_HEAD(x.head_dim, GRADIENTS)
 }
