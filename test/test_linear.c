@@ -2,6 +2,7 @@
 // documents, groups of heads and decays; its gradients against that of P, which finite differences prove; and
 // generation.
 #include "test/mixer_problem.h"
+#include "test/program.h"
 
 #include "mixer/linear.h"
 
@@ -391,6 +392,82 @@ static void refusals(void **state) {
                    "linear: heads of 144 on a GPU: give multiples of 16 up to 128, or --device cpu");
 }
 
+// ---- long sequences and extreme decays, against PyTorch
+// ---------------------------------------------------------------
+
+enum { LONG = 8192, WIDTH = 8 };
+
+static float *golden_values(int64_t seed) { // as in test/goldens/make_retention.py
+    float *x = allocate(LONG * WIDTH, sizeof *x);
+    for (int64_t i = 0; i < LONG * WIDTH; i++) {
+        int64_t n = i + seed * 1000003;
+        x[i] = (float)((n * n % 4093 * 31 + n * 7919) % 253 - 126) / 64;
+    }
+    return x;
+}
+
+// A row is a sum over up to T tokens, which goes by 64 tokens of a block, then T / 64 blocks, a few roundings each;
+// then a product over D. So are the numbers that it is divided by, and in the gradients G and delta. Each rounding is
+// at most u times the sum of absolute values, `scale` in the golden: below 4 (64 + T / 64 + 64) u in all, whatever the
+// decay.
+static void long_sequences_do_not_drift(void **state) {
+    (void)state;
+    Device d;
+    Error err;
+    cpu_device(&d, 2);
+    char path[PROGRAM_PATH], name[8];
+    float *q = golden_values(1), *k = golden_values(2), *v = golden_values(3), *d_y = golden_values(4);
+    float *y = allocate(LONG * WIDTH, sizeof *y), *inverse = allocate(LONG, sizeof *inverse), log2_decay;
+    float *d_q = allocate(LONG * WIDTH, sizeof *d_q), *d_k = allocate(LONG * WIDTH, sizeof *d_k);
+    float *d_v = allocate(LONG * WIDTH, sizeof *d_v);
+    float *starts = allocate(linear_windows(4, LONG) * linear_state(WIDTH), sizeof *starts);
+    LinearShape shape = {
+        .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = WIDTH, .log2_decay = &log2_decay, .context = LONG};
+    const int64_t all = LONG * WIDTH, row = WIDTH;
+    LinearTokens t = {.chunk = {0, LONG},
+                      .q = {q, all, row},
+                      .k = {k, all, row},
+                      .v = {v, all, row},
+                      .y = {y, all, row},
+                      .inverse = {inverse, LONG, LONG},
+                      .starts = starts,
+                      .d_y = {d_y, all, row},
+                      .d_q = {d_q, all, row},
+                      .d_k = {d_k, all, row},
+                      .d_v = {d_v, all, row}};
+    assert_true(device_lend_scratch(&d, linear_scratch_bytes_cpu(&shape, 2), &err));
+    linear_kernels_cpu.features(&d, q, LONG, WIDTH, WIDTH);
+    linear_kernels_cpu.features(&d, k, LONG, WIDTH, WIDTH);
+    char *text = read_file(project_path(path, "test/goldens/retention.txt"), NULL), *rest = text;
+    double decay = 0, worst = 0;
+    int lines = 0;
+    for (char *line; (line = strtok_r(rest, "\n", &rest)) != NULL; lines++) {
+        double its, value[WIDTH + 1];
+        int token, read = 0;
+        assert_int_equal(sscanf(line, "%lf %7s %d%n", &its, name, &token, &read), 3);
+        line += read;
+        for (int i = 0; i <= WIDTH; i++) value[i] = strtod(line, &line);
+        if (its != decay) {
+            decay = its;
+            log2_decay = (float)log2(decay);
+            linear_kernels_cpu.forward(&d, &shape, &t, NULL, NULL);
+            linear_kernels_cpu.backward(&d, &shape, &t, NULL);
+        }
+        const float *got = strcmp(name, "y") == 0 ? y : name[2] == 'q' ? d_q : name[2] == 'k' ? d_k : d_v;
+        for (int i = 0; i < WIDTH; i++) {
+            double error = fabs(got[token * WIDTH + i] - value[i]) / value[WIDTH];
+            if (!(error <= worst)) worst = error;
+            if (!(error <= 4 * (64 + LONG / 64 + 64) * u))
+                fail_msg("decay %g, %s of token %d: off by %.2e", decay, name, token, error);
+        }
+    }
+    assert_int_equal(lines, 2 * (LONG / 64 + 3 * LONG / 256));
+    if (getenv("VERBOSE") != NULL) fprintf(stderr, "of 8,192 tokens: off by at most %.2e of the sums\n", worst);
+    device_return_scratch(&d);
+    free(text), free(q), free(k), free(v), free(d_y), free(y), free(inverse), free(d_q), free(d_k), free(d_v),
+        free(starts);
+}
+
 // ---- CUDA's kernels, by the emulated device
 // ---------------------------------------------------------------------------
 
@@ -425,6 +502,7 @@ int main(void) {
         cmocka_unit_test(documents_restart_it),       cmocka_unit_test(decays_and_windows),
         cmocka_unit_test(same_bits_in_two_runs),      cmocka_unit_test(same_bits_on_any_number_of_threads),
         cmocka_unit_test(generation_is_training),     cmocka_unit_test(refusals),
+        cmocka_unit_test(long_sequences_do_not_drift),
         cmocka_unit_test(cuda_is_its_definition)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
