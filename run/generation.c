@@ -34,7 +34,7 @@ static void lay_out_generator(Generator *g, const Run *run, Device *d) {
                       .context = capacity,
                       .ranks = 1,
                       .documents = documents,
-                      .kernels = d->mixers};
+                      .kernels = run->devices.mixers};
     pass_lay_out(&g->pass, size, run->table.padded_vocab_size, &g->arena, PASS_GENERATING, RECOMPUTE_NONE);
     g->pass.generation = &g->generation;
     g->generation.capacity = capacity;

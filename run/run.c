@@ -10,6 +10,7 @@
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
+#include "mixer/attention.h"
 #include "run/preset.h"
 #include "run/run_parts.h"
 #include "terminal/report.h"
@@ -136,17 +137,18 @@ static bool choose_document_end(Run *run, Error *err) {
     return true;
 }
 
-// Counts the layers of each window.
+// Counts the layers of each window and dilation.
 static void count_windows(AttentionConfig *a, const ModelConfig *c) {
-    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS, "and layers without");
+    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS + (int)CONFIG_MAX_MIXERS, "and layers without");
     a->window_count = 0;
     for (int64_t l = 0; l < c->layers; l++) {
         if (!layer_kind(c, l).tokens->attends) continue;
-        int64_t window = config_window(c, l, a->context);
+        LayersOfWindow sees = attention_sees(c, l, a->context);
         int i = 0;
-        while (i < a->window_count && a->windows[i].window != window) i++;
-        if (i == a->window_count) a->windows[a->window_count++] = (struct LayersOfWindow){window, 0};
-        a->windows[i].layers++;
+        while (i < a->window_count && (a->windows[i].window != sees.window || a->windows[i].dilation != sees.dilation))
+            i++;
+        if (i == a->window_count) a->windows[a->window_count++] = sees;
+        else a->windows[i].layers++;
     }
 }
 
