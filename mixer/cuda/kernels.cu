@@ -2,6 +2,7 @@
 #include "mixer/cuda/kernels.h"
 
 extern const ScanKernels scan_kernels_cuda;
+extern const ConvolutionKernels convolution_kernels_cuda;
 extern const TriangleKernels triangle_kernels_cuda;
 
 const MixerKernels *cuda_mixer_kernels(void) {
@@ -9,7 +10,7 @@ const MixerKernels *cuda_mixer_kernels(void) {
         &scan_kernels_cuda, // scan
         nullptr,            // linear
         nullptr,            // delta
-        nullptr,            // convolution
+        &convolution_kernels_cuda, // convolution
         &triangle_kernels_cuda, // triangle
     };
     return &kernels;
