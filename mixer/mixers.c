@@ -3,5 +3,6 @@
 #include "model/mixer.h"
 
 extern const Mixer mixer_attention;
+extern const Mixer mixer_delta;
 
-const Mixer *const token_mixers[] = {&mixer_attention, NULL};
+const Mixer *const token_mixers[] = {&mixer_attention, &mixer_delta, NULL};

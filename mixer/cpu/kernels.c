@@ -3,4 +3,8 @@
 
 #include <stddef.h>
 
-const MixerKernels mixer_kernels_cpu = {.scan = NULL};
+extern const struct DeltaKernels delta_kernels_cpu;
+
+const MixerKernels mixer_kernels_cpu = {
+    .delta = &delta_kernels_cpu,
+};
