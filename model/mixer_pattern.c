@@ -4,6 +4,7 @@
 //
 // No name begins with a digit, so a comma before a number goes on with the choice at hand.
 #include <ctype.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,8 +31,10 @@ static bool unknown(const char *what, const char *list, const char *name, size_t
     char known[200] = "";
     for (int i = 0; token_mixers[i] != NULL; i++)
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i > 0 ? ", " : "", token_mixers[i]->name);
-    return error_usage(err, "%s %s: there is no \"%.*s\"; give names out of: %s", what, json_shown(list).text,
-                       (int)(length < 60 ? length : 60), name, known);
+    char shown[61];
+    snprintf(shown, sizeof shown, "%.*s", (int)(length < 60 ? length : 60), name);
+    return error_usage(err, "%s %s: there is no \"%s\"; give names out of: %s", what, json_shown(list).text,
+                       json_shown(shown).text, known);
 }
 
 static bool bad_option(const char *what, const char *list, const Mixer *mixer, Error *err) {
@@ -52,7 +55,9 @@ static bool read_option(MixerChoice *choice, const Mixer *mixer, const char *tex
     }
     while (choice->values < mixer->most_values && begins_number(text)) {
         char *after;
-        choice->value[choice->values++] = strtod(text, &after);
+        double value = choice->value[choice->values++] = strtod(text, &after);
+        bool decimal = text + strspn(text, ".0123456789eE+-") >= after; // strtod also takes hexadecimal
+        if (!decimal || !isfinite(value)) return false;
         if (after == end) return true;
         if (*after != ',') return false;
         text = after + 1;

@@ -9,8 +9,9 @@
 #include "model/parameters.h"
 
 // The whole plan. `rank_arena` is one rank's; `all_ranks` the bytes of all. `passes` micro-batches make a step.
-// attends: some layer uses attention's exchange.
+// attends: some layer uses attention's exchange. replayed: layers mix once more in backward (--recompute block).
 void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *table, const AttentionConfig *attention,
-                bool attends, const Arena *rank_arena, size_t all_ranks, int64_t batch, int64_t passes);
+                bool attends, bool replayed, const Arena *rank_arena, size_t all_ranks, int64_t batch,
+                int64_t passes);
 
 #endif

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/cpu_features.h"
+#include "run/mixing.h"
 #include "run/plan.h"
 #include "terminal/output.h"
 #include "terminal/report.h"
@@ -40,8 +41,8 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         DevicesNeed tightest = devices_need(&run->devices, bytes, generator);
         bool fits = tightest.have < 0 || tightest.need < tightest.have;
         if (speaks && (o->plan || !fits))
-            print_plan(stdout, &run->config, &run->table, &run->attention, run->attends, first, all, o->batch,
-                       o->batch / o->dp / run->micro_batch);
+            print_plan(stdout, &run->config, &run->table, &run->attention, run->attends,
+                       run->recompute == RECOMPUTE_BLOCK, first, all, o->batch, o->batch / o->dp / run->micro_batch);
         if (speaks && o->plan) print_host(run, r);
         if (speaks && o->plan && tightest.have < 0)
             printf(
@@ -58,7 +59,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
 
 bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
-    if (!run_open(run, speaks, err)) return false;
+    if (!run_open(run, speaks, err) || !mixing_check(run, err)) return false;
     if (speaks) options_print_command(&run->options, stdout);
     output_flush();
     if (!plan(run, speaks, &arena, err)) return false;

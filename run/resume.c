@@ -58,6 +58,24 @@ bool run_open_resumed(Run *run, Error *err) {
 }
 
 // Sizes that were typed beside --resume must be those of the checkpoint.
+// --mixer, given again, must say what the layers have.
+static bool same_mixers(const Options *o, const ModelConfig *c, const char *from, Error *err) {
+    ModelConfig given = *c;
+    char has[MIXERS_TEXT];
+    if (!options_given(o, "mixer")) return true;
+    if (!mixers_read(&given, o->mixer, "--mixer", err)) return false;
+    for (int64_t l = 0; l < c->layers; l++) {
+        char here[MIXERS_TEXT], there[MIXERS_TEXT];
+        LayerKind wanted = layer_kind(&given, l), kind = layer_kind(c, l);
+        mixer_write(&wanted.choice, here);
+        mixer_write(&kind.choice, there);
+        if (strcmp(here, there) == 0) continue;
+        mixers_write(c, has);
+        return error_usage(err, "--mixer %s: %s has %s; leave it out", o->mixer, from, has);
+    }
+    return true;
+}
+
 bool run_same_sizes(const Options *o, const ModelConfig *c, const char *from, Error *err) {
     const struct Size {
         const char *option;
@@ -79,6 +97,7 @@ bool run_same_sizes(const Options *o, const ModelConfig *c, const char *from, Er
         if (config_window(c, l, INT64_MAX) != o->windows[l % o->window_count])
             return error_usage(err, "--window %s: layer %lld of %s has %lld; leave it out", o->window, (long long)l,
                                from, (long long)config_window(c, l, INT64_MAX));
+    if (!same_mixers(o, c, from, err)) return false;
     ModelConfig named;
     if (!options_given(o, "model")) return true;
     if (!config_from_options(&named, o, c->vocab_size, err)) return false;
