@@ -30,7 +30,9 @@ static int64_t block_rows(const DeltaShape *s, int64_t n) {
 DeltaBlock delta_block(const DeltaShape *s, const DeltaTokens *t, int64_t b, int64_t h, int64_t n, DeltaRoom *room) {
     int64_t N = delta_blocks(s), W = delta_width(s->head_dim), group = h / (s->heads / s->kv_heads);
     int64_t index = (b * s->heads + h) * N + n, shared = (b * s->kv_heads + group) * N + n;
-    DeltaBlock block = {.rows = round_up_to_strip(block_rows(s, n)),
+    DeltaBlock block = {.tile = tile_kernels(),
+                        .delta = delta_tiles(),
+                        .rows = round_up_to_strip(block_rows(s, n)),
                         .W = W,
                         .q = {(float *)t->q + index * DELTA_BLOCK * W, W},
                         .k = {(float *)t->k + shared * DELTA_BLOCK * W, W},
@@ -41,31 +43,32 @@ DeltaBlock delta_block(const DeltaShape *s, const DeltaTokens *t, int64_t b, int
                         .carry = delta_take(room, 1, DELTA_BLOCK).data};
     double sum[DELTA_BLOCK], running = 0;
     for (int64_t i = 0; i < block.rows; i++) sum[i] = running += t->log_decay[index * DELTA_BLOCK + i];
-    delta_tiles()->decay(block.decay, block.carry, block.rows, sum, block.begin);
+    block.delta->decay(block.decay, block.carry, block.rows, sum, block.begin);
     block.rest = block.decay.data + (block.rows - 1) * block.decay.stride;
     return block;
 }
 
-void delta_scores(int64_t rows, int64_t W, Rows a, Rows bt, Rows c) {
-    for (int64_t i = 0; i < rows; i += STRIP)
-        tile_kernels()->product(STRIP, i + STRIP, W, plain(rows_from(a, i, 0)), bt, rows_from(c, i, 0), OVERWRITE);
+void delta_scores(const DeltaBlock *block, Rows a, Rows bt, Rows c) {
+    for (int64_t i = 0; i < block->rows; i += STRIP)
+        block->tile->product(STRIP, i + STRIP, block->W, plain(rows_from(a, i, 0)), bt, rows_from(c, i, 0), OVERWRITE);
 }
 
-void delta_lower(int64_t rows, Rows lower, bool transpose, Rows b, Rows c, int64_t columns, Update update) {
+void delta_lower(const DeltaBlock *block, Rows lower, bool transpose, Rows b, Rows c, int64_t columns, Update update) {
+    const int64_t rows = block->rows;
     for (int64_t i = 0; i < rows; i += STRIP) {
         if (transpose)
-            tile_kernels()->product(STRIP, columns, rows - i, transposed(rows_from(lower, i, i)), rows_from(b, i, 0),
+            block->tile->product(STRIP, columns, rows - i, transposed(rows_from(lower, i, i)), rows_from(b, i, 0),
                                     rows_from(c, i, 0), update);
         else
-            tile_kernels()->product(STRIP, columns, i + STRIP, plain(rows_from(lower, i, 0)), b, rows_from(c, i, 0),
+            block->tile->product(STRIP, columns, i + STRIP, plain(rows_from(lower, i, 0)), b, rows_from(c, i, 0),
                                     update);
     }
 }
 
 void delta_system(const DeltaBlock *block, Rows kt, Rows a) {
-    tile_kernels()->pack_transposed(kt, block->rows, block->k, block->rows, block->W, 1.0f);
-    delta_scores(block->rows, block->W, block->k, kt, a);
-    delta_tiles()->weigh(a, block->decay, block->rows, block->beta, false);
+    block->tile->pack_transposed(kt, block->rows, block->k, block->rows, block->W, 1.0f);
+    delta_scores(block, block->k, kt, a);
+    block->delta->weigh(a, block->decay, block->rows, block->beta, false);
 }
 
 // Strip after strip: what the strips solved before contribute is a product, and within the strip it is a small system.
@@ -79,16 +82,16 @@ void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool 
         if (!transpose) {
             for (int64_t r = 0; r < STRIP; r++)
                 for (int64_t j = 0; j < i; j++) negative[r * DELTA_BLOCK + j] = -a.data[(i + r) * a.stride + j];
-            if (i > 0) tile_kernels()->product(STRIP, columns, i, plain(part), x, strip, ADD);
+            if (i > 0) block->tile->product(STRIP, columns, i, plain(part), x, strip, ADD);
         } else {
             int64_t behind = rows - i - STRIP;
             for (int64_t j = 0; j < behind; j++)
                 for (int64_t r = 0; r < STRIP; r++)
                     negative[j * STRIP + r] = -a.data[(i + STRIP + j) * a.stride + i + r];
             if (behind > 0)
-                tile_kernels()->product(STRIP, columns, behind, transposed(part), rows_from(x, i + STRIP, 0), strip, ADD);
+                block->tile->product(STRIP, columns, behind, transposed(part), rows_from(x, i + STRIP, 0), strip, ADD);
         }
-        delta_tiles()->solve(strip, columns, rows_from(a, i, i), transpose);
+        block->delta->solve(strip, columns, rows_from(a, i, i), transpose);
     }
 }
 
@@ -97,8 +100,8 @@ void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool 
 // One block: U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half
 // are zeros.
 static void advance_block(const DeltaBlock *block, Rows state, int64_t columns, Rows updates, DeltaRoom room) {
-    const TileKernels *tile = tile_kernels();
-    const DeltaTiles *delta = delta_tiles();
+    const TileKernels *tile = block->tile;
+    const DeltaTiles *delta = block->delta;
     int64_t rows = block->rows, W = block->W;
     Rows kt = delta_take(&room, W, DELTA_BLOCK), a = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
     delta_system(block, kt, a);
@@ -215,12 +218,12 @@ static void read_out_task(void *context, int64_t task, int worker) {
     DeltaBlock block = delta_block(s, r->t, b, h, n, &room);
     Rows kt = delta_take(&room, W, DELTA_BLOCK), p = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
     Rows q = delta_take(&room, DELTA_BLOCK, W), out = delta_part(s, r->out, b, h, n, DELTA_BLOCK, W);
-    tile_kernels()->pack_transposed(kt, block.rows, block.k, block.rows, W, 1.0f);
-    delta_scores(block.rows, W, block.q, kt, p);
-    delta_tiles()->weigh(p, block.decay, block.rows, NULL, true);
-    delta_tiles()->scale(q, block.q, block.rows, W, block.carry);
-    tile_kernels()->product(block.rows, W, W, plain(q), delta_part(s, r->states, b, h, n, W, W), out, OVERWRITE);
-    delta_lower(block.rows, p, false, delta_part(s, r->updates, b, h, n, DELTA_BLOCK, W), out, W, ADD);
+    block.tile->pack_transposed(kt, block.rows, block.k, block.rows, W, 1.0f);
+    delta_scores(&block, block.q, kt, p);
+    block.delta->weigh(p, block.decay, block.rows, NULL, true);
+    block.delta->scale(q, block.q, block.rows, W, block.carry);
+    block.tile->product(block.rows, W, W, plain(q), delta_part(s, r->states, b, h, n, W, W), out, OVERWRITE);
+    delta_lower(&block, p, false, delta_part(s, r->updates, b, h, n, DELTA_BLOCK, W), out, W, ADD);
 }
 
 static void read_out(Device *d, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,

@@ -58,6 +58,8 @@ static inline Rows delta_take(DeltaRoom *room, int64_t rows, int64_t columns) {
 
 // A block's tokens and what follows from their decays: see mixer/delta.h for the letters.
 typedef struct DeltaBlock {
+    const TileKernels *tile;
+    const DeltaTiles *delta;
     int64_t rows, W;          // rows rounded up to a STRIP
     Rows q, k, v;             // (rows, W)
     const float *beta;        // (rows)
@@ -81,8 +83,8 @@ void delta_system(const DeltaBlock *block, Rows kt, Rows a);
 // x (rows, columns) = (I + A)^-1 x, or of the transpose.
 void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool transpose);
 // c (rows, columns) += or = L b, or L^T b, for L (rows, rows) with zeros above the diagonal.
-void delta_lower(int64_t rows, Rows lower, bool transpose, Rows b, Rows c, int64_t columns, Update update);
+void delta_lower(const DeltaBlock *block, Rows lower, bool transpose, Rows b, Rows c, int64_t columns, Update update);
 // c (rows, rows), up to the diagonal = a (rows, W) bt (W, rows)
-void delta_scores(int64_t rows, int64_t W, Rows a, Rows bt, Rows c);
+void delta_scores(const DeltaBlock *block, Rows a, Rows bt, Rows c);
 
 #endif

@@ -27,18 +27,18 @@ static void scale_all(Rows x, int64_t rows, int64_t columns, float by) {
 // ---- from the last block to the first: R, and the gradients of states ---------------------------------------------------
 
 static void retreat_block(const DeltaBlock *block, Rows d_out, Rows d_state, Rows residuals, DeltaRoom room) {
-    const TileKernels *tile = tile_kernels();
-    const DeltaTiles *delta = delta_tiles();
+    const TileKernels *tile = block->tile;
+    const DeltaTiles *delta = block->delta;
     int64_t rows = block->rows, W = block->W;
     Rows kt = delta_take(&room, W, DELTA_BLOCK), a = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
     Rows p = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK), weighed = delta_take(&room, rows, W);
     delta_system(block, kt, a);
-    delta_scores(rows, W, block->q, kt, p);
+    delta_scores(block, block->q, kt, p);
     delta->weigh(p, block->decay, rows, NULL, true);
 
     delta->scale(weighed, block->k, rows, W, block->rest);
     tile->product(rows, W, W, plain(weighed), d_state, residuals, OVERWRITE);
-    delta_lower(rows, p, true, d_out, residuals, W, ADD);
+    delta_lower(block, p, true, d_out, residuals, W, ADD);
     delta_solve(block, a, residuals, W, true);
 
     scale_all(d_state, W, W, block->carry[rows - 1]);
@@ -94,36 +94,36 @@ typedef struct Between {
 
 static void d_queries_and_h(const DeltaBlock *block, Between *w, Rows state, Rows d_out, Rows residuals, Rows d_q,
                             Rows room) {
-    const TileKernels *tile = tile_kernels();
+    const TileKernels *tile = block->tile;
     int64_t rows = block->rows, W = block->W;
     float negative[DELTA_BLOCK];
     tile->pack_transposed(w->transpose, W, state, W, W, 1.0f);
     tile->product(rows, W, W, plain(d_out), w->transpose, d_q, OVERWRITE);
-    delta_tiles()->scale(d_q, d_q, rows, W, block->carry);
-    delta_lower(rows, w->s, false, block->k, d_q, W, ADD);
+    block->delta->scale(d_q, d_q, rows, W, block->carry);
+    delta_lower(block, w->s, false, block->k, d_q, W, ADD);
 
     for (int64_t i = 0; i < rows; i++) negative[i] = -block->carry[i];
     tile->product(rows, W, W, plain(residuals), w->transpose, room, OVERWRITE);
-    delta_tiles()->scale(w->h, room, rows, W, negative);
-    delta_lower(rows, w->g, false, block->k, w->h, W, ADD);
+    block->delta->scale(w->h, room, rows, W, negative);
+    delta_lower(block, w->g, false, block->k, w->h, W, ADD);
 }
 
 static void other_keys(const DeltaBlock *block, Between *w, Rows updates, Rows d_state) {
-    const TileKernels *tile = tile_kernels();
+    const TileKernels *tile = block->tile;
     int64_t rows = block->rows, W = block->W;
     tile->pack_transposed(w->transpose, W, d_state, W, W, 1.0f);
     tile->product(rows, W, W, plain(updates), w->transpose, w->by_end, OVERWRITE);
-    delta_tiles()->scale(w->other, w->by_end, rows, W, block->rest);
-    delta_lower(rows, w->s, true, block->q, w->other, W, ADD);
+    block->delta->scale(w->other, w->by_end, rows, W, block->rest);
+    delta_lower(block, w->s, true, block->q, w->other, W, ADD);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < (i / STRIP + 1) * STRIP; j++) w->g.data[i * w->g.stride + j] *= block->beta[i];
-    delta_lower(rows, w->g, true, block->k, w->other, W, ADD);
+    delta_lower(block, w->g, true, block->k, w->other, W, ADD);
 }
 
 // The decays' own: of g_i first, and of a_i by summing from the block's end to its start, or to where a document begins,
 // whose first decay nothing depends on.
 static void d_decays(const DeltaBlock *block, Between *w, Rows d_q, Rows state, Rows d_state, const float *k_h, float *to) {
-    const DeltaTiles *delta = delta_tiles();
+    const DeltaTiles *delta = block->delta;
     int64_t rows = block->rows, W = block->W;
     float q_dot[DELTA_BLOCK], k_dot[DELTA_BLOCK], end_dot[DELTA_BLOCK], state_dot[DELTA_BLOCK];
     delta->dots(q_dot, block->q, d_q, rows, W);
@@ -148,12 +148,12 @@ static void d_decays(const DeltaBlock *block, Between *w, Rows d_q, Rows state, 
 static void differentiate_task(void *context, int64_t task, int worker) {
     const Backward *k = context;
     const DeltaShape *s = k->s;
-    const TileKernels *tile = tile_kernels();
-    const DeltaTiles *delta = delta_tiles();
     int64_t N = delta_blocks(s), W = delta_width(s->head_dim), n = task % N, h = task / N % s->heads,
             b = task / N / s->heads;
     DeltaRoom room = worker_room(k, worker);
     DeltaBlock block = delta_block(s, k->t, b, h, n, &room);
+    const TileKernels *tile = block.tile;
+    const DeltaTiles *delta = block.delta;
     int64_t rows = block.rows;
     Rows state = delta_part(s, k->states, b, h, n, W, W), d_state = delta_part(s, k->d_states, b, h, n, W, W);
     Rows updates = delta_part(s, k->updates, b, h, n, DELTA_BLOCK, W);
@@ -171,9 +171,9 @@ static void differentiate_task(void *context, int64_t task, int worker) {
                  .by_end = delta_take(&room, DELTA_BLOCK, W)};
     for (int64_t i = 0; i < rows; i++) minus[i] = -1;
     tile->pack_transposed(w.ut, rows, updates, rows, W, 1.0f);
-    delta_scores(rows, W, d_out, w.ut, w.s);
+    delta_scores(&block, d_out, w.ut, w.s);
     delta->weigh(w.s, block.decay, rows, NULL, true);
-    delta_scores(rows, W, residuals, w.ut, w.g);
+    delta_scores(&block, residuals, w.ut, w.g);
     delta->weigh(w.g, block.decay, rows, minus, false);
 
     d_queries_and_h(&block, &w, state, d_out, residuals, d_q, w.by_end);

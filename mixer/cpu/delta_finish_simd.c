@@ -25,6 +25,10 @@ static HeadRow head_row(const Finish *f, const BlockRows *r, int64_t h, int64_t 
                     .y = (row * s->heads + h) * D,
                     .gate_at = row * (convolved + s->heads * D) + convolved + h * D};
     head.gate = f->raw + head.gate_at;
+    __builtin_prefetch(head.gate + convolved + s->heads * D); // of the next token: rows lie far apart
+    __builtin_prefetch(head.gate + convolved + s->heads * D + 16);
+    __builtin_prefetch(head.gate + convolved + s->heads * D + 32);
+    __builtin_prefetch(head.gate + convolved + s->heads * D + 48);
     head.rstd = 1 / sqrtf(dot(head.out, head.out, D) / (float)D + f->epsilon);
     return head;
 }

@@ -60,15 +60,19 @@ static float inverse_length(const float *x, int64_t D) { return 1 / sqrtf(dot(x,
 static float softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
 static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-static void silu_row(float *to, const float *x, int64_t count) {
-    for (int64_t c = 0; c < count; c += SIMD_WIDTH) vstore_some(to + c, vsilu(vload_some(x + c, count - c)), count - c);
+// `next`: how far it is to the row that comes after, which processors do not fetch by themselves.
+static void silu_row(float *to, const float *x, int64_t count, int64_t next) {
+    for (int64_t c = 0; c < count; c += SIMD_WIDTH) {
+        __builtin_prefetch(x + next + c);
+        vstore_some(to + c, vsilu(vload_some(x + c, count - c)), count - c);
+    }
 }
 
 static void prepare_row(const Tokens *k, const BlockRows *r, int64_t i, float *room) {
     const DeltaShape *s = k->s;
     int64_t D = s->head_dim, W = delta_width(D), E = convolved_width(s);
     const float *x = convolved_row(k, r, i, room);
-    silu_row(room, x, E);
+    silu_row(room, x, E, raw_width(s));
     for (int64_t h = 0; h < s->heads; h++, room += D)
         write_head(block_row(s, k->t->q, s->heads, r->b, h, r->n, i), W, room, D,
                    inverse_length(room, D) / sqrtf((float)D));
@@ -177,7 +181,7 @@ static void prepare_backward_task(void *context, int64_t task, int worker) {
     for (int64_t i = 0; i < r.rows; i++) {
         const float *z = convolved_row(k, &r, i, room);
         float *x = room + E + 16, *to = k->d_raw + (r.row + i) * raw_width(s);
-        silu_row(x, z, E);
+        silu_row(x, z, E, raw_width(s));
         for (int64_t h = 0; h < s->heads; h++, z += D, x += D, to += D)
             head_backward(to, z, x, block_row(s, k->g->d_q, s->heads, r.b, h, r.n, i), D, 1 / sqrtf((float)D), true);
         for (int64_t h = 0; h < s->kv_heads; h++, z += D, x += D, to += D)
