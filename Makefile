@@ -18,7 +18,7 @@
 #   make test-release, test-asan, test-tsan      one build's tests;  TEST="options random": only these programs
 #   make CC=clang BUILD=build/clang              another compiler, in a folder of its own
 #   make corpus                                  gathers the bundled corpus anew (make does it in a fresh build)
-#   make WITHOUT="mpi cblas openmp cuda emulated"  leaves out some of what was found
+#   make WITHOUT="mpi cblas fftw openmp cuda emulated"  leaves out some of what was found
 #   make ARCHS="80 90a"                          compiles for these GPUs (default: those here, or every one it knows)
 #   make V=1                                     shows whole commands
 
@@ -64,7 +64,7 @@ EMULATED_FLAGS   = -std=c++17 -D_GNU_SOURCE -I. -Iemulated -g $(WARNINGS) -Wno-u
                    -MP -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-gnu-unique
 # -fsanitize=thread makes the compiler name every memory access, which the emulator checks; no sanitizer is linked.
 EMULATED_KERNEL  = $(CXX) $(EMULATED_FLAGS) -O1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0 \
-                   -DHOPPER -Dcuda_device=emulated_device -x c++
+                   -DHOPPER -Dcuda_device=emulated_device -Dcuda_device_elsewhere=emulated_device_elsewhere -x c++
 EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)
 EMULATED_OBJECTS = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out layers/cuda/libraries.cu,$(KERNELS)))
 
@@ -176,7 +176,7 @@ check-sass: $(CUDA_OBJECTS)
 $(BUILD)/emulated.o: $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
 	$(call say,LD  )
 	$(Q)ld -r --force-group-allocation $^ -o $@
-	$(Q)objcopy --keep-global-symbol=emulated_device --keep-global-symbol=emulated_use $@
+	$(Q)objcopy $(addprefix --keep-global-symbol=,emulated_device emulated_device_elsewhere emulated_use) $@
 
 $(BUILD)/emulated/%.o: %.cu $(BUILD)/config.mk
 	$(call say,C++ )
@@ -206,16 +206,6 @@ $(SUPPORT): $(patsubst %.c,$(BUILD)/%.o,$(wildcard test/support/*.c))
 $(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 	$(call say,LINK)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
-
-# The program with a token mixer that a test adds: its table takes the place of mixer/mixers.c.
-$(BUILD)/test/test_layer: $(BUILD)/test/test_layer.o $(BUILD)/test/toy_mixer.o $(SUPPORT) $(LIBRARY) \
-                          | $(BUILD)/test/train_gpt_with_toy
-	$(call say,LINK)
-	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
-$(BUILD)/test/train_gpt_with_toy: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
-                                  $(BUILD)/terminal/version.o $(BUILD)/test/toy_mixer.o $(LIBRARY)
-	$(call say,LINK)
-	$(Q)$(LINK) $^ $(LIBS) -o $@
 
 # The program that counts what it allocates: its calls pass through test/counted.c.
 COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "dataloader/bigram.h"
+#include "run/mixing.h"
 #include "run/prepare.h"
 #include "run/saving.h"
 #include "run/signals.h"
@@ -193,7 +194,7 @@ typedef struct Validation {
 static double tokens_in_step(const Run *run) { return (double)run->options.batch * (double)run->options.context; }
 
 // Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
-static bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err) {
+bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err) {
     Pass *pass = &r->pass;
     Device *d = &r->device;
     int64_t tokens = r->model.shard.tokens;
@@ -420,6 +421,7 @@ static void train(Rank *r, Reporter *reporter) {
                    o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
         else if (isfinite(t.validation_loss)) report_validation(run, &validation, t.validation_loss);
     }
+    if (o->dump_mixing != NULL) mixing_dump(r, &validation.loader);
     free(t.window);
     free(validation.window);
 }

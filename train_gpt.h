@@ -51,6 +51,8 @@ int threads_per_rank(const Run *run);
 // Lays out what the layers work in, for passes of this size on so many threads, or attention in so many bytes, and
 // lends it to the device.
 void lend_scratch(Device *device, const Run *run, const MixerSize *size, size_t attention, int threads, Arena *arena);
+// Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
+bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err);
 // pass->tokens, pass->positions -> pass->normed, the output of the final norm, which the classifier reads.
 void forward(Model *model, Pass *pass);
 // The mean loss (nats per token) of the tokens that were loaded last, with the weights as they are now. Collective.

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 
+#include "attention/dilated.h"
 #include "attention/exchange.h"
 
 struct AttentionScratch {
@@ -30,17 +31,30 @@ static int64_t largest_shard(int64_t T, int ranks) {
     return largest;
 }
 
+static int64_t least_dilation(const AttentionConfig *config) {
+    int64_t least = config->window_count == 0 ? 1 : INT64_MAX;
+    for (int i = 0; i < config->window_count; i++)
+        if (least > config->windows[i].dilation) least = config->windows[i].dilation;
+    return least > 1 ? least : 1;
+}
+
 // `ranks` are all those of the sequence: one alone keeps nothing but delta in memory, since its kernels meet all keys
-// at once and write what they have summed up in storage type.
+// at once and write what they have summed up in storage type. But dilated ones, backward, meet keys several times.
 static void lay_out_walk(Walk *walk, int ranks, const AttentionConfig *config, Arena *arena) {
     const AttentionShape *shape = &walk->shape;
     size_t rows = (size_t)(shape->batch * shape->heads * walk->shard.tokens) * sizeof(float);
     walk->rows = arena_take(arena, "attention: softmax sum, delta", rows);
-    if (ranks == 1) return;
+    bool dilated = attention_is_dilated(config);
+    if (dilated && config->documents) {
+        size_t firsts = (size_t)dilated_first_elements(shape->batch, walk->context, 2); // of the least dilation
+        walk->first = arena_take(arena, "attention: first keys seen", firsts * sizeof *walk->first);
+    }
+    if (ranks == 1 && !dilated) return;
     walk->queries =
         arena_take(arena, "attention: softmax accumulator, gradient of queries", rows * (size_t)shape->head_dim);
 
-    size_t token = (size_t)walk_token_elements(shape), tokens = (size_t)largest_shard(walk->context, walk->ranks);
+    size_t token = (size_t)(walk_token_elements(shape) / least_dilation(config)),
+           tokens = (size_t)largest_shard(walk->context, walk->ranks);
     bool gather = config->exchange == EXCHANGE_GATHER, limited = config->documents;
     for (int i = 0; i < config->window_count; i++) limited = limited || config->windows[i].window > 0;
     int gradients = walk->ranks == 1 ? 1 : gather || limited ? 4 : 3;
@@ -165,10 +179,13 @@ int64_t attention_bytes_sent(const Attention *attention) {
 
 // The walk and Ulysses, ready for a call.
 static const Walk *walk_on(Attention *attention, Device *device, Visibility visibility) {
-    attention->scratch->walk.device = device;
-    attention->scratch->walk.visibility = visibility;
-    attention->scratch->walk.on_host = visibility_on_host(&visibility);
-    return &attention->scratch->walk;
+    Walk *walk = &attention->scratch->walk;
+    walk->device = device;
+    walk->visibility = visibility;
+    walk->on_host = visibility_on_host(&visibility);
+    walk->block_shape = walk->shape;
+    if (visibility.dilation > 1) walk->block_shape.kv_heads /= visibility.dilation;
+    return walk;
 }
 static const Ulysses *ulysses_on(Attention *attention, Device *device) {
     attention->scratch->ulysses.device = device;
@@ -230,8 +247,9 @@ void attention_backward(Attention *attention, Device *device, Visibility visibil
     }
     const Walk *walk = walk_on(attention, device, visibility);
     mine.delta = config->ulysses == 1 ? walk->rows : scratch->ulysses.delta;
-    row_delta(attention, device, &mine);
-    if (config->ranks == 1) {
+    if (visibility.dilation > 1) walk_row_delta(walk, &mine);
+    else row_delta(attention, device, &mine);
+    if (config->ranks == 1 && visibility.dilation <= 1) {
         walk_backward_alone(walk, &mine, d_k, d_v);
         return;
     }

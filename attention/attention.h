@@ -27,7 +27,11 @@ typedef enum Exchange {
 
 const char *exchange_name(Exchange exchange);
 
-enum { ATTENTION_MAX_WINDOWS = 33 };
+// What queries of some layers see: a window (0: no limit) of which a head sees every so-and-so-many-th key (0: all).
+typedef struct LayersOfWindow {
+    int64_t window, layers, dilation;
+} LayersOfWindow;
+enum { ATTENTION_MAX_WINDOWS = 49, ATTENTION_MAX_DILATION = 64 };
 
 typedef struct AttentionConfig {
     int64_t context; // T, tokens of one sequence over all ranks
@@ -39,12 +43,9 @@ typedef struct AttentionConfig {
     // Of the device: attention_resolve asks them whether they can serve the shape, and they say what vanilla needs.
     // NULL where the device is not at hand (planning): nothing is asked.
     const AttentionKernels *kernels;
-    // What the layers let their queries see: the windows there are (0: no limit), and how many layers have each. None
-    // stands for one layer without.
+    // What the layers let their queries see, and how many layers have each. None stands for one layer without limit.
     int window_count;
-    struct LayersOfWindow {
-        int64_t window, layers;
-    } windows[ATTENTION_MAX_WINDOWS];
+    LayersOfWindow windows[ATTENTION_MAX_WINDOWS];
     bool documents; // attention stops at the ends of documents
 } AttentionConfig;
 
@@ -85,13 +86,13 @@ void attention_disconnect(Attention *attention);
 int64_t attention_bytes_sent(const Attention *attention);
 
 // q (B, Tl, H, D), k and v (B, Tl, KV, D), out like q: this rank's tokens, in shard order. log_sum_exp (B, H, Tl) is
-// kept for backward. out may not alias q. visibility: of this layer, the same on all ranks; its window is one of the
-// configuration's, and `first`, (B, T) in the device's memory, is given where the configuration says so. `least`, the
-// same on all ranks, saves sending what documents hide.
+// kept for backward, in an order of its own. out may not alias q. visibility: of this layer, the same on all ranks; its
+// window and dilation are among the configuration's, and `first`, (B, T) in the device's memory, is given where the
+// configuration says so. `least`, the same on all ranks, saves sending what documents hide.
 void attention_forward(Attention *attention, Device *device, Visibility visibility, TokenView out, float *log_sum_exp,
                        TokenView q, TokenView k, TokenView v);
 // d_q, d_k, d_v are overwritten, in storage type, with the same shapes; they may be views of one fused buffer, but not
-// alias the other tensors.
+// alias the other tensors. Where attention is dilated, d_k and d_v are zeros before.
 void attention_backward(Attention *attention, Device *device, Visibility visibility, TokenView d_q, TokenView d_k,
                         TokenView d_v, TokenView q, TokenView k, TokenView v, TokenView out, const float *log_sum_exp,
                         TokenView d_out);

@@ -28,7 +28,8 @@ const char *exchange_name(Exchange exchange) { return names[exchange]; }
 // they begin.
 //
 // With even chunks, on average over ranks: forward 3/4 (R-1)/R w e T for both; the gradients w 4 T, or 3/4 (R-1)/R of
-// it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.)
+// it. (The last rank's two chunks are one and go everywhere: only ranks below it are there.) Of a dilated layer's
+// tokens 1/R of the key/value heads travel.
 //
 // Ulysses, rank u of U, n tokens of its own and m of the others of its group; f = 4, the bytes of fp32:
 //   forward   (U-1) n B (H' + 2 KV') D e                  +  m B H' (D e + f)
@@ -42,10 +43,17 @@ static AttentionShape heads_of_one_rank(const AttentionConfig *config) {
     return shape;
 }
 
+bool attention_is_dilated(const AttentionConfig *config) {
+    for (int i = 0; i < config->window_count; i++)
+        if (config->windows[i].dilation > 1) return true;
+    return false;
+}
+
 static AttentionBytes walk_bytes(const AttentionConfig *config, const Visibility *on_host, int rank) {
     int ranks = config->ranks / config->ulysses, me = rank / config->ulysses;
     if (ranks == 1) return (AttentionBytes){0, 0};
     AttentionShape shape = heads_of_one_rank(config);
+    if (on_host->dilation > 1) shape.kv_heads /= on_host->dilation;
     int64_t T = config->context, token = walk_token_elements(&shape), bytes = (int64_t)config->element_bytes;
     int64_t keys = 0, gradients = 0;      // in tokens
     int below = (me + ranks - 1) % ranks; // the ring: every block but its own goes there from me, every gradient too
@@ -86,6 +94,9 @@ static double flops_of_pair(const AttentionConfig *config) {
     return 14.0 * (double)(config->shape.heads * config->shape.head_dim);
 }
 
+// Of dilated layers, each head sees one pair in R.
+static int64_t one_or(int64_t dilation) { return dilation > 1 ? dilation : 1; }
+
 static double pairs_saved(const AttentionConfig *config, int64_t window, const int32_t *first) {
     const Visibility without = {.window = window};
     const Visibility with = {.window = window, .first = first, .stride = config->context};
@@ -97,7 +108,8 @@ double attention_flops_saved(const AttentionConfig *config, const int32_t *first
     if (config->window_count == 0) return flops_of_pair(config) * pairs_saved(config, 0, first);
     double pairs = 0;
     for (int i = 0; i < config->window_count; i++)
-        pairs += (double)config->windows[i].layers * pairs_saved(config, config->windows[i].window, first);
+        pairs += (double)config->windows[i].layers / (double)one_or(config->windows[i].dilation) *
+                 pairs_saved(config, config->windows[i].window, first);
     return flops_of_pair(config) * pairs;
 }
 
@@ -117,15 +129,16 @@ enum {
 };
 
 // Of one rank: 2 + 5 products of 2 D per pair and head.
-static int64_t attention_flops(const AttentionConfig *config, int64_t window) {
+static int64_t attention_flops(const AttentionConfig *config, LayersOfWindow layers) {
     const AttentionShape *shape = &config->shape;
-    const Visibility visibility = {.window = window};
-    int64_t pairs = visibility_pairs(&visibility, 0, (Chunk){0, config->context}) / config->ranks;
+    const Visibility visibility = {.window = layers.window};
+    int64_t pairs =
+        visibility_pairs(&visibility, 0, (Chunk){0, config->context}) / config->ranks / one_or(layers.dilation);
     return 14 * shape->batch * shape->heads * shape->head_dim * pairs;
 }
 
-static int64_t cost_of_layer(const AttentionConfig *config, int64_t window) {
-    const Visibility on_host = {.window = window};
+static int64_t cost_of_layer(const AttentionConfig *config, LayersOfWindow layers) {
+    const Visibility on_host = {.window = layers.window, .dilation = layers.dilation};
     int64_t walk = 0, ulysses = 0;
     for (int rank = 0; rank < config->ranks; rank++) {
         AttentionBytes w = walk_bytes(config, &on_host, rank), u = ulysses_bytes(config, rank);
@@ -135,16 +148,16 @@ static int64_t cost_of_layer(const AttentionConfig *config, int64_t window) {
     int64_t ring = config->ranks / config->ulysses;
     int64_t walk_waits = ring == 1 ? 0 : config->exchange == EXCHANGE_GATHER ? 3 : 2 * ring - 1;
     int64_t ulysses_waits = config->ulysses == 1 ? 0 : 4;
-    int64_t left_over = walk + walk_waits * BYTES_PER_WAIT - attention_flops(config, window) / FLOPS_PER_BYTE;
+    int64_t left_over = walk + walk_waits * BYTES_PER_WAIT - attention_flops(config, layers) / FLOPS_PER_BYTE;
     return (left_over > 0 ? left_over : 0) + ulysses + ulysses_waits * BYTES_PER_WAIT;
 }
 
 // Over all layers, which share one exchange.
 static double cost(const AttentionConfig *config) {
-    if (config->window_count == 0) return (double)cost_of_layer(config, 0);
+    if (config->window_count == 0) return (double)cost_of_layer(config, (LayersOfWindow){0, 1, 0});
     double sum = 0;
     for (int i = 0; i < config->window_count; i++)
-        sum += (double)config->windows[i].layers * (double)cost_of_layer(config, config->windows[i].window);
+        sum += (double)config->windows[i].layers * (double)cost_of_layer(config, config->windows[i]);
     return sum;
 }
 
@@ -156,7 +169,7 @@ static void choose(AttentionConfig *config) {
     AttentionConfig candidate = best;
     candidate.exchange = EXCHANGE_GATHER;
     if (cost(&candidate) < cost(&best)) best = candidate;
-    for (int U = 2; U <= config->ranks; U++) {
+    for (int U = 2; U <= config->ranks && !attention_is_dilated(config); U++) {
         if (!ulysses_fits(config, U)) continue;
         candidate.exchange = U == config->ranks ? EXCHANGE_ULYSSES : EXCHANGE_ULYSSES_RING;
         candidate.ulysses = U;
@@ -222,6 +235,11 @@ static bool check_shape(const AttentionConfig *config, Error *err) {
 
 bool attention_resolve(AttentionConfig *config, Error *err) {
     if (!check_shape(config, err)) return false;
+    bool walks =
+        config->exchange == EXCHANGE_AUTO || config->exchange == EXCHANGE_RING || config->exchange == EXCHANGE_GATHER;
+    if (attention_is_dilated(config) && !walks)
+        return error_usage(err, "--attention %s does not serve dilated layers (--mixer): use ring, gather or auto",
+                           exchange_name(config->exchange));
     switch (config->exchange) {
     case EXCHANGE_AUTO: choose(config); return true;
     case EXCHANGE_ULYSSES:

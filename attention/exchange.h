@@ -3,7 +3,8 @@
 // Every exchange comes down to a walk: my query chunks meet the key/value chunks of every rank, block after block. A
 // block is what one rank's tokens contribute, in storage type, (tokens, 2, B, KV, D): for each token, in shard order,
 // its keys and then its values. So the early chunk of a block is a contiguous beginning of it, and can travel alone.
-// The gradient of a block has the same shape in fp32.
+// The gradient of a block has the same shape in fp32. Where attention is dilated, a block holds of each token the heads
+// that look at it, KV/R of them.
 //
 // After Ulysses' all-to-all the walk is that of a smaller problem: U times the tokens, 1/U of the heads, and P/U ranks.
 // The tokens that U neighbouring ranks of P own together are exactly those that one rank of P/U owns (the boundaries
@@ -13,6 +14,8 @@
 #define ATTENTION_EXCHANGE_H
 
 #include "attention/attention.h"
+
+bool attention_is_dilated(const AttentionConfig *config); // some layer
 
 // The tensors of one layer: n tokens, in shard order, of H query heads and KV key/value heads.
 typedef struct Tensors {
@@ -24,12 +27,13 @@ typedef struct Tensors {
 
 typedef struct Walk {
     int64_t context;
-    int ranks, rank;       // among whom keys and values travel
-    Shard shard;           // my tokens
-    AttentionShape shape;  // with the heads worked on here
-    Device *device;        // for the length of a call
-    Visibility visibility; // of the layer, for the length of a call
-    Visibility on_host;    // the same, of all sequences together
+    int ranks, rank;            // among whom keys and values travel
+    Shard shard;                // my tokens
+    AttentionShape shape;       // with the heads worked on here
+    AttentionShape block_shape; // with the key/value heads of a token that travel, for the length of a call
+    Device *device;             // for the length of a call
+    Visibility visibility;      // of the layer, for the length of a call
+    Visibility on_host;         // the same, of all sequences together
     Comm *group;
     float *queries;     // (B, n, H, D): the softmax accumulator in forward, d_q in backward; NULL where P = 1
     float *rows;        // (B, H, n): the softmax sum in forward, delta in backward
@@ -37,6 +41,7 @@ typedef struct Walk {
     float *gradient[4]; // blocks of fp32 gradients: 1 where U = P, 3 for the ring, 4 for gather and where some layer
                         // has a window, none where P = 1
     struct Passage *passage; // (ranks) of gather
+    int32_t *first;          // where some layer is dilated and there are documents: room for what dilated calls see
 } Walk;
 
 // Tokens of a block on their way from one rank to another, while others come. Both sides know what is seen, so nothing
@@ -59,6 +64,14 @@ int64_t walk_values_offset(const AttentionShape *shape);  // of a token's values
 TokenView walk_block_keys(const Walk *walk, const void *block);
 TokenView walk_block_values(const Walk *walk, const void *block);
 int walk_rank(const Walk *walk, int distance); // the rank `distance` places after mine (< 0: before), round the ring
+
+// Tokens of my shard, and where in their keys and values the heads begin that stand in a block: one strip; where
+// attention is dilated, one for each chunk and residue.
+typedef struct Strip {
+    int64_t first, step, tokens, elements;
+} Strip;
+enum { MOST_STRIPS = 2 * ATTENTION_MAX_DILATION };
+int walk_strips(const Walk *walk, Strip strip[MOST_STRIPS]);
 
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v); // my own block, to be sent
 // What `reader` sees of the block of `owner`, in this layer; and what it or any rank behind it round the ring does.
@@ -83,7 +96,8 @@ size_t walk_token_bytes(const Walk *walk); // in storage type: of keys and value
 
 // All of forward where no other rank has keys: out may not alias q, k or v. `queries` is not used.
 void walk_forward_alone(const Walk *walk, const Tensors *mine);
-// All of backward there: d_q, d_k, d_v may not alias q, k, v or d_out. `queries` and `gradient` are not used.
+// All of backward there, unless it is dilated: d_q, d_k, d_v may not alias q, k, v or d_out. `queries` and `gradient`
+// are not used.
 void walk_backward_alone(const Walk *walk, const Tensors *mine, TokenView d_k, TokenView d_v);
 
 void walk_begin_forward(const Walk *walk, const Tensors *mine);
@@ -91,12 +105,14 @@ void walk_begin_forward(const Walk *walk, const Tensors *mine);
 void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *block);
 void walk_finish_forward(const Walk *walk, const Tensors *mine);
 
+void walk_row_delta(const Walk *walk, const Tensors *mine); // dilated: fills in delta
 void walk_begin_backward(const Walk *walk);
 // gradient = this rank's part of the gradient of the owner's block, for those of its tokens that are seen here.
 void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient);
 void walk_add_gradient(const Walk *walk, float *sum, const float *part, int owner, Shard piece); // sum += part, there
 void walk_finish_backward(const Walk *walk, const Tensors *mine);
-void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v); // of my own block
+// Of my own block. Where attention is dilated, heads that do not look at a token are left as they are.
+void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v);
 
 // ---- the exchanges ------------------------------------------------------------------------------
 

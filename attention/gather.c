@@ -10,7 +10,7 @@
 static void *block_of(const Walk *walk, int owner) {
     int64_t tokens_before = 0;
     for (int rank = 0; rank < owner; rank++) tokens_before += shard_of(walk->context, walk->ranks, rank).tokens;
-    return at(walk->device, walk->block[0], tokens_before * walk_token_elements(&walk->shape));
+    return at(walk->device, walk->block[0], tokens_before * walk_token_elements(&walk->block_shape));
 }
 
 // What `reader` sees of a block, on its way there; or its part of the gradient, on its way back.
@@ -50,7 +50,7 @@ void gather_forward(const Walk *walk, const Tensors *mine) {
 static Passage exchange_parts(const Walk *walk, int step, float *part, float *arriving) {
     int owner = walk_rank(walk, step), reader = walk_rank(walk, -step);
     return walk_pass(walk, seen_by(walk, part, owner, walk->rank), owner, seen_by(walk, arriving, walk->rank, reader),
-                     reader, (size_t)walk_token_elements(&walk->shape) * sizeof *part);
+                     reader, (size_t)walk_token_elements(&walk->block_shape) * sizeof *part);
 }
 
 static void add_arrived(const Walk *walk, int step, Passage *parts, float *sum, const float *arriving) {

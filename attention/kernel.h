@@ -48,6 +48,11 @@ typedef struct RowView {
     int64_t batch_stride, head_stride;
 } RowView;
 
+// The positions `query` and `key` modulo `step`: every step-th token, counted by itself (attention/dilated.h).
+typedef struct Residues {
+    int64_t step, query, key;
+} Residues;
+
 // A query chunk in the forward walk.
 typedef struct QueryForward {
     Chunk chunk;
@@ -97,6 +102,12 @@ typedef struct AttentionKernels {
     // `query` and `kv` are not used. d_q, d_k, d_v may not alias q, k, v or d_out.
     void (*backward_whole)(Device *, const AttentionShape *, const QueryBackward *, const KeyValue *, TokenView d_q,
                            TokenView d_k, TokenView d_v);
+
+    // What documents let every step-th query see of every step-th key: for query m, at position query + step m, and the
+    // keys numbered from `key_start` on, out[b * out_stride + m] = the number of the first one at or behind
+    // visibility->first, for m in `queries`.
+    void (*first_of_residues)(Device *, int64_t batch, const Visibility *, Residues, Chunk queries, int64_t key_start,
+                              int32_t *out, int64_t out_stride);
 
     // Ordinary multi-head attention, which stores every T x T matrix of probabilities, on one rank: the baseline.
     // probabilities: room for (B, H, T, T) in storage type; rows: vanilla_row_bytes. Backward works the probabilities

@@ -1,6 +1,7 @@
 // Blocks of keys and values, and how they travel: my own packed to be sent, and the parts that somebody still has to
 // see. Every rank knows the window, and where the documents of the whole sequence end: so each knows what is seen by
 // whom.
+#include "attention/dilated.h"
 #include "attention/exchange.h"
 
 int64_t walk_token_elements(const AttentionShape *shape) {
@@ -12,25 +13,45 @@ int walk_rank(const Walk *walk, int distance) { return (walk->rank + walk->ranks
 int64_t walk_values_offset(const AttentionShape *shape) { return shape->batch * shape->kv_heads * shape->head_dim; }
 
 TokenView walk_block_keys(const Walk *walk, const void *block) {
-    const AttentionShape *shape = &walk->shape;
+    const AttentionShape *shape = &walk->block_shape;
     return (TokenView){(void *)block, shape->kv_heads * shape->head_dim, walk_token_elements(shape)};
 }
 
 TokenView walk_block_values(const Walk *walk, const void *block) {
-    return walk_block_keys(walk, at(walk->device, block, walk_values_offset(&walk->shape)));
+    return walk_block_keys(walk, at(walk->device, block, walk_values_offset(&walk->block_shape)));
+}
+
+int walk_strips(const Walk *walk, Strip strip[MOST_STRIPS]) {
+    int64_t R = walk->visibility.dilation, width = walk->block_shape.kv_heads * walk->block_shape.head_dim;
+    if (R <= 1) {
+        strip[0] = (Strip){0, 1, walk->shard.tokens, 0};
+        return 1;
+    }
+    int count = 0;
+    for (int i = 0; i < walk->shard.count; i++)
+        for (int64_t s = 0; s < R; s++) {
+            ResidueClass class = residue_class(walk->shard.chunk[i], s, R);
+            int64_t first = shard_offset(&walk->shard, walk->shard.chunk[i].start) + class.first;
+            strip[count++] = (Strip){first, R, class.numbers.length, s * width};
+        }
+    return count;
 }
 
 void walk_pack(const Walk *walk, void *block, TokenView k, TokenView v) {
-    const AttentionShape *shape = &walk->shape;
+    const AttentionShape *shape = &walk->block_shape;
     Device *device = walk->device;
     int64_t bytes = (int64_t)device->element_bytes, width = shape->kv_heads * shape->head_dim;
     TokenView from[2] = {k, v}, to[2] = {walk_block_keys(walk, block), walk_block_values(walk, block)};
-    for (int i = 0; i < 2; i++) {
-        for (int64_t b = 0; b < shape->batch; b++) {
-            device->copy_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride * bytes,
-                                 at(device, from[i].data, b * from[i].batch_stride), from[i].token_stride * bytes,
-                                 walk->shard.tokens, (size_t)(width * bytes));
-        }
+    Strip strip[MOST_STRIPS];
+    int strips = walk_strips(walk, strip);
+    for (int i = 0; i < 2 * strips; i++) {
+        Strip s = strip[i / 2];
+        TokenView in = from[i % 2], out = to[i % 2];
+        for (int64_t b = 0; b < shape->batch; b++)
+            device->copy_strided(device, at(device, out.data, b * out.batch_stride + s.first * out.token_stride),
+                                 s.step * out.token_stride * bytes,
+                                 at(device, in.data, b * in.batch_stride + s.first * in.token_stride + s.elements),
+                                 s.step * in.token_stride * bytes, s.tokens, (size_t)(width * bytes));
     }
 }
 
@@ -47,7 +68,7 @@ Load walk_load(const Walk *walk, void *block, int owner, Shard piece) {
 }
 
 size_t walk_token_bytes(const Walk *walk) {
-    return (size_t)walk_token_elements(&walk->shape) * walk->device->element_bytes;
+    return (size_t)walk_token_elements(&walk->block_shape) * walk->device->element_bytes;
 }
 
 int walk_spans_of(const Shard *owner, const Shard *piece, Span span[2]) {

@@ -44,7 +44,7 @@ static Load sum_at(const Walk *walk, int step) {
 
 static Passage pass_gradient(const Walk *walk, int step) {
     return walk_pass(walk, sum_at(walk, step), walk_rank(walk, -1), sum_at(walk, step + 1), walk_rank(walk, 1),
-                     (size_t)walk_token_elements(&walk->shape) * sizeof(float));
+                     (size_t)walk_token_elements(&walk->block_shape) * sizeof(float));
 }
 
 void ring_forward(const Walk *walk, const Tensors *mine) {

@@ -5,6 +5,7 @@
 // every exchange: the ring and gather give the same bits. Every query walks over its keys once, in a few large pieces,
 // so what is rounded between two pieces is rounded P times at most, against once per 64 or so keys inside the kernel:
 // the error does not grow with P.
+#include "attention/dilated.h"
 #include "attention/exchange.h"
 
 // ---- chunks of a shard's tensors, beginning at token `offset` -----------------------------------
@@ -25,8 +26,8 @@ static RowView row_chunk(const Walk *walk, float *rows, int64_t offset) {
 }
 
 static FloatView gradient_chunk(const Walk *walk, float *gradient, int64_t offset) {
-    int64_t token = walk_token_elements(&walk->shape);
-    return (FloatView){gradient + offset * token, walk->shape.kv_heads * walk->shape.head_dim, token};
+    int64_t token = walk_token_elements(&walk->block_shape);
+    return (FloatView){gradient + offset * token, walk->block_shape.kv_heads * walk->block_shape.head_dim, token};
 }
 
 // My own keys and values are used where they are; those of others are in their block.
@@ -37,7 +38,7 @@ static KeyValue key_value_chunk(const Walk *walk, const Tensors *mine, int owner
     KeyValue kv = {.chunk = chunk, .k = token_chunk(walk, k, offset), .v = token_chunk(walk, v, offset)};
     if (gradient != NULL) {
         kv.d_k = gradient_chunk(walk, gradient, offset);
-        kv.d_v = gradient_chunk(walk, gradient + walk_values_offset(&walk->shape), offset);
+        kv.d_v = gradient_chunk(walk, gradient + walk_values_offset(&walk->block_shape), offset);
     }
     return kv;
 }
@@ -54,10 +55,14 @@ static QueryForward forward_chunk(const Walk *walk, const Tensors *mine, int i) 
                           .visibility = walk->visibility};
 }
 
+static bool is_dilated(const Walk *walk) { return walk->visibility.dilation > 1; }
+
 void walk_forward_alone(const Walk *walk, const Tensors *mine) {
     QueryForward query = forward_chunk(walk, mine, 0); // with all tokens: the shard of a single rank is one chunk
     KeyValue kv = key_value_chunk(walk, mine, walk->rank, NULL, NULL, query.chunk, 0);
-    walk->device->attention->forward_whole(walk->device, &walk->shape, &query, &kv, mine->out, query.max);
+    if (is_dilated(walk))
+        dilated_forward_whole(walk->device, &walk->shape, &query, &kv, mine->out, query.max, walk->first);
+    else walk->device->attention->forward_whole(walk->device, &walk->shape, &query, &kv, mine->out, query.max);
 }
 
 void walk_begin_forward(const Walk *walk, const Tensors *mine) {
@@ -74,9 +79,10 @@ void walk_forward(const Walk *walk, const Tensors *mine, int owner, const void *
         for (int j = 0; j < seen.count; j++) {
             int64_t offset = shard_offset(&keys, seen.chunk[j].start);
             KeyValue kv = key_value_chunk(walk, mine, owner, block, NULL, seen.chunk[j], offset);
-            if (visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) {
-                walk->device->attention->forward_pair(walk->device, &walk->shape, &query, &kv);
-            }
+            if (!visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) continue;
+            if (is_dilated(walk))
+                dilated_forward_pair(walk->device, &walk->shape, &query, &kv, owner == walk->rank, walk->first);
+            else walk->device->attention->forward_pair(walk->device, &walk->shape, &query, &kv);
         }
     }
 }
@@ -85,8 +91,9 @@ void walk_finish_forward(const Walk *walk, const Tensors *mine) {
     for (int i = 0; i < walk->shard.count; i++) {
         QueryForward query = forward_chunk(walk, mine, i);
         int64_t offset = shard_offset(&walk->shard, query.chunk.start);
-        walk->device->attention->finish(walk->device, &walk->shape, &query, token_chunk(walk, mine->out, offset),
-                                        query.max);
+        TokenView out = token_chunk(walk, mine->out, offset);
+        if (is_dilated(walk)) dilated_finish(walk->device, &walk->shape, &query, out, query.max);
+        else walk->device->attention->finish(walk->device, &walk->shape, &query, out, query.max);
     }
 }
 
@@ -109,6 +116,15 @@ void walk_backward_alone(const Walk *walk, const Tensors *mine, TokenView d_k, T
     walk->device->attention->backward_whole(walk->device, &walk->shape, &query, &kv, mine->d_q, d_k, d_v);
 }
 
+void walk_row_delta(const Walk *walk, const Tensors *mine) {
+    for (int i = 0; i < walk->shard.count; i++) {
+        int64_t offset = shard_offset(&walk->shard, walk->shard.chunk[i].start);
+        TokenView out = token_chunk(walk, mine->out, offset), d_out = token_chunk(walk, mine->d_out, offset);
+        dilated_row_delta(walk->device, &walk->shape, walk->visibility.dilation, walk->shard.chunk[i], out, d_out,
+                          row_chunk(walk, mine->delta, offset));
+    }
+}
+
 static int64_t query_elements(const Walk *walk) {
     return walk->shape.batch * walk->shard.tokens * walk->shape.heads * walk->shape.head_dim;
 }
@@ -119,7 +135,7 @@ void walk_begin_backward(const Walk *walk) {
 
 void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void *block, float *gradient) {
     Shard keys = shard_of(walk->context, walk->ranks, owner), seen = walk_seen(walk, owner, walk->rank);
-    int64_t token = walk_token_elements(&walk->shape);
+    int64_t token = walk_token_elements(&walk->block_shape);
     Span span[2];
     for (int i = 0, spans = walk_spans_of(&keys, &seen, span); i < spans; i++)
         walk->device->zero(walk->device, gradient + span[i].first * token,
@@ -129,16 +145,17 @@ void walk_backward(const Walk *walk, const Tensors *mine, int owner, const void 
         for (int j = 0; j < seen.count; j++) {
             int64_t offset = shard_offset(&keys, seen.chunk[j].start);
             KeyValue kv = key_value_chunk(walk, mine, owner, block, gradient, seen.chunk[j], offset);
-            if (visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) {
-                walk->device->attention->backward_pair(walk->device, &walk->shape, &query, &kv);
-            }
+            if (!visibility_sees(&walk->on_host, 0, query.chunk, kv.chunk)) continue;
+            if (is_dilated(walk))
+                dilated_backward_pair(walk->device, &walk->shape, &query, &kv, owner == walk->rank, walk->first);
+            else walk->device->attention->backward_pair(walk->device, &walk->shape, &query, &kv);
         }
     }
 }
 
 void walk_add_gradient(const Walk *walk, float *sum, const float *part, int owner, Shard piece) {
     Shard keys = shard_of(walk->context, walk->ranks, owner);
-    int64_t token = walk_token_elements(&walk->shape);
+    int64_t token = walk_token_elements(&walk->block_shape);
     Span span[2];
     for (int i = 0, spans = walk_spans_of(&keys, &piece, span); i < spans; i++)
         walk->device->add_float(walk->device, sum + span[i].first * token, part + span[i].first * token,
@@ -156,13 +173,19 @@ void walk_finish_backward(const Walk *walk, const Tensors *mine) {
 
 void walk_store_gradient(const Walk *walk, const float *gradient, TokenView d_k, TokenView d_v) {
     Device *device = walk->device;
-    int64_t width = walk->shape.kv_heads * walk->shape.head_dim, token = walk_token_elements(&walk->shape);
+    int64_t width = walk->block_shape.kv_heads * walk->block_shape.head_dim,
+            token = walk_token_elements(&walk->block_shape);
     TokenView to[2] = {d_k, d_v};
-    for (int i = 0; i < 2; i++) {
-        for (int64_t b = 0; b < walk->shape.batch; b++) {
-            device->to_storage_strided(device, at(device, to[i].data, b * to[i].batch_stride), to[i].token_stride,
-                                       gradient + i * walk_values_offset(&walk->shape) + b * width, token,
-                                       walk->shard.tokens, width);
-        }
+    Strip strip[MOST_STRIPS];
+    int strips = walk_strips(walk, strip);
+    for (int i = 0; i < 2 * strips; i++) {
+        Strip s = strip[i / 2];
+        TokenView out = to[i % 2];
+        for (int64_t b = 0; b < walk->shape.batch; b++)
+            device->to_storage_strided(
+                device, at(device, out.data, b * out.batch_stride + s.first * out.token_stride + s.elements),
+                s.step * out.token_stride,
+                gradient + s.first * token + i % 2 * walk_values_offset(&walk->block_shape) + b * width, s.step * token,
+                s.tokens, width);
     }
 }

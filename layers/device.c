@@ -58,6 +58,16 @@ bool device_open(Device *device, DeviceKind kind, int index, int threads, Error 
     return true;
 }
 
+void device_elsewhere(Device *device) {
+#if defined HAVE_CUDA
+    cuda_device_elsewhere(device);
+#elif defined HAVE_EMULATED
+    emulated_device_elsewhere(device);
+#else
+    *device = (Device){.element_bytes = 2}; // bf16
+#endif
+}
+
 static int cuda_count(const char **why) {
 #ifdef HAVE_CUDA
     return cuda_device_count(why);

@@ -189,6 +189,9 @@ DeviceKind device_kind(const char *name);      // of that name; DEVICE_AUTO: the
 // Opens a device; index: of the GPU, from 0 (not used for the CPU). Call it on the thread of the rank that will use it.
 // Errors: not compiled in, no such GPU, no driver; for the CPU, a MATMUL in the environment that cannot be had (usage).
 bool device_open(Device *device, DeviceKind kind, int index, int threads, Error *err);
+// Of a GPU that is not here: what a plan needs to know, 2 bytes an element and the kernels' scratch memory. It may not be
+// used otherwise. Compiled without any CUDA kernels, it has none.
+void device_elsewhere(Device *device);
 // How many of this kind there are; 0 and *why (a few words) if none can be used. cpu and emulated: as many as wanted.
 int device_count(DeviceKind kind, const char **why);
 

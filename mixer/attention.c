@@ -1,15 +1,17 @@
 // Multi-head softmax attention: P(X) = softmax(Q K^T / sqrt(D)) V with Q, K, V = X W^Q, X W^K, X W^V, causal, and a
-// projection of the heads side by side. Distributed over the ranks that share the sequence (attention/attention.h).
+// projection of the heads side by side. Distributed over the ranks that share the sequence (attention/attention.h). A
+// query sees all keys before it, those of a window, or those of a dilated one (mixer/dilated.c): attention_sees.
 //
 //   mix      q, k, v = normed W^T, rotated by their positions (Llama) -> attended
 //   output   branch = attended W^T
 #include "mixer/attention.h"
 
+#include "attention/dilated.h"
 #include "model/model.h"
 
 enum { QKV, ATTENDED, LOG_SUM_EXP }; // kept: (n, (H + 2 KV) D) after rotary; (n, H D); (B, H, Tl) fp32
 enum { D_QKV, D_ATTENDED };          // room, for backward
-enum { MAX, SUM };                   // room of generation: (n, H) fp32, of the softmax
+enum { MAX, SUM, FIRST };            // room of generation: (n, H) fp32, of the softmax; int32, of dilated heads
 enum { KEYS, VALUES };               // cache: (capacity, KV D)
 
 static int64_t qkv_width(const ModelConfig *c) { return (c->heads + 2 * c->kv_heads) * c->head_dim; }
@@ -25,7 +27,7 @@ static void add_gpt2(ParameterList *list, int64_t l, int64_t *tensor) {
     tensor[ATTENTION_OUT_BIAS] = parameter_add(list, l, BIAS, C, 0, "attn.c_proj.bias");
 }
 
-static void parameters(ParameterList *list, int64_t l, int64_t *tensor) {
+void softmax_parameters(ParameterList *list, int64_t l, int64_t *tensor) {
     const ModelConfig *c = list->config;
     int64_t C = c->dim, queries = heads_width(c), keys = c->kv_heads * c->head_dim;
     if (c->architecture == ARCH_GPT2) {
@@ -46,7 +48,7 @@ static void parameters(ParameterList *list, int64_t l, int64_t *tensor) {
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
-static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
+void softmax_lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
     const ModelConfig *c = s->config;
     size_t n = (size_t)s->rows;
     kept->buffer[QKV] =
@@ -55,19 +57,24 @@ static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
     kept->buffer[LOG_SUM_EXP] = arena_take(arena, "activations: attention", n * (size_t)c->heads * sizeof(float));
 }
 
-static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
+void softmax_lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
     size_t row = (size_t)s->rows * s->element_bytes;
     if (!backward) {
         size_t rows = (size_t)(s->rows * s->config->heads) * sizeof(float);
         room->buffer[MAX] = arena_take(arena, "attention state", rows);
         room->buffer[SUM] = arena_take(arena, "attention state", rows);
+        int64_t dilation = attention_sees(s->config, s->layer, s->context).dilation;
+        if (dilation > 1 && s->documents)
+            room->buffer[FIRST] =
+                arena_take(arena, "attention state",
+                           (size_t)dilated_first_elements(1, s->context, dilation) * sizeof(int32_t));
         return;
     }
     room->buffer[D_QKV] = arena_take(arena, "activation gradients", row * (size_t)qkv_width(s->config));
     room->buffer[D_ATTENDED] = arena_take(arena, "activation gradients", row * (size_t)heads_width(s->config));
 }
 
-static void lay_out_cache(const MixerSize *s, MixerMemory *cache, Arena *arena) {
+void softmax_lay_out_cache(const MixerSize *s, MixerMemory *cache, Arena *arena) {
     size_t bytes = (size_t)(s->context * s->config->kv_heads * s->config->head_dim) * s->element_bytes;
     cache->buffer[KEYS] = arena_take(arena, "key/value cache", bytes);
     cache->buffer[VALUES] = arena_take(arena, "key/value cache", bytes);
@@ -106,10 +113,18 @@ static void rotate(const Mixing *m, void *qkv, bool inverse) {
                              c->heads + c->kv_heads, c->head_dim, inverse);
 }
 
+LayersOfWindow attention_sees(const ModelConfig *c, int64_t layer, int64_t context) {
+    MixerChoice choice = layer_kind(c, layer).choice;
+    if (choice.values == 0) return (LayersOfWindow){config_window(c, layer, context), 1, 0};
+    double W = choice.value[0], R = choice.value[1];
+    return (LayersOfWindow){W < (double)context ? (int64_t)W : 0, 1, R <= ATTENTION_MAX_DILATION ? (int64_t)R : 0};
+}
+
 // What the queries of this layer see.
 static Visibility visibility_of(const Mixing *m) {
     int64_t T = m->model->attention->config.context;
-    return (Visibility){config_window(m->model->config, m->layer, T), m->pass->first_visible, T, m->pass->least_visible};
+    LayersOfWindow sees = attention_sees(m->model->config, m->layer, T);
+    return (Visibility){sees.window, m->pass->first_visible, T, m->pass->least_visible, sees.dilation};
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -126,19 +141,23 @@ static void attend_cached(const Mixing *m, Heads new_rows) {
     d->copy_strided(d, at(d, v, g->length * width), row, new_rows.v.data, stride, n, (size_t)row);
 
     AttentionShape shape = m->model->attention->config.shape;
+    LayersOfWindow sees = attention_sees(c, m->layer, g->capacity);
     shape.batch = 1;
     QueryForward query = {.chunk = {g->length, n},
                           .q = new_rows.q,
                           .max = {m->room.buffer[MAX], 0, n},
                           .sum = {m->room.buffer[SUM], 0, n},
-                          .visibility = {.window = config_window(c, m->layer, g->capacity), .first = g->first}};
+                          .visibility = {.window = sees.window, .first = g->first, .dilation = sees.dilation}};
     KeyValue keys = {.chunk = {0, g->length + n},
                      .k = token_view(k, width, g->capacity),
                      .v = token_view(v, width, g->capacity)};
-    d->attention->forward_whole(d, &shape, &query, &keys, attended_view(m, m->kept.buffer[ATTENDED]), query.max);
+    TokenView attended = attended_view(m, m->kept.buffer[ATTENDED]);
+    if (sees.dilation > 1)
+        dilated_forward_whole(d, &shape, &query, &keys, attended, query.max, m->room.buffer[FIRST]);
+    else d->attention->forward_whole(d, &shape, &query, &keys, attended, query.max);
 }
 
-static void mix(const Mixing *m) {
+void softmax_mix(const Mixing *m) {
     const Model *model = m->model;
     const ModelConfig *c = model->config;
     Device *d = model->device;
@@ -153,7 +172,7 @@ static void mix(const Mixing *m) {
                           m->kept.buffer[LOG_SUM_EXP], heads.q, heads.k, heads.v);
 }
 
-static void output(const Mixing *m) {
+void softmax_output(const Mixing *m) {
     const Model *model = m->model;
     model->device->matmul_forward(model->device, m->pass->branch, m->kept.buffer[ATTENDED],
                                   weight(model, m->tensor[ATTENTION_OUT]), weight(model, m->tensor[ATTENTION_OUT_BIAS]),
@@ -162,7 +181,7 @@ static void output(const Mixing *m) {
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-static void backward(const Mixing *m) {
+void softmax_backward(const Mixing *m) {
     const Model *model = m->model;
     const ModelConfig *c = model->config;
     Device *d = model->device;
@@ -172,6 +191,7 @@ static void backward(const Mixing *m) {
                        gradient(model, m->tensor[ATTENTION_OUT_BIAS]), p->d_residual, attended,
                        weight(model, m->tensor[ATTENTION_OUT]), p->rows, heads_width(c), c->dim, false);
     Heads heads = heads_of(m, m->kept.buffer[QKV]), d_heads = heads_of(m, d_qkv);
+    if (visibility_of(m).dilation > 1) d->zero(d, d_qkv, (size_t)(p->rows * qkv_width(c)) * d->element_bytes);
     attention_backward(model->attention, d, visibility_of(m), d_heads.q, d_heads.k, d_heads.v, heads.q, heads.k,
                        heads.v, attended_view(m, attended), m->kept.buffer[LOG_SUM_EXP], attended_view(m, d_attended));
     rotate(m, d_qkv, true);
@@ -180,29 +200,32 @@ static void backward(const Mixing *m) {
                        weight(model, m->tensor[ATTENTION_QKV]), p->rows, c->dim, qkv_width(c), false);
 }
 
-// 14 H D for each key that a query sees in the mean (2 products forward and 5 backward): T/2 of them where it sees all.
-// Documents, which are the data's, are not known here.
-static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
-    const Visibility visibility = {.window = config_window(c, layer, context)};
+// 14 H D for each key that a query sees in the mean (2 products forward and 5 backward): T/2 of them where it sees all;
+// of dilated ones 1/R, since the heads share out the keys. Documents, which are the data's, are not known here.
+double softmax_flops(const ModelConfig *c, int64_t layer, int64_t context) {
+    LayersOfWindow sees = attention_sees(c, layer, context);
+    const Visibility visibility = {.window = sees.window};
     double keys = 0.5 * (double)context;
-    if (visibility.window > 0) keys = (double)visibility_pairs(&visibility, 0, (Chunk){0, context}) / (double)context;
+    if (sees.window > 0) keys = (double)visibility_pairs(&visibility, 0, (Chunk){0, context}) / (double)context;
+    if (sees.dilation > 1) keys /= (double)sees.dilation;
     return 14.0 * keys * (double)heads_width(c);
 }
 
-static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
-    const Visibility visibility = {.window = config_window(c, layer, sharding->context)};
+AttentionBytes softmax_bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
+    LayersOfWindow sees = attention_sees(c, layer, sharding->context);
+    const Visibility visibility = {.window = sees.window, .dilation = sees.dilation};
     return attention_bytes(sharding, &visibility, rank);
 }
 
 const Mixer mixer_attention = {.name = "attention",
-                               .parameters = parameters,
-                               .lay_out_kept = lay_out_kept,
-                               .lay_out_room = lay_out_room,
-                               .lay_out_cache = lay_out_cache,
-                               .mix = mix,
-                               .output = output,
-                               .backward = backward,
-                               .flops = flops,
-                               .bytes_sent = bytes_sent,
+                               .parameters = softmax_parameters,
+                               .lay_out_kept = softmax_lay_out_kept,
+                               .lay_out_room = softmax_lay_out_room,
+                               .lay_out_cache = softmax_lay_out_cache,
+                               .mix = softmax_mix,
+                               .output = softmax_output,
+                               .backward = softmax_backward,
+                               .flops = softmax_flops,
+                               .bytes_sent = softmax_bytes_sent,
                                .attends = true,
                                .generates = true};

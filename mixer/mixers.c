@@ -3,5 +3,20 @@
 #include "model/mixer.h"
 
 extern const Mixer mixer_attention;
+extern const Mixer mixer_dilated;
+extern const Mixer mixer_linear;
+extern const Mixer mixer_conv;
+extern const Mixer mixer_fourier;
+extern const Mixer mixer_mlp;
+extern const Mixer mixer_mean;
 
-const Mixer *const token_mixers[] = {&mixer_attention, NULL};
+const Mixer *const token_mixers[] = {
+    &mixer_attention,
+    &mixer_dilated,
+    &mixer_linear,
+    &mixer_conv,
+    &mixer_fourier,
+    &mixer_mlp,
+    &mixer_mean,
+    NULL,
+};

@@ -1,138 +1,238 @@
-// The MLP of a layer, token by token: GPT-2's, down(gelu(up(x))), and Llama's, down(silu(gate(x)) * up(x)) (SwiGLU,
-// Shazeer 2020). What is kept is the first product's output; the activation of it is cheap and worked out again, for
-// SwiGLU in the same pass over memory as its derivative.
-#include "mixer/mlp.h"
+// An MLP over positions, as MLP-Mixer has it (Tolstikhin et al. 2021), made causal: y = W^O gelu(W x + b), where
+//
+//   (W x + b)_i = sum over j <= i of W_ij x_j + b_i
+//
+// P is W itself: (T', T'), learned, lower triangular, the same for all channels; T' is the model's number of positions.
+// So it serves no longer sequences, and shorter ones by its upper left part. Sharded, a rank has the rows i of its
+// tokens: it needs every row of x before them, which are gathered (mixer/rows.h), and gives their gradients back.
+//
+//   mix      pre = W normed + b, the rows of all sequences of a position side by side: (Tl, B, C)
+//   output   branch = gelu(pre) W^O^T
+//
+// W is zero above its diagonal, and stays so: new models have zeros there, which no gradient and no weight decay moves.
+#include "mixer/kernels.h"
+#include "mixer/rows.h"
+#include "mixer/triangle.h"
 
-#include "model/model.h"
+enum { WEIGHT, WEIGHT_BIAS, OUT }; // tensors: (T', T'); (T'); (C, C)
+enum { PRE };                      // kept: (Tl, B, C)
+enum {
+    ROWS,
+    SUMS,
+    MOVED,
+    ACTIVATED,
+    D_ROWS,
+    TERMS
+};               // room: (T, B, C); (Tl, B, C) fp32; (Tl, B, C); (n, C), and
+                 // backward (T, B, C) fp32; what rows_scatter works in
+enum { BEFORE }; // cache: (capacity, C), the tokens so far
 
-enum { UP }; // kept: (n, F); SwiGLU (n, 2F), gate before up
-// Room: (n, F) each. D_UP is GELU's: SwiGLU's gradients take the places of UP and, before them, of ACTIVATED.
-enum { ACTIVATED, D_UP };
-
-// ---- parameters -----------------------------------------------------------------------------------------------------
-
-static void gelu_parameters(ParameterList *list, int64_t l, int64_t *tensor) {
-    int64_t C = list->config->dim, F = list->config->ffn_dim;
-    tensor[MLP_UP] = parameter_add(list, l, MATRIX, F, C, "mlp.c_fc.weight");
-    tensor[MLP_UP_BIAS] = parameter_add(list, l, BIAS, F, 0, "mlp.c_fc.bias");
-    tensor[MLP_DOWN] = parameter_add(list, l, RESIDUAL_MATRIX, C, F, "mlp.c_proj.weight");
-    tensor[MLP_DOWN_BIAS] = parameter_add(list, l, BIAS, C, 0, "mlp.c_proj.bias");
-}
-
-static void swiglu_parameters(ParameterList *list, int64_t l, int64_t *tensor) {
-    const ModelConfig *c = list->config;
-    tensor[MLP_UP] = parameter_add(list, l, MATRIX, c->ffn_dim, c->dim, "mlp.gate_proj.weight");
-    parameter_add(list, l, MATRIX, c->ffn_dim, c->dim, "mlp.up_proj.weight");
-    if (c->mlp_bias) {
-        tensor[MLP_UP_BIAS] = parameter_add(list, l, BIAS, c->ffn_dim, 0, "mlp.gate_proj.bias");
-        parameter_add(list, l, BIAS, c->ffn_dim, 0, "mlp.up_proj.bias");
-    }
-    tensor[MLP_DOWN] = parameter_add(list, l, RESIDUAL_MATRIX, c->dim, c->ffn_dim, "mlp.down_proj.weight");
-    if (c->mlp_bias) tensor[MLP_DOWN_BIAS] = parameter_add(list, l, BIAS, c->dim, 0, "mlp.down_proj.bias");
+static void parameters(ParameterList *list, int64_t l, int64_t *tensor) {
+    int64_t C = list->config->dim, most = list->config->max_positions;
+    tensor[WEIGHT] = parameter_add(list, l, LOWER_TRIANGLE, most, most, "token_mlp.weight");
+    tensor[WEIGHT_BIAS] = parameter_add(list, l, BIAS, most, 0, "token_mlp.bias");
+    tensor[OUT] = parameter_add(list, l, RESIDUAL_MATRIX, C, C, "token_mlp.o_proj.weight");
 }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
-static void *take(const MixerSize *s, const char *name, int64_t width, Arena *arena) {
-    return arena_take(arena, name, (size_t)(s->rows * width) * s->element_bytes);
+static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
+    kept->buffer[PRE] = arena_take(arena, "activations: mixers", (size_t)(s->rows * s->config->dim) * s->element_bytes);
 }
 
-static void gelu_lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
-    kept->buffer[UP] = take(s, "activations: MLP", s->config->ffn_dim, arena);
+static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
+    size_t mine = (size_t)(s->rows * s->config->dim), all = (size_t)(s->context * s->sequences * s->config->dim);
+    room->buffer[SUMS] = arena_take(arena, "buffers of one layer", mine * sizeof(float));
+    room->buffer[MOVED] = arena_take(arena, "buffers of one layer", mine * s->element_bytes);
+    room->buffer[ACTIVATED] = arena_take(arena, "buffers of one layer", mine * s->element_bytes);
+    if (!backward) return;
+    room->buffer[ROWS] = arena_take(arena, "rows of all ranks", all * s->element_bytes);
+    room->buffer[D_ROWS] = arena_take(arena, "rows of all ranks", all * sizeof(float));
+    room->buffer[TERMS] = arena_take(arena, "rows of all ranks", (size_t)(s->ranks - 1) * mine * sizeof(float));
 }
 
-static void swiglu_lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
-    kept->buffer[UP] = take(s, "activations: MLP", 2 * s->config->ffn_dim, arena);
+static void lay_out_cache(const MixerSize *s, MixerMemory *cache, Arena *arena) {
+    cache->buffer[BEFORE] =
+        arena_take(arena, "key/value cache", (size_t)(s->context * s->config->dim) * s->element_bytes);
 }
 
-static void gelu_lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
-    room->buffer[ACTIVATED] = take(s, "buffers of one layer", s->config->ffn_dim, arena);
-    if (backward) room->buffer[D_UP] = take(s, "activation gradients", s->config->ffn_dim, arena);
+static size_t scratch_bytes(const MixerSize *s, int threads) {
+    return triangle_scratch_bytes(s->element_bytes, threads);
 }
 
-static void swiglu_lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
-    (void)backward;
-    room->buffer[ACTIVATED] = take(s, "buffers of one layer", s->config->ffn_dim, arena);
+// ---- W in blocks: the rows of one of my chunks, the columns of any rank's -------------------------------------------
+
+static const TriangleKernels *kernels_of(const Mixing *m) { return m->model->device->mixers->triangle; }
+static int64_t row_size(const Mixing *m) { return m->pass->sequences * m->model->config->dim; }
+
+// A pair of chunks. mine, all: where the first rows of the two stand among my rows and among all.
+typedef void PairTask(const Mixing *m, const TriangleBlock *block, int64_t mine, int64_t all);
+
+static void for_pairs_with(const Mixing *m, int rank, PairTask *task) {
+    const Model *model = m->model;
+    RowsChunk other;
+    for (int j = 0; rows_chunk(m, rank, j, &other); j++)
+        for (int i = 0; i < model->shard.count; i++) {
+            Chunk chunk = model->shard.chunk[i];
+            TriangleBlock block = {model->config->max_positions, chunk.start, chunk.length, other.chunk.start,
+                                   other.chunk.length,           row_size(m)};
+            if (other.chunk.start <= chunk.start) task(m, &block, shard_offset(&model->shard, chunk.start), other.row);
+        }
+}
+
+// Those among my own rows first, while the others are on their way.
+static void for_pairs(const Mixing *m, PairTask *task) {
+    const Model *model = m->model;
+    for_pairs_with(m, model->rank, task);
+    rows_gather_wait(m);
+    for (int rank = 0; rank < model->ranks; rank++)
+        if (rank != model->rank) for_pairs_with(m, rank, task);
+}
+
+static void forward_pair(const Mixing *m, const TriangleBlock *block, int64_t mine, int64_t all) {
+    const Model *model = m->model;
+    kernels_of(m)->multiply(model->device, block, (float *)m->room.buffer[SUMS] + mine * block->width,
+                            weight(model, m->tensor[WEIGHT]),
+                            at(model->device, m->room.buffer[ROWS], all * block->width));
+}
+
+static void backward_pair(const Mixing *m, const TriangleBlock *block, int64_t mine, int64_t all) {
+    const Model *model = m->model;
+    Device *d = model->device;
+    const void *d_pre = at(d, m->room.buffer[MOVED], mine * block->width);
+    kernels_of(m)->gradient(d, block, gradient(model, m->tensor[WEIGHT]), d_pre,
+                            at(d, m->room.buffer[ROWS], all * block->width));
+    kernels_of(m)->multiply_transposed(d, block, (float *)m->room.buffer[D_ROWS] + all * block->width,
+                                       weight(model, m->tensor[WEIGHT]), d_pre);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-static void gelu_mix(const Mixing *m) {
+// pre = sums + b for `rows` of my rows from `row` on, of positions from `start` on.
+static void add_bias(const Mixing *m, int64_t row, int64_t rows, int64_t start) {
     const Model *model = m->model;
-    model->device->matmul_gelu_forward(model->device, m->room.buffer[ACTIVATED], m->kept.buffer[UP], m->pass->normed,
-                                       weight(model, m->tensor[MLP_UP]), weight(model, m->tensor[MLP_UP_BIAS]),
-                                       m->pass->rows, model->config->dim, model->config->ffn_dim);
+    Device *d = model->device;
+    int64_t width = row_size(m);
+    kernels_of(m)->add_bias(d, at(d, m->kept.buffer[PRE], row * width), (float *)m->room.buffer[SUMS] + row * width,
+                            weight(model, m->tensor[WEIGHT_BIAS] + start), rows, width);
 }
 
-static void swiglu_mix(const Mixing *m) {
+// New rows see those of the cache, a rectangle of W, and each other, a triangle.
+static void go_on(const Mixing *m) {
     const Model *model = m->model;
-    model->device->matmul_forward(model->device, m->kept.buffer[UP], m->pass->normed, weight(model, m->tensor[MLP_UP]),
-                                  weight(model, m->tensor[MLP_UP_BIAS]), m->pass->rows, model->config->dim,
-                                  2 * model->config->ffn_dim);
+    const void *W = weight(model, m->tensor[WEIGHT]);
+    Device *d = model->device;
+    int64_t C = model->config->dim, rows = m->pass->rows, length = m->pass->generation->length;
+    TriangleBlock before = {model->config->max_positions, length, rows, 0, length, C}, among = before;
+    among.column = length, among.columns = rows;
+    d->copy(d, at(d, m->cache.buffer[BEFORE], length * C), m->pass->normed, (size_t)(rows * C) * d->element_bytes);
+    if (length > 0) kernels_of(m)->multiply(d, &before, m->room.buffer[SUMS], W, m->cache.buffer[BEFORE]);
+    kernels_of(m)->multiply(d, &among, m->room.buffer[SUMS], W, m->pass->normed);
+    add_bias(m, 0, rows, length);
 }
 
-// branch = down(activated)
-static void gelu_output(const Mixing *m) {
+static void mix(const Mixing *m) {
     const Model *model = m->model;
-    model->device->matmul_forward(model->device, m->pass->branch, m->room.buffer[ACTIVATED],
-                                  weight(model, m->tensor[MLP_DOWN]), weight(model, m->tensor[MLP_DOWN_BIAS]),
-                                  m->pass->rows, model->config->ffn_dim, model->config->dim);
+    Device *d = model->device;
+    d->zero(d, m->room.buffer[SUMS], (size_t)(m->pass->rows * model->config->dim) * sizeof(float));
+    if (m->pass->generation != NULL) {
+        go_on(m);
+        return;
+    }
+    rows_gather_begin(m, m->room.buffer[ROWS], m->pass->normed);
+    for_pairs(m, forward_pair);
+    for (int i = 0; i < model->shard.count; i++) {
+        Chunk chunk = model->shard.chunk[i];
+        add_bias(m, shard_offset(&model->shard, chunk.start), chunk.length, chunk.start);
+    }
 }
 
-static void swiglu_output(const Mixing *m) {
+// gelu(pre) as rows (n, C).
+static void activate(const Mixing *m) {
     Device *d = m->model->device;
-    d->swiglu_forward(d, m->room.buffer[ACTIVATED], m->kept.buffer[UP], m->pass->rows, m->model->config->ffn_dim);
-    gelu_output(m);
+    d->gelu_forward(d, m->room.buffer[MOVED], m->kept.buffer[PRE], m->pass->rows * m->model->config->dim);
+    rows_by_sequence(m, m->room.buffer[ACTIVATED], m->room.buffer[MOVED]);
+}
+
+static void output(const Mixing *m) {
+    const Model *model = m->model;
+    int64_t C = model->config->dim;
+    activate(m);
+    model->device->matmul_forward(model->device, m->pass->branch, m->room.buffer[ACTIVATED],
+                                  weight(model, m->tensor[OUT]), NULL, m->pass->rows, C, C);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// From the gradient of the first product's output to that of normed.
-static void up_backward(const Mixing *m, const void *d_up, int64_t width) {
-    const Model *model = m->model;
-    model->device->matmul_backward(model->device, m->pass->d_normed, gradient(model, m->tensor[MLP_UP]),
-                                   gradient(model, m->tensor[MLP_UP_BIAS]), d_up, m->pass->normed,
-                                   weight(model, m->tensor[MLP_UP]), m->pass->rows, model->config->dim, width, false);
-}
-
-static void gelu_backward(const Mixing *m) {
+// The gradient of pre, in MOVED. d_normed is room on the way.
+static void backward_to_pre(const Mixing *m) {
     const Model *model = m->model;
     Device *d = model->device;
-    int64_t n = m->pass->rows, F = model->config->ffn_dim;
-    void *up = m->kept.buffer[UP], *activated = m->room.buffer[ACTIVATED];
-    d->gelu_forward(d, activated, up, n * F);
-    d->matmul_gelu_backward(d, m->room.buffer[D_UP], gradient(model, m->tensor[MLP_DOWN]),
-                            gradient(model, m->tensor[MLP_DOWN_BIAS]), m->pass->d_residual, activated, up,
-                            weight(model, m->tensor[MLP_DOWN]), n, F, model->config->dim);
-    up_backward(m, m->room.buffer[D_UP], F);
+    int64_t C = model->config->dim, n = m->pass->rows;
+    void *d_activated = m->pass->d_normed, *d_pre = m->room.buffer[MOVED];
+    activate(m);
+    d->matmul_backward(d, d_activated, gradient(model, m->tensor[OUT]), NULL, m->pass->d_residual,
+                       m->room.buffer[ACTIVATED], weight(model, m->tensor[OUT]), n, C, C, false);
+    rows_by_position(m, d_pre, d_activated);
+    d->gelu_backward(d, d_pre, d_pre, m->kept.buffer[PRE], n * C);
 }
 
-static void swiglu_backward(const Mixing *m) {
+static void backward(const Mixing *m) {
     const Model *model = m->model;
     Device *d = model->device;
-    int64_t n = m->pass->rows, F = model->config->ffn_dim;
-    void *up = m->kept.buffer[UP], *activated = m->room.buffer[ACTIVATED], *d_activated = activated;
-    d->matmul_backward(d, d_activated, NULL, NULL, m->pass->d_residual, NULL, weight(model, m->tensor[MLP_DOWN]), n, F,
-                       model->config->dim, false);
-    d->swiglu_backward(d, up, activated, d_activated, up, n, F);
-    d->matmul_backward(d, NULL, gradient(model, m->tensor[MLP_DOWN]), gradient(model, m->tensor[MLP_DOWN_BIAS]),
-                       m->pass->d_residual, activated, NULL, n, F, model->config->dim, false);
-    up_backward(m, up, 2 * F);
+    rows_gather_begin(m, m->room.buffer[ROWS], m->pass->normed);
+    backward_to_pre(m);
+    for (int i = 0; i < model->shard.count; i++) {
+        Chunk chunk = model->shard.chunk[i];
+        int64_t first = shard_offset(&model->shard, chunk.start);
+        kernels_of(m)->bias_gradient(d, gradient(model, m->tensor[WEIGHT_BIAS] + chunk.start),
+                                     at(d, m->room.buffer[MOVED], first * row_size(m)), chunk.length, row_size(m));
+    }
+    d->zero(d, m->room.buffer[D_ROWS], (size_t)(model->context * row_size(m)) * sizeof(float));
+    for_pairs(m, backward_pair);
+    rows_scatter(m, m->pass->d_normed, m->room.buffer[D_ROWS], m->room.buffer[TERMS]);
 }
 
-const Mixer mlp_gelu = {.name = "mlp, GELU",
-                        .parameters = gelu_parameters,
-                        .lay_out_kept = gelu_lay_out_kept,
-                        .lay_out_room = gelu_lay_out_room,
-                        .mix = gelu_mix,
-                        .output = gelu_output,
-                        .backward = gelu_backward,
-                        .generates = true};
-const Mixer mlp_swiglu = {.name = "mlp, SwiGLU",
-                          .parameters = swiglu_parameters,
-                          .lay_out_kept = swiglu_lay_out_kept,
-                          .lay_out_room = swiglu_lay_out_room,
-                          .mix = swiglu_mix,
-                          .output = swiglu_output,
-                          .backward = swiglu_backward,
-                          .generates = true};
+// ---- cost, and what it cannot do ------------------------------------------------------------------------------------
+
+// Three products with (T + 1) / 2 of W's elements in the mean, for each channel.
+static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
+    (void)layer;
+    return 3.0 * ((double)context + 1.0) * (double)c->dim;
+}
+
+static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
+    int64_t gather = rows_gather_bytes(sharding, c->dim, rank);
+    (void)layer;
+    return (AttentionBytes){gather, gather + rows_scatter_bytes(sharding, c->dim, rank)};
+}
+
+static bool check(const MixerUse *use, Error *err) {
+    const MixerSize *s = &use->size;
+    if (s->context > s->config->max_positions)
+        return error_usage(err, "%s: the model has weights for %lld positions; give --context of at most that",
+                           use->option, (long long)s->config->max_positions);
+    if (s->documents)
+        return error_usage(err,
+                           "%s: its weights are of positions and cannot stop at documents; leave out --document-mask",
+                           use->option);
+    if (s->kernels != NULL && s->kernels->triangle == NULL)
+        return error_usage(err, "%s: %s has no kernels for it; choose another mixer or --device", use->option,
+                           device_kind_name(use->device));
+    return true;
+}
+
+const Mixer mixer_mlp = {.name = "mlp",
+                         .check = check,
+                         .parameters = parameters,
+                         .lay_out_kept = lay_out_kept,
+                         .lay_out_room = lay_out_room,
+                         .lay_out_cache = lay_out_cache,
+                         .scratch_bytes = scratch_bytes,
+                         .mix = mix,
+                         .output = output,
+                         .backward = backward,
+                         .flops = flops,
+                         .bytes_sent = bytes_sent,
+                         .generates = true,
+                         .bounded = true};

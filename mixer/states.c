@@ -5,6 +5,14 @@ void states_gather(const Mixing *m, void *states, size_t bytes) {
     comm_gather_states(m->model->sequence, states, 2 * bytes, m->model->requests);
 }
 
+void states_gather_begin(const Mixing *m, void *states, size_t bytes) {
+    size_t each[STATES_MOST / 2];
+    for (int rank = 0; rank < m->model->ranks; rank++) each[rank] = 2 * bytes;
+    comm_all_gather_begin(m->model->sequence, states, each, m->model->requests);
+}
+
+void states_gather_wait(const Mixing *m) { comm_all_gather_wait(m->model->sequence, m->model->requests); }
+
 int states_before(const Mixing *m, int i, bool behind, int place[STATES_MOST], int64_t *length) {
     const Model *model = m->model;
     int ranks = model->ranks, chunks = 2 * ranks, count = 0;

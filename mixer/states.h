@@ -14,6 +14,9 @@ enum { STATES_MOST = 2 * 512 }; // chunks, of the most ranks that share a sequen
 
 // states (P, 2, bytes): this rank's have been written; everyone's are there for the work that follows.
 void states_gather(const Mixing *m, void *states, size_t bytes);
+// The same, begun and waited for: work that does not touch the states may lie between.
+void states_gather_begin(const Mixing *m, void *states, size_t bytes);
+void states_gather_wait(const Mixing *m);
 
 // Where the states stand of the chunks before this rank's chunk i, in the order of their positions, into place[]; or
 // (`behind`) of those behind it, from the last to the nearest. Returns how many. length: theirs, NULL: not wanted.

@@ -6,7 +6,7 @@
 // norm of the next layer, which is why block_forward begins behind its own first norm and ends before the last sum.
 #include "model/model.h"
 
-static Mixing tokens_of(Model *model, Pass *pass, int64_t l) {
+Mixing token_mixing(Model *model, Pass *pass, int64_t l) {
     LayerKind kind = layer_kind(model->config, l);
     const LayerMemory *memory = &pass->layer[l];
     return (Mixing){.model = model,
@@ -32,7 +32,7 @@ static Mixing channels_of(Model *model, Pass *pass, int64_t l) {
 static void mix_tokens(Model *model, Pass *pass, int64_t l) {
     LayerKind kind = layer_kind(model->config, l);
     LayerMemory *memory = &pass->layer[l];
-    Mixing tokens = tokens_of(model, pass, l);
+    Mixing tokens = token_mixing(model, pass, l);
     kind.tokens->mix(&tokens);
     kind.tokens->output(&tokens);
     kind.norm->forward(model, pass, memory->middle, memory->input, pass->branch, model->table->layer[l].norm2);
@@ -66,7 +66,7 @@ void block_backward(Model *model, Pass *pass, int64_t l) {
     LayerKind kind = layer_kind(model->config, l);
     const LayerOffsets *w = &model->table->layer[l];
     LayerMemory *memory = &pass->layer[l];
-    Mixing tokens = tokens_of(model, pass, l), channels = channels_of(model, pass, l);
+    Mixing tokens = token_mixing(model, pass, l), channels = channels_of(model, pass, l);
     block_again(model, pass, l);
     kind.channels->backward(&channels);
     kind.norm->backward(model, pass, memory->middle, w->norm2);

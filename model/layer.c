@@ -26,6 +26,12 @@ bool config_has_mixer(const ModelConfig *config, const Mixer *mixer) {
     return false;
 }
 
+int64_t model_positions(const ModelConfig *config) {
+    for (int64_t l = 0; l < config->layers && l <= config->mixers; l++)
+        if (layer_kind(config, l).tokens->bounded) return config->max_positions;
+    return config_positions(config);
+}
+
 double model_flops(const ModelConfig *config, const ParameterTable *table, int64_t context) {
     double sum = 6.0 * (double)table->in_matrices;
     for (int64_t l = 0; l < config->layers; l++) {

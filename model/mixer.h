@@ -88,6 +88,7 @@ typedef struct Mixer {
     AttentionBytes (*bytes_sent)(const ModelConfig *config, int64_t layer, const AttentionConfig *sharding, int rank);
     bool attends;   // works by model->attention
     bool generates; // mix serves pass->generation, token after token
+    bool bounded;   // its weights are of config->max_positions positions, and it serves no others
 } Mixer;
 
 // All token mixers, in the order in which ModelConfig numbers them; NULL ends the list. Whoever adds one adds it here
@@ -126,5 +127,7 @@ void mixer_write(const MixerChoice *choice, char text[MIXERS_TEXT]);
 void mixers_write(const ModelConfig *config, char text[MIXERS_TEXT]);
 // Whether some layer's token mixer is `mixer`.
 bool config_has_mixer(const ModelConfig *config, const Mixer *mixer);
+// The longest sequence that the model can see: config_positions, or where a layer is bounded its max_positions.
+int64_t model_positions(const ModelConfig *config);
 
 #endif

@@ -71,6 +71,8 @@ void pass_lay_out(Pass *pass, MixerSize size, int64_t padded_vocab_size, Arena *
                   Recompute recompute);
 void pass_free(Pass *pass);
 
+// The token mixer of layer l, at work on this pass.
+Mixing token_mixing(Model *model, Pass *pass, int64_t l);
 // pass->normed, the first norm of layer[l].input, -> pass->branch, to be added to layer[l].middle.
 void block_forward(Model *model, Pass *pass, int64_t l);
 // From the gradient of what leaves layer l to that of what entered it, in pass->d_residual; adds the parameters'.

@@ -29,6 +29,8 @@ static int64_t add(ParameterList *b, ParameterKind kind, int64_t rows, int64_t c
     p->decay = columns != 0;
     p->init_mean = kind == NORM ? 1 : 0;
     if (kind == MATRIX) p->init_std = (float)std;
+    p->lower_triangle = kind == LOWER_TRIANGLE;
+    if (kind == LOWER_TRIANGLE) p->init_std = 1;
     if (kind == RESIDUAL_MATRIX) p->init_std = (float)(std / sqrt(2.0 * (double)b->config->layers));
     b->overflow |= __builtin_mul_overflow(rows, columns ? columns : 1, &p->size);
     b->overflow |= __builtin_add_overflow(table->total, p->size, &table->total);
@@ -89,13 +91,13 @@ static void add_all(ParameterList *b) {
     if (!c->tied_embeddings) leave_gap(b);
 }
 
-// All matrices, but of the embeddings only the one that also is the classifier.
+// All matrices that multiply tokens; of the embeddings only the one that also is the classifier.
 static int64_t count_in_matrices(const ParameterTable *table) {
     int64_t count = 0;
     for (int i = 0; i < table->count; i++) {
         const Parameter *p = &table->parameter[i];
         bool looked_up = p->offset == table->token_table || p->offset == table->position_table;
-        if (p->dimensions == 2 && (!looked_up || p->offset == table->classifier)) count += p->size;
+        if (p->dimensions == 2 && !p->lower_triangle && (!looked_up || p->offset == table->classifier)) count += p->size;
     }
     return count;
 }
@@ -141,6 +143,13 @@ void parameters_zero_gap(const ParameterTable *table, int64_t begin, int64_t end
     if (first < last) memset(out + (first - begin), 0, (size_t)(last - first) * sizeof *out);
 }
 
+// The std of element i of a new parameter.
+static double initial_std(const Parameter *p, int64_t i) {
+    if (!p->lower_triangle) return p->init_std;
+    int64_t row = i / p->shape[0], column = i % p->shape[0]; // it is a square
+    return column > row ? 0 : p->init_std / sqrt((double)(row + 1));
+}
+
 void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t begin, int64_t end, float *out) {
     parameters_zero_gap(table, begin, end, out);
     for (int t = 0; t < table->count; t++) {
@@ -150,8 +159,9 @@ void parameters_initialize(const ParameterTable *table, uint64_t seed, int64_t b
         uint64_t stream = RANDOM_STREAM_PARAMETERS + (uint64_t)t;
         for (int64_t i = first; i < last; i++) {
             if (i % 4096 == 0) pulse_beat();
-            double normal = p->init_std > 0 ? random_normal(seed, stream, (uint64_t)(i - p->offset)) : 0;
-            out[i - begin] = (float)(p->init_mean + p->init_std * normal);
+            double std = initial_std(p, i - p->offset);
+            double normal = std > 0 ? random_normal(seed, stream, (uint64_t)(i - p->offset)) : 0;
+            out[i - begin] = (float)(p->init_mean + std * normal);
         }
     }
 }

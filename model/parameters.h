@@ -24,6 +24,9 @@ typedef struct Parameter {
     bool decay;         // weight decay: matrices, embeddings included; not biases and norms
     int64_t offset, size; // elements, in the flat vector
     float init_mean, init_std; // of new models: normal(mean, std); std 0: the constant
+    // In memory, 0 above the diagonal of new models; below it, the std of row i is init_std / sqrt(i + 1), so that the
+    // sum of its i + 1 terms has that of one.
+    bool lower_triangle;
 } Parameter;
 
 // A norm's scale and bias (C); -1: it has none.
@@ -43,8 +46,8 @@ typedef struct ParameterTable {
     int count;
     int64_t total;           // elements in all, the gap included
     int64_t in_model;        // elements of parameters
-    int64_t in_matrices;     // elements of the matrices that multiply every token (for FLOPs): no embedding look-ups,
-                             // but the classifier, tied or not
+    int64_t in_matrices;     // elements of the matrices that multiply every token (for FLOPs): no embedding look-ups
+                             // and no triangles, but the classifier, tied or not
     int64_t token_table, position_table; // (V, C), (max_positions, C) or -1
     LayerOffsets *layer;     // L of them
     NormTensors final_norm;
@@ -54,7 +57,13 @@ typedef struct ParameterTable {
 } ParameterTable;
 
 // The list while it is made, for mixers to add theirs.
-typedef enum ParameterKind { NORM, BIAS, MATRIX, RESIDUAL_MATRIX /* writes into the residual stream */ } ParameterKind;
+typedef enum ParameterKind {
+    NORM,
+    BIAS,
+    MATRIX,
+    RESIDUAL_MATRIX, // writes into the residual stream
+    LOWER_TRIANGLE   // of positions by positions: multiplies sequences, not tokens, and is 0 above the diagonal
+} ParameterKind;
 typedef struct ParameterList {
     ParameterTable *table;
     const ModelConfig *config;

@@ -90,20 +90,6 @@ int64_t devices_usual_ranks(const Options *o) {
 
 // ---- choosing -------------------------------------------------------------------------------------------------------
 
-// What a plan for GPUs elsewhere knows: the emulated device has the same kernels, where it is compiled in; as a Hopper,
-// whose attention takes more scratch memory than any other's. A process that only plans opens no other emulated device.
-static void describe_absent(Devices *devices) {
-    Device device;
-    Error none;
-    const char *why;
-    devices->element_bytes = 2; // bf16
-    setenv("EMULATED_ARCH", "90", 0);
-    if (device_count(DEVICE_EMULATED, &why) == 0 || !device_open(&device, DEVICE_EMULATED, 0, 1, &none)) return;
-    devices->kernels = device.attention;
-    devices->mixers = device.mixers;
-    device.close(&device);
-}
-
 // Opens each GPU for a moment, before anything else is done: what cannot be used is told at once.
 static bool look_at_all(Devices *devices, Error *err) {
     for (int rank = devices->ranks - 1; rank >= 0; rank--) { // rank 0's is the one described
@@ -146,7 +132,11 @@ bool devices_choose(Devices *devices, const Options *options, int ranks, bool pr
     }
     for (int i = 0; i < ranks; i++) devices->distinct += first_on_its_gpu(devices, i);
     if (!devices->at_hand) {
-        describe_absent(devices);
+        Device elsewhere;
+        device_elsewhere(&elsewhere);
+        devices->element_bytes = elsewhere.element_bytes;
+        devices->kernels = elsewhere.attention;
+        devices->mixers = elsewhere.mixers;
         return true;
     }
     return look_at_all(devices, err);

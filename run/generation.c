@@ -122,7 +122,7 @@ static bool generate(Rank *r, Generator *g, int32_t *tokens, Error *err) {
         tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
         if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
     }
-    print_generated(stdout, bytes, tokens, prompt, count, run->options.sample_tokens, config_positions(&run->config));
+    print_generated(stdout, bytes, tokens, prompt, count, run->options.sample_tokens, model_positions(&run->config));
     output_flush();
     return true;
 }

@@ -10,6 +10,7 @@
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
+#include "mixer/attention.h"
 #include "run/preset.h"
 #include "run/run_parts.h"
 #include "terminal/report.h"
@@ -24,7 +25,7 @@ static bool settle_context(Options *o, Error *err) {
     Error unsaid;
     if (o->init == NULL || options_given(o, "context") || !config_read(&config, o->init, &unsaid)) return true;
     if (checkpoint_read_state(o->init, &state, &unsaid) && state.context > 0 &&
-        state.context <= config_positions(&config))
+        state.context <= model_positions(&config))
         o->context = state.context;
     else if (o->context > config.max_positions) o->context = config.max_positions;
     if (o->context >= 2 * o->sp) return true;
@@ -88,8 +89,9 @@ static bool choose_model(Run *run, Error *err) {
         config_set_windows(c, o);
         if (!config_check(c, err)) return false;
         // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
-        // from it.
-        if (c->rope_scaling.type != ROPE_YARN && c->max_positions < o->context) c->max_positions = o->context;
+        // from it. And where it is the size of weights it cannot be another.
+        bool fixed = c->rope_scaling.type == ROPE_YARN || model_positions(c) == c->max_positions;
+        if (!fixed && c->max_positions < o->context) c->max_positions = o->context;
     }
     if (!check_bytes(run, from, err)) return false;
     return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);
@@ -135,17 +137,18 @@ static bool choose_document_end(Run *run, Error *err) {
     return true;
 }
 
-// Counts the layers of each window.
+// Counts the layers of each window and dilation.
 static void count_windows(AttentionConfig *a, const ModelConfig *c) {
-    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS, "and layers without");
+    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS + (int)CONFIG_MAX_MIXERS, "and layers without");
     a->window_count = 0;
     for (int64_t l = 0; l < c->layers; l++) {
         if (!layer_kind(c, l).tokens->attends) continue;
-        int64_t window = config_window(c, l, a->context);
+        LayersOfWindow sees = attention_sees(c, l, a->context);
         int i = 0;
-        while (i < a->window_count && a->windows[i].window != window) i++;
-        if (i == a->window_count) a->windows[a->window_count++] = (struct LayersOfWindow){window, 0};
-        a->windows[i].layers++;
+        while (i < a->window_count && (a->windows[i].window != sees.window || a->windows[i].dilation != sees.dilation))
+            i++;
+        if (i == a->window_count) a->windows[a->window_count++] = sees;
+        else a->windows[i].layers++;
     }
 }
 
@@ -192,7 +195,7 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0 || run_mixer_without_generation(run) >= 0) return true;
-    int64_t positions = config_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
+    int64_t positions = model_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);
     if (run->prompt == NULL) return false;

@@ -20,12 +20,14 @@ typedef struct Visibility {
     const int32_t *first; // and none before first[b * stride + position]; NULL: no limit. In the memory of the device
     int64_t stride;       // of `first`, from one sequence of the batch to the next
     const int32_t *least; // the least of these over the batch by position, in the host's memory; NULL: not known there
+    int64_t
+        dilation; // R: of all these a head sees every R-th alone (attention/dilated.h); 0: every one. Not for kernels
 } Visibility;
 
 // The same for all sequences of the batch together, as the host sees it, for what is decided before kernels are
 // started: which keys travel, which pairs are visited. It hides no key that one of the sequences needs.
 static inline Visibility visibility_on_host(const Visibility *v) {
-    Visibility host = {v->window, v->least, 0, v->least};
+    Visibility host = {v->window, v->least, 0, v->least, v->dilation};
     return host;
 }
 

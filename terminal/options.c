@@ -116,6 +116,8 @@ const Option options_table[] = {
     {"log", TEXT, CHECKPOINTS, "FILE", NULL, AT(log), 0, 0, "one JSON object a step"},
     {"dump", TEXT, CHECKPOINTS, "DIR", NULL, AT(dump), 0, 0,
      "gradients of the first step and logits of its last pass (first replica), for comparison with other programs"},
+    {"dump-mixing", TEXT, CHECKPOINTS, "FILE", NULL, AT(dump_mixing), 0, 0,
+     "CSV of how much each token counts for each later one in every layer's mixer, at the end (scripts/plot_mixing)"},
 
     {"sample", TEXT, GENERATION, "PROMPT", NULL, AT(sample), 0, 0,
      "text to continue at the end; without it, the first tokens of the validation data"},

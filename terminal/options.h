@@ -71,6 +71,7 @@ typedef struct Options {
     const char *init;       // folder
     const char *log;        // file
     const char *dump;       // folder: logits and gradients of the first step, for comparison with other programs
+    const char *dump_mixing; // file: what each layer's token mixer does with which tokens, at the end
     // generation
     const char *sample;     // prompt
     int64_t sample_tokens, top_k;

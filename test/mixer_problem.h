@@ -16,6 +16,7 @@ typedef struct MixerProblem {
     int64_t max_positions;  // 0: T
     int64_t document;       // documents end every so many tokens, in sequence b some b tokens later; 0: there are none
     double weight_std;      // of its matrices; 0: 1 / sqrt(C)
+    Exchange exchange;      // of attention's mixers; 0: auto
     uint64_t seed;          // of weights, inputs and gradients
     // Called for every parameter of the layer that is no matrix, and may fill it: biases are 0 and scales 1 otherwise.
     void (*fill)(const Parameter *parameter, float *values);

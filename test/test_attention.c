@@ -419,8 +419,8 @@ static void operations_saved_by_documents(void **state) {
     int32_t *first = random_documents(1, T, 30);
     AttentionConfig config = config_of(T, 1, EXCHANGE_RING, 1, (AttentionShape){1, 4, 2, 16, 1});
     config.window_count = 2;
-    config.windows[0] = (struct LayersOfWindow){0, 3};
-    config.windows[1] = (struct LayersOfWindow){7, 2};
+    config.windows[0] = (LayersOfWindow){0, 3, 0};
+    config.windows[1] = (LayersOfWindow){7, 2, 0};
     int64_t hidden = 0;
     for (int64_t i = 0; i < T; i++)
         for (int64_t j = 0; j <= i; j++)
@@ -436,7 +436,7 @@ static void windows_change_the_choice(void **state) {
     AttentionConfig config = config_of(1 << 17, 8, EXCHANGE_AUTO, 0, (AttentionShape){1, 16, 16, 64, 1});
     AttentionConfig windows = config;
     windows.window_count = 1;
-    windows.windows[0] = (struct LayersOfWindow){4, 12};
+    windows.windows[0] = (LayersOfWindow){4, 12, 0};
     assert_true(attention_resolve(&config, &err) && attention_resolve(&windows, &err));
     assert_int_equal(config.exchange, EXCHANGE_RING);    // hidden behind T^2 of work
     assert_int_equal(windows.exchange, EXCHANGE_GATHER); // ends of chunks, at once

@@ -7,7 +7,7 @@
 #include "checkpoint/parameter_file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/sha256.h"
-#include "mixer/mlp.h"
+#include "mixer/channel_mlp.h"
 
 // ---- round trips ----
 

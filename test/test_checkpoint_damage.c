@@ -11,7 +11,7 @@
 #include "base/random.h"
 #include "checkpoint/disk.h"
 #include "checkpoint/sha256.h"
-#include "mixer/mlp.h"
+#include "mixer/channel_mlp.h"
 
 // ---- damage ----
 

@@ -1,30 +1,21 @@
-// Layers as data: a token mixer that only this test has (test/toy_mixer.c) trains, sharded exactly; blocks replayed in
-// backward give the same bits; and the memory of a pass keeps to what the plan promises.
+// Layers as data: other token mixers than attention train, sharded exactly, alone and beside attention; blocks
+// replayed in backward give the same bits; and the memory of a pass keeps to what the plan promises.
 #include "test/compare.h"
 #include "test/folder.h"
-#include "test/scratch.h"
 
 #include "model/model.h"
 
 enum { TIME_LIMIT = 30 };
-static const char *program_with_toy(void) {
-    static char path[PROGRAM_PATH];
-    snprintf(path, sizeof path, "%s", train_gpt_path());
-    *strrchr(path, '/') = '\0';
-    strcat(path, "/test/train_gpt_with_toy");
-    return path;
-}
 
-// ---- the toy --------------------------------------------------------------------------------------------------------
+// ---- other token mixers than attention ------------------------------------------------------------------------------
 
-static Log train_toy(const char *mixers, int sp, int dp, const char *recompute, bool dump) {
-    char data[PROGRAM_PATH], log[PROGRAM_PATH], out[PROGRAM_PATH];
+static Log train_mixers(const char *mixers, int sp, int dp, const char *recompute) {
+    char data[PROGRAM_PATH], log[PROGRAM_PATH];
     Command command = {0};
-    add_words(&command, program_with_toy(), "--device", "cpu", "--data", path_join(data, folder, "text"), NULL);
+    add_words(&command, train_gpt_path(), "--device", "cpu", "--data", path_join(data, folder, "text"), NULL);
     add_words(&command, "--log", path_join(log, folder, "log"), "--mixer", mixers, "--recompute", recompute, NULL);
     add_words(&command, "--layers", "3", "--heads", "2", "--dim", "32", "--context", "75", "--batch", "2", NULL);
     add_words(&command, "--steps", "20", "--lr", "1e-2", "--eval-windows", "2", "--threads", "1", NULL);
-    if (dump) add_words(&command, "--dump", path_join(out, folder, "dump"), NULL);
     add_number(&command, "--sp", sp);
     add_number(&command, "--dp", dp);
     ProgramResult result = run_command(&command, TIME_LIMIT);
@@ -41,135 +32,76 @@ static void check_equal(const Log *a, const Log *b, double limit) {
             fail_msg("step %d: %.9g and %.9g", i + 1, a->loss[i], b->loss[i]);
 }
 
-static void toy_trains_sharded(void **state) {
+static void mixers_train_sharded(void **state) {
     (void)state;
-    Log one = train_toy("mean", 1, 1, "none", false);
-    assert_true(one.loss[one.count - 1] < one.loss[0] - 1.0); // it learns
+    const char *const mixers[] = {"mean", "mlp"};
     const int grid[][2] = {{2, 1}, {3, 1}, {4, 1}, {8, 1}, {2, 2}};
-    for (size_t i = 0; i < sizeof grid / sizeof *grid; i++) {
-        Log other = train_toy("mean", grid[i][0], grid[i][1], "none", false);
-        check_equal(&one, &other, 1e-5);
+    for (int m = 0; m < 2; m++) {
+        Log one = train_mixers(mixers[m], 1, 1, "none");
+        assert_true(one.loss[one.count - 1] < one.loss[0] - 1.0); // it learns
+        for (size_t i = 0; i < sizeof grid / sizeof *grid; i++) {
+            Log other = train_mixers(mixers[m], grid[i][0], grid[i][1], "none");
+            check_equal(&one, &other, 1e-5);
+        }
     }
 }
 
-static void toy_beside_attention(void **state) {
+static void mixers_beside_attention(void **state) {
     (void)state;
-    Log one = train_toy("mean,attention", 1, 1, "none", false), four = train_toy("mean,attention", 4, 1, "none", false);
+    const char *const pattern = "mean,attention,mlp";
+    Log one = train_mixers(pattern, 1, 1, "none"), four = train_mixers(pattern, 4, 1, "none");
     check_equal(&one, &four, 1e-5);
-    Log mlp = train_toy("mean,attention", 1, 1, "mlp", false),
-        block = train_toy("mean,attention", 1, 1, "block", false);
+    Log mlp = train_mixers(pattern, 1, 1, "mlp"), block = train_mixers(pattern, 1, 1, "block");
     check_equal(&one, &mlp, 0);
     check_equal(&one, &block, 0);
 }
 
-// The toy against its definition in double precision, on every rank of P.
-enum { T = 37, C = 8, B = 2 };
-
-static double value_at(int64_t b, int64_t position, int64_t c, int seed) {
-    return sin(1.0 + (double)seed + 0.7 * (double)b + 1.3 * (double)position + 2.1 * (double)c);
+static void expect_refusal(const Command *command, const char *message) {
+    ProgramResult result = run_program(command->argv, TIME_LIMIT);
+    assert_int_equal(result.exit_code, 2);
+    if (!strstr(result.err, message)) fail_msg("%s", result.err);
+    free_result(&result);
 }
 
-// Row (b, i) of P x, or of its transpose.
-static double dense(int64_t b, int64_t i, int64_t c, int seed, bool transposed) {
-    double sum = 0;
-    for (int64_t j = 0; j < T; j++) {
-        bool seen = transposed ? j >= i : j <= i;
-        if (seen) sum += value_at(b, j, c, seed) / (double)(1 + (transposed ? j : i));
-    }
-    return sum;
-}
-
-// Sums of up to T numbers below 1 in fp32: T roundings of 6e-8 of at most T, divided by as much.
-static void expect(double found, double wanted) {
-    if (!(fabs(found - wanted) <= T * 6e-8)) fail_msg("%.9g, not %.9g", found, wanted);
-}
-
-static void mix_on_rank(Comm *world, void *argument) {
-    (void)argument;
-    Device device;
-    cpu_device(&device, 1);
-    lend_stated_scratch(&device, 2 * T, C, C, 0);
-    int ranks = comm_size(world), rank = comm_rank(world);
-    ModelConfig config = {.dim = C};
-    float weights[C * C] = {0}, gradients[C * C] = {0};
-    for (int c = 0; c < C; c++) weights[c * C + c] = 1;
-    Model model = {.config = &config,
-                   .device = &device,
-                   .sequence = world,
-                   .context = T,
-                   .ranks = ranks,
-                   .rank = rank,
-                   .shard = shard_of(T, ranks, rank),
-                   .weights = weights,
-                   .gradients = gradients};
-    int64_t tokens = model.shard.tokens, n = B * tokens;
-    float *x = calloc((size_t)(6 * n * C), sizeof *x), sums[2 * 16 * B * C];
-    int32_t *positions = calloc((size_t)n, sizeof *positions);
-    Pass pass = {.rows = n,
-                 .sequences = B,
-                 .positions = positions,
-                 .normed = x,
-                 .branch = x + n * C,
-                 .d_residual = x + 2 * n * C,
-                 .d_normed = x + 3 * n * C};
-    int64_t tensor[MIXER_TENSORS] = {0}, row = 0;
-    Mixing m = {
-        .model = &model, .pass = &pass, .tensor = tensor, .kept = {{x + 4 * n * C}}, .room = {{x + 5 * n * C, sums}}};
-    for (int64_t b = 0; b < B; b++)
-        for (int i = 0; i < model.shard.count; i++)
-            for (int64_t t = 0; t < model.shard.chunk[i].length; t++, row++) {
-                positions[row] = (int32_t)(model.shard.chunk[i].start + t);
-                for (int64_t c = 0; c < C; c++) {
-                    x[row * C + c] = (float)value_at(b, positions[row], c, 0);
-                    x[2 * n * C + row * C + c] = (float)value_at(b, positions[row], c, 1);
-                }
-            }
-    token_mixers[1]->mix(&m);
-    token_mixers[1]->output(&m);
-    token_mixers[1]->backward(&m);
-    for (row = 0; row < n; row++)
-        for (int64_t c = 0; c < C; c++) {
-            expect(x[n * C + row * C + c], dense(row / tokens, positions[row], c, 0, false));
-            expect(x[3 * n * C + row * C + c], dense(row / tokens, positions[row], c, 1, true));
-        }
-    free(positions);
-    free(x);
-    device_return_scratch(&device);
-    device.close(&device);
-}
-
-static void toy_is_its_definition(void **state) {
-    (void)state;
-    for (int ranks = 1; ranks <= 4; ranks++) {
-        Error err;
-        CommLaunch launch = {.engine = COMM_LOCAL, .ranks = ranks, .timeout_seconds = 30};
-        if (!comm_run(&launch, mix_on_rank, NULL, &err)) fail_msg("%s", err.message);
-    }
-}
-
-static void toy_is_refused_where_it_cannot_go(void **state) {
+static void mixers_are_refused_where_they_cannot_go(void **state) {
     (void)state;
     const struct {
-        const char *option, *value, *message;
+        const char *mixers, *option, *value, *message;
     } cases[] = {
-        {"--window", "16", "--window is attention's, and --mixer mean has none: leave it out"},
-        {"--sample", "text", "--mixer mean: mean cannot generate: leave out --sample"},
+        {"mean", "--window", "16", "--window is attention's, and --mixer mean has none: leave it out"},
+        {"attention,toy", "--sp", "1", "--mixer attention,toy: there is no \"toy\"; give names out of: attention, "},
+        {"mean:2", "--sp", "1", "--mixer mean:2: \"mean\" takes no option"},
+        {"mean,mlp", "--document-mask", NULL, "--mixer mlp: its weights are of positions and cannot stop at documents"},
     };
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         Command command = {0};
-        add_words(&command, program_with_toy(), "--device", "cpu", "--mixer", "mean", "--sp", "1", NULL);
+        add_words(&command, train_gpt_path(), "--device", "cpu", "--mixer", cases[i].mixers, NULL);
         add_words(&command, cases[i].option, cases[i].value, NULL);
-        ProgramResult result = run_program(command.argv, TIME_LIMIT);
-        assert_int_equal(result.exit_code, 2);
-        if (!strstr(result.err, cases[i].message)) fail_msg("%s", result.err);
-        free_result(&result);
+        expect_refusal(&command, cases[i].message);
     }
-    const char *const argv[] = {train_gpt_path(), "--mixer", "attention,mean", "--device", "cpu", NULL};
-    ProgramResult result = run_program(argv, TIME_LIMIT);
-    assert_int_equal(result.exit_code, 2);
-    assert_string_equal(result.err,
-                        "train_gpt: --mixer attention,mean: there is no \"mean\"; give names out of: attention\n");
+}
+
+// A mixer with weights of positions: what lies above their diagonal is 0 and stays so, and there are no others.
+static void mlp_keeps_to_its_positions(void **state) {
+    (void)state;
+    enum { T = 40 };
+    char out[PROGRAM_PATH], file[PROGRAM_PATH], checkpoint[PROGRAM_PATH];
+    Command command = {0}, longer = {0};
+    add_words(&command, train_gpt_path(), "--device", "cpu", "--mixer", "mlp", "--out", path_join(out, folder, "mlp"),
+              NULL);
+    add_words(&command, "--layers", "1", "--heads", "2", "--dim", "16", "--context", "40", "--batch", "2", NULL);
+    add_words(&command, "--steps", "3", "--eval-windows", "1", "--sp", "2", "--threads", "1", NULL);
+    ProgramResult result = run_command(&command, TIME_LIMIT);
     free_result(&result);
+    path_join(checkpoint, out, "step-00000003");
+    Safetensors *tensors = open_tensors(path_join(file, checkpoint, "model.safetensors"));
+    float *weights = tensor_values(find_tensor(tensors, "model.layers.0.token_mlp.weight"));
+    for (int i = 0; i < T; i++)
+        for (int j = 0; j < T; j++) assert_true((weights[i * T + j] != 0) == (j <= i));
+    free(weights);
+    safetensors_close(tensors);
+    add_words(&longer, train_gpt_path(), "--device", "cpu", "--init", checkpoint, "--context", "41", NULL);
+    expect_refusal(&longer, "--mixer mlp: the model has weights for 40 positions; give --context of at most that");
 }
 
 // ---- blocks replayed ------------------------------------------------------------------------------------------------
@@ -256,9 +188,12 @@ static int make_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(toy_is_its_definition),    cmocka_unit_test(toy_trains_sharded),
-        cmocka_unit_test(toy_beside_attention),     cmocka_unit_test(toy_is_refused_where_it_cannot_go),
-        cmocka_unit_test(recompute_keeps_the_bits), cmocka_unit_test(recompute_keeps_the_bits_on_cuda),
+        cmocka_unit_test(mixers_train_sharded),
+        cmocka_unit_test(mixers_beside_attention),
+        cmocka_unit_test(mixers_are_refused_where_they_cannot_go),
+        cmocka_unit_test(mlp_keeps_to_its_positions),
+        cmocka_unit_test(recompute_keeps_the_bits),
+        cmocka_unit_test(recompute_keeps_the_bits_on_cuda),
         cmocka_unit_test(memory_per_token),
     };
     return cmocka_run_group_tests_name("layer", tests, make_text, remove_folder);

@@ -9,7 +9,7 @@
 
 #include "layers/device.h"
 #include "mixer/attention.h"
-#include "mixer/mlp.h"
+#include "mixer/channel_mlp.h"
 #include "model/model.h"
 
 static ModelConfig llama_config(void) {

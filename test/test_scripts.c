@@ -69,7 +69,7 @@ static void test_carried_tests(void **state) {
     free(said);
 }
 
-// ---- scripts/plot_loss and scripts/setup plots ----------------------------------------------------------------------
+// ---- scripts/plot_loss, plot_mixing and setup plots -----------------------------------------------------------------
 
 static void test_plot_without_library(void **state) {
     (void)state;
@@ -80,6 +80,10 @@ static void test_plot_without_library(void **state) {
     make_script("matplotlib.py", "raise ImportError\n");
     char *said = run_shell("PYTHONPATH=. \"$tree\"/scripts/plot_loss x.jsonl", 1);
     assert_string_equal(said, "plot_loss: matplotlib is not installed: scripts/setup plots (or apt-get install "
+                              "python3-matplotlib)\n");
+    free(said);
+    said = run_shell("PYTHONPATH=. \"$tree\"/scripts/plot_mixing x.csv x.png", 1);
+    assert_string_equal(said, "plot_mixing: matplotlib is not installed: scripts/setup plots (or apt-get install "
                               "python3-matplotlib)\n");
     free(said);
 }

@@ -135,6 +135,16 @@ static void backward_whole(Device *device, const AttentionShape *shape, const Qu
     cpu_backward_pair(device, shape, &query_sums, &key_sums);
 }
 
+static void first_of_residues(Device *device, int64_t batch, const Visibility *visibility, Residues r, Chunk queries,
+                              int64_t key_start, int32_t *out, int64_t out_stride) {
+    (void)device;
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t m = queries.start; m < chunk_end(queries); m++) {
+            int64_t first = visibility->first[b * visibility->stride + r.query + r.step * m];
+            out[b * out_stride + m] = (int32_t)((first - r.key + r.step - 1) / r.step + key_start);
+        }
+}
+
 static size_t scratch_bytes_of_pairs(const AttentionShape *shape, int64_t queries, int threads) {
     (void)queries;
     size_t forward = cpu_forward_scratch_bytes(shape, threads), backward = cpu_backward_scratch_bytes(shape, threads);
@@ -153,6 +163,7 @@ const AttentionKernels attention_kernels_cpu = {.begin = begin,
                                                 .row_delta = row_delta,
                                                 .backward_pair = cpu_backward_pair,
                                                 .backward_whole = backward_whole,
+                                                .first_of_residues = first_of_residues,
                                                 .vanilla_row_bytes = cpu_vanilla_row_bytes,
                                                 .vanilla_forward = cpu_vanilla_forward,
                                                 .vanilla_backward = cpu_vanilla_backward,

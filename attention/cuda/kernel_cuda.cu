@@ -134,6 +134,22 @@ void row_delta(Device *device, const AttentionShape *shape, Chunk chunk, TokenVi
     LAUNCH_PASS(row_delta_kernel, device, pass, out, d_out, delta);
 }
 
+__global__ void first_of_residues_kernel(const int32_t *first, int64_t stride, Residues r, Chunk queries, int key_start,
+                                         int32_t *out, int64_t out_stride) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, b = blockIdx.y, m = queries.start + i;
+    if (i >= queries.length) return;
+    const int64_t seen = first[b * stride + r.query + r.step * m];
+    out[b * out_stride + m] = (int32_t)((seen - r.key + r.step - 1) / r.step) + key_start;
+}
+
+void first_of_residues(Device *device, int64_t batch, const Visibility *visibility, Residues r, Chunk queries,
+                       int64_t key_start, int32_t *out, int64_t out_stride) {
+    if (queries.length == 0) return;
+    const dim3 blocks((unsigned)ceil_div(queries.length, (int64_t)THREADS), (unsigned)batch);
+    launch(first_of_residues_kernel, blocks, THREADS, 0, stream_of(device), visibility->first, visibility->stride, r,
+           queries, (int)key_start, out, out_stride);
+}
+
 const char *unsupported(const AttentionShape *shape) {
     if (shape->head_dim % PACKET != 0 || shape->head_dim > 128)
         return "the CUDA kernels take heads of 8 to 128, in multiples of 8";
@@ -149,6 +165,7 @@ constexpr AttentionKernels kernels_with(size_t (*scratch_bytes)(const AttentionS
             row_delta,
             cuda_backward_pair,
             cuda_backward_whole,
+            first_of_residues,
             cuda_vanilla_row_bytes,
             cuda_vanilla_forward,
             cuda_vanilla_backward,

@@ -1,7 +1,16 @@
 // The table of CUDA's kernels for token mixers.
 #include "mixer/cuda/kernels.h"
 
+extern const ScanKernels scan_kernels_cuda;
+extern const TriangleKernels triangle_kernels_cuda;
+
 const MixerKernels *cuda_mixer_kernels(void) {
-    static constexpr MixerKernels kernels = {};
+    static constexpr MixerKernels kernels = {
+        &scan_kernels_cuda, // scan
+        nullptr,            // linear
+        nullptr,            // delta
+        nullptr,            // convolution
+        &triangle_kernels_cuda, // triangle
+    };
     return &kernels;
 }

@@ -2,6 +2,7 @@
 #include "test/mixer_problem.h"
 
 #include "base/arena.h"
+#include "mixer/attention.h"
 #include "test/bf16.h"
 
 static void *checked(void *memory) {
@@ -176,11 +177,14 @@ static void run_on_rank(Comm *world, void *argument) {
     if (mixer->check != NULL && !mixer->check(&use, &err)) comm_fail(world, &err);
     AttentionConfig attention = {.context = p->T,
                                  .ranks = ranks,
+                                 .exchange = p->exchange,
                                  .shape = {p->B, a->config.heads, a->config.kv_heads, a->config.head_dim,
                                            (float)(1 / sqrt((double)a->config.head_dim))},
                                  .element_bytes = d->element_bytes,
                                  .kernels = d->attention,
                                  .documents = a->first != NULL};
+    attention.window_count = mixer->attends;
+    if (mixer->attends) attention.windows[0] = attention_sees(&a->config, 0, p->T);
     if (mixer->attends && !attention_resolve(&attention, &err)) comm_fail(world, &err);
 
     RankMemory planned = {.attention = {.config = attention}}, r = {0};
@@ -264,9 +268,12 @@ static void state_bytes(const MixerProblem *p, int ranks, const Job *job, MixerA
     const Mixer *mixer = layer_kind(&a->config, 0).tokens;
     AttentionConfig sharding = {.context = p->T,
                                 .ranks = ranks,
+                                .exchange = p->exchange,
                                 .shape = {p->B, a->config.heads, a->config.kv_heads, a->config.head_dim, 1},
                                 .element_bytes = p->device == DEVICE_CPU ? 4 : 2};
     Error err;
+    sharding.window_count = mixer->attends;
+    if (mixer->attends) sharding.windows[0] = attention_sees(&a->config, 0, p->T);
     if (!attention_resolve(&sharding, &err)) fail_msg("%s", err.message);
     int busiest = 0;
     for (int i = 1; i < ranks; i++)

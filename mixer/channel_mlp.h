@@ -1,6 +1,6 @@
 // The MLP as a channel mixer: which of its tensors stands where in LayerOffsets.channels.
-#ifndef MIXER_MLP_H
-#define MIXER_MLP_H
+#ifndef MIXER_CHANNEL_MLP_H
+#define MIXER_CHANNEL_MLP_H
 
 enum {
     MLP_UP,       // GELU (F, C); SwiGLU: gate and up, (2F, C)

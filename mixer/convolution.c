@@ -1,0 +1,53 @@
+// Sizes and formulas that all devices' convolutions share; in double precision, by the host.
+#include "mixer/convolution.h"
+
+#include <math.h>
+
+int64_t convolution_length(int64_t T) {
+    int64_t least = 2 * T - 1, best = 2;
+    while (best < least) best *= 2;
+    for (int64_t five = 1; 2 * five < best; five *= 5)
+        for (int64_t three = five; 2 * three < best; three *= 3) {
+            int64_t length = 2 * three;
+            while (length < least) length *= 2;
+            if (length < best) best = length;
+        }
+    return best;
+}
+
+// Whole cache lines; and not a multiple of 4 KiB, since rows then share few sets of the caches.
+int64_t convolution_stride(int64_t T) {
+    enum { LINE = 16, PAGE = 1024 };
+    int64_t stride = (convolution_length(T) + 2 + LINE - 1) / LINE * LINE;
+    return stride % PAGE == 0 ? stride + LINE : stride;
+}
+
+// A worker's rows of one tile: spectra of the filter, of d_z, of u, and of d_filter.
+size_t convolution_scratch_cpu(int64_t T, int threads) {
+    return (size_t)threads * 4 * CONVOLUTION_TILE * (size_t)convolution_stride(T) * sizeof(float);
+}
+
+// As many channels as are some 32 MiB, in groups of about the same size.
+int64_t convolution_group(int64_t T, int64_t channels) {
+    int64_t most = ((int64_t)32 << 20) / (convolution_stride(T) * (int64_t)sizeof(float));
+    if (most < 1) most = 1;
+    int64_t groups = (channels + most - 1) / most;
+    return groups > 0 ? (channels + groups - 1) / groups : 1;
+}
+
+// The same four spectra of a group, and twice as much as one for cuFFT to work in.
+size_t convolution_scratch_cuda(int64_t T, int64_t channels) {
+    return 6 * (size_t)(convolution_group(T, channels) * convolution_stride(T)) * sizeof(float);
+}
+
+static double share_of(int64_t channel, int64_t all) { return all > 1 ? (double)channel / (double)(all - 1) : 0; }
+
+FilterWindow window_of(int64_t channel, int64_t all, int64_t positions) {
+    double shortest = 32, longest = 1.5 * (double)positions;
+    double rate = log(100) / (shortest * pow(longest / shortest, share_of(channel, all)));
+    return (FilterWindow){(float)rate, (float)sqrt(2 * rate), (float)(0.05 / sqrt((double)positions))};
+}
+
+int64_t cycles_of(int64_t channel, int64_t all, int64_t positions) {
+    return llround(pow(0.5 * (double)positions, share_of(channel, all)));
+}

@@ -1,0 +1,137 @@
+// Linear attention backward on the CPU. With G_i = d_y_i / den_i, delta_i = -(d_y_i . y_i) / den_i, and blocks of
+// scores key by query:
+//
+//   A = g^(i - j) K_j . Q_i      dA = g^(i - j) (V_j . G_i + delta_i)
+//   dQ = g^(i + 1) (G S^T + delta z) + dA^T K      dK = g^(end - j) (V R^T + r) + dA Q      dV = g^(end - j) K R + A G
+//
+// Values have a column of ones beside them and G one of deltas, so that z and r are one row more of S^T and R^T.
+#include "mixer/cpu/linear.h"
+
+static void begin_behind(const Walk *w, const Part *part) { begin_states(w, part, 1); }
+static void sum_behind(const Walk *w, const Part *part) { sum_states(w, part, 1); }
+static void begin_both(const Walk *w, const Part *part) {
+    begin_states(w, part, 0);
+    begin_states(w, part, 1);
+}
+static void sum_both(const Walk *w, const Part *part) {
+    sum_states(w, part, 0);
+    sum_states(w, part, 1);
+}
+
+// s->g and s->g_transposed, of which row D is delta.
+static void pack_gradients(const Walk *w, Place p, const BlockScratch *s) {
+    const LinearTokens *t = w->tokens;
+    int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
+    const float *inverse = row_values(t->inverse, p.b, p.token, p.h);
+    float *delta = s->g_transposed.data + D * BLOCK;
+    pack_tokens(w, p, s->g, t->d_y, p.h, inverse);
+    w->kernels->pack_transposed(s->g_transposed, columns, s->g, p.length, D, 1.0f);
+    w->tiles->dots(delta, token_rows(t->y, p.b, p.token, p.h, D), s->g, p.length, D);
+    for (int64_t i = 0; i < columns; i++) delta[i] = i < p.length ? -delta[i] : 0;
+}
+
+// S^T and z of the block's own, into slot block + 1 of states 0.
+static void own_state(const Walk *w, const Part *part, Place p, int64_t i) {
+    const BlockScratch *s = part->scratch;
+    int64_t first = first_of(w, p.b, p.position + p.length - 1) - p.position;
+    for (int64_t j = 0; j < p.length; j++) s->factor.data[j] = j < first ? 0 : power_of(w, p.h)[p.length - 1 - j];
+    pack_tokens(w, p, s->scaled, w->tokens->k, p.kv_head, s->factor.data);
+    w->kernels->product(w->shape->head_dim + 1, w->padded, p.length, transposed(s->v), s->scaled,
+                        state_at(w, part, 0, i, part->block + 1), OVERWRITE);
+}
+
+// R^T and r of its own, into slot block of states 1.
+static void own_state_behind(const Walk *w, const Part *part, Place p, int64_t i) {
+    const BlockScratch *s = part->scratch;
+    for (int64_t n = 0; n < p.length; n++)
+        s->factor.data[n] = first_of(w, p.b, p.position + n) <= p.position ? power_of(w, p.h)[n] : 0;
+    pack_gradients(w, p, s);
+    pack_tokens(w, p, s->scaled, w->tokens->q, p.h, s->factor.data);
+    w->kernels->product(w->shape->head_dim + 1, w->padded, p.length, plain(s->g_transposed), s->scaled,
+                        state_at(w, part, 1, i, part->block), OVERWRITE);
+}
+
+static void own_behind(const Walk *w, const Part *part) {
+    for (int64_t i = 0; i < w->heads; i++) own_state_behind(w, part, place_of(w, part, i, part->block), i);
+}
+
+static void own_both(const Walk *w, const Part *part) {
+    pack_values(w, place_of(w, part, 0, part->block), part->scratch);
+    for (int64_t i = 0; i < w->heads; i++) own_state(w, part, place_of(w, part, i, part->block), i);
+    own_behind(w, part);
+}
+
+// A and dA.
+static void scores_of_block(const Walk *w, Place p, const BlockScratch *s, Block block) {
+    const LinearTokens *t = w->tokens;
+    int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
+    const int32_t *first = first_in_block(w, p, s);
+    pack_tokens(w, p, s->q, t->q, p.h, NULL);
+    w->kernels->pack_transposed(s->q_transposed, columns, s->q, p.length, D, 1.0f);
+    block_scores(w->kernels, block, D, s->k, s->q_transposed, s->scores);
+    w->tiles->mask(s->scores, p.length, columns, power_of(w, p.h), first, NULL);
+    block_scores(w->kernels, block, D + 1, s->v, s->g_transposed, s->d_scores);
+    w->tiles->mask(s->d_scores, p.length, columns, power_of(w, p.h), first, NULL);
+}
+
+static void gradient_of_queries(const Walk *w, Place p, const BlockScratch *s, Block block, Rows state) {
+    const LinearTokens *t = w->tokens;
+    int64_t D = w->shape->head_dim;
+    for (int64_t i = 0; i < p.length; i++)
+        s->factor.data[i] = first_of(w, p.b, p.position + i) < p.position ? power_of(w, p.h)[i + 1] : 0;
+    w->kernels->product(p.length, w->padded, D + 1, transposed(s->g_transposed), state, s->result, OVERWRITE);
+    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
+    block_add_to_queries(w->kernels, block, w->padded, s->d_scores, s->k, s->result);
+    w->tiles->give(token_rows(t->d_q, p.b, p.token, p.h, D), s->result, s->q, p.length, D, false);
+}
+
+// add: there were heads before this one.
+static void gradients_of_keys(const Walk *w, Place p, const BlockScratch *s, Block block, Rows behind, bool add) {
+    const LinearTokens *t = w->tokens;
+    int64_t D = w->shape->head_dim, end = p.position + p.length;
+    int64_t first = end < w->shape->context ? first_of(w, p.b, end) - p.position : 0;
+    for (int64_t j = 0; j < p.length; j++) s->factor.data[j] = j < first ? 0 : power_of(w, p.h)[p.length - j];
+    w->kernels->product(p.length, w->padded, D + 1, plain(s->v), behind, s->result, OVERWRITE);
+    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
+    block_add_to_keys(w->kernels, block, w->padded, s->d_scores, s->q, s->result);
+    w->tiles->give(token_rows(t->d_k, p.b, p.token, p.kv_head, D), s->result, s->k, p.length, D, add);
+
+    w->kernels->pack_transposed(s->square, w->padded, behind, D, D, 1.0f);
+    w->kernels->product(p.length, w->padded, D, plain(s->k), s->square, s->result, OVERWRITE);
+    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
+    block_add_to_keys(w->kernels, block, w->padded, s->scores, s->g, s->result);
+    w->tiles->give(token_rows(t->d_v, p.b, p.token, p.kv_head, D), s->result, (Rows){0}, p.length, D, add);
+}
+
+static void gradients(const Walk *w, const Part *part) {
+    const BlockScratch *s = part->scratch;
+    Place first = place_of(w, part, 0, part->block);
+    Block block = {first.length, first.length, {.diagonal = 0}};
+    pack_tokens(w, first, s->k, w->tokens->k, first.kv_head, NULL);
+    pack_values(w, first, s);
+    for (int64_t i = 0; i < w->heads; i++) {
+        Place p = place_of(w, part, i, part->block);
+        pack_gradients(w, p, s);
+        scores_of_block(w, p, s, block);
+        gradient_of_queries(w, p, s, block, state_at(w, part, 0, i, part->block));
+        gradients_of_keys(w, p, s, block, state_at(w, part, 1, i, part->block + 1), i > 0);
+    }
+}
+
+void cpu_linear_own_behind(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {
+    Walk w = {.shape = shape,
+              .tokens = tokens,
+              .phase = {begin_behind, own_behind, sum_behind},
+              .from_behind = true,
+              .end = states};
+    walk(device, &w, "linear attention backward");
+}
+
+void cpu_linear_backward(Device *device, const LinearShape *shape, const LinearTokens *tokens, const float *behind) {
+    Walk w = {.shape = shape,
+              .tokens = tokens,
+              .phase = {begin_both, own_both, sum_both, gradients},
+              .from_behind = true,
+              .begin = behind};
+    walk(device, &w, "linear attention backward");
+}

@@ -1,0 +1,112 @@
+// An all-to-all between tokens and channels, packed and unpacked by strided copies.
+#include "mixer/transpose.h"
+
+#include "sequence/sharding.h"
+
+enum { MOST_RANKS = 512 }; // that share a sequence
+
+Channels channels_of(int64_t C, int ranks, int rank) {
+    int64_t first = C * rank / ranks;
+    return (Channels){first, C * (rank + 1) / ranks - first, C};
+}
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+size_t transpose_room_bytes(const MixerSize *s) {
+    int64_t C = s->config->dim, mine = channels_of(C, s->ranks, s->rank).count;
+    if (s->ranks == 1) return 0;
+    return (size_t)larger(s->rows * C, s->sequences * s->context * mine) * s->element_bytes;
+}
+
+int64_t transpose_bytes_sent(int64_t C, const AttentionConfig *sharding, int rank) {
+    int64_t tokens = shard_of(sharding->context, sharding->ranks, rank).tokens;
+    int64_t mine = channels_of(C, sharding->ranks, rank).count;
+    int64_t elements = tokens * (C - mine) + (sharding->context - tokens) * mine;
+    return sharding->shape.batch * elements * (int64_t)sharding->element_bytes;
+}
+
+// Bytes of the messages between this rank and all others: of their channels and its tokens, and of its channels and
+// their tokens.
+typedef struct Messages {
+    size_t theirs[MOST_RANKS], mine[MOST_RANKS];
+} Messages;
+
+static Messages messages_of(const Mixing *m) {
+    const Model *model = m->model;
+    int64_t C = model->config->dim, B = m->pass->sequences, mine = channels_of(C, model->ranks, model->rank).count;
+    Messages bytes;
+    for (int rank = 0; rank < model->ranks; rank++) {
+        int64_t channels = channels_of(C, model->ranks, rank).count;
+        bytes.theirs[rank] = (size_t)(m->pass->rows * channels) * model->device->element_bytes;
+        bytes.mine[rank] =
+            (size_t)(B * shard_of(model->context, model->ranks, rank).tokens * mine) * model->device->element_bytes;
+    }
+    return bytes;
+}
+
+// Rows (n, C) and messages of each rank's channels, one after the other: into them, or (`back`) from them.
+static void move_columns(const Mixing *m, void *rows, void *messages, bool back) {
+    const Model *model = m->model;
+    Device *d = model->device;
+    int64_t C = model->config->dim, n = m->pass->rows, element = (int64_t)d->element_bytes;
+    for (int rank = 0; rank < model->ranks; rank++) {
+        Channels its = channels_of(C, model->ranks, rank);
+        void *in_rows = at(d, rows, its.first), *packed = at(d, messages, n * its.first);
+        int64_t stride = C * element, width = its.count * element;
+        if (back) d->copy_strided(d, in_rows, stride, packed, width, n, (size_t)width);
+        else d->copy_strided(d, packed, width, in_rows, stride, n, (size_t)width);
+    }
+}
+
+// Messages of each rank's tokens, one after the other, and all tokens (B, T, my channels): into these, or (`back`) from
+// them.
+static void move_tokens(const Mixing *m, void *tokens, void *messages, bool back) {
+    const Model *model = m->model;
+    Device *d = model->device;
+    int64_t B = m->pass->sequences, T = model->context;
+    int64_t mine = channels_of(model->config->dim, model->ranks, model->rank).count, before = 0;
+    int64_t row = mine * (int64_t)d->element_bytes;
+    for (int rank = 0; rank < model->ranks; rank++) {
+        Shard its = shard_of(T, model->ranks, rank);
+        for (int i = 0; i < its.count; i++) {
+            void *packed = at(d, messages, (before + shard_offset(&its, its.chunk[i].start)) * mine);
+            void *placed = at(d, tokens, its.chunk[i].start * mine);
+            size_t bytes = (size_t)(its.chunk[i].length * row);
+            if (back) d->copy_strided(d, packed, its.tokens * row, placed, T * row, B, bytes);
+            else d->copy_strided(d, placed, T * row, packed, its.tokens * row, B, bytes);
+        }
+        before += B * its.tokens;
+    }
+}
+
+void tokens_to_channels_begin(const Mixing *m, void *to, const void *from, void *const room[2]) {
+    const Model *model = m->model;
+    Device *d = model->device;
+    if (model->ranks == 1) {
+        d->copy(d, to, from, (size_t)(m->pass->rows * model->config->dim) * d->element_bytes);
+        return;
+    }
+    Messages bytes = messages_of(m);
+    move_columns(m, (void *)from, room[0], false);
+    comm_all_to_all_begin(model->sequence, room[0], bytes.theirs, room[1], bytes.mine, model->requests);
+}
+
+void tokens_to_channels_end(const Mixing *m, void *to, void *const room[2]) {
+    if (m->model->ranks == 1) return;
+    comm_wait_all(m->model->sequence, m->model->requests, m->model->ranks);
+    move_tokens(m, to, room[1], false);
+}
+
+void channels_to_tokens(const Mixing *m, void *to, const void *from, void *const room[2]) {
+    const Model *model = m->model;
+    Device *d = model->device;
+    if (model->ranks == 1) {
+        d->copy(d, to, from, (size_t)(m->pass->rows * model->config->dim) * d->element_bytes);
+        return;
+    }
+    Messages bytes = messages_of(m);
+    move_tokens(m, (void *)from, room[0], true);
+    comm_all_to_all_begin(model->sequence, room[0], bytes.mine, room[1], bytes.theirs, model->requests);
+    comm_wait_all(model->sequence, model->requests, model->ranks);
+    move_columns(m, to, room[1], true);
+}
