@@ -2,7 +2,7 @@
 #include "layers/cpu/vector.h"
 #include "mixer/cpu/linear_tiles.h"
 
-static inline vfloat phi(vfloat u) { return vselect(u > vset(0.0f), u + 1.0f, vexp(vmin(u, vset(0.0f)))); }
+static inline vfloat phi(vfloat u) { return vselect(u > vset(0.0f), u + 1.0f, vexp_negative(vmin(u, vset(0.0f)))); }
 
 static void features(float *x, int64_t count) {
     int64_t i = 0;
