@@ -16,6 +16,11 @@ static void pack(Rows to, int64_t padded, Rows from, int64_t rows, int64_t colum
         const float *in = from.data + r * from.stride;
         vfloat by = vset(factor == NULL ? 1.0f : factor[r]);
         int64_t i = 0;
+        for (; i + 4 * SIMD_WIDTH <= columns; i += 4 * SIMD_WIDTH) {
+            vfloat x[4];
+            SIMD_UNROLL for (int v = 0; v < 4; v++) x[v] = vload(in + i + v * SIMD_WIDTH);
+            SIMD_UNROLL for (int v = 0; v < 4; v++) vstore(out + i + v * SIMD_WIDTH, by * x[v]);
+        }
         for (; i + SIMD_WIDTH <= columns; i += SIMD_WIDTH) vstore(out + i, by * vload(in + i));
         if (i < columns) {
             vstore_part(out + i, by * vload_part(in + i, columns - i), columns - i);
