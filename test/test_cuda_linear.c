@@ -13,6 +13,7 @@ typedef struct Case {
 static const Case cases[] = {
     {"linear", 2, 37, 32, 2, 1, 0, true},          {"linear", 2, 150, 32, 2, 2, 40, true},
     {"linear:0.9", 1, 129, 48, 1, 1, 0, true},     {"linear:1", 1, 70, 64, 1, 1, 0, true},
+    {"linear", 1, 66, 128, 1, 1, 0, true},         {"linear", 1, 66, 160, 2, 1, 0, true},
     {"linear", 2, 1000, 128, 2, 2, 333, false},    {"linear", 1, 1000, 192, 2, 1, 0, false},
     {"linear:0.999", 1, 700, 128, 1, 1, 0, false}, {"linear", 1, 4500, 64, 1, 1, 0, false},
     {"linear", 1, 500, 112, 1, 1, 70, false},      {"linear", 1, 500, 160, 2, 1, 0, false},
@@ -35,7 +36,8 @@ static MixerProblem problem_of(const Case *c, int i) {
 
 // Storage is bf16, u = 2^-9: inputs are rounded alike for both sides. Rounded once on the way are q, k, v, their phi,
 // P, the state, y and the result, whose errors are independent of each other: a few u together. The
-// first rows of a document, which see few keys, are larger than most (mixer_expect's largest).
+// first rows of a document, which see few keys, are larger than most, the more so
+// the longer it is (mixer_expect's largest).
 static void linear_is_its_definition(void **state) {
     (void)state;
     const double u = 1.0 / (1 << 9);
@@ -43,7 +45,8 @@ static void linear_is_its_definition(void **state) {
     if (cuda_devices_here() == 0) skip();
     for (int i = 0; i < CASES; i++) {
         MixerProblem p = problem_of(&cases[i], i);
-        if (is_served(&cases[i])) expect_linear(&p, i < 2 && !cuda_device_is_gpu() ? some : one, 8 * u, 8 * u);
+        double allowed = (p.T > 200 ? 24 : 8) * u;
+        if (is_served(&cases[i])) expect_linear(&p, i < 2 && !cuda_device_is_gpu() ? some : one, allowed, allowed);
     }
 }
 
