@@ -2,13 +2,14 @@
 #include "mixer/cuda/kernels.h"
 
 extern const ScanKernels scan_kernels_cuda;
+extern const DeltaKernels delta_kernels_cuda;
 extern const TriangleKernels triangle_kernels_cuda;
 
 const MixerKernels *cuda_mixer_kernels(void) {
     static constexpr MixerKernels kernels = {
         &scan_kernels_cuda, // scan
         nullptr,            // linear
-        nullptr,            // delta
+        &delta_kernels_cuda, // delta
         nullptr,            // convolution
         &triangle_kernels_cuda, // triangle
     };
