@@ -287,7 +287,7 @@ __device__ inline float state_dot(const Differentiate &x, DifferentiateShared<D>
     return carry * block_sum(sum, partial);
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS) differentiate_kernel(Differentiate x) {
+template <int D> __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3) differentiate_kernel(Differentiate x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<DifferentiateShared<D> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
@@ -317,6 +317,7 @@ template <int D> __global__ void __launch_bounds__(THREADS) differentiate_kernel
     // depends on. by_row[j] counts for all i <= j of its document.
     float sum = 0, end = whole;
     for (int w = 0; w < WARPS; w++) end += s.end[w];
+#pragma unroll 1
     for (int j = i; j < ROWS && s.decays.begin[j] <= i; j++) sum += s.by_row[j];
     if (s.decays.begin[ROWS - 1] < i || s.decays.begin[ROWS - 1] < 0) sum += end;
     x.to.d_log_decay[block.at * ROWS + i] = s.decays.begin[i] == i ? 0.0f : sum;
