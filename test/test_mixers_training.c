@@ -3,7 +3,7 @@
 //
 // Tolerances on the CPU. Ranks change the order of fp32 sums and nothing else: each differs by some roundings (6e-8 of
 // it), a loss, which is a mean over 300 tokens, by less. AdamW divides each gradient by its own size, so where one is
-// nearly 0 the roundings decide the step, and twenty steps at a rate of 1e-2 carry that on: 1e-6 is seen at the last
+// nearly 0 the roundings decide the step, and twenty steps at a rate of 4e-3 carry that on: 1e-6 is seen at the last
 // step, ten times that allowed. In bf16 what ranks sum otherwise is rounded to 2^-9 of it: a value that lies between two
 // falls to either side, in each layer, for some of the values; of a loss, a mean over 256 tokens, 1e-3 is seen.
 #include "test/mixer_training.h"
@@ -30,7 +30,7 @@ static void check_grids(MixerTraining t, const int grids[][2], int count, double
     }
     print_message("# %s, %s: losses %.4f to %.4f, apart by %.1e\n", t.mixers, t.arch, one.loss[0],
                   one.loss[one.count - 1], most);
-    if (t.device == NULL) assert_true(one.loss[one.count - 1] < one.loss[0] - 1.0); // it learns
+    if (t.device == NULL) assert_true(one.loss[one.count - 1] < one.loss[0] - 0.5); // it learns
 }
 
 static const int GRIDS[][2] = {{2, 1}, {4, 1}, {2, 2}};
