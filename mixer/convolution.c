@@ -1,7 +1,5 @@
-// Sizes and formulas that all devices' convolutions share; in double precision, by the host.
+// Sizes that all devices' convolutions share.
 #include "mixer/convolution.h"
-
-#include <math.h>
 
 int64_t convolution_length(int64_t T) {
     int64_t least = 2 * T - 1, best = 2;
@@ -38,16 +36,4 @@ int64_t convolution_group(int64_t T, int64_t channels) {
 // The same four spectra of a group, and twice as much as one for cuFFT to work in.
 size_t convolution_scratch_cuda(int64_t T, int64_t channels) {
     return 6 * (size_t)(convolution_group(T, channels) * convolution_stride(T)) * sizeof(float);
-}
-
-static double share_of(int64_t channel, int64_t all) { return all > 1 ? (double)channel / (double)(all - 1) : 0; }
-
-FilterWindow window_of(int64_t channel, int64_t all, int64_t positions) {
-    double shortest = 32, longest = 1.5 * (double)positions;
-    double rate = log(100) / (shortest * pow(longest / shortest, share_of(channel, all)));
-    return (FilterWindow){(float)rate, (float)sqrt(2 * rate), (float)(0.05 / sqrt((double)positions))};
-}
-
-int64_t cycles_of(int64_t channel, int64_t all, int64_t positions) {
-    return llround(pow(0.5 * (double)positions, share_of(channel, all)));
 }

@@ -7,6 +7,8 @@
 #ifndef MIXER_CONVOLUTION_H
 #define MIXER_CONVOLUTION_H
 
+#include <math.h>
+
 #include "base/error.h"
 #include "layers/device.h"
 
@@ -78,11 +80,22 @@ size_t convolution_scratch_cpu(int64_t T, int threads);
 size_t convolution_scratch_cuda(int64_t T, int64_t channels);
 int64_t convolution_group(int64_t T, int64_t channels); // GPUs: channels that are transformed at once
 
-// ---- the formulas of both filters -----------------------------------------------------------------------------------
+// ---- the formulas of both filters, for all devices ------------------------------------------------------------------
+
+#ifdef __CUDACC__
+#define CONVOLUTION_FORMULA static __host__ __device__ inline
+#else
+#define CONVOLUTION_FORMULA static inline
+#endif
 
 // Position t's features are 1, t / T', and the sine and cosine of 2 pi t / period for periods of 4, 8, ..., 2^16
 // tokens. None depends on the context.
-enum { FILTER_LEAST_PERIOD = 4, FILTER_PERIODS = (FILTER_FEATURES - 2) / 2 };
+enum { FILTER_LEAST_PERIOD = 4 };
+
+// Where a channel stands among all, from 0 to 1.
+CONVOLUTION_FORMULA double channel_share(int64_t channel, int64_t all) {
+    return all > 1 ? (double)channel / (double)(all - 1) : 0;
+}
 
 // A channel's window is gain exp(-rate t) + floor (Hyena, section 3.3). It falls to 1/100 within a length that goes, in
 // even ratios over the channels, from 32 tokens to 1.5 T'; the gain makes the sum of its squares 1 or so, so that no
@@ -90,10 +103,21 @@ enum { FILTER_LEAST_PERIOD = 4, FILTER_PERIODS = (FILTER_FEATURES - 2) / 2 };
 typedef struct FilterWindow {
     float rate, gain, floor;
 } FilterWindow;
-FilterWindow window_of(int64_t channel, int64_t all, int64_t positions);
+CONVOLUTION_FORMULA FilterWindow window_of(int64_t channel, int64_t all, int64_t positions) {
+    const double shortest = 32, longest = 1.5 * (double)positions;
+    const double rate = log(100.0) / (shortest * pow(longest / shortest, channel_share(channel, all)));
+    FilterWindow window;
+    window.rate = (float)rate;
+    window.gain = (float)sqrt(2 * rate);
+    window.floor = (float)(0.05 / sqrt((double)positions));
+    return window;
+}
 
-// f, whole cycles in T' positions: from 1 to T' / 2, in even ratios over the channels.
-int64_t cycles_of(int64_t channel, int64_t all, int64_t positions);
+// f, whole cycles in T' positions: from 1 to T' / 2, in even ratios over the channels. A half is rounded up, even where
+// a device's pow is a little below it.
+CONVOLUTION_FORMULA int64_t cycles_of(int64_t channel, int64_t all, int64_t positions) {
+    return (int64_t)floor(pow(0.5 * (double)positions, channel_share(channel, all)) + 0.500001);
+}
 
 #ifdef __cplusplus
 }

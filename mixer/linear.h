@@ -22,6 +22,7 @@
 #define MIXER_LINEAR_H
 
 #include "attention/kernel.h"
+#include "layers/cuda/scratch.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -80,7 +81,7 @@ extern const LinearKernels linear_kernels_cpu;
 
 // Forward leaves the states before every so many tokens of a chunk (whole blocks), from where backward works out those
 // of the blocks between. By the size of an element of storage, which tells devices apart.
-static inline int64_t linear_window(size_t element_bytes) { return element_bytes == 4 ? 1024 : 4096; }
+static inline int64_t linear_window(size_t element_bytes) { return element_bytes == 4 ? 512 : 4096; }
 static inline int64_t linear_windows(size_t element_bytes, int64_t tokens) {
     int64_t window = linear_window(element_bytes);
     return (tokens + window - 1) / window;
@@ -92,8 +93,9 @@ static inline int64_t linear_state(int64_t head_dim) { return (head_dim + 1) * h
 size_t linear_scratch_bytes_cpu(const LinearShape *shape, int threads);
 static inline size_t linear_scratch_bytes_cuda(const LinearShape *shape, int64_t tokens) {
     int64_t window = linear_window(2), most = tokens < window ? tokens : window;
-    int64_t blocks = (most + LINEAR_BLOCK - 1) / LINEAR_BLOCK + 1;
-    return (size_t)(2 * blocks * shape->sequences * shape->heads * linear_state(shape->head_dim)) * sizeof(float);
+    int64_t blocks = (most + LINEAR_BLOCK - 1) / LINEAR_BLOCK, heads = shape->sequences * shape->heads;
+    int64_t values = 2 * (blocks + 1) * linear_state(shape->head_dim) + blocks * LINEAR_BLOCK;
+    return CUDA_WORKSPACE_BYTES + (size_t)(heads * values) * sizeof(float);
 }
 
 #ifdef __cplusplus

@@ -5,6 +5,7 @@
 extern const Mixer mixer_attention;
 extern const Mixer mixer_dilated;
 extern const Mixer mixer_linear;
+extern const Mixer mixer_delta;
 extern const Mixer mixer_conv;
 extern const Mixer mixer_fourier;
 extern const Mixer mixer_mlp;
@@ -14,6 +15,7 @@ const Mixer *const token_mixers[] = {
     &mixer_attention,
     &mixer_dilated,
     &mixer_linear,
+    &mixer_delta,
     &mixer_conv,
     &mixer_fourier,
     &mixer_mlp,

@@ -16,16 +16,9 @@
 
 enum { WEIGHT, WEIGHT_BIAS, OUT }; // tensors: (T', T'); (T'); (C, C)
 enum { PRE };                      // kept: (Tl, B, C)
-enum {
-    ROWS,
-    SUMS,
-    MOVED,
-    ACTIVATED,
-    D_ROWS,
-    TERMS
-};               // room: (T, B, C); (Tl, B, C) fp32; (Tl, B, C); (n, C), and
-                 // backward (T, B, C) fp32; what rows_scatter works in
-enum { BEFORE }; // cache: (capacity, C), the tokens so far
+enum { SUMS, MOVED, ACTIVATED };   // room: (Tl, B, C) fp32; (Tl, B, C); (n, C)
+enum { ROWS = 3, D_ROWS, TERMS };  // and of all ranks: (T, B, C); (T, B, C) fp32; what rows_scatter works in
+enum { BEFORE };                   // cache: (capacity, C), the tokens so far
 
 static void parameters(ParameterList *list, int64_t l, int64_t *tensor) {
     int64_t C = list->config->dim, most = list->config->max_positions;
@@ -216,9 +209,6 @@ static bool check(const MixerUse *use, Error *err) {
         return error_usage(err,
                            "%s: its weights are of positions and cannot stop at documents; leave out --document-mask",
                            use->option);
-    if (s->kernels != NULL && s->kernels->triangle == NULL)
-        return error_usage(err, "%s: %s has no kernels for it; choose another mixer or --device", use->option,
-                           device_kind_name(use->device));
     return true;
 }
 

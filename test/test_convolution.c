@@ -25,6 +25,12 @@ static MixerProblem problem_of(const char *mixer, int64_t T) {
                           .fill = fill};
 }
 
+// Skips the test where FFTW is not installed.
+static void needs_fftw(void) {
+    Error err;
+    if (!mixer_kernels_cpu.convolution->opens("conv", &err)) skip();
+}
+
 static const char *const mixers[] = {"conv", "conv:gated", "fourier"};
 enum { MIXERS = sizeof mixers / sizeof *mixers };
 
@@ -52,6 +58,7 @@ static double root_mean_square(const double *x, int64_t count) {
 
 static void reference_has_its_derivative(void **state) {
     (void)state;
+    needs_fftw();
     for (int i = 0; i < MIXERS; i++) {
         MixerProblem problem = problem_of(mixers[i], 9);
         MixerAnswer answer = mixer_run(&problem, 1);
@@ -91,6 +98,7 @@ static void expect_stated_bytes(const MixerAnswer *a) {
 
 static void any_number_of_ranks(void **state) {
     (void)state;
+    needs_fftw();
     const int64_t lengths[] = {16, 37, 129, 1000};
     const int ranks[] = {1, 2, 3, 4, 8};
     for (int i = 0; i < MIXERS; i++)
@@ -115,6 +123,7 @@ static void any_number_of_ranks(void **state) {
 
 static void same_bits_again(void **state) {
     (void)state;
+    needs_fftw();
     for (int i = 0; i < MIXERS; i++) {
         MixerProblem problem = problem_of(mixers[i], 200);
         MixerAnswer a = mixer_run(&problem, 3), b = mixer_run(&problem, 3);
@@ -129,6 +138,7 @@ static void same_bits_again(void **state) {
 // Every copy of the vectorised loops that this processor can run, and channels that fill its vectors and tiles.
 static void every_instruction_set(void **state) {
     (void)state;
+    needs_fftw();
     SimdLevel best = simd_level();
     for (SimdLevel level = SIMD_PORTABLE; level <= best; level++) {
         setenv("SIMD", simd_level_name(level), 1);
@@ -168,6 +178,7 @@ static void lengths_are_least(void **state) {
 
 static void generation_is_training(void **state) {
     (void)state;
+    needs_fftw();
     const int64_t pieces[] = {1, 5, 128};
     for (int i = 0; i < MIXERS; i++) {
         MixerProblem problem = problem_of(mixers[i], 150);
@@ -199,6 +210,7 @@ static bool checks(const char *text, int ranks, bool documents, Error *err) {
 
 static void what_cannot_be(void **state) {
     (void)state;
+    needs_fftw();
     Error err = {0};
     for (int i = 0; i < MIXERS; i++) {
         char start[40];

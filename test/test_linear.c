@@ -219,8 +219,212 @@ static void documents_restart_it(void **state) {
     }
 }
 
+// Several windows and blocks, heads of a whole strip and more, and decays from one end to the other. Also more heads
+// than eight, whose decays stand closer.
+static void decays_and_windows(void **state) {
+    (void)state;
+    static const struct {
+        const char *mixer;
+        int64_t T, C, heads, kv_heads;
+    } cases[] = {{"linear:1", 1400, 32, 1, 1},
+                 {"linear:0.5", 300, 48, 2, 2},
+                 {"linear:0.999", 700, 64, 1, 1},
+                 {"linear", 200, 48, 12, 3}};
+    for (int i = 0; i < 4; i++) {
+        MixerProblem p = {.mixer = cases[i].mixer,
+                          .device = DEVICE_CPU,
+                          .T = cases[i].T,
+                          .B = 1,
+                          .C = cases[i].C,
+                          .heads = cases[i].heads,
+                          .kv_heads = cases[i].kv_heads,
+                          .seed = 33 + (uint64_t)i};
+        expect_definition(&p, some_ranks, 16 * u, 64 * u);
+    }
+}
+
+// Central differences of the dense forward in double precision: errors of h^2 and of 2^-53 / h, both near 10^-10 for h
+// = 10^-5. phi bends at 0, where its slope does not jump; its second derivative does, which costs h where an input is
+// there.
+static void gradient_of_the_definition(void **state) {
+    (void)state;
+    MixerProblem p = {.mixer = "linear",
+                      .device = DEVICE_CPU,
+                      .T = 19,
+                      .B = 2,
+                      .C = 12,
+                      .heads = 2,
+                      .kv_heads = 1,
+                      .document = 8,
+                      .seed = 5};
+    MixerAnswer a = mixer_run(&p, 1);
+    Dense s = dense_of(&p, &a);
+    int64_t n = p.B * p.T * p.C;
+    run_dense(&s, true);
+    for (int tensor = -1; tensor < 4; tensor++) {
+        double *values = tensor < 0 ? s.x : s.w[tensor], *gradient = tensor < 0 ? s.d_x : s.d_w[tensor];
+        int64_t count = tensor < 0 ? n : weight_rows(&s, tensor) * weight_columns(&s, tensor);
+        for (int64_t i = 0; i < count; i += 7) {
+            double kept = values[i], difference = 0;
+            for (int side = 0; side < 2; side++) {
+                values[i] = kept + (side == 0 ? 1e-5 : -1e-5);
+                run_dense(&s, false);
+                for (int64_t k = 0; k < n; k++) difference += (side == 0 ? 1 : -1) * s.out[k] * s.d_out[k];
+            }
+            values[i] = kept;
+            assert_true(fabs(difference / 2e-5 - gradient[i]) < 1e-7 * (1 + fabs(gradient[i])));
+        }
+    }
+    dense_free(&s);
+    mixer_free(&a);
+}
+
+// ---- bits, generation, usage ----------------------------------------------------------------------------------------
+
+static void expect_same(const float *a, const float *b, int64_t count) {
+    assert_memory_equal(a, b, (size_t)count * sizeof *a);
+}
+
+// Also where threads are more than heads, so that blocks are dealt out among them.
+static void same_bits_in_two_runs(void **state) {
+    (void)state;
+    for (int heads = 1; heads <= 4; heads += 3) {
+        MixerProblem p = {
+            .mixer = "linear", .device = DEVICE_CPU, .T = 700, .B = 1, .C = 32, .heads = heads, .seed = 9};
+        for (int ranks = 1; ranks <= 2; ranks++) {
+            MixerAnswer a = mixer_run(&p, ranks), b = mixer_run(&p, ranks);
+            expect_same(a.out, b.out, p.T * p.C);
+            expect_same(a.d_x, b.d_x, p.T * p.C);
+            expect_same(a.gradients, b.gradients, a.table.total);
+            mixer_free(&a), mixer_free(&b);
+        }
+    }
+}
+
+// The kernels themselves on 1, 2, 3 and 8 threads.
+static void same_bits_on_any_number_of_threads(void **state) {
+    (void)state;
+    enum { T = 600, H = 2, D = 16, STATE = (D + 1) * D };
+    float *results[4];
+    static const int threads[] = {1, 2, 3, 8};
+    float decay[H] = {-0.01f, -0.1f}, *x = allocate(4 * T * H * D, sizeof *x);
+    for (int i = 0; i < 4 * T * H * D; i++)
+        x[i] = (float)(i < 2 * T * H * D ? random_uniform(1, 1, (uint64_t)i) : random_normal(1, 2, (uint64_t)i));
+    for (int n = 0; n < 4; n++) {
+        Device d;
+        Error err;
+        cpu_device(&d, threads[n]);
+        LinearShape shape = {
+            .sequences = 1, .heads = H, .kv_heads = H, .head_dim = D, .log2_decay = decay, .context = T};
+        assert_true(device_lend_scratch(&d, linear_scratch_bytes_cpu(&shape, threads[n]), &err));
+        float *out = results[n] = allocate(T * H * D * 4 + T * H + 2 * H * STATE, sizeof *out);
+        int64_t row = H * D, all = T * row;
+        LinearTokens t = {.chunk = {0, T},
+                          .q = {x, all, row},
+                          .k = {x + all, all, row},
+                          .v = {x + 2 * all, all, row},
+                          .d_y = {x + 3 * all, all, row},
+                          .y = {out, all, row},
+                          .d_q = {out + all, all, row},
+                          .d_k = {out + 2 * all, all, row},
+                          .d_v = {out + 3 * all, all, row},
+                          .inverse = {out + 4 * all, T * H, T},
+                          .starts = out + 4 * all + T * H};
+        linear_kernels_cpu.forward(&d, &shape, &t, NULL, NULL);
+        linear_kernels_cpu.backward(&d, &shape, &t, NULL);
+        if (n > 0) expect_same(results[0], out, T * H * D * 4 + T * H);
+        device_return_scratch(&d);
+    }
+    for (int n = 0; n < 4; n++) free(results[n]);
+    free(x);
+}
+
+// Each token's row from a state alone, as training has it from all blocks: the same sums in another order.
+static void generation_is_training(void **state) {
+    (void)state;
+    static const int64_t pieces[] = {1, 7, 128};
+    for (int documents = 0; documents <= 1; documents++) {
+        MixerProblem p = {.mixer = "linear",
+                          .device = DEVICE_CPU,
+                          .T = 200,
+                          .B = 1,
+                          .C = 32,
+                          .heads = 4,
+                          .kv_heads = 2,
+                          .seed = 43,
+                          .document = documents * 30};
+        MixerAnswer a = mixer_run(&p, 1);
+        double *expected = doubles(a.out, p.T * p.C);
+        for (int i = 0; i < 3; i++) {
+            float *out = mixer_generate(&p, pieces[i]);
+            mixer_expect(&p, 1, "generation", mixer_error(out, expected, p.T * p.C), 16 * u);
+            free(out);
+        }
+        free(expected);
+        mixer_free(&a);
+    }
+}
+
+static void expect_refusal(const char *mixer, DeviceKind device, int64_t head_dim, const char *message) {
+    ModelConfig config = {.layers = 1, .heads = 2, .kv_heads = 2, .head_dim = head_dim, .dim = 2 * head_dim};
+    Error err;
+    assert_true(mixers_read(&config, mixer, "mixer", &err));
+    MixerUse use = {.size = {.config = &config, .rows = 8, .sequences = 1, .context = 8, .ranks = 1},
+                    .device = device,
+                    .option = mixer};
+    bool fine = layer_kind(&config, 0).tokens->check(&use, &err);
+    assert_int_equal(fine, message == NULL);
+    if (message == NULL) return;
+    assert_string_equal(err.message, message);
+    assert_int_equal(err.exit_code, EXIT_USAGE);
+}
+
+static void refusals(void **state) {
+    (void)state;
+    expect_refusal("linear", DEVICE_CPU, 10, NULL);
+    expect_refusal("linear:1", DEVICE_CUDA, 112, NULL);
+    expect_refusal("linear:0", DEVICE_CPU, 8, "linear:0: a decay of 0: give one above 0 and at most 1");
+    expect_refusal("linear:1.5", DEVICE_CPU, 8, "linear:1.5: a decay of 1.5: give one above 0 and at most 1");
+    expect_refusal("linear", DEVICE_EMULATED, 24,
+                   "linear: heads of 24 on a GPU: give multiples of 16 up to 128, or --device cpu");
+    expect_refusal("linear", DEVICE_CUDA, 144,
+                   "linear: heads of 144 on a GPU: give multiples of 16 up to 128, or --device cpu");
+}
+
+// ---- CUDA's kernels, by the emulated device
+// ---------------------------------------------------------------------------
+
+// Storage is bf16, u = 2^-9: inputs are rounded alike for both sides. Rounded once on the way are q, k, v, their phi,
+// P, the state, y and the result, whose errors are independent of each other: a few u together. Gradients go by twice
+// as many.
+static void cuda_is_its_definition(void **state) {
+    (void)state;
+    static const struct {
+        int64_t T, C, heads, kv_heads, document;
+        const char *mixer;
+    } cases[] = {{37, 32, 2, 1, 0, "linear"}, {150, 32, 2, 2, 40, "linear"}, {129, 48, 1, 1, 0, "linear:0.9"}};
+    const double rounding = 1.0 / (1 << 9);
+    static const int ranks[][4] = {{1, 2, 4, 0}, {1, 3, 0}, {1, 0}};
+    for (int i = 0; i < 3; i++) {
+        MixerProblem p = {.mixer = cases[i].mixer,
+                          .device = DEVICE_EMULATED,
+                          .T = cases[i].T,
+                          .B = 2,
+                          .C = cases[i].C,
+                          .heads = cases[i].heads,
+                          .kv_heads = cases[i].kv_heads,
+                          .seed = 23 + (uint64_t)i,
+                          .document = cases[i].document};
+        expect_definition(&p, ranks[i], 4 * rounding, 8 * rounding);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(linear_is_its_definition),
-                                       cmocka_unit_test(documents_restart_it)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradient_of_the_definition), cmocka_unit_test(linear_is_its_definition),
+        cmocka_unit_test(documents_restart_it),       cmocka_unit_test(decays_and_windows),
+        cmocka_unit_test(same_bits_in_two_runs),      cmocka_unit_test(same_bits_on_any_number_of_threads),
+        cmocka_unit_test(generation_is_training),     cmocka_unit_test(refusals),
+        cmocka_unit_test(cuda_is_its_definition)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -174,6 +174,34 @@ static void broken_blas(void **state) {
     free(normal), free(wanted), free(help), free(portable), free(usual), free(search);
 }
 
+// FFTW is asked for by two mixers alone, and a broken one is one line.
+static void broken_fftw(void **state) {
+    (void)state;
+    char path[PROGRAM_PATH], file[PROGRAM_PATH];
+    const char *before = getenv("LD_LIBRARY_PATH");
+    char *usual = strdup(before != NULL ? before : "");
+    if (usual == NULL) fail_msg("out of memory");
+    if (mkdir(in_folder(path, "broken-fftw"), 0755) != 0) fail_msg("cannot make %s: %s", path, strerror(errno));
+    write_file(path_join(file, path, "libfftw3f.so.3"), "no ELF\n", 7);
+    setenv("LD_LIBRARY_PATH", path, 1);
+    char *normal = try_run(0, "", "");
+    char *wanted[2];
+    static const char *const mixers[] = {"conv:gated", "fourier"};
+    for (int i = 0; i < 2; i++) {
+        char options[60], message[400];
+        snprintf(options, sizeof options, "--mixer %s", mixers[i]);
+        snprintf(message, sizeof message,
+                 "--mixer %s: its convolutions are done by FFTW, whose library libfftw3f.so.3 cannot be opened (*): install it "
+                 "(Debian: libfftw3-single3), or take another mixer",
+                 mixers[i]);
+        wanted[i] = try_run(2, options, message);
+    }
+    if (before != NULL) setenv("LD_LIBRARY_PATH", usual, 1);
+    else unsetenv("LD_LIBRARY_PATH");
+    assert_true(normal != NULL && wanted[0] != NULL && wanted[1] != NULL);
+    free(normal), free(wanted[0]), free(wanted[1]), free(usual);
+}
+
 static void matmul_of_the_environment(void **state) {
     (void)state;
     setenv("MATMUL", "mkl", 1);
@@ -223,7 +251,8 @@ int main(void) {
         cmocka_unit_test(closed_descriptors),          cmocka_unit_test(full_output),
         cmocka_unit_test(reader_that_has_gone),        cmocka_unit_test(memory_limits),
         cmocka_unit_test(threads_that_cannot_be_made), cmocka_unit_test(broken_blas),
-        cmocka_unit_test(matmul_of_the_environment),   cmocka_unit_test(openmp_binds_nothing),
+        cmocka_unit_test(broken_fftw),                 cmocka_unit_test(matmul_of_the_environment),
+        cmocka_unit_test(openmp_binds_nothing),
     };
     return cmocka_run_group_tests(tests, make_files, remove_folder);
 }

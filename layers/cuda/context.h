@@ -10,6 +10,7 @@
 
 struct MatmulPlans; // layers/cuda/cublaslt.h: cuBLASLt's algorithms, by shape
 struct UploadRing;  // layers/cuda/upload.cu: pinned memory on the way to the GPU
+struct RealTransforms; // mixer/cuda/transforms.cu: cuFFT's plans
 struct TensorMaps;  // attention/cuda/hopper/tensor_maps.cu
 
 struct CudaContext {
@@ -24,6 +25,7 @@ struct CudaContext {
     int *work_taken;                // how attention/cuda/hopper deals out its work; 0 between launches
     bool nccl_works_beside;         // other ranks are reached by NCCL, whose kernels take multiprocessors
     uint64_t peers_tried;           // a bit for each GPU whose memory this one has asked to reach (streams.cu)
+    struct RealTransforms *transforms; // NULL: none so far
 };
 
 static inline CudaContext *context_of(Device *device) { return static_cast<CudaContext *>(device->context); }

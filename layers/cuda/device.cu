@@ -9,6 +9,7 @@
 #include "layers/cuda/layers.h"
 #include "layers/cuda/open.h"
 #include "mixer/cuda/kernels.h"
+#include "mixer/cuda/transforms.h"
 
 #ifdef __CUDACC__
 const char NAME[] = "cuda", WHO_SETS_THE_NUMBER[] = "CUDA_VISIBLE_DEVICES";
@@ -54,6 +55,7 @@ void free_context(CudaContext *c) {
         if (c->stream[i] != NULL) CUDA_CHECK(cudaStreamDestroy(c->stream[i]));
     matmul_plans_free(c->plans);
     upload_ring_free(c->uploads);
+    real_transforms_free(c->transforms);
     if (c->cublas != NULL) cublasLtDestroy(c->cublas);
     if (c->work_taken != NULL) CUDA_CHECK(cudaFree(c->work_taken));
     free(c->tensor_maps);

@@ -1,7 +1,8 @@
-// cuBLASLt and NCCL, opened when they are first called rather than when the program starts: the same binary then runs
+// cuBLASLt, cuFFT and NCCL, opened when they are first called rather than when the program starts: the same binary then runs
 // where they are not installed, and a run on the CPU does not load half a gigabyte of them. Every function that the
 // project calls is defined here under its own name, and hands its arguments on.
 #include <cublasLt.h>
+#include <cufft.h>
 #include <dlfcn.h>
 #include <nccl.h>
 #include <stdio.h>
@@ -26,6 +27,7 @@ Library cublas_lt = {
     "cuBLASLt",
     {WITH_VERSION("libcublasLt.so", CUBLAS_VER_MAJOR), "libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"},
     nullptr};
+Library cufft = {"cuFFT", {"libcufft.so.12", "libcufft.so.11", "libcufft.so"}, nullptr};
 Library nccl = {"NCCL", {"libnccl.so.2", "libnccl.so"}, nullptr};
 
 void *open_library(const char *name) {
@@ -71,6 +73,7 @@ void *function(Library *library, const char *name) {
         return reinterpret_cast<Function *>(known) arguments;                                                          \
     }
 #define CUBLAS(name, parameters, arguments) FORWARD(cublas_lt, cublasStatus_t, name, parameters, arguments)
+#define CUFFT(name, parameters, arguments) FORWARD(cufft, cufftResult, name, parameters, arguments)
 #define NCCL(name, parameters, arguments) FORWARD(nccl, ncclResult_t, name, parameters, arguments)
 
 // ---- cuBLASLt -------------------------------------------------------------------------------------------------------
@@ -111,6 +114,23 @@ CUBLAS(cublasLtMatrixLayoutCreate,
        (cublasLtMatrixLayout_t * layout, cudaDataType type, uint64_t rows, uint64_t columns, int64_t leading),
        (layout, type, rows, columns, leading))
 CUBLAS(cublasLtMatrixLayoutDestroy, (cublasLtMatrixLayout_t layout), (layout))
+
+// ---- cuFFT ----------------------------------------------------------------------------------------------------------
+
+bool cufft_opens(void) { return handle_of(&cufft) != nullptr; }
+
+CUFFT(cufftCreate, (cufftHandle * plan), (plan))
+CUFFT(cufftDestroy, (cufftHandle plan), (plan))
+CUFFT(cufftSetAutoAllocation, (cufftHandle plan, int automatic), (plan, automatic))
+CUFFT(cufftMakePlanMany64,
+      (cufftHandle plan, int rank, long long *n, long long *in_embed, long long in_stride, long long in_distance,
+       long long *out_embed, long long out_stride, long long out_distance, cufftType type, long long batch,
+       size_t *work_bytes),
+      (plan, rank, n, in_embed, in_stride, in_distance, out_embed, out_stride, out_distance, type, batch, work_bytes))
+CUFFT(cufftSetStream, (cufftHandle plan, cudaStream_t stream), (plan, stream))
+CUFFT(cufftSetWorkArea, (cufftHandle plan, void *work), (plan, work))
+CUFFT(cufftExecR2C, (cufftHandle plan, cufftReal *in, cufftComplex *out), (plan, in, out))
+CUFFT(cufftExecC2R, (cufftHandle plan, cufftComplex *in, cufftReal *out), (plan, in, out))
 
 // ---- NCCL -----------------------------------------------------------------------------------------------------------
 

@@ -4,5 +4,7 @@
 
 // NCCL is installed here. The emulated device brings its own (emulated/nccl.cpp).
 bool nccl_opens(void);
+// So is cuFFT; emulated/cufft.cpp.
+bool cufft_opens(void);
 
 #endif

@@ -6,14 +6,14 @@
 #include "mixer/cpu/linear_tiles.h"
 #include "mixer/linear.h"
 
-enum { BLOCK = LINEAR_BLOCK, WINDOW = 1024 / BLOCK, POWERS = 2 * BLOCK + STRIP }; // WINDOW: in blocks (linear_window)
+enum { BLOCK = LINEAR_BLOCK, WINDOW = 512 / BLOCK, POWERS = 2 * BLOCK + STRIP }; // WINDOW: in blocks (linear_window)
 
 // One worker's room for one block of one query head. P: D rounded up to whole strips.
 typedef struct BlockScratch {
-    Rows q, k, g;                    // tokens x P
-    Rows v;                          // tokens x (P + STRIP), ones in column D
+    Rows q, k;                       // tokens x P
+    Rows v, g;                       // tokens x (P + STRIP), ones in column D; delta in column D
     Rows scaled;                     // tokens x P: keys or queries times powers of g
-    Rows q_transposed, g_transposed; // D x BLOCK; (D + 1) x BLOCK, delta in row D
+    Rows q_transposed, g_transposed; // D x BLOCK; (D + 1) x BLOCK
     Rows scores, d_scores;           // keys x queries
     Rows result;                     // tokens x P
     Rows square;                     // D x P
@@ -45,7 +45,7 @@ struct Walk {
     float *end;         // those that it leaves; NULL: not wanted
     // set by `walk`
     int64_t padded, state;           // P; floats of a state here, (D + 1) x P
-    int64_t heads;                   // of a group
+    int64_t heads, together;         // of a group; groups in a task
     int64_t groups, blocks, windows; // blocks: of the chunk
     float *powers;                   // (H, POWERS)
     float *states;                   // by group or by worker
@@ -84,9 +84,13 @@ static inline int64_t first_of(const Walk *w, int64_t b, int64_t position) {
 // What each query of the block sees, counted from its first key; NULL: all before it.
 const int32_t *first_in_block(const Walk *w, Place p, const BlockScratch *s);
 
-static inline Rows padded_rows(const Walk *w, Rows x) { return (Rows){x.data, w->padded}; }
-// Packed tokens of the block: `to` = factor[r] * row r; factor NULL: 1.
+// Packed tokens of the block, padded to whole rows of `to`: row r times factor[r]; factor NULL: 1.
 void pack_tokens(const Walk *w, Place p, Rows to, TokenView from, int64_t head, const float *factor);
+// Asks for tokens of a block that comes soon; none where it is beyond the chunk.
+static inline void prefetch_tokens(const Walk *w, Place p, TokenView from, int64_t head) {
+    if (p.length > 0)
+        prefetch_rows(token_rows(from, p.b, p.token, head, w->shape->head_dim), p.length, w->shape->head_dim);
+}
 // s->v = the values, with ones.
 void pack_values(const Walk *w, Place p, const BlockScratch *s);
 

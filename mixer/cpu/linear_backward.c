@@ -18,16 +18,13 @@ static void sum_both(const Walk *w, const Part *part) {
     sum_states(w, part, 1);
 }
 
-// s->g and s->g_transposed, of which row D is delta.
+// s->g: G and delta.
 static void pack_gradients(const Walk *w, Place p, const BlockScratch *s) {
     const LinearTokens *t = w->tokens;
-    int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
-    const float *inverse = row_values(t->inverse, p.b, p.token, p.h);
-    float *delta = s->g_transposed.data + D * BLOCK;
-    pack_tokens(w, p, s->g, t->d_y, p.h, inverse);
-    w->kernels->pack_transposed(s->g_transposed, columns, s->g, p.length, D, 1.0f);
-    w->tiles->dots(delta, token_rows(t->y, p.b, p.token, p.h, D), s->g, p.length, D);
-    for (int64_t i = 0; i < columns; i++) delta[i] = i < p.length ? -delta[i] : 0;
+    int64_t D = w->shape->head_dim;
+    pack_tokens(w, p, s->g, t->d_y, p.h, row_values(t->inverse, p.b, p.token, p.h));
+    w->tiles->dots(s->sums.data, token_rows(t->y, p.b, p.token, p.h, D), s->g, p.length, D);
+    for (int64_t i = 0; i < p.length; i++) s->g.data[i * s->g.stride + D] = -s->sums.data[i];
 }
 
 // S^T and z of the block's own, into slot block + 1 of states 0.
@@ -47,15 +44,24 @@ static void own_state_behind(const Walk *w, const Part *part, Place p, int64_t i
         s->factor.data[n] = first_of(w, p.b, p.position + n) <= p.position ? power_of(w, p.h)[n] : 0;
     pack_gradients(w, p, s);
     pack_tokens(w, p, s->scaled, w->tokens->q, p.h, s->factor.data);
-    w->kernels->product(w->shape->head_dim + 1, w->padded, p.length, plain(s->g_transposed), s->scaled,
+    w->kernels->product(w->shape->head_dim + 1, w->padded, p.length, transposed(s->g), s->scaled,
                         state_at(w, part, 1, i, part->block), OVERWRITE);
 }
 
 static void own_behind(const Walk *w, const Part *part) {
-    for (int64_t i = 0; i < w->heads; i++) own_state_behind(w, part, place_of(w, part, i, part->block), i);
+    for (int64_t i = 0; i < w->heads; i++) {
+        Place next = place_of(w, part, i, part->block + 1);
+        prefetch_tokens(w, next, w->tokens->q, next.h);
+        prefetch_tokens(w, next, w->tokens->y, next.h);
+        prefetch_tokens(w, next, w->tokens->d_y, next.h);
+        own_state_behind(w, part, place_of(w, part, i, part->block), i);
+    }
 }
 
 static void own_both(const Walk *w, const Part *part) {
+    Place next = place_of(w, part, 0, part->block + 1);
+    prefetch_tokens(w, next, w->tokens->k, next.kv_head);
+    prefetch_tokens(w, next, w->tokens->v, next.kv_head);
     pack_values(w, place_of(w, part, 0, part->block), part->scratch);
     for (int64_t i = 0; i < w->heads; i++) own_state(w, part, place_of(w, part, i, part->block), i);
     own_behind(w, part);
@@ -68,6 +74,7 @@ static void scores_of_block(const Walk *w, Place p, const BlockScratch *s, Block
     const int32_t *first = first_in_block(w, p, s);
     pack_tokens(w, p, s->q, t->q, p.h, NULL);
     w->kernels->pack_transposed(s->q_transposed, columns, s->q, p.length, D, 1.0f);
+    w->kernels->pack_transposed(s->g_transposed, columns, s->g, p.length, D + 1, 1.0f);
     block_scores(w->kernels, block, D, s->k, s->q_transposed, s->scores);
     w->tiles->mask(s->scores, p.length, columns, power_of(w, p.h), first, NULL);
     block_scores(w->kernels, block, D + 1, s->v, s->g_transposed, s->d_scores);
@@ -79,7 +86,7 @@ static void gradient_of_queries(const Walk *w, Place p, const BlockScratch *s, B
     int64_t D = w->shape->head_dim;
     for (int64_t i = 0; i < p.length; i++)
         s->factor.data[i] = first_of(w, p.b, p.position + i) < p.position ? power_of(w, p.h)[i + 1] : 0;
-    w->kernels->product(p.length, w->padded, D + 1, transposed(s->g_transposed), state, s->result, OVERWRITE);
+    w->kernels->product(p.length, w->padded, D + 1, plain(s->g), state, s->result, OVERWRITE);
     w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
     block_add_to_queries(w->kernels, block, w->padded, s->d_scores, s->k, s->result);
     w->tiles->give(token_rows(t->d_q, p.b, p.token, p.h, D), s->result, s->q, p.length, D, false);

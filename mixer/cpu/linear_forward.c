@@ -21,6 +21,9 @@ static void scale_keys(const Walk *w, Place p, const BlockScratch *s) {
 static void own(const Walk *w, const Part *part) {
     const BlockScratch *s = part->scratch;
     int64_t D = w->shape->head_dim;
+    Place next = place_of(w, part, 0, part->block + 1);
+    prefetch_tokens(w, next, w->tokens->k, next.kv_head);
+    prefetch_tokens(w, next, w->tokens->v, next.kv_head);
     for (int64_t i = 0; i < w->heads; i++) {
         Place p = place_of(w, part, i, part->block);
         Rows state = state_at(w, part, 0, i, part->block + 1);
@@ -45,8 +48,9 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
     const float *power = power_of(w, p.h);
     int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
     Block block = {p.length, p.length, {.diagonal = 0}};
+    prefetch_tokens(w, place_of(w, part, p.h % w->heads, part->block + 1), t->q, p.h);
     w->kernels->pack_transposed(s->q_transposed, columns, token_rows(t->q, p.b, p.token, p.h, D), p.length, D, 1.0f);
-    block_scores(w->kernels, block, D, s->k, s->q_transposed, s->scores);
+    block_scores(w->kernels, block, D, token_rows(t->k, p.b, p.token, p.kv_head, D), s->q_transposed, s->scores);
     for (int64_t i = 0; i < columns; i++) s->sums.data[i] = 0;
     w->tiles->mask(s->scores, p.length, columns, power, first_in_block(w, p, s), s->sums.data);
 
@@ -63,7 +67,6 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
 
 static void output(const Walk *w, const Part *part) {
     Place p = place_of(w, part, 0, part->block);
-    pack_tokens(w, p, part->scratch->k, w->tokens->k, p.kv_head, NULL);
     pack_values(w, p, part->scratch);
     for (int64_t i = 0; i < w->heads; i++)
         output_of_head(w, part, place_of(w, part, i, part->block), state_at(w, part, 0, i, part->block));

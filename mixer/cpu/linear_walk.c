@@ -12,7 +12,7 @@ static BlockScratch lay_out(Layout *layout, int64_t D) {
     BlockScratch s;
     s.q = take_rows(layout, BLOCK, P);
     s.k = take_rows(layout, BLOCK, P);
-    s.g = take_rows(layout, BLOCK, P);
+    s.g = take_rows(layout, BLOCK, P + STRIP);
     s.v = take_rows(layout, BLOCK, P + STRIP);
     s.scaled = take_rows(layout, BLOCK, P);
     s.q_transposed = take_rows(layout, D, BLOCK);
@@ -37,13 +37,21 @@ static int64_t floats_of_group(const LinearShape *s) {
     return 2 * s->heads / s->kv_heads * (WINDOW + 1) * (s->head_dim + 1) * round_up_to_strip(s->head_dim);
 }
 
+// Groups that one task takes together, block by block: what lies side by side in memory is read one after the other.
+static int64_t groups_together(const LinearShape *s, int threads) {
+    enum { MOST = 4 };
+    int64_t each = s->sequences * s->kv_heads / threads;
+    return each < 1 ? 1 : smaller(each, MOST);
+}
+
 // Workers' rooms, then the powers, then the states of as many groups as are at work at once.
 static size_t states_from(const LinearShape *s, int threads) {
     return scratch_bytes(threads, floats_of_worker(s->head_dim)) + (size_t)(s->heads * POWERS) * sizeof(float);
 }
 
 size_t walk_scratch_bytes(const LinearShape *s, int threads) {
-    return states_from(s, threads) + (size_t)(threads * floats_of_group(s)) * sizeof(float);
+    return states_from(s, threads) +
+           (size_t)(threads * groups_together(s, threads) * floats_of_group(s)) * sizeof(float);
 }
 
 // ---- the walk -------------------------------------------------------------------------------------------------------
@@ -62,15 +70,20 @@ Place place_of(const Walk *w, const Part *part, int64_t i, int64_t block) {
 
 static int64_t window_of_step(const Walk *w, int64_t step) { return w->from_behind ? w->windows - 1 - step : step; }
 
-static void group_task(void *context, int64_t group, int worker) {
+static void groups_task(void *context, int64_t task, int worker) {
     const Walk *w = context;
     Layout layout = scratch_of(&w->scratch, worker);
     BlockScratch scratch = lay_out(&layout, w->shape->head_dim);
-    Part part = {.group = group, .states = w->states + worker * floats_of_group(w->shape), .scratch = &scratch};
+    Part part = {.scratch = &scratch};
+    int64_t first = task * w->together, end = smaller(first + w->together, w->groups);
     for (int64_t step = 0; step < w->windows; step++) {
         part.window = window_of_step(w, step);
         for (int phase = 0; phase < PHASES && w->phase[phase] != NULL; phase++)
-            for (part.block = 0; part.block < blocks_of(w, part.window); part.block++) w->phase[phase](w, &part);
+            for (part.block = 0; part.block < blocks_of(w, part.window); part.block++)
+                for (part.group = first; part.group < end; part.group++) {
+                    part.states = w->states + (worker * w->together + part.group - first) * floats_of_group(w->shape);
+                    w->phase[phase](w, &part);
+                }
     }
 }
 
@@ -107,6 +120,7 @@ void walk(Device *device, Walk *w, const char *who) {
     w->state = (s->head_dim + 1) * w->padded;
     w->heads = s->heads / s->kv_heads;
     w->groups = s->sequences * s->kv_heads;
+    w->together = groups_together(s, threads);
     w->blocks = (w->tokens->chunk.length + BLOCK - 1) / BLOCK;
     w->windows = (w->blocks + WINDOW - 1) / WINDOW;
     float *memory = device_scratch(device, who, walk_scratch_bytes(s, threads));
@@ -116,7 +130,7 @@ void walk(Device *device, Walk *w, const char *who) {
     w->powers = w->states - s->heads * POWERS;
     fill_powers(w);
     if (w->groups >= threads) {
-        parallel_for(threads, w->groups, group_task, w);
+        parallel_for(threads, (w->groups + w->together - 1) / w->together, groups_task, w);
         return;
     }
     for (int64_t step = 0; step < w->windows; step++) {
@@ -142,7 +156,7 @@ const int32_t *first_in_block(const Walk *w, Place p, const BlockScratch *s) {
 
 void pack_tokens(const Walk *w, Place p, Rows to, TokenView from, int64_t head, const float *factor) {
     int64_t D = w->shape->head_dim;
-    w->tiles->pack(to, w->padded, token_rows(from, p.b, p.token, head, D), p.length, D, factor);
+    w->tiles->pack(to, to.stride, token_rows(from, p.b, p.token, head, D), p.length, D, factor);
 }
 
 void pack_values(const Walk *w, Place p, const BlockScratch *s) {

@@ -79,7 +79,7 @@ static void make_filter(ConvolutionReference *r) {
         if (!r->cosine) net = network_at(r, t);
         for (int64_t c = 0; c < r->C; c++) {
             double *h = &r->h[t * r->C + c];
-            double cycles = round(pow((double)r->positions / 2, (double)c / (double)(r->C - 1)));
+            double cycles = floor(0.500001 + pow((double)r->positions / 2, (double)c / (double)(r->C - 1)));
             if (r->cosine) *h = sqrt(2 / (double)r->positions) * cos(TURN * cycles * (double)t / (double)r->positions);
             else *h = dot(r->weight[REF_W3] + c * WIDTH, net.b, WIDTH) * window_at(r, c, t);
             if (!r->cosine && t == 0) *h += r->weight[REF_SKIP][c];

@@ -161,7 +161,9 @@ static void run_on_rank(Comm *world, void *argument) {
     Device device, *d = &device;
     Error err;
     int ranks = comm_size(world), rank = comm_rank(world);
-    if (!device_open(d, p->device, rank, 2, &err)) comm_fail(world, &err);
+    const char *why;
+    int gpus = device_count(p->device, &why); // ranks may share one
+    if (!device_open(d, p->device, gpus > 0 ? rank % gpus : 0, 2, &err)) comm_fail(world, &err);
     const Mixer *mixer = layer_kind(&a->config, 0).tokens;
     Shard shard = shard_of(p->T, ranks, rank);
     MixerSize size = {.config = &a->config,

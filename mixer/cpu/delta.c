@@ -1,0 +1,314 @@
+// The gated delta rule on the CPU, forward. Formulas: mixer/delta.h.
+#include "mixer/cpu/delta.h"
+
+#include <string.h>
+
+#include "base/cpu_features.h"
+#include "layers/cpu/parallel.h"
+
+extern const DeltaTiles delta_tiles_portable, delta_tiles_avx2, delta_tiles_avx512;
+extern const DeltaTokenKernels delta_tokens_portable, delta_tokens_avx2, delta_tokens_avx512;
+extern const DeltaFinishKernels delta_finish_portable, delta_finish_avx2, delta_finish_avx512;
+
+#if defined(__x86_64__)
+#define CHOOSE(name) (simd_level() == SIMD_AVX512 ? &name##_avx512 : simd_level() == SIMD_AVX2 ? &name##_avx2 : &name##_portable)
+#else
+#define CHOOSE(name) (&name##_portable)
+#endif
+
+const DeltaTiles *delta_tiles(void) { return CHOOSE(delta_tiles); }
+
+// ---- parts of a block -------------------------------------------------------------------------------------------------
+
+// How many tokens block n has.
+static int64_t block_rows(const DeltaShape *s, int64_t n) {
+    int64_t early = delta_chunk_blocks(s, 0), chunk = n >= early;
+    int64_t left = s->chunk[chunk].length - (n - chunk * early) * DELTA_BLOCK;
+    return left < DELTA_BLOCK ? left : DELTA_BLOCK;
+}
+
+DeltaBlock delta_block(const DeltaShape *s, const DeltaTokens *t, int64_t b, int64_t h, int64_t n, DeltaRoom *room) {
+    int64_t N = delta_blocks(s), W = delta_width(s->head_dim), group = h / (s->heads / s->kv_heads);
+    int64_t index = (b * s->heads + h) * N + n, shared = (b * s->kv_heads + group) * N + n;
+    DeltaBlock block = {.tile = tile_kernels(),
+                        .delta = delta_tiles(),
+                        .rows = round_up_to_strip(block_rows(s, n)),
+                        .W = W,
+                        .q = {(float *)t->q + index * DELTA_BLOCK * W, W},
+                        .k = {(float *)t->k + shared * DELTA_BLOCK * W, W},
+                        .v = {(float *)t->v + shared * DELTA_BLOCK * W, W},
+                        .beta = t->beta + index * DELTA_BLOCK,
+                        .begin = t->begin + (b * N + n) * DELTA_BLOCK,
+                        .decay = delta_take(room, DELTA_BLOCK, DELTA_BLOCK),
+                        .carry = delta_take(room, 1, DELTA_BLOCK).data};
+    double sum[DELTA_BLOCK], running = 0;
+    for (int64_t i = 0; i < block.rows; i++) sum[i] = running += t->log_decay[index * DELTA_BLOCK + i];
+    block.delta->decay(block.decay, block.carry, block.rows, sum, block.begin);
+    block.rest = block.decay.data + (block.rows - 1) * block.decay.stride;
+    return block;
+}
+
+void delta_scores(const DeltaBlock *block, Rows a, Rows bt, Rows c) {
+    for (int64_t i = 0; i < block->rows; i += STRIP)
+        block->tile->product(STRIP, i + STRIP, block->W, plain(rows_from(a, i, 0)), bt, rows_from(c, i, 0), OVERWRITE);
+}
+
+void delta_lower(const DeltaBlock *block, Rows lower, bool transpose, Rows b, Rows c, int64_t columns, Update update) {
+    const int64_t rows = block->rows;
+    for (int64_t i = 0; i < rows; i += STRIP) {
+        if (transpose)
+            block->tile->product(STRIP, columns, rows - i, transposed(rows_from(lower, i, i)), rows_from(b, i, 0),
+                                    rows_from(c, i, 0), update);
+        else
+            block->tile->product(STRIP, columns, i + STRIP, plain(rows_from(lower, i, 0)), b, rows_from(c, i, 0),
+                                    update);
+    }
+}
+
+void delta_system(const DeltaBlock *block, Rows kt, Rows a) {
+    block->tile->pack_transposed(kt, block->rows, block->k, block->rows, block->W, 1.0f);
+    delta_scores(block, block->k, kt, a);
+    block->delta->weigh(a, block->decay, block->rows, block->beta, false);
+}
+
+// Strip after strip: what the strips solved before contribute is a product, and within the strip it is a small system.
+void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool transpose) {
+    int64_t rows = block->rows;
+    float negative[STRIP * DELTA_BLOCK]; // - the strip's part of a, whose products are then added
+    Rows part = {negative, transpose ? STRIP : DELTA_BLOCK};
+    for (int64_t step = 0; step < rows; step += STRIP) {
+        int64_t i = transpose ? rows - STRIP - step : step;
+        Rows strip = rows_from(x, i, 0);
+        if (!transpose) {
+            for (int64_t r = 0; r < STRIP; r++)
+                for (int64_t j = 0; j < i; j++) negative[r * DELTA_BLOCK + j] = -a.data[(i + r) * a.stride + j];
+            if (i > 0) block->tile->product(STRIP, columns, i, plain(part), x, strip, ADD);
+        } else {
+            int64_t behind = rows - i - STRIP;
+            for (int64_t j = 0; j < behind; j++)
+                for (int64_t r = 0; r < STRIP; r++)
+                    negative[j * STRIP + r] = -a.data[(i + STRIP + j) * a.stride + i + r];
+            if (behind > 0)
+                block->tile->product(STRIP, columns, behind, transposed(part), rows_from(x, i + STRIP, 0), strip, ADD);
+        }
+        block->delta->solve(strip, columns, rows_from(a, i, i), transpose);
+    }
+}
+
+// ---- block after block ------------------------------------------------------------------------------------------------
+
+// One block: U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half
+// are zeros.
+static void advance_block(const DeltaBlock *block, Rows state, int64_t columns, Rows updates, DeltaRoom room) {
+    const TileKernels *tile = block->tile;
+    const DeltaTiles *delta = block->delta;
+    int64_t rows = block->rows, W = block->W;
+    Rows kt = delta_take(&room, W, DELTA_BLOCK), a = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
+    delta_system(block, kt, a);
+    tile->product(rows, columns, W, plain(block->k), state, updates, OVERWRITE);
+    delta->target(updates, block->v, rows, W, block->beta, block->carry);
+    if (columns > W) {
+        Rows zeros = delta_take(&room, rows, W);
+        memset(zeros.data, 0, (size_t)(rows * W) * sizeof(float));
+        delta->target(rows_from(updates, 0, W), zeros, rows, W, block->beta, block->carry);
+    }
+    delta_solve(block, a, updates, columns, false);
+
+    Rows weighed = delta_take(&room, rows, W);
+    float keep[DELTA_BLOCK];
+    for (int64_t i = 0; i < DELTA_BLOCK; i++) keep[i] = block->carry[rows - 1];
+    for (int64_t i = 0; i < W; i += DELTA_BLOCK)
+        tile->scale_rows(rows_from(state, i, 0), W - i < DELTA_BLOCK ? W - i : DELTA_BLOCK, columns, keep);
+    delta->scale(weighed, block->k, rows, W, block->rest);
+    tile->product(W, columns, rows, transposed(weighed), updates, state, ADD);
+}
+
+typedef struct Advance {
+    const DeltaShape *s;
+    const DeltaTokens *t;
+    const float *initial;
+    float *final, *const *summary;
+    void *states, *updates;
+    float *room;
+} Advance;
+
+static DeltaRoom worker_room(float *room, const DeltaShape *s, int worker) {
+    return (DeltaRoom){room + (size_t)worker * delta_room_floats(delta_width(s->head_dim))};
+}
+
+// Tasks: chunk, sequence, head.
+static void advance_task(void *context, int64_t task, int worker) {
+    const Advance *a = context;
+    const DeltaShape *s = a->s;
+    int64_t heads = s->batch * s->heads, W = delta_width(s->head_dim), b = task % heads / s->heads, h = task % s->heads;
+    int chunk = (int)(task / heads);
+    int64_t first = chunk * delta_chunk_blocks(s, 0), end = first + delta_chunk_blocks(s, chunk);
+    DeltaRoom room = worker_room(a->room, s, worker);
+    Rows state = delta_take(&room, W, W);
+    size_t bytes = (size_t)(W * W) * sizeof(float);
+    if (a->initial != NULL) memcpy(state.data, a->initial + task * W * W, bytes);
+    else memset(state.data, 0, bytes);
+    for (int64_t n = first; n < end; n++) {
+        DeltaRoom rest = room;
+        DeltaBlock block = delta_block(s, a->t, b, h, n, &rest);
+        memcpy(delta_part(s, a->states, b, h, n, W, W).data, state.data, bytes);
+        advance_block(&block, state, W, delta_part(s, a->updates, b, h, n, DELTA_BLOCK, W), rest);
+    }
+    if (a->final != NULL && chunk == s->chunks - 1) memcpy(a->final + task % heads * W * W, state.data, bytes);
+}
+
+static void summarize_task(void *context, int64_t task, int worker) {
+    const Advance *a = context;
+    const DeltaShape *s = a->s;
+    int64_t heads = s->batch * s->heads, W = delta_width(s->head_dim), b = task % heads / s->heads, h = task % s->heads;
+    int chunk = (int)(task / heads);
+    int64_t first = chunk * delta_chunk_blocks(s, 0), end = first + delta_chunk_blocks(s, chunk);
+    DeltaRoom room = worker_room(a->room, s, worker);
+    Rows state = delta_take(&room, W, 2 * W), updates = delta_take(&room, DELTA_BLOCK, 2 * W);
+    memset(state.data, 0, (size_t)(2 * W * W) * sizeof(float));
+    for (int64_t i = 0; i < W; i++) state.data[i * 2 * W + W + i] = 1;
+    for (int64_t n = first; n < end; n++) {
+        DeltaRoom rest = room;
+        DeltaBlock block = delta_block(s, a->t, b, h, n, &rest);
+        advance_block(&block, state, 2 * W, updates, rest);
+    }
+    float *to = a->summary[chunk] + task % heads * 2 * W * W;
+    for (int64_t i = 0; i < W; i++)
+        for (int64_t half = 0; half < 2; half++)
+            memcpy(to + (half * W + i) * W, state.data + i * 2 * W + half * W, (size_t)W * sizeof(float));
+}
+
+static size_t scratch_bytes(const DeltaShape *s, int threads) {
+    int64_t W = delta_width(s->head_dim), tasks = s->batch * delta_blocks(s);
+    size_t blocks = (size_t)threads * delta_room_floats(W);
+    size_t sums = (size_t)(tasks * (W > 2 * s->heads ? W : 2 * s->heads));
+    size_t rows = (size_t)threads * 2 * (size_t)((s->heads + 2 * s->kv_heads) * s->head_dim + 16);
+    return (blocks > sums + rows ? blocks : sums + rows) * sizeof(float);
+}
+
+static void advance(Device *d, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
+                    void *states, void *updates) {
+    Advance work = {.s = s, .t = t, .initial = initial, .final = final, .states = states, .updates = updates,
+                    .room = device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+    parallel_for(d->threads, s->chunks * s->batch * s->heads, advance_task, &work);
+}
+
+static void summarize(Device *d, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {
+    Advance work = {.s = s, .t = t, .summary = summary,
+                    .room = device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+    parallel_for(d->threads, s->chunks * s->batch * s->heads, summarize_task, &work);
+}
+
+// ---- outputs ----------------------------------------------------------------------------------------------------------
+
+typedef struct ReadOut {
+    const DeltaShape *s;
+    const DeltaTokens *t;
+    const void *states, *updates;
+    void *out;
+    float *room;
+} ReadOut;
+
+static void read_out_task(void *context, int64_t task, int worker) {
+    const ReadOut *r = context;
+    const DeltaShape *s = r->s;
+    int64_t N = delta_blocks(s), W = delta_width(s->head_dim), n = task % N, h = task / N % s->heads,
+            b = task / N / s->heads;
+    DeltaRoom room = worker_room(r->room, s, worker);
+    DeltaBlock block = delta_block(s, r->t, b, h, n, &room);
+    Rows kt = delta_take(&room, W, DELTA_BLOCK), p = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
+    Rows q = delta_take(&room, DELTA_BLOCK, W), out = delta_part(s, r->out, b, h, n, DELTA_BLOCK, W);
+    block.tile->pack_transposed(kt, block.rows, block.k, block.rows, W, 1.0f);
+    delta_scores(&block, block.q, kt, p);
+    block.delta->weigh(p, block.decay, block.rows, NULL, true);
+    block.delta->scale(q, block.q, block.rows, W, block.carry);
+    block.tile->product(block.rows, W, W, plain(q), delta_part(s, r->states, b, h, n, W, W), out, OVERWRITE);
+    delta_lower(&block, p, false, delta_part(s, r->updates, b, h, n, DELTA_BLOCK, W), out, W, ADD);
+}
+
+static void read_out(Device *d, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
+                     void *out) {
+    ReadOut work = {s, t, states, updates, out, device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+    parallel_for(d->threads, s->batch * s->heads * delta_blocks(s), read_out_task, &work);
+}
+
+// ---- over ranks -------------------------------------------------------------------------------------------------------
+
+typedef struct Combine {
+    const DeltaShape *s;
+    float *to;
+    const float *summary;
+    const int *place;
+    int count;
+    bool transposed;
+    float *room;
+} Combine;
+
+static void combine_task(void *context, int64_t task, int worker) {
+    const Combine *c = context;
+    const DeltaShape *s = c->s;
+    int64_t W = delta_width(s->head_dim), heads = s->batch * s->heads;
+    DeltaRoom room = worker_room(c->room, s, worker);
+    Rows sum = delta_take(&room, W, W), next = delta_take(&room, W, W);
+    size_t bytes = (size_t)(W * W) * sizeof(float);
+    memset(sum.data, 0, bytes);
+    for (int i = 0; i < c->count; i++) {
+        float *part = (float *)(uintptr_t)c->summary + (c->place[i] * heads + task) * 2 * W * W;
+        Rows transition = {part + W * W, W};
+        memcpy(next.data, part, bytes);
+        if (i > 0)
+            tile_kernels()->product(W, W, W, c->transposed ? transposed(transition) : plain(transition), sum, next, ADD);
+        Rows swap = sum;
+        sum = next, next = swap;
+    }
+    memcpy(c->to + task * W * W, sum.data, bytes);
+}
+
+static void combine(Device *d, const DeltaShape *s, float *to, const float *summary, const int *place, int count,
+                    bool transposed) {
+    Combine work = {s, to, summary, place, count, transposed,
+                    device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+    parallel_for(d->threads, s->batch * s->heads, combine_task, &work);
+}
+
+// ---- token by token: the copies of one instruction set ------------------------------------------------------------------
+
+static void prepare(Device *d, const DeltaShape *s, const DeltaInput *in, const DeltaTokens *t) {
+    CHOOSE(delta_tokens)->prepare(d, s, in, t);
+}
+static void prepare_backward(Device *d, const DeltaShape *s, const DeltaInput *in, const DeltaTokens *t,
+                             const DeltaGradients *g, void *d_raw, void *d_rates, float *d_decay_log,
+                             float *d_decay_bias) {
+    CHOOSE(delta_tokens)->prepare_backward(d, s, in, t, g, d_raw, d_rates, d_decay_log, d_decay_bias);
+}
+static void convolve_backward(Device *d, const DeltaShape *s, const DeltaInput *in, void *d_raw, float *d_taps,
+                              const void *d_convolved, const void *edge) {
+    CHOOSE(delta_tokens)->convolve_backward(d, s, in, d_raw, d_taps, d_convolved, edge);
+}
+static void finish(Device *d, const DeltaShape *s, void *y, const void *out, const void *raw, const void *scale,
+                   float epsilon) {
+    CHOOSE(delta_finish)->finish(d, s, y, out, raw, scale, epsilon);
+}
+static void finish_backward(Device *d, const DeltaShape *s, void *d_out, void *d_raw, float *d_scale, const void *d_y,
+                            const void *out, const void *raw, const void *scale, float epsilon) {
+    CHOOSE(delta_finish)->finish_backward(d, s, d_out, d_raw, d_scale, d_y, out, raw, scale, epsilon);
+}
+static const char *refuses(int64_t head_dim) {
+    (void)head_dim;
+    return NULL;
+}
+
+extern const DeltaKernels delta_kernels_cpu;
+const DeltaKernels delta_kernels_cpu = {.refuses = refuses,
+                                        .scratch_bytes = scratch_bytes,
+                                        .prepare = prepare,
+                                        .prepare_backward = prepare_backward,
+                                        .convolve_backward = convolve_backward,
+                                        .finish = finish,
+                                        .finish_backward = finish_backward,
+                                        .summarize = summarize,
+                                        .advance = advance,
+                                        .read_out = read_out,
+                                        .retreat = cpu_delta_retreat,
+                                        .differentiate = cpu_delta_differentiate,
+                                        .combine = combine};

@@ -1,0 +1,160 @@
+// The gated delta rule on the CPU against its definition in double precision, over any number of ranks, with documents,
+// grouped heads and the convolution; generation, and bytes.
+#include "test/delta_reference.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Errors in norm, of fp32 with u = 6e-8. Each output goes through sums of some hundred terms and a triangular system whose
+// inverse is about 1 to 3 in norm (keys have length 1, beta is below 1), each with an error that grows like the root of the
+// number of terms: some 10 u each, and about ten such steps one after the other backward.
+static const double ALLOWED = 1e-5;
+
+// ---- the reference itself -----------------------------------------------------------------------------------------------
+
+static double *random_doubles(int64_t count, uint64_t stream, double std) {
+    double *x = allocate(count + 1, sizeof *x);
+    for (int64_t i = 0; i < count; i++) x[i] = std * random_normal(5, stream, (uint64_t)i);
+    return x;
+}
+
+static double loss_of(const DeltaReference *r, int64_t n) {
+    DeltaReference forward = *r;
+    forward.d_x = NULL;
+    delta_reference(&forward);
+    double loss = 0;
+    for (int64_t i = 0; i < n; i++) loss += r->out[i] * r->d_out[i];
+    return loss;
+}
+
+// Central differences: with steps of 1e-5 their error is about 1e-10 of third derivatives that are of the order of 1, and
+// 1e-16 / 1e-5 of rounding.
+static void derivative_is_that_of_differences(void **state) {
+    (void)state;
+    enum { B = 2, T = 9, C = 8 };
+    Error err;
+    ModelConfig config = {.architecture = ARCH_LLAMA, .vocab_size = 8, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 4,
+                          .dim = C, .ffn_dim = C, .max_positions = T, .norm_epsilon = 1e-5, .tied_embeddings = true, .rope_theta = 10000,
+                          .bos_token = -1, .eos_token = -1};
+    ParameterTable table;
+    if (!mixers_read(&config, "delta:conv", "mixer", &err) || !parameters_list(&table, &config, 8, &err))
+        fail_msg("%s", err.message);
+    const int32_t first[B * T] = {0, 0, 0, 0, 0, 5, 5, 5, 5, 0, 1, 1, 1, 1, 1, 1, 1, 8};
+    int64_t n = B * T * C;
+    double *weights = random_doubles(table.total, 1, 0.7), *x = random_doubles(n, 2, 1), *d_out = random_doubles(n, 3, 1);
+    double *out = allocate(n, sizeof *out), *d_x = allocate(n, sizeof *d_x);
+    double *gradients = allocate(table.total, sizeof *gradients);
+    DeltaReference r = {&config, &table, first, B, T, weights, x, d_out, out, d_x, gradients};
+    delta_reference(&r);
+    double worst = 0, step = 1e-5;
+    for (int64_t i = 0; i < n + table.total; i++) {
+        double *value = i < n ? &x[i] : &weights[i - n], was = *value, expected = i < n ? d_x[i] : gradients[i - n];
+        *value = was + step;
+        double above = loss_of(&r, n);
+        *value = was - step;
+        double below = loss_of(&r, n);
+        *value = was;
+        worst = fmax(worst, fabs((above - below) / (2 * step) - expected) / (1 + fabs(expected)));
+    }
+    if (!(worst < 1e-7)) fail_msg("differs by %.2e from finite differences", worst);
+    free(weights), free(x), free(d_out), free(out), free(d_x), free(gradients);
+    parameters_free(&table);
+}
+
+// ---- the kernels ----------------------------------------------------------------------------------------------------------
+
+static MixerProblem problem_of(const char *mixer, int64_t T, int64_t document) {
+    return (MixerProblem){.mixer = mixer, .device = DEVICE_CPU, .T = T, .B = 2, .C = 64, .heads = 4, .kv_heads = 2,
+                          .document = document, .seed = 11, .fill = delta_fill};
+}
+
+static void over_ranks(const MixerProblem *problem) {
+    const int ranks[] = {1, 2, 3, 4, 8};
+    for (int i = 0; i < 5 && problem->T >= 2 * ranks[i]; i++) {
+        MixerAnswer answer = mixer_run(problem, ranks[i]);
+        delta_expect(problem, &answer, ranks[i], ALLOWED);
+        assert_int_equal(answer.forward_bytes, answer.stated_forward);
+        assert_int_equal(answer.backward_bytes, answer.stated_backward);
+        mixer_free(&answer);
+    }
+}
+
+static void is_its_definition(void **state) {
+    (void)state;
+    const int64_t lengths[] = {16, 37, 129, 1000};
+    for (int i = 0; i < 4; i++) {
+        MixerProblem problem = problem_of("delta", lengths[i], 0);
+        over_ranks(&problem);
+    }
+}
+
+static void convolves_before(void **state) {
+    (void)state;
+    const int64_t lengths[] = {16, 37, 129};
+    for (int i = 0; i < 3; i++) {
+        MixerProblem problem = problem_of("delta:conv", lengths[i], 0);
+        over_ranks(&problem);
+    }
+}
+
+static void restarts_at_documents(void **state) {
+    (void)state;
+    const int64_t documents[] = {1, 5, 64, 100};
+    for (int i = 0; i < 4; i++) {
+        MixerProblem problem = problem_of(i % 2 == 0 ? "delta:conv" : "delta", 300, documents[i]);
+        over_ranks(&problem);
+    }
+}
+
+// Heads that are no whole vectors, and one key for all.
+static void takes_heads_of_any_size(void **state) {
+    (void)state;
+    for (int64_t C = 12; C <= 120; C += 54) {
+        MixerProblem problem = problem_of("delta:conv", 150, 70);
+        problem.C = C, problem.heads = 3, problem.kv_heads = 1;
+        MixerAnswer answer = mixer_run(&problem, 2);
+        delta_expect(&problem, &answer, 2, ALLOWED);
+        mixer_free(&answer);
+    }
+}
+
+static void has_the_same_bits_again(void **state) {
+    (void)state;
+    MixerProblem problem = problem_of("delta:conv", 300, 120);
+    MixerAnswer one = mixer_run(&problem, 3), two = mixer_run(&problem, 3);
+    size_t n = (size_t)(problem.B * problem.T * problem.C) * sizeof(float);
+    assert_memory_equal(one.out, two.out, n);
+    assert_memory_equal(one.d_x, two.d_x, n);
+    assert_memory_equal(one.gradients, two.gradients, (size_t)one.table.total * sizeof(float));
+    mixer_free(&one);
+    mixer_free(&two);
+}
+
+static void generates_what_it_was_trained_for(void **state) {
+    (void)state;
+    const int64_t pieces[] = {1, 7, 100};
+    for (int i = 0; i < 6; i++) {
+        MixerProblem problem = problem_of(i < 3 ? "delta" : "delta:conv", 150, i % 2 == 0 ? 0 : 40);
+        problem.B = 1;
+        MixerAnswer trained = mixer_run(&problem, 1);
+        int64_t n = problem.T * problem.C;
+        double *expected = allocate(n, sizeof *expected);
+        for (int64_t k = 0; k < n; k++) expected[k] = trained.out[k];
+        float *out = mixer_generate(&problem, pieces[i % 3]);
+        mixer_expect(&problem, 1, "generated", mixer_error(out, expected, n), ALLOWED);
+        free(out);
+        free(expected);
+        mixer_free(&trained);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(derivative_is_that_of_differences), cmocka_unit_test(is_its_definition),
+        cmocka_unit_test(convolves_before),                  cmocka_unit_test(restarts_at_documents),
+        cmocka_unit_test(takes_heads_of_any_size),           cmocka_unit_test(has_the_same_bits_again),
+        cmocka_unit_test(generates_what_it_was_trained_for),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
