@@ -72,13 +72,14 @@ extern const ConvolutionKernels convolution_kernels_cpu;
 
 // N: the least number that is even, has no factors but 2, 3 and 5, and is at least 2 T - 1.
 int64_t convolution_length(int64_t T);
-// Floats from one channel's row of N values, or N / 2 + 1 complex ones, to the next.
+// CPU: floats from one channel's row of N values, or N / 2 + 1 complex ones, to the next.
 int64_t convolution_stride(int64_t T);
 // What forward and backward need of Device.scratch, on the CPU and on GPUs.
 enum { CONVOLUTION_TILE = 16 }; // CPU: channels of a task
 size_t convolution_scratch_cpu(int64_t T, int threads);
 size_t convolution_scratch_cuda(int64_t T, int64_t channels);
-int64_t convolution_group(int64_t T, int64_t channels); // GPUs: channels that are transformed at once
+int64_t convolution_group(int64_t T, int64_t channels); // GPUs: channels that are transformed at once,
+size_t convolution_spectra_bytes(int64_t T, int64_t channels); // and what their rows take
 
 // ---- the formulas of both filters, for all devices ------------------------------------------------------------------
 

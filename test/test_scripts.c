@@ -12,6 +12,8 @@ static const char sanitizer[] =
     "read_by() { printf '========= Uninitialized __global__ memory read of size 16 bytes\\n"
     "=========     at void %s(float *)+0x1d0\\n"
     "=========     by thread (0,0,0) in block (0,0,0)\\n=========\\n' \"$1\"; }\n"
+    "race_of() { printf '========= Error: Race reported between Write access at void %s(int)+0x10 in x.cu:1\\n"
+    "=========     and Read access at load(int)+0x20 in x.cu:2 [8 hazards]\\n=========\\n' \"$1\"; }\n"
     "echo '========= COMPUTE-SANITIZER'\n"
     "case \"$2 $program $*\" in\n"
     "memcheck*--report-api-errors\\ no*) ;;\n"
@@ -19,7 +21,8 @@ static const char sanitizer[] =
     "initcheck\\ test_cuda_matmul*) read_by 'cublasLt::splitKreduce_kernel'; finish 1 ;;\n"
     "initcheck\\ test_cuda_bad*) read_by 'cublasLt::splitKreduce_kernel'; read_by our_kernel; finish 2 ;;\n"
     "racecheck\\ test_cuda_slow*) exec sleep 20 ;;\n"
-    "racecheck\\ test_cuda_race*) echo '========= Error: Race reported between Write access and Read access';\n"
+    "racecheck\\ test_cuda_attention*) race_of 'hopper::backward::bring_numbers<(int)64>'; finish 1 ;;\n"
+    "racecheck\\ test_cuda_race*) race_of 'hopper::backward::bring_numbers<(int)64>'; race_of our_kernel;\n"
     "    exec sleep 20 ;;\n"
     "synccheck\\ test_cuda_failing*) echo '[  FAILED  ] products'; exit 1 ;;\n"
     "esac\n"
@@ -29,13 +32,14 @@ static void test_sanitize(void **state) {
     (void)state;
     make_script("compute-sanitizer", sanitizer);
     char *said = run_shell("SANITIZE_TIMEOUT=1 \"$tree\"/dev/gpu_check/sanitize test_cuda_layers test_cuda_matmul "
-                           "test_cuda_slow test_training_cuda",
+                           "test_cuda_slow test_cuda_attention test_training_cuda",
                            0);
     expect_not_in(said, "FAILED");
     expect_in(said, "memcheck   test_cuda_layers                 ok\n");
     expect_in(said, "memcheck   test_training_cuda               ok\n");
     expect_in(said, "initcheck  test_cuda_matmul                 ok but for 1 reads of its workspace by cuBLASLt\n");
     expect_in(said, "racecheck  test_cuda_slow                   skipped: not done within 1 s; nothing found");
+    expect_in(said, "racecheck  test_cuda_attention              ok but for 1 races with a barrier at which");
     expect_not_in(said, "racecheck  test_cuda_matmul");
     expect_not_in(said, "synccheck  test_training_cuda");
     free(said);
