@@ -220,10 +220,8 @@ static void is_what_pytorch_computes_at_extreme_decays(void **state) {
         for (uint64_t i = 0; i < 4; i++) fill_uniform(to[i] + h * GOLDEN_T * GOLDEN_D, 10 * h + i, lengths[i]);
         fill_rates(t.beta + h * GOLDEN_T, t.log_decay + h * GOLDEN_T, h);
     }
-    k->advance(d, &s, &t, NULL, NULL, states, updates);
-    k->read_out(d, &s, &t, states, updates, out);
-    k->retreat(d, &s, &t, d_out, NULL, NULL, 0, d_states, residuals);
-    k->differentiate(d, &s, &t, states, updates, d_out, d_states, residuals, &g);
+    k->forward(d, &s, &t, NULL, NULL, states, updates, out);
+    k->backward(d, &s, &t, states, updates, d_out, NULL, d_states, residuals, &g);
 
     static float golden[GOLDEN_H * GOLDEN_T / EVERY * GOLDEN_COLUMNS];
     FILE *file = fopen("test/goldens/delta.bin", "rb");
