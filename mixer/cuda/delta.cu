@@ -68,7 +68,7 @@ template <int D, bool BACKWARD> struct SystemShared {
     Decays decays;
 };
 
-template <int D, bool BACKWARD> __global__ void __launch_bounds__(THREADS) system_kernel(System x) {
+template <int D, bool BACKWARD> __global__ void __launch_bounds__(THREADS, 2) system_kernel(System x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<SystemShared<D, BACKWARD> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
@@ -164,7 +164,7 @@ __device__ inline Ahead ask_ahead(const Advance &x, int64_t at, int column, bool
     return ahead;
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS) advance_kernel(Advance x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) advance_kernel(Advance x) {
     constexpr int M = D == 128 ? 2 : 1; // 16 M rows of the state are a warp's; of 32 rows two warps have none
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<AdvanceShared<D> *>(memory);
@@ -247,7 +247,7 @@ template <int D> struct ReadOutShared {
     Decays decays;
 };
 
-template <int D> __global__ void __launch_bounds__(THREADS) read_out_kernel(ReadOut x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) read_out_kernel(ReadOut x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<ReadOutShared<D> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);

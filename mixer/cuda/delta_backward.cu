@@ -62,7 +62,7 @@ template <int D> __device__ inline void load_turn(RetreatShared<D> &s, int turn,
     load_block<D>(s.solved[turn], x.from.keys, at, x.g);
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS) retreat_kernel(Retreat x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) retreat_kernel(Retreat x) {
     constexpr int M = D == 128 ? 2 : 1;
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<RetreatShared<D> *>(memory);
@@ -287,7 +287,7 @@ __device__ inline float state_dot(const Differentiate &x, DifferentiateShared<D>
     return carry * block_sum(sum, partial);
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3) differentiate_kernel(Differentiate x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) differentiate_kernel(Differentiate x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<DifferentiateShared<D> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
