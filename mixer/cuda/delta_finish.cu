@@ -1,5 +1,5 @@
 // What stands behind the gated delta rule on GPUs: RMSNorm of each head's output, times a scale, times silu(gate). A warp
-// has a head of a token, a lane every 32nd of its values.
+// has a head of a token, a lane two of every 64 of its values.
 #include "mixer/cuda/delta_tokens.h"
 
 namespace delta {
@@ -23,15 +23,13 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(Finish x) {
     const Block block = block_of(g, blockIdx.x);
     const Tokens t = tokens_of(g, block.b, block.n);
     const int D = g.head_dim;
+    const Values scale = load_values(x.scale, D);
     for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
-        const bf16 *out = x.out + (block.at * ROWS + i) * D, *gate = x.raw + gate_at(g, t, i, block.h);
-        float value[MOST];
-        each_value(D, [&](int c, int v) { value[v] = to_float(out[c]); });
-        const float rstd = rsqrtf(warp_sum(dot(D, value, value)) / (float)D + x.epsilon);
-        bf16 *y = x.y + ((t.row + i) * g.heads + block.h) * D;
-        each_value(D, [&](int c, int v) {
-            y[c] = to_bf16(value[v] * rstd * to_float(x.scale[c]) * silu(to_float(gate[c])));
-        });
+        const Values out = load_values(x.out + (block.at * ROWS + i) * D, D);
+        const Values gate = load_values(x.raw + gate_at(g, t, i, block.h), D);
+        const float rstd = rsqrtf(dot(out, out) / (float)D + x.epsilon);
+        store_values(x.y + ((t.row + i) * g.heads + block.h) * D, D,
+                     each([&](int v) { return out.at[v] * rstd * scale.at[v] * silu(gate.at[v]); }));
     }
 }
 
@@ -41,36 +39,35 @@ __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
     const Block block = block_of(g, blockIdx.x);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, D = g.head_dim;
     const Tokens t = tokens_of(g, block.b, block.n);
-    float d_scale[MOST] = {0};
+    const Values scale = load_values(x.scale, D), zeros = each([](int) { return 0.0f; });
+    Values d_scale = zeros;
     for (int i = warp; i < ROWS; i += WARPS) {
         const int64_t place = (block.at * ROWS + i) * D;
         if (i >= t.rows) {
-            each_value(D, [&](int c, int) { x.d_out[place + c] = to_bf16(0.0f); });
+            store_values(x.d_out + place, D, zeros);
             continue;
         }
-        const int64_t gate = gate_at(g, t, i, block.h);
-        const bf16 *d_y = x.d_y + ((t.row + i) * g.heads + block.h) * D;
-        float value[MOST], d_value[MOST];
-        each_value(D, [&](int c, int v) { value[v] = to_float(x.out[place + c]); });
-        const float rstd = rsqrtf(warp_sum(dot(D, value, value)) / (float)D + x.epsilon);
-        each_value(D, [&](int c, int v) {
-            const float open = to_float(x.raw[gate + c]), by = to_float(d_y[c]), scale = to_float(x.scale[c]);
-            value[v] *= rstd;
-            d_value[v] = by * scale * silu(open);
-            d_scale[v] += by * value[v] * silu(open);
-            x.d_raw[gate + c] = to_bf16(by * value[v] * scale * silu_slope(open));
-        });
-        const float mean = warp_sum(dot(D, value, d_value)) / (float)D;
-        each_value(D, [&](int c, int v) { x.d_out[place + c] = to_bf16(rstd * (d_value[v] - value[v] * mean)); });
+        const int64_t gate_place = gate_at(g, t, i, block.h);
+        const Values out = load_values(x.out + place, D), gate = load_values(x.raw + gate_place, D);
+        const Values d_y = load_values(x.d_y + ((t.row + i) * g.heads + block.h) * D, D);
+        const float rstd = rsqrtf(dot(out, out) / (float)D + x.epsilon);
+        const Values normed = each([&](int v) { return out.at[v] * rstd; });
+        const Values d_normed = each([&](int v) { return d_y.at[v] * scale.at[v] * silu(gate.at[v]); });
+        store_values(x.d_raw + gate_place, D, each([&](int v) {
+                         return d_y.at[v] * normed.at[v] * scale.at[v] * silu_slope(gate.at[v]);
+                     }));
+        const float mean = dot(normed, d_normed) / (float)D;
+        store_values(x.d_out + place, D, each([&](int v) { return rstd * (d_normed.at[v] - normed.at[v] * mean); }));
+        d_scale = each([&](int v) { return d_scale.at[v] + d_y.at[v] * normed.at[v] * silu(gate.at[v]); });
     }
-    for (int v = 0; v < MOST; v++) partial[(warp * MOST + v) * WARP + lane] = d_scale[v];
+    for (int v = 0; v < MOST; v++) partial[(warp * MOST + v) * WARP + lane] = d_scale.at[v];
     __syncthreads();
-    each_value(D, [&](int c, int v) {
-        if (warp != 0) return;
+    for (int v = 0; v < MOST && warp == 0; v++) {
+        const int c = lane * 2 + v / 2 * 2 * WARP + v % 2;
         float sum = 0;
         for (int w = 0; w < WARPS; w++) sum += partial[(w * MOST + v) * WARP + lane];
-        x.sums[blockIdx.x * (int64_t)D + c] = sum;
-    });
+        if (c < D) x.sums[blockIdx.x * (int64_t)D + c] = sum;
+    }
 }
 
 Finish finish_of(const DeltaShape *s, const void *out, const void *raw, const void *scale, float epsilon) {
