@@ -316,7 +316,7 @@ gpu-check: build-release
 	+@$(submake) $(BENCHES)
 	@dev/gpu_check/run $(if $(DRY),--dry) $(BUILD) build/gpu-report
 
-# Needs nothing there but a driver, cuBLASLt and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
+# Needs nothing there but a driver, cuBLASLt, cuFFT and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
 gpu-bundle: setup
 	+@$(submake) gpu-bundle-programs BUILD=build/bundle WITHOUT="mpi cblas openmp emulated"
 	@rm -rf build/gpu-bundle && mkdir -p build/gpu-bundle/bin/test build/gpu-bundle/bin/dev build/gpu-bundle/bin/lib \
