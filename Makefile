@@ -209,7 +209,7 @@ $(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 
 # The program that counts what it allocates: its calls pass through test/counted.c.
 COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
-$(BUILD)/test/test_memory: | $(BUILD)/test/train_gpt_counted
+$(BUILD)/test/test_memory $(BUILD)/test/test_mixers_memory: | $(BUILD)/test/train_gpt_counted
 $(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                  $(BUILD)/terminal/version.o $(BUILD)/test/counted.o $(LIBRARY)
 	$(call say,LINK)

@@ -139,10 +139,9 @@ static void lay_out_cache(const MixerSize *s, MixerMemory *cache, Arena *arena) 
 
 static size_t scratch_bytes(const MixerSize *s, int threads) {
     const ModelConfig *c = s->config;
-    if (s->kernels == NULL || s->kernels->delta == NULL) return 0;
     int64_t tokens = s->rows / s->sequences;
     const DeltaShape most = {s->sequences, c->heads, c->kv_heads, c->head_dim, 2, {{0, tokens}, {tokens, 1}}, NULL, tokens};
-    return s->kernels->delta->scratch_bytes(&most, threads);
+    return s->element_bytes == sizeof(float) ? delta_scratch_bytes_cpu(&most, threads) : delta_scratch_bytes_cuda(&most);
 }
 
 // ---- what the kernels are given ---------------------------------------------------------------------------------------
@@ -394,14 +393,14 @@ static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const Atte
 }
 
 static bool check(const MixerUse *use, Error *err) {
-    const MixerKernels *kernels = use->size.kernels;
-    if (kernels == NULL) return true;
-    if (kernels->delta == NULL)
-        return error_usage(err, "%s: the device %s has no kernels for it: give --device cpu", use->option,
-                           device_kind_name(use->device));
-    const char *why = kernels->delta->refuses(use->size.config->head_dim);
-    return why == NULL || error_usage(err, "%s: heads of %lld, %s", use->option,
-                                      (long long)use->size.config->head_dim, why);
+    int64_t D = use->size.config->head_dim;
+    bool on_gpu = use->device == DEVICE_CUDA || use->device == DEVICE_EMULATED;
+    if (on_gpu && (D % 16 != 0 || D > 128))
+        return error_usage(err, "%s: heads of %lld on a GPU: give multiples of 16 up to 128, or --device cpu", use->option,
+                           (long long)D);
+    if (use->size.kernels != NULL && use->size.kernels->delta == NULL)
+        return error_usage(err, "%s: this device has no kernels for it: give --device cpu", use->option);
+    return true;
 }
 
 extern const Mixer mixer_delta;

@@ -37,7 +37,7 @@
 extern "C" {
 #endif
 
-enum { DELTA_BLOCK = 64, DELTA_TAPS = 4, DELTA_EDGE = DELTA_TAPS - 1 };
+enum { DELTA_BLOCK = 64, DELTA_TAPS = 4, DELTA_EDGE = DELTA_TAPS - 1, DELTA_PIECES = 128 };
 
 typedef struct DeltaShape {
     int64_t batch, heads, kv_heads, head_dim; // B, H, KV, D
@@ -78,10 +78,6 @@ typedef struct DeltaGradients {
 } DeltaGradients;
 
 typedef struct DeltaKernels {
-    const char *(*refuses)(int64_t head_dim); // why such heads cannot be served; NULL: they can
-    // Bytes of Device.scratch that any of these needs, on a device of so many threads.
-    size_t (*scratch_bytes)(const DeltaShape *, int threads);
-
     // ---- token by token: what stands before the rule and behind it ------------------------------------------------------
     void (*prepare)(Device *, const DeltaShape *, const DeltaInput *, const DeltaTokens *);
     // The gradients by what went into prepare: d_raw's first H D + 2 KV D columns (of 2 H D + 2 KV D), d_rates (n, 2 H);
@@ -127,6 +123,16 @@ typedef struct DeltaKernels {
     void (*combine)(Device *, const DeltaShape *, float *to, const float *summary, const int *place, int count,
                     bool transposed);
 } DeltaKernels;
+
+// Bytes of Device.scratch that any of these needs.
+size_t delta_scratch_bytes_cpu(const DeltaShape *, int threads);
+static inline size_t delta_scratch_bytes_cuda(const DeltaShape *s) {
+    // The systems of blocks; or partial sums: of scales for each block, of taps for 128 pieces of all rows.
+    size_t blocks = (size_t)(s->batch * delta_blocks(s)), H = (size_t)s->heads, W = (size_t)delta_width(s->head_dim);
+    size_t systems = blocks * H * DELTA_BLOCK * (2 * W * 2 + 3 * sizeof(float));
+    size_t taps = (size_t)DELTA_TAPS * DELTA_PIECES * (H + 2 * (size_t)s->kv_heads) * W * sizeof(float);
+    return systems > taps ? systems : taps;
+}
 
 #ifdef __cplusplus
 }

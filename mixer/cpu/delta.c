@@ -178,7 +178,7 @@ static void summarize_task(void *context, int64_t task, int worker) {
             memcpy(to + (half * W + i) * W, state.data + i * 2 * W + half * W, (size_t)W * sizeof(float));
 }
 
-static size_t scratch_bytes(const DeltaShape *s, int threads) {
+size_t delta_scratch_bytes_cpu(const DeltaShape *s, int threads) {
     int64_t W = delta_width(s->head_dim), tasks = s->batch * delta_blocks(s);
     size_t blocks = (size_t)threads * delta_room_floats(W);
     size_t sums = (size_t)(tasks * (W > 2 * s->heads ? W : 2 * s->heads));
@@ -189,13 +189,13 @@ static size_t scratch_bytes(const DeltaShape *s, int threads) {
 static void advance(Device *d, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
                     void *states, void *updates) {
     Advance work = {.s = s, .t = t, .initial = initial, .final = final, .states = states, .updates = updates,
-                    .room = device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+                    .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->chunks * s->batch * s->heads, advance_task, &work);
 }
 
 static void summarize(Device *d, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {
     Advance work = {.s = s, .t = t, .summary = summary,
-                    .room = device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+                    .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->chunks * s->batch * s->heads, summarize_task, &work);
 }
 
@@ -228,7 +228,7 @@ static void read_out_task(void *context, int64_t task, int worker) {
 
 static void read_out(Device *d, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
                      void *out) {
-    ReadOut work = {s, t, states, updates, out, device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+    ReadOut work = {s, t, states, updates, out, device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->batch * s->heads * delta_blocks(s), read_out_task, &work);
 }
 
@@ -267,7 +267,7 @@ static void combine_task(void *context, int64_t task, int worker) {
 static void combine(Device *d, const DeltaShape *s, float *to, const float *summary, const int *place, int count,
                     bool transposed) {
     Combine work = {s, to, summary, place, count, transposed,
-                    device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+                    device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->batch * s->heads, combine_task, &work);
 }
 
@@ -293,15 +293,9 @@ static void finish_backward(Device *d, const DeltaShape *s, void *d_out, void *d
                             const void *out, const void *raw, const void *scale, float epsilon) {
     CHOOSE(delta_finish)->finish_backward(d, s, d_out, d_raw, d_scale, d_y, out, raw, scale, epsilon);
 }
-static const char *refuses(int64_t head_dim) {
-    (void)head_dim;
-    return NULL;
-}
 
 extern const DeltaKernels delta_kernels_cpu;
-const DeltaKernels delta_kernels_cpu = {.refuses = refuses,
-                                        .scratch_bytes = scratch_bytes,
-                                        .prepare = prepare,
+const DeltaKernels delta_kernels_cpu = {.prepare = prepare,
                                         .prepare_backward = prepare_backward,
                                         .convolve_backward = convolve_backward,
                                         .finish = finish,

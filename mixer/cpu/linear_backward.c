@@ -50,78 +50,83 @@ static void own_state_behind(const Walk *w, const Part *part, Place p, int64_t i
 
 static void own_behind(const Walk *w, const Part *part) {
     for (int64_t i = 0; i < w->heads; i++) {
-        Place next = place_of(w, part, i, part->block + 1);
-        prefetch_tokens(w, next, w->tokens->q, next.h);
-        prefetch_tokens(w, next, w->tokens->y, next.h);
-        prefetch_tokens(w, next, w->tokens->d_y, next.h);
         own_state_behind(w, part, place_of(w, part, i, part->block), i);
     }
 }
 
 static void own_both(const Walk *w, const Part *part) {
-    Place next = place_of(w, part, 0, part->block + 1);
-    prefetch_tokens(w, next, w->tokens->k, next.kv_head);
-    prefetch_tokens(w, next, w->tokens->v, next.kv_head);
     pack_values(w, place_of(w, part, 0, part->block), part->scratch);
     for (int64_t i = 0; i < w->heads; i++) own_state(w, part, place_of(w, part, i, part->block), i);
     own_behind(w, part);
 }
 
 // A and dA.
-static void scores_of_block(const Walk *w, Place p, const BlockScratch *s, Block block) {
+static void scores_of_block(const Walk *w, const Part *part, Place p) {
+    const BlockScratch *s = part->scratch;
     const LinearTokens *t = w->tokens;
     int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
     const int32_t *first = first_in_block(w, p, s);
     pack_tokens(w, p, s->q, t->q, p.h, NULL);
     w->kernels->pack_transposed(s->q_transposed, columns, s->q, p.length, D, 1.0f);
     w->kernels->pack_transposed(s->g_transposed, columns, s->g, p.length, D + 1, 1.0f);
-    block_scores(w->kernels, block, D, s->k, s->q_transposed, s->scores);
+    block_scores_of(w, part, p.length, D, s->k, s->q_transposed, s->scores);
     w->tiles->mask(s->scores, p.length, columns, power_of(w, p.h), first, NULL);
-    block_scores(w->kernels, block, D + 1, s->v, s->g_transposed, s->d_scores);
+    block_scores_of(w, part, p.length, D + 1, s->v, s->g_transposed, s->d_scores);
     w->tiles->mask(s->d_scores, p.length, columns, power_of(w, p.h), first, NULL);
 }
 
-static void gradient_of_queries(const Walk *w, Place p, const BlockScratch *s, Block block, Rows state) {
+static void gradient_of_queries(const Walk *w, const Part *part, Place p, Rows state) {
+    const BlockScratch *s = part->scratch;
     const LinearTokens *t = w->tokens;
     int64_t D = w->shape->head_dim;
     for (int64_t i = 0; i < p.length; i++)
         s->factor.data[i] = first_of(w, p.b, p.position + i) < p.position ? power_of(w, p.h)[i + 1] : 0;
-    w->kernels->product(p.length, w->padded, D + 1, plain(s->g), state, s->result, OVERWRITE);
+    block_product(w, part, p.length, w->padded, D + 1, plain(s->g), state, s->result);
     w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_add_to_queries(w->kernels, block, w->padded, s->d_scores, s->k, s->result);
+    block_give_queries(w, part, p.length, w->padded, s->d_scores, s->k, s->result);
     w->tiles->give(token_rows(t->d_q, p.b, p.token, p.h, D), s->result, s->q, p.length, D, false);
 }
 
 // add: there were heads before this one.
-static void gradients_of_keys(const Walk *w, Place p, const BlockScratch *s, Block block, Rows behind, bool add) {
+static void gradients_of_keys(const Walk *w, const Part *part, Place p, Rows behind, bool add) {
+    const BlockScratch *s = part->scratch;
     const LinearTokens *t = w->tokens;
     int64_t D = w->shape->head_dim, end = p.position + p.length;
     int64_t first = end < w->shape->context ? first_of(w, p.b, end) - p.position : 0;
     for (int64_t j = 0; j < p.length; j++) s->factor.data[j] = j < first ? 0 : power_of(w, p.h)[p.length - j];
-    w->kernels->product(p.length, w->padded, D + 1, plain(s->v), behind, s->result, OVERWRITE);
+    block_product(w, part, p.length, w->padded, D + 1, plain(s->v), behind, s->result);
     w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_add_to_keys(w->kernels, block, w->padded, s->d_scores, s->q, s->result);
+    block_give_keys(w, part, p.length, w->padded, s->d_scores, s->q, s->result);
     w->tiles->give(token_rows(t->d_k, p.b, p.token, p.kv_head, D), s->result, s->k, p.length, D, add);
 
     w->kernels->pack_transposed(s->square, w->padded, behind, D, D, 1.0f);
-    w->kernels->product(p.length, w->padded, D, plain(s->k), s->square, s->result, OVERWRITE);
+    block_product(w, part, p.length, w->padded, D, plain(s->k), s->square, s->result);
     w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_add_to_keys(w->kernels, block, w->padded, s->scores, s->g, s->result);
+    block_give_keys(w, part, p.length, w->padded, s->scores, s->g, s->result);
     w->tiles->give(token_rows(t->d_v, p.b, p.token, p.kv_head, D), s->result, (Rows){0}, p.length, D, add);
+}
+
+static void ask_for_next(const Walk *w, const Part *part, int64_t i) {
+    const LinearTokens *t = w->tokens;
+    Place next = place_in_next_window(w, part, i);
+    part->scratch->ahead.count = part->scratch->ahead.at = 0;
+    const TokenView of_keys[] = {t->k, t->v, t->d_k, t->d_v}, of_queries[] = {t->q, t->y, t->d_y, t->d_q};
+    for (int n = 0; n < 4 && i == 0; n++) ask_for_tokens(w, part, next, of_keys[n], next.kv_head);
+    for (int n = 0; n < 4; n++) ask_for_tokens(w, part, next, of_queries[n], next.h);
 }
 
 static void gradients(const Walk *w, const Part *part) {
     const BlockScratch *s = part->scratch;
     Place first = place_of(w, part, 0, part->block);
-    Block block = {first.length, first.length, {.diagonal = 0}};
     pack_tokens(w, first, s->k, w->tokens->k, first.kv_head, NULL);
     pack_values(w, first, s);
     for (int64_t i = 0; i < w->heads; i++) {
         Place p = place_of(w, part, i, part->block);
+        ask_for_next(w, part, i);
         pack_gradients(w, p, s);
-        scores_of_block(w, p, s, block);
-        gradient_of_queries(w, p, s, block, state_at(w, part, 0, i, part->block));
-        gradients_of_keys(w, p, s, block, state_at(w, part, 1, i, part->block + 1), i > 0);
+        scores_of_block(w, part, p);
+        gradient_of_queries(w, part, p, state_at(w, part, 0, i, part->block));
+        gradients_of_keys(w, part, p, state_at(w, part, 1, i, part->block + 1), i > 0);
     }
 }
 

@@ -21,9 +21,6 @@ static void scale_keys(const Walk *w, Place p, const BlockScratch *s) {
 static void own(const Walk *w, const Part *part) {
     const BlockScratch *s = part->scratch;
     int64_t D = w->shape->head_dim;
-    Place next = place_of(w, part, 0, part->block + 1);
-    prefetch_tokens(w, next, w->tokens->k, next.kv_head);
-    prefetch_tokens(w, next, w->tokens->v, next.kv_head);
     for (int64_t i = 0; i < w->heads; i++) {
         Place p = place_of(w, part, i, part->block);
         Rows state = state_at(w, part, 0, i, part->block + 1);
@@ -47,10 +44,8 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
     const LinearTokens *t = w->tokens;
     const float *power = power_of(w, p.h);
     int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
-    Block block = {p.length, p.length, {.diagonal = 0}};
-    prefetch_tokens(w, place_of(w, part, p.h % w->heads, part->block + 1), t->q, p.h);
     w->kernels->pack_transposed(s->q_transposed, columns, token_rows(t->q, p.b, p.token, p.h, D), p.length, D, 1.0f);
-    block_scores(w->kernels, block, D, token_rows(t->k, p.b, p.token, p.kv_head, D), s->q_transposed, s->scores);
+    block_scores_of(w, part, p.length, D, token_rows(t->k, p.b, p.token, p.kv_head, D), s->q_transposed, s->scores);
     for (int64_t i = 0; i < columns; i++) s->sums.data[i] = 0;
     w->tiles->mask(s->scores, p.length, columns, power, first_in_block(w, p, s), s->sums.data);
 
@@ -59,17 +54,27 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
     float *inverse = row_values(t->inverse, p.b, p.token, p.h);
     w->kernels->product(1, columns, D, plain(rows_from(state, D, 0)), s->q_transposed, s->g_transposed, OVERWRITE);
     invert(s->sums.data, s->g_transposed.data, s->factor.data, inverse, p.length);
-    w->kernels->product(p.length, w->padded, D, transposed(s->q_transposed), state, s->result, OVERWRITE);
+    block_product(w, part, p.length, w->padded, D, transposed(s->q_transposed), state, s->result);
     w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_add_to_queries(w->kernels, block, w->padded, s->scores, s->v, s->result);
+    block_give_queries(w, part, p.length, w->padded, s->scores, s->v, s->result);
     w->tiles->pack(token_rows(t->y, p.b, p.token, p.h, D), D, s->result, p.length, D, inverse);
 }
 
 static void output(const Walk *w, const Part *part) {
     Place p = place_of(w, part, 0, part->block);
+    const LinearTokens *t = w->tokens;
     pack_values(w, p, part->scratch);
-    for (int64_t i = 0; i < w->heads; i++)
+    for (int64_t i = 0; i < w->heads; i++) {
+        Place next = place_in_next_window(w, part, i);
+        part->scratch->ahead.count = part->scratch->ahead.at = 0;
+        if (i == 0) {
+            ask_for_tokens(w, part, next, t->k, next.kv_head);
+            ask_for_tokens(w, part, next, t->v, next.kv_head);
+        }
+        ask_for_tokens(w, part, next, t->q, next.h);
+        ask_for_tokens(w, part, next, t->y, next.h);
         output_of_head(w, part, place_of(w, part, i, part->block), state_at(w, part, 0, i, part->block));
+    }
 }
 
 void cpu_linear_own_before(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {

@@ -86,4 +86,5 @@ static void dots(float *out, Rows a, Rows b, int64_t rows, int64_t columns) {
 }
 
 extern const LinearTiles SIMD_NAME(linear_tiles);
-const LinearTiles SIMD_NAME(linear_tiles) = {features, pack, mask, sum_rows, add_scaled, give, dots};
+const LinearTiles SIMD_NAME(linear_tiles) = {
+    (int)SIMD_WIDTH == (int)STRIP ? STRIP / 2 : STRIP, features, pack, mask, sum_rows, add_scaled, give, dots};
