@@ -305,7 +305,7 @@ test-tsan: build-tsan
 # ---- a GPU at hand --------------------------------------------------------------------------------------------------
 
 # What runs on a GPU too: with TEST_DEVICE=cuda these programs open the first GPU instead of the emulated one.
-GPU_TESTS = $(filter-out cuda_on_cpu,$(filter cuda_% comm_device mean token_mlp training_cuda,$(TEST)))
+GPU_TESTS = $(filter-out cuda_on_cpu,$(filter cuda_% comm_device dilated mean token_mlp training_cuda,$(TEST)))
 
 test-gpu: build-release
 	@$(BUILD)/train_gpt --device cuda --layers 1 --dim 64 --heads 1 --context 64 --steps 1 > /dev/null
