@@ -1,5 +1,5 @@
-// What stands behind the gated delta rule on GPUs: RMSNorm of each head's output, times a scale, times silu(gate). A warp
-// has a head of a token, a lane two of every 64 of its values.
+// What stands behind the gated delta rule on GPUs: RMSNorm of each head's output, times a scale, times silu(gate). A
+// warp has a head of a token, a lane two of every 64 of its values.
 #include "mixer/cuda/delta_tokens.h"
 
 namespace delta {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(Finish x) {
 }
 
 __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
-    SHARED_ARRAY(float, partial, WARPS * MOST * WARP);
+    SHARED_ARRAY(float, partial, WARPS *MOST *WARP);
     const Grid &g = x.g;
     const Block block = block_of(g, blockIdx.x);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, D = g.head_dim;
@@ -53,9 +53,8 @@ __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
         const float rstd = rsqrtf(dot(out, out) / (float)D + x.epsilon);
         const Values normed = each([&](int v) { return out.at[v] * rstd; });
         const Values d_normed = each([&](int v) { return d_y.at[v] * scale.at[v] * silu(gate.at[v]); });
-        store_values(x.d_raw + gate_place, D, each([&](int v) {
-                         return d_y.at[v] * normed.at[v] * scale.at[v] * silu_slope(gate.at[v]);
-                     }));
+        store_values(x.d_raw + gate_place, D,
+                     each([&](int v) { return d_y.at[v] * normed.at[v] * scale.at[v] * silu_slope(gate.at[v]); }));
         const float mean = dot(normed, d_normed) / (float)D;
         store_values(x.d_out + place, D, each([&](int v) { return rstd * (d_normed.at[v] - normed.at[v] * mean); }));
         d_scale = each([&](int v) { return d_scale.at[v] + d_y.at[v] * normed.at[v] * silu(gate.at[v]); });
@@ -83,7 +82,8 @@ Finish finish_of(const DeltaShape *s, const void *out, const void *raw, const vo
 } // namespace
 
 // A block to a column.
-__global__ void __launch_bounds__(THREADS) add_columns_kernel(float *to, const float *rows, int64_t count, int64_t stride) {
+__global__ void __launch_bounds__(THREADS)
+    add_columns_kernel(float *to, const float *rows, int64_t count, int64_t stride) {
     SHARED_ARRAY(float, scratch, WARPS);
     float sum[4] = {0}; // as many loads under way
     for (int64_t i = threadIdx.x; i < count; i += 4 * THREADS) {

@@ -1,5 +1,5 @@
-// What stands before the gated delta rule on GPUs, token by token: a convolution of 4 taps where there is one, SiLU, queries
-// and keys brought to length 1, beta and the decay; and backward.
+// What stands before the gated delta rule on GPUs, token by token: a convolution of 4 taps where there is one, SiLU,
+// queries and keys brought to length 1, beta and the decay; and backward.
 #include "mixer/cuda/delta_tokens.h"
 
 namespace delta {
@@ -20,7 +20,8 @@ struct Prepare {
 __device__ inline float softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
 __device__ inline const bf16 *bf16s(const void *x) { return static_cast<const bf16 *>(x); }
 
-// ---- the convolution ------------------------------------------------------------------------------------------------------
+// ---- the convolution
+// ------------------------------------------------------------------------------------------------------
 
 // Token i of a block and `back` tokens before it: its raw row; NULL: of another document, or none.
 __device__ inline const bf16 *raw_row(const Prepare &x, const Tokens &t, int b, int i, int back) {
@@ -28,7 +29,8 @@ __device__ inline const bf16 *raw_row(const Prepare &x, const Tokens &t, int b, 
     const int64_t position = t.position + i, in_chunk = t.in_chunk + i - back;
     if (position - back < g.first_seen(b, position)) return nullptr;
     if (in_chunk >= 0) return bf16s(x.in.raw) + (t.row + i - back) * raw_width(g);
-    return bf16s(x.in.edge) + (((int64_t)t.chunk * g.batch + b) * DELTA_EDGE + DELTA_EDGE + in_chunk) * convolved_width(g);
+    return bf16s(x.in.edge) +
+           (((int64_t)t.chunk * g.batch + b) * DELTA_EDGE + DELTA_EDGE + in_chunk) * convolved_width(g);
 }
 
 // The lane's values of what SiLU is given, of the head that begins at `column`.
@@ -51,7 +53,8 @@ __device__ inline Values silu_of(const Values &z) {
     return each([&](int v) { return delta::silu(z.at[v]); });
 }
 
-// ---- forward ------------------------------------------------------------------------------------------------------------
+// ---- forward
+// ------------------------------------------------------------------------------------------------------------
 
 // Which of q, k and v a head of the H + 2 KV in a row is.
 struct Which {
@@ -72,7 +75,9 @@ __global__ void __launch_bounds__(THREADS) prepare_kernel(Prepare x) {
     const int b = (int)(blockIdx.x / heads / g.blocks), n = (int)(blockIdx.x / heads % g.blocks);
     const Tokens t = tokens_of(g, b, n);
     const Which which = which_of(g, head);
-    bf16 *to = static_cast<bf16 *>(which.query ? x.t.q : which.value ? x.t.v : x.t.k) +
+    bf16 *to = static_cast<bf16 *>(which.query   ? x.t.q
+                                   : which.value ? x.t.v
+                                                 : x.t.k) +
                (((int64_t)b * (which.query ? g.heads : g.kv_heads) + which.head) * g.blocks + n) * g.block_values();
     for (int i = (int)threadIdx.x / WARP; i < ROWS; i += WARPS) {
         Values y = each([](int) { return 0.0f; });
@@ -104,7 +109,8 @@ __global__ void rates_kernel(Prepare x) {
     }
 }
 
-// ---- backward -----------------------------------------------------------------------------------------------------------
+// ---- backward
+// -----------------------------------------------------------------------------------------------------------
 
 // Grid: (B, N, H + 2 KV).
 __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
@@ -128,9 +134,8 @@ __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
             factor *= inverse;
             along = inverse * inverse * dot(y, d_y);
         }
-        store_values(x.d_raw + (t.row + i) * raw_width(g) + head * D, D, each([&](int v) {
-                         return factor * (d_y.at[v] - along * y.at[v]) * silu_slope(z.at[v]);
-                     }));
+        store_values(x.d_raw + (t.row + i) * raw_width(g) + head * D, D,
+                     each([&](int v) { return factor * (d_y.at[v] - along * y.at[v]) * silu_slope(z.at[v]); }));
     }
 }
 
@@ -158,7 +163,8 @@ __global__ void rates_backward_kernel(Prepare x) {
     x.sums[(block.bn * 2 + 1) * g.heads + h] = by_bias;
 }
 
-// ---- the convolution, backward --------------------------------------------------------------------------------------------
+// ---- the convolution, backward
+// --------------------------------------------------------------------------------------------
 
 // The gradient of what the convolution made of the token `ahead` tokens after token i; NULL: it does not see token i.
 __device__ inline const bf16 *d_convolved_row(const Prepare &x, const Tokens &t, int b, int i, int ahead) {
