@@ -21,8 +21,7 @@
 // likewise.
 #include "mixer/delta_parts.h"
 
-// ---- parameters
-// -------------------------------------------------------------------------------------------------------
+// ---- parameters -----------------------------------------------------------------------------------------------------
 
 // A vector or matrix that begins as normal(mean, std).
 static int64_t add_begun(ParameterList *list, int64_t l, ParameterKind kind, int64_t rows, int64_t columns,
@@ -64,8 +63,7 @@ static void keep_edge(const Mixing *m, const DeltaShape *s) {
                     raw * size, take, (size_t)(E * size));
 }
 
-// ---- forward
-// ------------------------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------------------
 
 static void mix(const Mixing *m) {
     const Model *model = m->model;
@@ -106,8 +104,7 @@ static void output(const Mixing *m) {
                       out_width(m->model->config), m->model->config->dim);
 }
 
-// ---- backward
-// -----------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 // The gradients of raw and rates, from that of the heads' outputs. States are worked out again.
 static void rule_backward(const Mixing *m, const DeltaShape *s) {
@@ -156,8 +153,7 @@ static void backward(const Mixing *m) {
                        weight(model, m->tensor[RATES]), p->rows, c->dim, 2 * c->heads, true);
 }
 
-// ---- what it costs, and what it can do
-// ------------------------------------------------------------------------------------
+// ---- what it costs, and what it can do ------------------------------------------------------------------------------
 
 // Per token and head, multiply-adds: with states D^2, 3 times forward and 6 backward; within a block of 64, where half
 // of the pairs count, 32 D, 4 times forward (keys with keys, the system, queries with keys, updates) and 10 backward

@@ -61,9 +61,10 @@ typedef struct DeltaInput {
     const void *raw;                    // (n, 2 H D + 2 KV D): queries, keys, values, the output's gate
     const void *rates;                  // (n, 2 H): of beta, and of the decay
     const void *decay_log, *decay_bias; // (H) A_log and dt_bias
-    const void *taps; // (4, H D + 2 KV D) of the convolution, the token's own first; NULL: there is none
-    const void
-        *edge; // (chunks, B, 3, H D + 2 KV D) the raw rows before each chunk, where a document reaches back so far
+    // (4, H D + 2 KV D) of the convolution, the token's own first; NULL: there is none.
+    const void *taps;
+    // (chunks, B, 3, H D + 2 KV D) the raw rows before each chunk; where no document reaches there it is not read.
+    const void *edge;
 } DeltaInput;
 
 // What blocks are made of.
@@ -79,8 +80,7 @@ typedef struct DeltaGradients {
 } DeltaGradients;
 
 typedef struct DeltaKernels {
-    // ---- token by token: what stands before the rule and behind it
-    // ------------------------------------------------------
+    // ---- token by token: what stands before the rule and behind it --------------------------------------------------
     void (*prepare)(Device *, const DeltaShape *, const DeltaInput *, const DeltaTokens *);
     // The gradients by what went into prepare: d_raw's first H D + 2 KV D columns (of 2 H D + 2 KV D), d_rates (n, 2
     // H); d_decay_log, d_decay_bias (H) +=. With a convolution d_raw's columns are those of what it gave:
@@ -100,9 +100,9 @@ typedef struct DeltaKernels {
     void (*finish_backward)(Device *, const DeltaShape *, void *d_out, void *d_raw, float *d_scale, const void *d_y,
                             const void *out, const void *raw, const void *scale, float epsilon);
 
-    // ---- the rule, forward
-    // -------------------------------------------------------------------------------------------- What chunk i makes
-    // of the state that enters it, M' = transition M + state, as (B, H, 2, W, W) [state, transition] at summary[i].
+    // ---- the rule, forward ------------------------------------------------------------------------------------------
+    // What chunk i makes of the state that enters it, M' = transition M + state, as (B, H, 2, W, W) [state, transition]
+    // at summary[i].
     void (*summarize)(Device *, const DeltaShape *, const DeltaTokens *, float *const summary[2]);
     // states (B, H, N, W, W): what enters each block; updates (B, H, N, 64, W); out, NULL: not wanted. initial (chunks,
     // B, H, W, W): what enters each chunk, NULL: zeros. final (B, H, W, W): what leaves the last chunk, may be
@@ -110,9 +110,8 @@ typedef struct DeltaKernels {
     void (*forward)(Device *, const DeltaShape *, const DeltaTokens *, const float *initial, float *final, void *states,
                     void *updates, void *out);
 
-    // ---- and backward
-    // --------------------------------------------------------------------------------------------------- d_initial[i]:
-    // the gradient of what enters chunk i if none of what leaves it is asked for, where b, h stand d_initial_stride
+    // ---- and backward -----------------------------------------------------------------------------------------------
+    // d_initial[i]: the gradient of what enters chunk i if that of what leaves it is zero; b, h stand d_initial_stride
     // floats apart. d_states (B, H, N, W, W), residuals (B, H, N, 64, W): to work in.
     void (*retreat)(Device *, const DeltaShape *, const DeltaTokens *, const void *d_out, float *const d_initial[2],
                     int64_t d_initial_stride, void *d_states, void *residuals);
@@ -121,10 +120,9 @@ typedef struct DeltaKernels {
     void (*backward)(Device *, const DeltaShape *, const DeltaTokens *, const void *states, const void *updates,
                      const void *d_out, const float *d_final, void *d_states, void *residuals, const DeltaGradients *);
 
-    // ---- over ranks
-    // ----------------------------------------------------------------------------------------------------- to (B, H,
-    // W, W) = what the chunks in summary (.., B, H, 2, W, W) at place[0], place[1], ... make, one after the other, of a
-    // state of zeros; transposed: by the transposes of their transitions, which is the way back.
+    // ---- over ranks -------------------------------------------------------------------------------------------------
+    // to (B, H, W, W) = what the chunks in summary (.., B, H, 2, W, W) at place[0], place[1], ... make, one after the
+    // other, of a state of zeros; transposed: by the transposes of their transitions, which is the way back.
     void (*combine)(Device *, const DeltaShape *, float *to, const float *summary, const int *place, int count,
                     bool transposed);
 } DeltaKernels;

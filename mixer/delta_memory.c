@@ -1,8 +1,7 @@
 // The memory of the mixer delta: what it keeps of a layer, what all layers share, and how kernels are given both.
 #include "mixer/delta_parts.h"
 
-// ---- memory
-// -------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 
 // Counts of elements. Blocks: as many as there may be, a last one of each chunk that is not whole.
 typedef struct Sizes {
@@ -84,8 +83,7 @@ size_t delta_mixer_scratch_bytes(const MixerSize *s, int threads) {
                                              : delta_scratch_bytes_cuda(&most);
 }
 
-// ---- what the kernels are given
-// ---------------------------------------------------------------------------------------
+// ---- what the kernels are given -------------------------------------------------------------------------------------
 
 DeltaShape delta_shape(const Mixing *m) {
     const ModelConfig *c = m->model->config;

@@ -1,8 +1,7 @@
 // The mixer delta over ranks: states by one gather, and the convolution's rows by another (mixer/delta.c).
 #include "mixer/delta_parts.h"
 
-// ---- states over ranks
-// ------------------------------------------------------------------------------------------------
+// ---- states over ranks ----------------------------------------------------------------------------------------------
 
 static float *summary_at(const Mixing *m, const DeltaShape *s, int place) {
     return (float *)m->room.buffer[SUMMARY] + (int64_t)place * 2 * carried_floats(s);
@@ -40,8 +39,7 @@ const float *delta_find_d_final(const Mixing *m, const DeltaShape *s, const Delt
     return d_final;
 }
 
-// ---- the convolution's rows over ranks
-// ----------------------------------------------------------------------------------
+// ---- the convolution's rows over ranks ------------------------------------------------------------------------------
 
 void delta_gather_edges(const Mixing *m, const DeltaShape *s, const void *rows, void *to, bool behind) {
     Device *d = m->model->device;

@@ -14,8 +14,7 @@
 // root of the number of terms: some 10 u each, and about ten such steps one after the other backward.
 static const double ALLOWED = 1e-5;
 
-// ---- the reference itself
-// -----------------------------------------------------------------------------------------------
+// ---- the reference itself -------------------------------------------------------------------------------------------
 
 static double *random_doubles(int64_t count, uint64_t stream, double std) {
     double *x = allocate(count + 1, sizeof *x);
@@ -78,8 +77,7 @@ static void derivative_is_that_of_differences(void **state) {
     parameters_free(&table);
 }
 
-// ---- the kernels
-// ----------------------------------------------------------------------------------------------------------
+// ---- the kernels ----------------------------------------------------------------------------------------------------
 
 static MixerProblem problem_of(const char *mixer, int64_t T, int64_t document) {
     return (MixerProblem){.mixer = mixer,
@@ -174,8 +172,7 @@ static void generates_what_it_was_trained_for(void **state) {
     }
 }
 
-// ---- PyTorch's, over many tokens
-// --------------------------------------------------------------------------------------
+// ---- PyTorch's, over many tokens ------------------------------------------------------------------------------------
 
 // As in test/goldens/make_delta.py, which tells what is in delta.bin.
 enum { GOLDEN_T = 8192, GOLDEN_H = 3, GOLDEN_D = 16, EVERY = 64, GOLDEN_COLUMNS = 4 * GOLDEN_D + 2 };

@@ -19,8 +19,7 @@ extern const DeltaFinishKernels delta_finish_portable, delta_finish_avx2, delta_
 
 const DeltaTiles *delta_tiles(void) { return CHOOSE(delta_tiles); }
 
-// ---- parts of a block
-// -------------------------------------------------------------------------------------------------
+// ---- parts of a block -----------------------------------------------------------------------------------------------
 
 // How many tokens block n has.
 static int64_t block_rows(const DeltaShape *s, int64_t n) {
@@ -98,8 +97,7 @@ void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool 
     }
 }
 
-// ---- one block
-// ----------------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------------------
 
 // U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half are
 // zeros.
@@ -135,8 +133,7 @@ static void read_out_block(const DeltaBlock *block, Rows state, Rows updates, Ro
     delta_lower(block, p, false, updates, out, block->W, ADD);
 }
 
-// ---- block after block
-// ------------------------------------------------------------------------------------------------
+// ---- block after block ----------------------------------------------------------------------------------------------
 
 typedef struct Forward {
     const DeltaShape *s;
@@ -241,8 +238,7 @@ size_t delta_scratch_bytes_cpu(const DeltaShape *s, int threads) {
     return (blocks > sums + rows ? blocks : sums + rows) * sizeof(float);
 }
 
-// ---- over ranks
-// -------------------------------------------------------------------------------------------------------
+// ---- over ranks -----------------------------------------------------------------------------------------------------
 
 typedef struct Combine {
     const DeltaShape *s;
@@ -282,8 +278,7 @@ static void combine(Device *d, const DeltaShape *s, float *to, const float *summ
     parallel_for(d->threads, s->batch * s->heads, combine_task, &work);
 }
 
-// ---- token by token: the copies of one instruction set
-// ------------------------------------------------------------------
+// ---- token by token: the copies of one instruction set --------------------------------------------------------------
 
 static void prepare(Device *d, const DeltaShape *s, const DeltaInput *in, const DeltaTokens *t) {
     CHOOSE(delta_tokens)->prepare(d, s, in, t);

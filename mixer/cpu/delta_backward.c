@@ -20,7 +20,7 @@ static void scale_all(Rows x, int64_t rows, int64_t columns, float by) {
     for (int64_t i = 0; i < rows * columns; i++) x.data[i] *= by;
 }
 
-// ---- one block: R, and the gradient of the state that enters ---------------------------------------------------
+// ---- one block: R, and the gradient of the state that enters --------------------------------------------------------
 
 static void retreat_block(const DeltaBlock *block, Rows d_out, Rows d_state, Rows residuals, DeltaRoom room) {
     const TileKernels *tile = block->tile;
@@ -46,7 +46,7 @@ static void retreat_block(const DeltaBlock *block, Rows d_out, Rows d_state, Row
     tile->product(W, W, rows, transposed(weighed), residuals, d_state, ADD);
 }
 
-// ---- one block: its gradients -----------------------------------------------------------------------------
+// ---- one block: its gradients ---------------------------------------------------------------------------------------
 
 // What is worked out in between for a block.
 typedef struct Between {
@@ -160,8 +160,7 @@ static void differentiate_task(void *context, int64_t task, int worker) {
                         delta_part(s, k->residuals, run.b, run.h, n, DELTA_BLOCK, W), room);
 }
 
-// ---- from the last block to the first
-// -------------------------------------------------------------------------------------
+// ---- from the last block to the first -------------------------------------------------------------------------------
 
 static void retreat_task(void *context, int64_t task, int worker) {
     const Backward *k = context;

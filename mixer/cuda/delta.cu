@@ -12,8 +12,7 @@
 namespace delta {
 namespace {
 
-// ---- the inverse of I + A
-// -----------------------------------------------------------------------------------------------
+// ---- the inverse of I + A -------------------------------------------------------------------------------------------
 
 enum { PART = 16, STRIDE = ROWS + 1 };
 struct Square { // shared
@@ -54,8 +53,7 @@ __device__ inline void invert(Square &t, Square &a) {
     __syncthreads();
 }
 
-// ---- the system of a block
-// ----------------------------------------------------------------------------------------------
+// ---- the system of a block ------------------------------------------------------------------------------------------
 
 struct System {
     Grid g;
@@ -130,8 +128,7 @@ template <int D, bool BACKWARD> __global__ void __launch_bounds__(THREADS, 2) sy
     }
 }
 
-// ---- from block to block
-// ------------------------------------------------------------------------------------------------
+// ---- from block to block --------------------------------------------------------------------------------------------
 
 struct Advance {
     Grid g;
@@ -239,8 +236,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 2) advance_kernel(Ad
     });
 }
 
-// ---- outputs
-// ------------------------------------------------------------------------------------------------------------
+// ---- outputs --------------------------------------------------------------------------------------------------------
 
 struct ReadOut {
     Grid g;
@@ -289,8 +285,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 2) read_out_kernel(R
     store_block(x.out, block.at, x.g, out, lane);
 }
 
-// ---- over ranks
-// ---------------------------------------------------------------------------------------------------------
+// ---- over ranks -----------------------------------------------------------------------------------------------------
 
 enum { MOST_PLACES = 256 };
 struct Combine {
@@ -334,8 +329,7 @@ void combine(Device *device, const DeltaShape *s, float *to, const float *summar
     }
 }
 
-// ---- the host's side
-// ----------------------------------------------------------------------------------------------------
+// ---- the host's side ------------------------------------------------------------------------------------------------
 
 void run_advance(Device *device, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
                  float *const summary[2], void *states, void *updates) {

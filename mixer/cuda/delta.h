@@ -81,8 +81,7 @@ __device__ inline Tokens tokens_of(const Grid &g, int b, int n) {
     return t;
 }
 
-// ---- decays of a block
-// ------------------------------------------------------------------------------------------------
+// ---- decays of a block ----------------------------------------------------------------------------------------------
 
 struct Decays {                       // shared
     float log_decay[ROWS], sum[ROWS]; // sum: times log2(e)
@@ -110,8 +109,7 @@ __device__ inline void load_decays(Decays &d, const DeltaTokens &t, const Block 
     __syncthreads();
 }
 
-// ---- products
-// ---------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------
 
 // A tile (ROWS, D) of block `at` of a tensor of blocks.
 template <int D> __device__ inline void load_block(unsigned char *tile, const void *tensor, int64_t at, const Grid &g) {
@@ -180,8 +178,7 @@ __device__ __forceinline__ void load_rows(Fragment<1> (&a)[D / 16], const void *
     }
 }
 
-// ---- to memory
-// ----------------------------------------------------------------------------------------------------------
+// ---- to memory ------------------------------------------------------------------------------------------------------
 
 // f(row, column, value, value beside it) for each pair of a lane; row and column with its place.
 template <int M, int N, typename F>
@@ -208,8 +205,7 @@ __device__ __forceinline__ void store_block(void *tensor, int64_t at, const Grid
     });
 }
 
-// ---- the system of each block (delta.cu)
-// --------------------------------------------------------------------------------
+// ---- the system of each block (delta.cu) ----------------------------------------------------------------------------
 
 // Device.scratch: of each block two tensors like q, and three numbers for each token: c, e and - beta c.
 struct Scratch {

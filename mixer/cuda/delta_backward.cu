@@ -10,8 +10,7 @@
 namespace delta {
 namespace {
 
-// ---- from block to block
-// ------------------------------------------------------------------------------------------------
+// ---- from block to block --------------------------------------------------------------------------------------------
 
 struct Retreat {
     Grid g;
@@ -141,8 +140,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 2) retreat_kernel(Re
     });
 }
 
-// ---- the gradients of a block
-// ---------------------------------------------------------------------------------------------
+// ---- the gradients of a block ---------------------------------------------------------------------------------------
 
 struct Differentiate {
     Grid g;
@@ -331,8 +329,7 @@ template <int D> __global__ void __launch_bounds__(THREADS, 2) differentiate_ker
     x.to.d_log_decay[block.at * ROWS + i] = s.decays.begin[i] == i ? 0.0f : sum;
 }
 
-// ---- the host's side
-// ----------------------------------------------------------------------------------------------------
+// ---- the host's side ------------------------------------------------------------------------------------------------
 
 void run_retreat(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out, const float *d_final,
                  float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals) {

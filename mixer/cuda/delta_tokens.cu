@@ -20,8 +20,7 @@ struct Prepare {
 __device__ inline float softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
 __device__ inline const bf16 *bf16s(const void *x) { return static_cast<const bf16 *>(x); }
 
-// ---- the convolution
-// ------------------------------------------------------------------------------------------------------
+// ---- the convolution ------------------------------------------------------------------------------------------------
 
 // Token i of a block and `back` tokens before it: its raw row; NULL: of another document, or none.
 __device__ inline const bf16 *raw_row(const Prepare &x, const Tokens &t, int b, int i, int back) {
@@ -53,8 +52,7 @@ __device__ inline Values silu_of(const Values &z) {
     return each([&](int v) { return delta::silu(z.at[v]); });
 }
 
-// ---- forward
-// ------------------------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------------------
 
 // Which of q, k and v a head of the H + 2 KV in a row is.
 struct Which {
@@ -109,8 +107,7 @@ __global__ void rates_kernel(Prepare x) {
     }
 }
 
-// ---- backward
-// -----------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 // Grid: (B, N, H + 2 KV).
 __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
@@ -163,8 +160,7 @@ __global__ void rates_backward_kernel(Prepare x) {
     x.sums[(block.bn * 2 + 1) * g.heads + h] = by_bias;
 }
 
-// ---- the convolution, backward
-// --------------------------------------------------------------------------------------------
+// ---- the convolution, backward --------------------------------------------------------------------------------------
 
 // The gradient of what the convolution made of the token `ahead` tokens after token i; NULL: it does not see token i.
 __device__ inline const bf16 *d_convolved_row(const Prepare &x, const Tokens &t, int b, int i, int ahead) {
