@@ -16,7 +16,7 @@ enum { KEPT_RAW, KEPT_RATES, KEPT_OUT, KEPT_INITIAL, KEPT_SUMMARY, KEPT_EDGE };
 enum { TOKENS, DECAYS, STATES, UPDATES, Y, SUMMARY, EDGES };
 // Backward besides: gradients of these, and d_raw and d_rates of what is kept; D_CONVOLVED like D_RAW.
 enum { D_Y = EDGES + 1, D_OUT, D_TOKENS, D_DECAYS, D_STATES, RESIDUALS, D_RAW, D_RATES, D_CONVOLVED };
-_Static_assert(D_CONVOLVED < MIXER_BUFFERS, "a place for each");
+_Static_assert((int)D_CONVOLVED < (int)MIXER_BUFFERS, "a place for each");
 enum { CACHE_STATE, CACHE_EDGE }; // generation: (H, W, W) fp32; (3, E)
 
 static inline int64_t convolved_width(const ModelConfig *c) { return (c->heads + 2 * c->kv_heads) * c->head_dim; } // E
