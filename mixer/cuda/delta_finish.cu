@@ -24,13 +24,18 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(Finish x) {
     const Tokens t = tokens_of(g, block.b, block.n);
     const int D = g.head_dim;
     const Values scale = load_values(x.scale, D);
-    for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
-        const Values out = load_values(x.out + (block.at * ROWS + i) * D, D);
-        const Values gate = load_values(x.raw + gate_at(g, t, i, block.h), D);
-        const float rstd = rsqrtf(dot(out, out) / (float)D + x.epsilon);
-        store_values(x.y + ((t.row + i) * g.heads + block.h) * D, D,
-                     each([&](int v) { return out.at[v] * rstd * scale.at[v] * silu(gate.at[v]); }));
-    }
+    Values out[AT_ONCE], gate[AT_ONCE];
+    for_rows(
+        t.rows,
+        [&](int k, int i) {
+            out[k] = load_values(x.out + (block.at * ROWS + i) * D, D);
+            gate[k] = load_values(x.raw + gate_at(g, t, i, block.h), D);
+        },
+        [&](int k, int i) {
+            const float rstd = rsqrtf(dot(out[k], out[k]) / (float)D + x.epsilon);
+            store_values(x.y + ((t.row + i) * g.heads + block.h) * D, D,
+                         each([&](int v) { return out[k].at[v] * rstd * scale.at[v] * silu(gate[k].at[v]); }));
+        });
 }
 
 __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
@@ -41,24 +46,27 @@ __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
     const Tokens t = tokens_of(g, block.b, block.n);
     const Values scale = load_values(x.scale, D), zeros = each([](int) { return 0.0f; });
     Values d_scale = zeros;
-    for (int i = warp; i < ROWS; i += WARPS) {
-        const int64_t place = (block.at * ROWS + i) * D;
-        if (i >= t.rows) {
-            store_values(x.d_out + place, D, zeros);
-            continue;
-        }
-        const int64_t gate_place = gate_at(g, t, i, block.h);
-        const Values out = load_values(x.out + place, D), gate = load_values(x.raw + gate_place, D);
-        const Values d_y = load_values(x.d_y + ((t.row + i) * g.heads + block.h) * D, D);
-        const float rstd = rsqrtf(dot(out, out) / (float)D + x.epsilon);
-        const Values normed = each([&](int v) { return out.at[v] * rstd; });
-        const Values d_normed = each([&](int v) { return d_y.at[v] * scale.at[v] * silu(gate.at[v]); });
-        store_values(x.d_raw + gate_place, D,
-                     each([&](int v) { return d_y.at[v] * normed.at[v] * scale.at[v] * silu_slope(gate.at[v]); }));
-        const float mean = dot(normed, d_normed) / (float)D;
-        store_values(x.d_out + place, D, each([&](int v) { return rstd * (d_normed.at[v] - normed.at[v] * mean); }));
-        d_scale = each([&](int v) { return d_scale.at[v] + d_y.at[v] * normed.at[v] * silu(gate.at[v]); });
-    }
+    Values out[AT_ONCE], gate[AT_ONCE], d_y[AT_ONCE];
+    for_rows(
+        t.rows,
+        [&](int k, int i) {
+            out[k] = load_values(x.out + (block.at * ROWS + i) * D, D);
+            gate[k] = load_values(x.raw + gate_at(g, t, i, block.h), D);
+            d_y[k] = load_values(x.d_y + ((t.row + i) * g.heads + block.h) * D, D);
+        },
+        [&](int k, int i) {
+            const float rstd = rsqrtf(dot(out[k], out[k]) / (float)D + x.epsilon);
+            const Values normed = each([&](int v) { return out[k].at[v] * rstd; });
+            const Values d_normed = each([&](int v) { return d_y[k].at[v] * scale.at[v] * silu(gate[k].at[v]); });
+            store_values(x.d_raw + gate_at(g, t, i, block.h), D, each([&](int v) {
+                             return d_y[k].at[v] * normed.at[v] * scale.at[v] * silu_slope(gate[k].at[v]);
+                         }));
+            const float mean = dot(normed, d_normed) / (float)D;
+            store_values(x.d_out + (block.at * ROWS + i) * D, D,
+                         each([&](int v) { return rstd * (d_normed.at[v] - normed.at[v] * mean); }));
+            d_scale = each([&](int v) { return d_scale.at[v] + d_y[k].at[v] * normed.at[v] * silu(gate[k].at[v]); });
+        });
+    for (int i = t.rows + warp; i < ROWS; i += WARPS) store_values(x.d_out + (block.at * ROWS + i) * D, D, zeros);
     for (int v = 0; v < MOST; v++) partial[(warp * MOST + v) * WARP + lane] = d_scale.at[v];
     __syncthreads();
     for (int v = 0; v < MOST && warp == 0; v++) {

@@ -77,13 +77,18 @@ __global__ void __launch_bounds__(THREADS) prepare_kernel(Prepare x) {
                                    : which.value ? x.t.v
                                                  : x.t.k) +
                (((int64_t)b * (which.query ? g.heads : g.kv_heads) + which.head) * g.blocks + n) * g.block_values();
-    for (int i = (int)threadIdx.x / WARP; i < ROWS; i += WARPS) {
-        Values y = each([](int) { return 0.0f; });
-        if (i < t.rows) y = silu_of(load_convolved(x, t, b, i, head * D));
-        float factor = which.value ? 1 : inverse_length(y);
-        if (which.query) factor *= rsqrtf((float)D);
-        store_values(to + i * D, D, each([&](int v) { return factor * y.at[v]; }));
-    }
+    Values z[AT_ONCE];
+    for_rows(
+        ROWS,
+        [&](int k, int i) {
+            z[k] = i < t.rows ? load_convolved(x, t, b, i, head * D) : each([](int) { return 0.0f; });
+        },
+        [&](int k, int i) {
+            const Values y = silu_of(z[k]);
+            float factor = which.value ? 1 : inverse_length(y);
+            if (which.query) factor *= rsqrtf((float)D);
+            store_values(to + i * D, D, each([&](int v) { return factor * y.at[v]; }));
+        });
 }
 
 // Grid: (B, N); a thread to a token.
@@ -118,22 +123,30 @@ __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
     const Which which = which_of(g, head);
     const int group = which.query ? 1 : g.heads / g.kv_heads;
     const bf16 *from = bf16s(which.query ? x.from.d_q : which.value ? x.from.d_v : x.from.d_k);
-    for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
-        const Values z = load_convolved(x, t, b, i, head * D), y = silu_of(z);
-        Values d_y = each([](int) { return 0.0f; });
-        for (int k = 0; k < group; k++) {
-            const Values more = load_values(from + (block_of(g, b, which.head * group + k, n).at * ROWS + i) * D, D);
-            d_y = each([&](int v) { return d_y.at[v] + more.at[v]; });
-        }
-        float factor = which.query ? rsqrtf((float)D) : 1, along = 0;
-        if (!which.value) {
-            const float inverse = inverse_length(y);
-            factor *= inverse;
-            along = inverse * inverse * dot(y, d_y);
-        }
-        store_values(x.d_raw + (t.row + i) * raw_width(g) + head * D, D,
-                     each([&](int v) { return factor * (d_y.at[v] - along * y.at[v]) * silu_slope(z.at[v]); }));
-    }
+    Values z[AT_ONCE], d_y[AT_ONCE];
+    for_rows(
+        t.rows,
+        [&](int k, int i) {
+            z[k] = load_convolved(x, t, b, i, head * D);
+            d_y[k] = each([](int) { return 0.0f; });
+            for (int h = 0; h < group; h++) {
+                const Values more =
+                    load_values(from + (block_of(g, b, which.head * group + h, n).at * ROWS + i) * D, D);
+                d_y[k] = each([&](int v) { return d_y[k].at[v] + more.at[v]; });
+            }
+        },
+        [&](int k, int i) {
+            const Values y = silu_of(z[k]);
+            float factor = which.query ? rsqrtf((float)D) : 1, along = 0;
+            if (!which.value) {
+                const float inverse = inverse_length(y);
+                factor *= inverse;
+                along = inverse * inverse * dot(y, d_y[k]);
+            }
+            store_values(x.d_raw + (t.row + i) * raw_width(g) + head * D, D, each([&](int v) {
+                             return factor * (d_y[k].at[v] - along * y.at[v]) * silu_slope(z[k].at[v]);
+                         }));
+        });
 }
 
 // Grid: (B, H, N); a thread to a token. sums (B, N, 2, H), of the gradients of A_log and dt_bias.

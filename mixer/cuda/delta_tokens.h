@@ -6,7 +6,8 @@
 
 namespace delta {
 
-enum { MOST = 4 }; // values of a head to a lane
+// Values of a head to a lane; and rows whose values a warp asks for before it uses the first.
+enum { MOST = 4, AT_ONCE = 4 };
 
 __device__ inline int convolved_width(const Grid &g) { return (g.heads + 2 * g.kv_heads) * g.head_dim; }
 __device__ inline int raw_width(const Grid &g) { return convolved_width(g) + g.heads * g.head_dim; }
@@ -37,6 +38,17 @@ __device__ inline void store_values(bf16 *to, int D, const Values &x) {
     for (int v = 0; v < MOST; v += 2) {
         const int c = (int)threadIdx.x % WARP * 2 + v * WARP;
         if (c < D) *reinterpret_cast<uint32_t *>(to + c) = pack_bf16(x.at[v], x.at[v + 1]);
+    }
+}
+// Calls load(k, i) for rows i of a warp, AT_ONCE of them, which are k, and then use(k, i) for the same; up to `rows`.
+template <typename Load, typename Use> __device__ __forceinline__ void for_rows(int rows, Load load, Use use) {
+    for (int first = (int)threadIdx.x / WARP; first < rows; first += WARPS * AT_ONCE) {
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < rows) load(k, first + k * WARPS);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < rows) use(k, first + k * WARPS);
     }
 }
 // Every lane gets the sum over the head.
