@@ -264,6 +264,7 @@ static void it_is_its_definition_on_emulated_gpus(void **state) {
     const int one[] = {1}, two[] = {2, 2};
     check((Case){16, 2, 37, 4, 2, 8, 0}, DEVICE_EMULATED, one, 1);
     check((Case){100, 4, 70, 4, 4, 8, 9}, DEVICE_EMULATED, two, 2);
+    check((Case){30, 2, 40, 2, 2, 64, 11}, DEVICE_EMULATED, one, 1);
 }
 
 static void same_bits(DeviceKind device, Case c, int ranks) {
@@ -320,6 +321,7 @@ static void it_generates_what_it_trains(void **state) {
 }
 
 int main(void) {
+    setenv("EMULATED_ARCH", "90", 1); // Hopper's kernels serve heads of 64
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reference_has_its_own_derivative),
         cmocka_unit_test(it_is_its_definition),
