@@ -1,14 +1,15 @@
-// Known answers: associative recall over a distance of 256 tokens. Two layers of attention learn it; with windows of 64,
-// which reach back 126 tokens in two layers, they cannot; linear attention, whose state sums over all tokens, lies between:
-// it tells the right value of a key from its others, but not as clearly.
+// Known answers: associative recall over a distance of 256 tokens. Two layers of attention learn it; with windows of
+// 64, which reach back 126 tokens in two layers, they cannot; linear attention, whose state sums over all tokens, lies
+// between: it finds most of the values, and is less sure of them.
 //
 // A sequence tells some pairs of a key and a value, and asks for keys: the token after a key that is asked must be its
 // pair. A token is a pair (16 keys x 4 values) or a question (16). FAR pairs come first, and are asked at the very end,
 // `distance` tokens later; between are the other keys, told once and asked again and again. Pairs and questions are
 // drawn evenly, so no other token tells a value: who cannot recall is right once in 4 times.
 //
-// It is learned at short distances first, of 24 and 64 tokens, then at 256: three runs, each from the weights of the one
-// before. All but a few rotary angles stand still (--rope-theta 1e15), for what is asked does not depend on distance.
+// It is learned at short distances first, of 24 and 64 tokens, then at 256: three runs, each from the weights of the
+// one before. All but a few rotary angles stand still (--rope-theta 1e15), for what is asked does not depend on
+// distance.
 #include "test/compare.h"
 #include "test/folder.h"
 #include "test/token_files.h"
@@ -106,7 +107,8 @@ static void learn(const char *model, int stage, const char *from, const char *mi
     const Stage *s = &stages[stage];
     int T = s->distance + 2 * s->far;
     Command command = {0};
-    free(make_data(name_of(data, model, stage, ".bin"), (uint64_t)(100 * seed + stage), (int64_t)s->steps * s->batch, s->far, s->distance));
+    free(make_data(name_of(data, model, stage, ".bin"), (uint64_t)(100 * seed + stage), (int64_t)s->steps * s->batch,
+                   s->far, s->distance));
     add_run(&command, data, T);
     add_words(&command, "--out", name_of(out, model, stage, ""), "--lr", s->rate, "--weight-decay", "0", NULL);
     add_number(&command, "--batch", s->batch);
@@ -127,8 +129,8 @@ static void learn(const char *model, int stage, const char *from, const char *mi
     remove(data);
 }
 
-// What the model of the last stage says after the far questions: how often the likeliest of the key's values is the right
-// one, and the loss of the right pair among all tokens, in nats.
+// What the model of the last stage says after the far questions: how often the likeliest of the key's values is the
+// right one, and the loss of the right pair among all tokens, in nats.
 typedef struct Recall {
     double share, loss;
 } Recall;
@@ -154,7 +156,8 @@ static Recall recall_of(const char *model) {
     for (int i = 0; i < SEQUENCES; i++) {
         char data[PROGRAM_PATH], dump[PROGRAM_PATH], from[PROGRAM_PATH], step[40], path[PROGRAM_PATH];
         Command command = {0};
-        uint32_t *token = make_data(path_join(data, folder, "asked.bin"), TEST_SEED + (uint64_t)i, 1, s->far, s->distance);
+        uint32_t *token =
+            make_data(path_join(data, folder, "asked.bin"), TEST_SEED + (uint64_t)i, 1, s->far, s->distance);
         snprintf(step, sizeof step, "/step-%08d", s->steps);
         add_run(&command, data, T);
         add_words(&command, "--init", name_of(from, model, LAST, step), "--steps", "1", NULL);
@@ -193,8 +196,9 @@ static void attention_recalls(void **state) {
                       linear.share, linear.loss);
         assert_true(attention.share > 0.95 && attention.loss < 0.4);
         assert_true(window.share < 0.45 && window.loss > 1.2);
-        // It finds most values, but is far less sure of them: what the sum over all tokens holds is blurred.
-        assert_true(linear.share > window.share + 0.25 && linear.loss > attention.loss + 0.4);
+        // Three seeds have 3 to 40 times attention's loss.
+        assert_true(linear.share > window.share + 0.4);
+        assert_true(linear.loss > attention.loss && linear.loss < window.loss - 0.5);
         char run[PROGRAM_PATH];
         for (int stage = 0; stage < 3; stage++) {
             remove_tree(name_of(run, "attention", stage, ""));
