@@ -6,8 +6,8 @@
 //
 // Forward is transforms of the filter and of u, their product, and one transform back; backward is three transforms and
 // two back. FFTW alone does as many of each, in place, on rows that stand in memory already; the rest is columns of
-// tokens turned into rows and back, and products. `filter` is conv's network of positions, forward and backward. All are
-// taken in turns, since a shared machine changes its speed, and the best of several rounds counts.
+// tokens turned into rows and back, and products. `filter` is conv's network of positions, forward and backward. All
+// are taken in turns, since a shared machine changes its speed, and the best of several rounds counts.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,8 @@
 #include "mixer/cpu/fftw.h"
 #include "mixer/kernels.h"
 
-enum { ROUNDS = 9 };
+enum { ROUNDS = 9 };                      // at least
+static const double ENOUGH_SECONDS = 0.5; // of rounds
 
 static double seconds(void) {
     struct timespec now;
@@ -115,7 +116,8 @@ static double time_alone(Device *d, Alone *alone, int64_t C, int there, int back
 
 static void bench(Device *d, int64_t T, int64_t C) {
     const ConvolutionKernels *k = d->mixers->convolution;
-    float *u = some(d, T * C, 21), *z = some(d, T * C, 22), *filter = some(d, T * C, 23), *d_filter = some(d, T * C, 24);
+    float *u = some(d, T * C, 21), *z = some(d, T * C, 22), *filter = some(d, T * C, 23),
+          *d_filter = some(d, T * C, 24);
     Network network;
     float **buffer = (float **)(void *)&network;
     int64_t size[BUFFERS];
@@ -125,7 +127,8 @@ static void bench(Device *d, int64_t T, int64_t C) {
     if (d->host_memory) alone.rows = some(d, d->threads * alone.stride, 25);
     if (d->host_memory) alone.transform = fftw_transform(convolution_length(T), alone.rows);
     Times t = {1e9, 1e9, 1e9, 1e9, 1e9};
-    for (int round = 0; round < ROUNDS; round++) {
+    const double start = seconds();
+    for (int round = 0; round < ROUNDS || seconds() - start < ENOUGH_SECONDS; round++) {
         double begin = seconds();
         k->forward(d, z, u, filter, 1, T, C);
         t.forward = shorter(d, t.forward, begin);

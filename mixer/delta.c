@@ -228,7 +228,7 @@ static const float *find_d_final(const Mixing *m, const DeltaShape *s, const Del
     float *const d_initial[2] = {mine, mine + 2 * carried_floats(s)};
     int64_t W = delta_width(s->head_dim);
     d->copy(d, mine, m->kept.buffer[KEPT_SUMMARY], (size_t)(s->chunks * 2 * carried_floats(s)) * sizeof(float));
-    kernels_of(m)->retreat(d, s, t, m->room.buffer[D_OUT], NULL, d_initial, 2 * W * W, m->room.buffer[D_STATES],
+    kernels_of(m)->retreat(d, s, t, m->room.buffer[D_OUT], d_initial, 2 * W * W, m->room.buffer[D_STATES],
                            m->room.buffer[RESIDUALS]);
     gather_and_combine(m, s, d_final, true);
     return d_final;
@@ -303,8 +303,8 @@ static void mix(const Mixing *m) {
     }
     kernels_of(m)->prepare(d, &s, &in, &t);
     if (ranks) find_initial(m, &s, &t);
-    kernels_of(m)->advance(d, &s, &t, state, g != NULL ? state : NULL, m->room.buffer[STATES], m->room.buffer[UPDATES]);
-    kernels_of(m)->read_out(d, &s, &t, m->room.buffer[STATES], m->room.buffer[UPDATES], m->kept.buffer[KEPT_OUT]);
+    kernels_of(m)->forward(d, &s, &t, state, g != NULL ? state : NULL, m->room.buffer[STATES], m->room.buffer[UPDATES],
+                           m->kept.buffer[KEPT_OUT]);
     if (g != NULL && in.taps != NULL) keep_edge(m, &s);
 }
 
@@ -334,10 +334,9 @@ static void rule_backward(const Mixing *m, const DeltaShape *s) {
     const DeltaGradients g = gradients_of(m, s);
     bool ranks = model->ranks > 1;
     k->prepare(d, s, &in, &t);
-    k->advance(d, s, &t, ranks ? m->kept.buffer[KEPT_INITIAL] : NULL, NULL, room[STATES], room[UPDATES]);
+    k->forward(d, s, &t, ranks ? m->kept.buffer[KEPT_INITIAL] : NULL, NULL, room[STATES], room[UPDATES], NULL);
     const float *d_final = ranks ? find_d_final(m, s, &t) : NULL;
-    k->retreat(d, s, &t, room[D_OUT], d_final, NULL, 0, room[D_STATES], room[RESIDUALS]);
-    k->differentiate(d, s, &t, room[STATES], room[UPDATES], room[D_OUT], room[D_STATES], room[RESIDUALS], &g);
+    k->backward(d, s, &t, room[STATES], room[UPDATES], room[D_OUT], d_final, room[D_STATES], room[RESIDUALS], &g);
 
     void *d_convolved = in.taps != NULL ? room[D_CONVOLVED] : room[D_RAW], *edge = NULL;
     k->prepare_backward(d, s, &in, &t, &g, d_convolved, room[D_RATES], gradient(model, m->tensor[DECAY_LOG]),

@@ -101,21 +101,21 @@ typedef struct DeltaKernels {
     // What chunk i makes of the state that enters it, M' = transition M + state, as (B, H, 2, W, W) [state, transition] at
     // summary[i].
     void (*summarize)(Device *, const DeltaShape *, const DeltaTokens *, float *const summary[2]);
-    // states (B, H, N, W, W): what enters each block; updates (B, H, N, 64, W). initial (chunks, B, H, W, W): what enters
-    // each chunk, NULL: zeros. final (B, H, W, W): what leaves the last chunk, may be `initial` of one; NULL: not wanted.
-    void (*advance)(Device *, const DeltaShape *, const DeltaTokens *, const float *initial, float *final, void *states,
-                    void *updates);
-    void (*read_out)(Device *, const DeltaShape *, const DeltaTokens *, const void *states, const void *updates,
-                     void *out);
+    // states (B, H, N, W, W): what enters each block; updates (B, H, N, 64, W); out, NULL: not wanted. initial (chunks, B,
+    // H, W, W): what enters each chunk, NULL: zeros. final (B, H, W, W): what leaves the last chunk, may be `initial` of
+    // one; NULL: not wanted.
+    void (*forward)(Device *, const DeltaShape *, const DeltaTokens *, const float *initial, float *final, void *states,
+                    void *updates, void *out);
 
     // ---- and backward ---------------------------------------------------------------------------------------------------
-    // d_states (B, H, N, W, W): the gradient of what leaves each block; residuals (B, H, N, 64, W). d_final (chunks, B, H,
-    // W, W): of what leaves each chunk, NULL: zeros. d_initial[i]: of what enters chunk i, where b, h stand d_initial_stride
-    // floats apart; NULL: not wanted.
-    void (*retreat)(Device *, const DeltaShape *, const DeltaTokens *, const void *d_out, const float *d_final,
-                    float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals);
-    void (*differentiate)(Device *, const DeltaShape *, const DeltaTokens *, const void *states, const void *updates,
-                          const void *d_out, const void *d_states, const void *residuals, const DeltaGradients *);
+    // d_initial[i]: the gradient of what enters chunk i if none of what leaves it is asked for, where b, h stand
+    // d_initial_stride floats apart. d_states (B, H, N, W, W), residuals (B, H, N, 64, W): to work in.
+    void (*retreat)(Device *, const DeltaShape *, const DeltaTokens *, const void *d_out, float *const d_initial[2],
+                    int64_t d_initial_stride, void *d_states, void *residuals);
+    // All gradients, from d_out and d_final (chunks, B, H, W, W): of what leaves each chunk, NULL: zeros. To work in, as
+    // above.
+    void (*backward)(Device *, const DeltaShape *, const DeltaTokens *, const void *states, const void *updates,
+                     const void *d_out, const float *d_final, void *d_states, void *residuals, const DeltaGradients *);
 
     // ---- over ranks -----------------------------------------------------------------------------------------------------
     // to (B, H, W, W) = what the chunks in summary (.., B, H, 2, W, W) at place[0], place[1], ... make, one after the other,

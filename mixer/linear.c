@@ -3,7 +3,7 @@
 // Decay 1 is the causal linear transformer of Katharopoulos et al. 2020, decays 1 - 2^(-5 - h) are those of RetNet (Sun
 // et al. 2023).
 //
-//   mix      k, v = normed W^T, phi(k); q = normed W^T, phi(q); y_i = sum_j P_ij v_j, by mixer/linear.h's states
+//   mix      q, k, v = normed W^T; y_i = sum_j P_ij v_j, by mixer/linear.h's states
 //   output   branch = y W^T
 //
 // --mixer linear: of H <= 8 query heads, head h decays by 1 - 2^(-5 - h); more heads stand evenly between 1 - 2^-5 and
@@ -144,6 +144,7 @@ static LinearTokens tokens_of(const Mixing *m, Chunk chunk, int64_t first, int64
                       .q = view(m, m->kept.buffer[QUERIES], first, wide, 0),
                       .k = view(m, m->kept.buffer[KEYS_VALUES], first, 2 * keys, 0),
                       .v = view(m, m->kept.buffer[KEYS_VALUES], first, 2 * keys, keys),
+                      .fresh_keys = m->model->ranks == 1 || m->pass->generation != NULL,
                       .y = view(m, m->kept.buffer[MIXED], first, wide, 0),
                       .inverse = {(float *)m->kept.buffer[INVERSE] + first, c->heads * rows, rows},
                       .starts = (float *)m->kept.buffer[STARTS] + window * states_size(c, m->pass->sequences)};
@@ -200,18 +201,16 @@ static void make_keys_values(const Mixing *m) {
     const Model *model = m->model;
     const ModelConfig *c = model->config;
     Device *d = model->device;
-    d->matmul_forward(d, m->kept.buffer[KEYS_VALUES], m->pass->normed, weight(model, m->tensor[LINEAR_K]), NULL, m->pass->rows,
-                      c->dim, 2 * keys_width(c));
-    d->mixers->linear->features(d, m->kept.buffer[KEYS_VALUES], m->pass->rows, 2 * keys_width(c), keys_width(c));
+    d->matmul_forward(d, m->kept.buffer[KEYS_VALUES], m->pass->normed, weight(model, m->tensor[LINEAR_K]), NULL,
+                      m->pass->rows, c->dim, 2 * keys_width(c));
 }
 
 static void make_queries(const Mixing *m) {
     const Model *model = m->model;
     const ModelConfig *c = model->config;
     Device *d = model->device;
-    d->matmul_forward(d, m->kept.buffer[QUERIES], m->pass->normed, weight(model, m->tensor[LINEAR_Q]), NULL, m->pass->rows,
-                      c->dim, heads_width(c));
-    d->mixers->linear->features(d, m->kept.buffer[QUERIES], m->pass->rows, heads_width(c), heads_width(c));
+    d->matmul_forward(d, m->kept.buffer[QUERIES], m->pass->normed, weight(model, m->tensor[LINEAR_Q]), NULL,
+                      m->pass->rows, c->dim, heads_width(c));
 }
 
 // One sequence, some tokens at a time: the cache is the state after the last of them.
@@ -249,8 +248,9 @@ static void mix(const Mixing *m) {
 
 static void output(const Mixing *m) {
     const Model *model = m->model;
-    model->device->matmul_forward(model->device, m->pass->branch, m->kept.buffer[MIXED], weight(model, m->tensor[LINEAR_OUT]),
-                                  NULL, m->pass->rows, heads_width(model->config), model->config->dim);
+    model->device->matmul_forward(model->device, m->pass->branch, m->kept.buffer[MIXED],
+                                  weight(model, m->tensor[LINEAR_OUT]), NULL, m->pass->rows, heads_width(model->config),
+                                  model->config->dim);
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
@@ -263,8 +263,8 @@ static void project_back(const Mixing *m) {
     const Pass *p = m->pass;
     d->matmul_backward(d, p->d_normed, gradient(model, m->tensor[LINEAR_Q]), NULL, m->room.buffer[D_QUERIES], p->normed,
                        weight(model, m->tensor[LINEAR_Q]), p->rows, c->dim, heads_width(c), false);
-    d->matmul_backward(d, p->d_normed, gradient(model, m->tensor[LINEAR_K]), NULL, m->room.buffer[D_KEYS_VALUES], p->normed,
-                       weight(model, m->tensor[LINEAR_K]), p->rows, c->dim, 2 * keys_width(c), true);
+    d->matmul_backward(d, p->d_normed, gradient(model, m->tensor[LINEAR_K]), NULL, m->room.buffer[D_KEYS_VALUES],
+                       p->normed, weight(model, m->tensor[LINEAR_K]), p->rows, c->dim, 2 * keys_width(c), true);
 }
 
 static void backward(const Mixing *m) {
@@ -273,15 +273,15 @@ static void backward(const Mixing *m) {
     Device *d = model->device;
     const Pass *p = m->pass;
     LinearShape shape = begin(m);
-    d->matmul_backward(d, m->room.buffer[D_MIXED], NULL, NULL, p->d_residual, NULL, weight(model, m->tensor[LINEAR_OUT]),
-                       p->rows, wide, C, false);
+    d->matmul_backward(d, m->room.buffer[D_MIXED], NULL, NULL, p->d_residual, NULL,
+                       weight(model, m->tensor[LINEAR_OUT]), p->rows, wide, C, false);
     for (int i = 0; model->ranks > 1 && i < model->shard.count; i++) {
         LinearTokens tokens = chunk_of(m, i);
         d->mixers->linear->own_behind(d, &shape, &tokens, own_states(m, i));
     }
     send_states(m);
-    d->matmul_backward(d, NULL, gradient(model, m->tensor[LINEAR_OUT]), NULL, p->d_residual, m->kept.buffer[MIXED], NULL,
-                       p->rows, wide, C, false);
+    d->matmul_backward(d, NULL, gradient(model, m->tensor[LINEAR_OUT]), NULL, p->d_residual, m->kept.buffer[MIXED],
+                       NULL, p->rows, wide, C, false);
     receive_states(m);
     for (int i = 0; i < model->shard.count; i++) {
         LinearTokens tokens = chunk_of(m, i);

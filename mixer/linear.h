@@ -43,7 +43,8 @@ typedef struct LinearShape {
 // The tokens of one chunk; the views begin with its first one. In storage type, but for `inverse`.
 typedef struct LinearTokens {
     Chunk chunk;
-    TokenView q, k, v;       // (B, length, H D), (B, length, KV D) twice; q and k with phi
+    TokenView q, k, v;       // (B, length, H D), (B, length, KV D) twice
+    bool fresh_keys;         // own_before has not been here: k is without phi
     TokenView y;             // (B, length, H D)
     RowView inverse;         // (B, H, length) 1 / den; 0 where den is below the least normal number
     float *starts;           // (windows, B, H, D + 1, D) S and z before every linear_window tokens; NULL: not wanted
@@ -60,17 +61,16 @@ typedef struct LinearPast {
 enum { LINEAR_PASTS = 64 }; // given at once
 
 typedef struct LinearKernels {
-    // The first `columns` values of each row of x, `stride` apart, become phi of themselves.
-    void (*features)(Device *, void *x, int64_t rows, int64_t stride, int64_t columns);
-    // The states that the chunk's own keys and values make, from nothing, after its last token; k, v -> states.
+    // k becomes phi(k). The states that the chunk's own keys and values make, from nothing, after its last token.
     void (*own_before)(Device *, const LinearShape *, const LinearTokens *, float *states);
     // The states from behind that its own queries make, from its first token on; q, y, inverse, d_y -> states.
     void (*own_behind)(Device *, const LinearShape *, const LinearTokens *, float *states);
     // states = those of `count` other chunks combined, or (`add`) += them. all (places, B, H, D + 1, D).
     void (*combine)(Device *, const LinearShape *, const LinearPast *, int count, const float *all, float *states,
                     bool add);
-    // y, inverse and starts, going on from the states `before` the chunk's first token; NULL: nothing is before it.
-    // after: the states after its last token; may be `before`; NULL: not wanted.
+    // q becomes phi(q), and k phi(k) where it is fresh. y, inverse and starts, going on from the states `before` the
+    // chunk's first token; NULL: nothing is before it. after: the states after its last token; may be `before`; NULL:
+    // not wanted.
     void (*forward)(Device *, const LinearShape *, const LinearTokens *, const float *before, float *after);
     // d_q, d_k and d_v, from what forward was given and has left, and the states `behind` the chunk's last token, as of
     // the next; NULL: nothing is behind it.

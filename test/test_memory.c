@@ -19,6 +19,7 @@ static void nothing_is_allocated_on_the_cpu(void **state) {
         "--arch llama --heads 4 --dim 32 --context 160 --sp 4 --attention ulysses --recompute block",
         "--arch llama --heads 2 --dim 32 --context 160 --sp 4 --attention ulysses-ring --dp 2",
         "--arch llama --heads 4 --dim 32 --context 160 --sp 4 --window 40,0 --document-mask",
+        "--arch gpt2 --heads 4 --dim 32 --context 160 --sp 4 --mixer conv:gated,fourier --recompute block",
     };
     nothing_is_allocated("cpu", options, (int)(sizeof options / sizeof *options));
 }
@@ -31,6 +32,7 @@ static void nothing_is_allocated_on_gpus(void **state) {
         "--arch llama --heads 2 --dim 32 --context 64 --sp 4 --attention ring",
         "--arch gpt2 --heads 2 --dim 32 --context 64 --sp 4 --attention gather --recompute block",
         "--arch llama --heads 4 --dim 32 --context 64 --sp 4 --attention ulysses",
+        "--arch llama --heads 4 --dim 32 --context 64 --sp 2 --mixer conv:gated,fourier",
     };
     if (!has_device("emulated")) skip();
     nothing_is_allocated("emulated", options, (int)(sizeof options / sizeof *options));
@@ -51,6 +53,7 @@ static void cpu_takes_what_is_planned(void **state) {
         "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 160 --sp 4 --attention ulysses --recompute mlp",
         "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 80 --batch 2 --sp 2 --dp 2",
         "--arch llama --layers 2 --heads 1 --dim 64 --context 8192 --sp 2 --window 256",
+        "--arch llama --layers 2 --heads 1 --dim 64 --context 8192 --sp 2 --mixer conv,fourier",
     };
     double without = (double)measured(&smallest).resident;
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
@@ -65,6 +68,7 @@ static void gpus_take_what_is_planned(void **state) {
         "--arch gpt2 --layers 1 --heads 2 --dim 32 --context 64 --batch 1 --sp 1",
         "--arch llama --layers 2 --heads 2 --dim 32 --context 64 --batch 1 --sp 4 --attention ring",
         "--arch llama --layers 1 --heads 4 --dim 32 --context 64 --batch 2 --sp 2 --dp 2 --attention ulysses",
+        "--arch llama --layers 2 --heads 2 --dim 32 --context 64 --batch 1 --sp 2 --mixer conv:gated,fourier",
     };
     if (!has_device("emulated")) skip();
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {

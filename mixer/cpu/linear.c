@@ -19,26 +19,6 @@ const LinearTiles *linear_tiles(void) {
     }
 }
 
-// ---- features -------------------------------------------------------------------------------------------------------
-
-typedef struct Features {
-    float *x;
-    int64_t rows, stride, columns;
-} Features;
-enum { ROWS_OF_TASK = 64 };
-
-static void features_task(void *context, int64_t task, int worker) {
-    (void)worker;
-    const Features *f = context;
-    int64_t end = smaller((task + 1) * ROWS_OF_TASK, f->rows);
-    for (int64_t r = task * ROWS_OF_TASK; r < end; r++) linear_tiles()->features(f->x + r * f->stride, f->columns);
-}
-
-static void features(Device *device, void *x, int64_t rows, int64_t stride, int64_t columns) {
-    Features f = {x, rows, stride, columns};
-    parallel_for(device->threads, (rows + ROWS_OF_TASK - 1) / ROWS_OF_TASK, features_task, &f);
-}
-
 // ---- states of other chunks -----------------------------------------------------------------------------------------
 
 typedef struct Combination {
@@ -73,5 +53,5 @@ static void combine(Device *device, const LinearShape *shape, const LinearPast *
 
 size_t linear_scratch_bytes_cpu(const LinearShape *shape, int threads) { return walk_scratch_bytes(shape, threads); }
 
-const LinearKernels linear_kernels_cpu = {features, cpu_linear_own_before, cpu_linear_own_behind,
-                                          combine,  cpu_linear_forward,    cpu_linear_backward};
+const LinearKernels linear_kernels_cpu = {cpu_linear_own_before, cpu_linear_own_behind, combine, cpu_linear_forward,
+                                          cpu_linear_backward};

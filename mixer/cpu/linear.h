@@ -94,7 +94,7 @@ static inline int64_t first_of(const Walk *w, int64_t b, int64_t position) {
 // What each query of the block sees, counted from its first key; NULL: all before it.
 const int32_t *first_in_block(const Walk *w, Place p, const BlockScratch *s);
 
-// Packed tokens of the block, padded to whole rows of `to`: row r times factor[r]; factor NULL: 1.
+// Packed tokens of the block, padded to P: row r times factor[r]; factor NULL: 1.
 void pack_tokens(const Walk *w, Place p, Rows to, TokenView from, int64_t head, const float *factor);
 // s->v = the values, with ones.
 void pack_values(const Walk *w, Place p, const BlockScratch *s);

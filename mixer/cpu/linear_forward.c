@@ -18,12 +18,19 @@ static void scale_keys(const Walk *w, Place p, const BlockScratch *s) {
     pack_tokens(w, p, s->scaled, w->tokens->k, p.kv_head, s->factor.data);
 }
 
+// The block's tokens of one head become phi of themselves, in place.
+static void make_features(const Walk *w, Place p, TokenView x, int64_t head) {
+    Rows rows = token_rows(x, p.b, p.token, head, w->shape->head_dim);
+    for (int64_t r = 0; r < p.length; r++) w->tiles->features(rows.data + r * rows.stride, w->shape->head_dim);
+}
+
 static void own(const Walk *w, const Part *part) {
     const BlockScratch *s = part->scratch;
     int64_t D = w->shape->head_dim;
     for (int64_t i = 0; i < w->heads; i++) {
         Place p = place_of(w, part, i, part->block);
         Rows state = state_at(w, part, 0, i, part->block + 1);
+        if (i == 0 && w->tokens->fresh_keys) make_features(w, p, w->tokens->k, p.kv_head);
         scale_keys(w, p, s);
         if (i == 0) pack_tokens(w, p, s->k, w->tokens->v, p.kv_head, NULL);
         w->kernels->product(D, w->padded, p.length, transposed(s->scaled), s->k, state, OVERWRITE);
@@ -44,6 +51,7 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
     const LinearTokens *t = w->tokens;
     const float *power = power_of(w, p.h);
     int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
+    make_features(w, p, t->q, p.h);
     w->kernels->pack_transposed(s->q_transposed, columns, token_rows(t->q, p.b, p.token, p.h, D), p.length, D, 1.0f);
     block_scores_of(w, part, p.length, D, token_rows(t->k, p.b, p.token, p.kv_head, D), s->q_transposed, s->scores);
     for (int64_t i = 0; i < columns; i++) s->sums.data[i] = 0;
@@ -80,6 +88,7 @@ static void output(const Walk *w, const Part *part) {
 void cpu_linear_own_before(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {
     LinearTokens without = *tokens;
     without.starts = NULL;
+    without.fresh_keys = true;
     Walk w = {.shape = shape, .tokens = &without, .phase = {begin, own, sum}, .end = states};
     walk(device, &w, "linear attention");
 }

@@ -6,7 +6,7 @@
 // to its last are worked on (linear_tiles.h, mask).
 #include "mixer/cpu/linear.h"
 
-enum { ROWS_ASKED = 8 }; // for each slice
+enum { ROWS_ASKED = 16 }; // for each strip
 
 static void ask(Ahead *a) {
     for (int n = 0; n < ROWS_ASKED && a->at < a->count; n++) {
@@ -27,39 +27,34 @@ static Factor factor_from(Factor x, int64_t row, int64_t column) {
 }
 
 void block_product(const Walk *w, const Part *part, int64_t m, int64_t n, int64_t k, Factor a, Rows b, Rows c) {
-    int64_t slice = w->tiles->slice;
-    for (int64_t row = 0; row < m; row += slice) {
+    for (int64_t row = 0; row < m; row += STRIP) {
         ask(&part->scratch->ahead);
-        w->kernels->product(smaller(slice, m - row), n, k, factor_from(a, row, 0), b, rows_from(c, row, 0), OVERWRITE);
+        w->kernels->product(smaller(STRIP, m - row), n, k, factor_from(a, row, 0), b, rows_from(c, row, 0), OVERWRITE);
     }
 }
 
 void block_scores_of(const Walk *w, const Part *part, int64_t length, int64_t k, Rows a, Rows b, Rows scores) {
-    int64_t slice = w->tiles->slice, columns = round_up_to_strip(length);
-    for (int64_t key = 0; key < length; key += slice) {
-        int64_t query = key / STRIP * STRIP;
+    int64_t columns = round_up_to_strip(length);
+    for (int64_t key = 0; key < length; key += STRIP) {
         ask(&part->scratch->ahead);
-        w->kernels->product(smaller(slice, length - key), columns - query, k, plain(rows_from(a, key, 0)),
-                            rows_from(b, 0, query), rows_from(scores, key, query), OVERWRITE);
+        w->kernels->product(smaller(STRIP, length - key), columns - key, k, plain(rows_from(a, key, 0)),
+                            rows_from(b, 0, key), rows_from(scores, key, key), OVERWRITE);
     }
 }
 
 void block_give_queries(const Walk *w, const Part *part, int64_t length, int64_t n, Rows scores, Rows b, Rows out) {
-    int64_t slice = w->tiles->slice;
-    for (int64_t query = 0; query < length; query += slice) {
-        int64_t keys = smaller(length, query / STRIP * STRIP + STRIP);
+    for (int64_t query = 0; query < length; query += STRIP) {
+        int64_t keys = smaller(length, query + STRIP);
         ask(&part->scratch->ahead);
-        w->kernels->product(smaller(slice, length - query), n, keys, transposed(rows_from(scores, 0, query)), b,
+        w->kernels->product(smaller(STRIP, length - query), n, keys, transposed(rows_from(scores, 0, query)), b,
                             rows_from(out, query, 0), ADD);
     }
 }
 
 void block_give_keys(const Walk *w, const Part *part, int64_t length, int64_t n, Rows scores, Rows b, Rows out) {
-    int64_t slice = w->tiles->slice;
-    for (int64_t key = 0; key < length; key += slice) {
-        int64_t query = key / STRIP * STRIP;
+    for (int64_t key = 0; key < length; key += STRIP) {
         ask(&part->scratch->ahead);
-        w->kernels->product(smaller(slice, length - key), n, length - query, plain(rows_from(scores, key, query)),
-                            rows_from(b, query, 0), rows_from(out, key, 0), ADD);
+        w->kernels->product(smaller(STRIP, length - key), n, length - key, plain(rows_from(scores, key, key)),
+                            rows_from(b, key, 0), rows_from(out, key, 0), ADD);
     }
 }

@@ -2,7 +2,7 @@
 #include "layers/cpu/vector.h"
 #include "mixer/cpu/linear_tiles.h"
 
-static inline vfloat phi(vfloat u) { return vselect(u > vset(0.0f), u + 1.0f, vexp(vmin(u, vset(0.0f)))); }
+static inline vfloat phi(vfloat u) { return vselect(u > vset(0.0f), u + 1.0f, vexp_negative(vmin(u, vset(0.0f)))); }
 
 static void features(float *x, int64_t count) {
     int64_t i = 0;
@@ -16,6 +16,11 @@ static void pack(Rows to, int64_t padded, Rows from, int64_t rows, int64_t colum
         const float *in = from.data + r * from.stride;
         vfloat by = vset(factor == NULL ? 1.0f : factor[r]);
         int64_t i = 0;
+        for (; i + 4 * SIMD_WIDTH <= columns; i += 4 * SIMD_WIDTH) {
+            vfloat x[4];
+            SIMD_UNROLL for (int v = 0; v < 4; v++) x[v] = vload(in + i + v * SIMD_WIDTH);
+            SIMD_UNROLL for (int v = 0; v < 4; v++) vstore(out + i + v * SIMD_WIDTH, by * x[v]);
+        }
         for (; i + SIMD_WIDTH <= columns; i += SIMD_WIDTH) vstore(out + i, by * vload(in + i));
         if (i < columns) {
             vstore_part(out + i, by * vload_part(in + i, columns - i), columns - i);
@@ -86,5 +91,4 @@ static void dots(float *out, Rows a, Rows b, int64_t rows, int64_t columns) {
 }
 
 extern const LinearTiles SIMD_NAME(linear_tiles);
-const LinearTiles SIMD_NAME(linear_tiles) = {
-    (int)SIMD_WIDTH == (int)STRIP ? STRIP / 2 : STRIP, features, pack, mask, sum_rows, add_scaled, give, dots};
+const LinearTiles SIMD_NAME(linear_tiles) = {features, pack, mask, sum_rows, add_scaled, give, dots};

@@ -8,7 +8,6 @@
 #include "attention/cpu/tile_kernels.h"
 
 typedef struct LinearTiles {
-    int64_t slice; // rows of a product that are well made at once: STRIP, or half of it
     // x = elu(x) + 1, in place.
     void (*features)(float *x, int64_t count);
     // to (rows, padded) = factor[r] * from (rows, columns), filled up with columns of zeros; factor NULL: 1.

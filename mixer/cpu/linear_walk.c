@@ -163,13 +163,13 @@ const int32_t *first_in_block(const Walk *w, Place p, const BlockScratch *s) {
 
 void pack_tokens(const Walk *w, Place p, Rows to, TokenView from, int64_t head, const float *factor) {
     int64_t D = w->shape->head_dim;
-    w->tiles->pack(to, to.stride, token_rows(from, p.b, p.token, head, D), p.length, D, factor);
+    w->tiles->pack(to, w->padded, token_rows(from, p.b, p.token, head, D), p.length, D, factor);
 }
 
 void pack_values(const Walk *w, Place p, const BlockScratch *s) {
     int64_t D = w->shape->head_dim;
     Rows from = token_rows(w->tokens->v, p.b, p.token, p.kv_head, D);
-    w->tiles->pack(s->v, w->padded + STRIP, from, p.length, D, NULL);
+    w->tiles->pack(s->v, w->padded, from, p.length, D, NULL);
     for (int64_t r = 0; r < p.length; r++) s->v.data[r * s->v.stride + D] = 1;
 }
 

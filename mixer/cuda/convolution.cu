@@ -1,6 +1,6 @@
-// Long convolutions on a GPU. Some channels at a time, a group (convolution_group), are turned into rows of fp32, padded
-// with zeros, transformed together by cuFFT, multiplied, transformed back and turned into columns again. What a group
-// works in does not grow with the number of channels:
+// Long convolutions on a GPU. Some channels at a time, a group (convolution_group), are turned into rows of fp32,
+// padded with zeros, transformed together by cuFFT, multiplied, transformed back and turned into columns again. What a
+// group works in does not grow with the number of channels:
 //
 //   [ spectra of the filter | of u, or d_z | backward: of u | of d_filter | cuFFT's work area ]
 #include "layers/cuda/elementwise.h"

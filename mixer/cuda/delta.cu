@@ -342,15 +342,13 @@ void run_advance(Device *device, const DeltaShape *s, const DeltaTokens *t, cons
                sizeof(AdvanceShared<D>), stream_of(device), x);
     });
 }
-void advance(Device *device, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
-             void *states, void *updates) {
-    run_advance(device, s, t, initial, final, nullptr, states, updates);
-}
 void summarize(Device *device, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {
     run_advance(device, s, t, nullptr, nullptr, summary, nullptr, nullptr);
 }
-void read_out(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
-              void *out) {
+void forward(Device *device, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
+             void *states, void *updates, void *out) {
+    run_advance(device, s, t, initial, final, nullptr, states, updates);
+    if (out == nullptr) return;
     const ReadOut x = {grid_of(s), *t, states, updates, out};
     by_head_dim(s->head_dim, [&](auto size) {
         constexpr int D = decltype(size)::value;
@@ -387,6 +385,5 @@ void solve_systems(Device *device, const DeltaShape *s, const DeltaTokens *t, co
 
 extern const DeltaKernels delta_kernels_cuda;
 const DeltaKernels delta_kernels_cuda = {
-    delta::prepare,   delta::prepare_backward, delta::convolve_backward, delta::finish,        delta::finish_backward,
-    delta::summarize, delta::advance,          delta::read_out,          delta::retreat,       delta::differentiate,
-    delta::combine};
+    delta::prepare,   delta::prepare_backward, delta::convolve_backward, delta::finish,  delta::finish_backward,
+    delta::summarize, delta::forward,          delta::retreat,           delta::backward, delta::combine};

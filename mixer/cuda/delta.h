@@ -225,10 +225,10 @@ void convolve_backward(Device *, const DeltaShape *, const DeltaInput *, void *d
 void finish(Device *, const DeltaShape *, void *y, const void *out, const void *raw, const void *scale, float epsilon);
 void finish_backward(Device *, const DeltaShape *, void *d_out, void *d_raw, float *d_scale, const void *d_y,
                      const void *out, const void *raw, const void *scale, float epsilon);
-void retreat(Device *, const DeltaShape *, const DeltaTokens *, const void *d_out, const float *d_final,
-             float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals);
-void differentiate(Device *, const DeltaShape *, const DeltaTokens *, const void *states, const void *updates,
-                   const void *d_out, const void *d_states, const void *residuals, const DeltaGradients *);
+void retreat(Device *, const DeltaShape *, const DeltaTokens *, const void *d_out, float *const d_initial[2],
+             int64_t d_initial_stride, void *d_states, void *residuals);
+void backward(Device *, const DeltaShape *, const DeltaTokens *, const void *states, const void *updates,
+              const void *d_out, const float *d_final, void *d_states, void *residuals, const DeltaGradients *);
 
 // Calls f with a constant: the kernels' head size that serves this one.
 template <typename F> inline void by_head_dim(int64_t head_dim, F f) {

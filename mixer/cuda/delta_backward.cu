@@ -287,7 +287,7 @@ __device__ inline float state_dot(const Differentiate &x, DifferentiateShared<D>
     return carry * block_sum(sum, partial);
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS) differentiate_kernel(Differentiate x) {
+template <int D> __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3) differentiate_kernel(Differentiate x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<DifferentiateShared<D> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
@@ -317,17 +317,16 @@ template <int D> __global__ void __launch_bounds__(THREADS) differentiate_kernel
     // depends on. by_row[j] counts for all i <= j of its document.
     float sum = 0, end = whole;
     for (int w = 0; w < WARPS; w++) end += s.end[w];
+#pragma unroll 1
     for (int j = i; j < ROWS && s.decays.begin[j] <= i; j++) sum += s.by_row[j];
     if (s.decays.begin[ROWS - 1] < i || s.decays.begin[ROWS - 1] < 0) sum += end;
     x.to.d_log_decay[block.at * ROWS + i] = s.decays.begin[i] == i ? 0.0f : sum;
 }
 
-} // namespace
-
 // ---- the host's side ----------------------------------------------------------------------------------------------------
 
-void retreat(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out, const float *d_final,
-             float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals) {
+void run_retreat(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out, const float *d_final,
+                 float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals) {
     const Scratch scratch = scratch_of(device, s);
     solve_systems(device, s, t, d_out, scratch);
     const int slices = (int)s->head_dim / SLICE;
@@ -341,8 +340,16 @@ void retreat(Device *device, const DeltaShape *s, const DeltaTokens *t, const vo
     });
 }
 
-void differentiate(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
-                   const void *d_out, const void *d_states, const void *residuals, const DeltaGradients *to) {
+} // namespace
+
+void retreat(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out, float *const d_initial[2],
+             int64_t d_initial_stride, void *d_states, void *residuals) {
+    run_retreat(device, s, t, d_out, nullptr, d_initial, d_initial_stride, d_states, residuals);
+}
+
+void backward(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
+              const void *d_out, const float *d_final, void *d_states, void *residuals, const DeltaGradients *to) {
+    run_retreat(device, s, t, d_out, d_final, nullptr, 0, d_states, residuals);
     const Differentiate x = {grid_of(s), *t, states, updates, d_out, d_states, residuals, *to};
     by_head_dim(s->head_dim, [&](auto size) {
         constexpr int D = decltype(size)::value;

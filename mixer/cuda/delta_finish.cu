@@ -8,7 +8,7 @@ namespace {
 struct Finish {
     Grid g;
     bf16 *y, *d_out, *d_raw;
-    float *sums; // (B, N, D) of d_scale
+    float *sums; // (B, H, N, D) of d_scale
     const bf16 *d_y, *out, *raw, *scale;
     float epsilon;
 };
@@ -17,18 +17,18 @@ __device__ inline int64_t gate_at(const Grid &g, const Tokens &t, int i, int h) 
     return (t.row + i) * raw_width(g) + convolved_width(g) + h * g.head_dim;
 }
 
-// Grid: (B, N).
+// Grid: (B, H, N).
 __global__ void __launch_bounds__(THREADS) finish_kernel(Finish x) {
     const Grid &g = x.g;
-    const int b = (int)(blockIdx.x / g.blocks), n = (int)(blockIdx.x % g.blocks), D = g.head_dim;
-    const Tokens t = tokens_of(g, b, n);
-    for (int k = (int)threadIdx.x / WARP; k < t.rows * g.heads; k += WARPS) {
-        const int i = k / g.heads, h = k % g.heads;
-        const bf16 *out = x.out + (block_of(g, b, h, n).at * ROWS + i) * D, *gate = x.raw + gate_at(g, t, i, h);
+    const Block block = block_of(g, blockIdx.x);
+    const Tokens t = tokens_of(g, block.b, block.n);
+    const int D = g.head_dim;
+    for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
+        const bf16 *out = x.out + (block.at * ROWS + i) * D, *gate = x.raw + gate_at(g, t, i, block.h);
         float value[MOST];
         each_value(D, [&](int c, int v) { value[v] = to_float(out[c]); });
         const float rstd = rsqrtf(warp_sum(dot(D, value, value)) / (float)D + x.epsilon);
-        bf16 *y = x.y + ((t.row + i) * g.heads + h) * D;
+        bf16 *y = x.y + ((t.row + i) * g.heads + block.h) * D;
         each_value(D, [&](int c, int v) {
             y[c] = to_bf16(value[v] * rstd * to_float(x.scale[c]) * silu(to_float(gate[c])));
         });
@@ -38,19 +38,18 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(Finish x) {
 __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
     SHARED_ARRAY(float, partial, WARPS * MOST * WARP);
     const Grid &g = x.g;
-    const int b = (int)(blockIdx.x / g.blocks), n = (int)(blockIdx.x % g.blocks), D = g.head_dim;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const Tokens t = tokens_of(g, b, n);
+    const Block block = block_of(g, blockIdx.x);
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, D = g.head_dim;
+    const Tokens t = tokens_of(g, block.b, block.n);
     float d_scale[MOST] = {0};
-    for (int k = warp; k < ROWS * g.heads; k += WARPS) {
-        const int i = k / g.heads, h = k % g.heads;
-        const int64_t place = (block_of(g, b, h, n).at * ROWS + i) * D;
+    for (int i = warp; i < ROWS; i += WARPS) {
+        const int64_t place = (block.at * ROWS + i) * D;
         if (i >= t.rows) {
             each_value(D, [&](int c, int) { x.d_out[place + c] = to_bf16(0.0f); });
             continue;
         }
-        const int64_t gate = gate_at(g, t, i, h);
-        const bf16 *d_y = x.d_y + ((t.row + i) * g.heads + h) * D;
+        const int64_t gate = gate_at(g, t, i, block.h);
+        const bf16 *d_y = x.d_y + ((t.row + i) * g.heads + block.h) * D;
         float value[MOST], d_value[MOST];
         each_value(D, [&](int c, int v) { value[v] = to_float(x.out[place + c]); });
         const float rstd = rsqrtf(warp_sum(dot(D, value, value)) / (float)D + x.epsilon);
@@ -89,21 +88,25 @@ Finish finish_of(const DeltaShape *s, const void *out, const void *raw, const vo
 // A block to a column.
 __global__ void __launch_bounds__(THREADS) add_columns_kernel(float *to, const float *rows, int64_t count, int64_t stride) {
     SHARED_ARRAY(float, scratch, WARPS);
-    float sum = 0;
-    for (int64_t i = threadIdx.x; i < count; i += THREADS) sum += rows[i * stride + blockIdx.x];
-    sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) to[blockIdx.x] += sum;
+    float sum[4] = {0}; // as many loads under way
+    for (int64_t i = threadIdx.x; i < count; i += 4 * THREADS) {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (i + k * THREADS < count) sum[k] += rows[(i + k * THREADS) * stride + blockIdx.x];
+    }
+    const float all = block_sum(sum[0] + sum[1] + (sum[2] + sum[3]), scratch);
+    if (threadIdx.x == 0) to[blockIdx.x] += all;
 }
 
-void add_columns(Device *device, float *to, const float *rows, int64_t count, int64_t columns) {
-    launch(add_columns_kernel, (unsigned)columns, THREADS, 0, stream_of(device), to, rows, count, columns);
+void add_columns(Device *device, float *to, const float *rows, int64_t count, int64_t columns, int64_t stride) {
+    launch(add_columns_kernel, (unsigned)columns, THREADS, 0, stream_of(device), to, rows, count, stride);
 }
 
 void finish(Device *device, const DeltaShape *s, void *y, const void *out, const void *raw, const void *scale,
             float epsilon) {
     Finish x = finish_of(s, out, raw, scale, epsilon);
     x.y = static_cast<bf16 *>(y);
-    launch(finish_kernel, (unsigned)(s->batch * delta_blocks(s)), THREADS, 0, stream_of(device), x);
+    launch(finish_kernel, (unsigned)(s->batch * s->heads * delta_blocks(s)), THREADS, 0, stream_of(device), x);
 }
 
 void finish_backward(Device *device, const DeltaShape *s, void *d_out, void *d_raw, float *d_scale, const void *d_y,
@@ -113,9 +116,9 @@ void finish_backward(Device *device, const DeltaShape *s, void *d_out, void *d_r
     x.d_raw = static_cast<bf16 *>(d_raw);
     x.d_y = static_cast<const bf16 *>(d_y);
     x.sums = static_cast<float *>(device_scratch(device, "delta", delta_scratch_bytes_cuda(s)));
-    const int64_t blocks = s->batch * delta_blocks(s);
+    const int64_t blocks = s->batch * s->heads * delta_blocks(s);
     launch(finish_backward_kernel, (unsigned)blocks, THREADS, 0, stream_of(device), x);
-    add_columns(device, d_scale, x.sums, blocks, s->head_dim);
+    add_columns(device, d_scale, x.sums, blocks, s->head_dim, s->head_dim);
 }
 
 } // namespace delta

@@ -13,7 +13,7 @@ struct Prepare {
     DeltaTokens t;
     DeltaGradients from;
     bf16 *d_raw, *d_rates;
-    float *sums; // of taps (DELTA_PIECES, 4, E)
+    float *sums; // of taps (DELTA_PIECES, 4, E), or of decays
     const bf16 *d_convolved, *edge;
 };
 
@@ -136,30 +136,28 @@ __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
     }
 }
 
-// A head to a block, which goes over all tokens.
-__global__ void __launch_bounds__(THREADS) rates_backward_kernel(Prepare x, float *d_decay_log, float *d_decay_bias) {
-    SHARED_ARRAY(float, scratch, WARPS);
+// Grid: (B, H, N); a thread to a token. sums (B, N, 2, H), of the gradients of A_log and dt_bias.
+__global__ void rates_backward_kernel(Prepare x) {
+    SHARED_ARRAY(float, scratch, ROWS / WARP);
     const Grid &g = x.g;
-    const int h = blockIdx.x;
-    const float decay = expf(to_float(bf16s(x.in.decay_log)[h])), bias = to_float(bf16s(x.in.decay_bias)[h]);
+    const Block block = block_of(g, blockIdx.x);
+    const Tokens t = tokens_of(g, block.b, block.n);
+    const int i = threadIdx.x, h = block.h;
     float by_log = 0, by_bias = 0;
-    for (int64_t k = threadIdx.x; k < (int64_t)g.batch * g.blocks * ROWS; k += THREADS) {
-        const int b = (int)(k / ROWS / g.blocks), n = (int)(k / ROWS % g.blocks), i = (int)(k % ROWS);
-        const Tokens t = tokens_of(g, b, n);
-        if (i >= t.rows) continue;
-        const int64_t at = block_of(g, b, h, n).at * ROWS + i, row = (t.row + i) * 2 * g.heads;
+    if (i < t.rows) {
+        const int64_t at = block.at * ROWS + i, row = (t.row + i) * 2 * g.heads;
         const float beta = x.t.beta[at], d_a = x.from.d_log_decay[at];
-        const float d_x = -d_a * decay * sigmoid(to_float(bf16s(x.in.rates)[row + g.heads + h]) + bias);
+        by_bias = -d_a * expf(to_float(bf16s(x.in.decay_log)[h])) *
+                  sigmoid(to_float(bf16s(x.in.rates)[row + g.heads + h]) + to_float(bf16s(x.in.decay_bias)[h]));
+        by_log = d_a * x.t.log_decay[at];
         x.d_rates[row + h] = to_bf16(x.from.d_beta[at] * beta * (1 - beta));
-        x.d_rates[row + g.heads + h] = to_bf16(d_x);
-        by_log += d_a * x.t.log_decay[at];
-        by_bias += d_x;
+        x.d_rates[row + g.heads + h] = to_bf16(by_bias);
     }
     by_log = block_sum(by_log, scratch);
     by_bias = block_sum(by_bias, scratch);
-    if (threadIdx.x != 0) return;
-    d_decay_log[h] += by_log;
-    d_decay_bias[h] += by_bias;
+    if (i != 0) return;
+    x.sums[block.bn * 2 * g.heads + h] = by_log;
+    x.sums[(block.bn * 2 + 1) * g.heads + h] = by_bias;
 }
 
 // ---- the convolution, backward --------------------------------------------------------------------------------------------
@@ -232,7 +230,11 @@ void prepare_backward(Device *device, const DeltaShape *s, const DeltaInput *in,
     x.d_raw = static_cast<bf16 *>(d_raw), x.d_rates = static_cast<bf16 *>(d_rates);
     launch(prepare_backward_kernel, (unsigned)(s->batch * delta_blocks(s) * (s->heads + 2 * s->kv_heads)), THREADS, 0,
            stream_of(device), x);
-    launch(rates_backward_kernel, (unsigned)s->heads, THREADS, 0, stream_of(device), x, d_decay_log, d_decay_bias);
+    const int64_t blocks = s->batch * delta_blocks(s), H = s->heads;
+    x.sums = static_cast<float *>(device_scratch(device, "delta", delta_scratch_bytes_cuda(s)));
+    launch(rates_backward_kernel, (unsigned)(blocks * H), ROWS, 0, stream_of(device), x);
+    add_columns(device, d_decay_log, x.sums, blocks, H, 2 * H);
+    add_columns(device, d_decay_bias, x.sums + H, blocks, H, 2 * H);
 }
 
 void convolve_backward(Device *device, const DeltaShape *s, const DeltaInput *in, void *d_raw, float *d_taps,
@@ -245,7 +247,8 @@ void convolve_backward(Device *device, const DeltaShape *s, const DeltaInput *in
     const int64_t heads = s->heads + 2 * s->kv_heads;
     launch(d_raw_kernel, (unsigned)(s->batch * delta_blocks(s) * heads), THREADS, 0, stream_of(device), x);
     launch(d_taps_kernel, (unsigned)(DELTA_PIECES * heads), (unsigned)s->head_dim, 0, stream_of(device), x);
-    add_columns(device, d_taps, x.sums, DELTA_PIECES, DELTA_TAPS * heads * s->head_dim);
+    const int64_t taps = DELTA_TAPS * heads * s->head_dim;
+    add_columns(device, d_taps, x.sums, DELTA_PIECES, taps, taps);
 }
 
 } // namespace delta

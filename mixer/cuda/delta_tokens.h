@@ -33,8 +33,8 @@ __device__ inline float silu_slope(float x) {
     return y * (1.0f + x * (1.0f - y));
 }
 
-// to[c] += the sum of rows[i][c] over `count` rows, in an order that never changes (delta_finish.cu).
-void add_columns(Device *device, float *to, const float *rows, int64_t count, int64_t columns);
+// to[c] += the sum of rows[i * stride + c] over `count` rows, in an order that never changes (delta_finish.cu).
+void add_columns(Device *device, float *to, const float *rows, int64_t count, int64_t columns, int64_t stride);
 
 } // namespace delta
 #endif

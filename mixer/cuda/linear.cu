@@ -10,10 +10,11 @@ enum { THREADS = 256 };
 
 __device__ inline float phi(float u) { return u > 0 ? u + 1 : exp2_fast(u * LOG2_E); }
 
-__global__ void __launch_bounds__(THREADS) features_kernel(bf16 *x, int64_t stride, int packets, int64_t count) {
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+// x (sequences, tokens, 8 packets), in place.
+__global__ void __launch_bounds__(THREADS) features_kernel(TokenView x, int packets, int64_t tokens, int64_t count) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, row = i / packets;
     if (i >= count) return;
-    bf16 *at = x + i / packets * stride + i % packets * PACKET;
+    bf16 *at = token_at(x, (int)(row / tokens), row % tokens, 0, 0) + i % packets * PACKET;
     float value[PACKET];
     load_packet(value, at);
 #pragma unroll
@@ -21,11 +22,10 @@ __global__ void __launch_bounds__(THREADS) features_kernel(bf16 *x, int64_t stri
     store_packet(at, value);
 }
 
-void features(Device *device, void *x, int64_t rows, int64_t stride, int64_t columns) {
-    const int64_t count = rows * (columns / PACKET);
-    if (count > 0)
-        launch(features_kernel, (unsigned)ceil_div(count, (int64_t)THREADS), THREADS, 0, stream_of(device),
-               static_cast<bf16 *>(x), stride, (int)(columns / PACKET), count);
+void make_features(Device *device, const LinearShape *shape, TokenView x, int64_t tokens, int64_t heads) {
+    const int64_t packets = heads * shape->head_dim / PACKET, count = shape->sequences * tokens * packets;
+    launch(features_kernel, (unsigned)ceil_div(count, (int64_t)THREADS), THREADS, 0, stream_of(device), x, (int)packets,
+           tokens, count);
 }
 
 // ---- states of other chunks -----------------------------------------------------------------------------------------
@@ -130,6 +130,7 @@ template <typename F> void windows_behind(Device *device, Walk &w, const float *
 
 void own_before(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {
     Walk w = walk_of(device, shape, tokens);
+    make_features(device, shape, tokens->k, tokens->chunk.length, shape->kv_heads);
     forward_windows(device, w, NULL, states, NULL, [](int) {});
 }
 
@@ -140,6 +141,8 @@ void own_behind(Device *device, const LinearShape *shape, const LinearTokens *to
 
 void forward(Device *device, const LinearShape *shape, const LinearTokens *tokens, const float *before, float *after) {
     Walk w = walk_of(device, shape, tokens);
+    if (tokens->fresh_keys) make_features(device, shape, tokens->k, tokens->chunk.length, shape->kv_heads);
+    make_features(device, shape, tokens->q, tokens->chunk.length, shape->heads);
     forward_windows(device, w, before, after, tokens->starts, [&](int) { cuda_linear_outputs(device, w.x); });
 }
 
@@ -155,4 +158,4 @@ void backward(Device *device, const LinearShape *shape, const LinearTokens *toke
 } // namespace
 
 extern const LinearKernels linear_kernels_cuda;
-const LinearKernels linear_kernels_cuda = {features, own_before, own_behind, combine, forward, backward};
+const LinearKernels linear_kernels_cuda = {own_before, own_behind, combine, forward, backward};
