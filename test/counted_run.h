@@ -1,5 +1,5 @@
-// The program that counts what it allocates (test/counted.c, test/train_gpt_counted): that it allocates nothing after its
-// first step, and takes what --plan says. What emulated GPUs and their driver allocate for themselves is not the
+// The program that counts what it allocates (test/counted.c, test/train_gpt_counted): that it allocates nothing after
+// its first step, and takes what --plan says. What emulated GPUs and their driver allocate for themselves is not the
 // program's: binutils' addr2line tells which places are in emulated/.
 #ifndef TEST_COUNTED_RUN_H
 #define TEST_COUNTED_RUN_H

@@ -47,8 +47,9 @@ static void nothing_is_allocated_on_gpus(void **state) {
 static void cpu_takes_what_is_planned(void **state) {
     (void)state;
     static const Case smallest = {"cpu", "--layers 1 --heads 1 --dim 8 --context 8 --sp 1"};
-    static const char *const sizes[] = {"--arch llama --layers 4 --heads 4 --dim 256 --context 320 --batch 2 --sp 1",
-                                        "--arch llama --layers 4 --heads 4 --dim 256 --context 320 --batch 2 --sp 4 --recompute block"};
+    static const char *const sizes[] = {
+        "--arch llama --layers 4 --heads 4 --dim 256 --context 320 --batch 2 --sp 1",
+        "--arch llama --layers 4 --heads 4 --dim 256 --context 320 --batch 2 --sp 4 --recompute block"};
     MixerChoices choices = mixer_choices();
     double without = (double)measured(&smallest).resident;
     for (int i = 0; i < choices.count; i++)

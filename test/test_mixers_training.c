@@ -4,9 +4,9 @@
 // Tolerances on the CPU. Ranks change the order of fp32 sums and nothing else: each differs by some roundings (6e-8 of
 // it), a loss, which is a mean over 300 tokens, by less. AdamW divides each gradient by its own size, so where one is
 // nearly 0 the roundings decide the step, and twenty steps carry that on: 1e-8 of the loss is seen after them, 3e-7 of
-// that of `conv`, whose filter passes through sines of 10 times its values; ten times the latter is allowed. In bf16 what
-// ranks sum otherwise is rounded to 2^-9 of it: a value that lies between two falls to either side, in each layer, for
-// some of the values. Of a loss, a mean over 256 tokens, 1e-4 is seen, and ten times that allowed.
+// that of `conv`, whose filter passes through sines of 10 times its values; ten times the latter is allowed. In bf16
+// what ranks sum otherwise is rounded to 2^-9 of it: a value that lies between two falls to either side, in each layer,
+// for some of the values. Of a loss, a mean over 256 tokens, 1e-4 is seen, and ten times that allowed.
 #include "test/mixer_training.h"
 
 #include "attention/attention.h"
@@ -40,7 +40,8 @@ static void ranks_change_no_loss(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++)
-        check_grids((MixerTraining){.mixers = patterns.text[i], .arch = "llama", .layers = i % 2 == 0 ? 2 : 3}, GRIDS, 3, CPU_LIMIT);
+        check_grids((MixerTraining){.mixers = patterns.text[i], .arch = "llama", .layers = i % 2 == 0 ? 2 : 3}, GRIDS,
+                    3, CPU_LIMIT);
 }
 
 static void ranks_change_no_loss_of_gpt2(void **state) {
@@ -81,7 +82,8 @@ static void ranks_change_no_loss_on_cuda(void **state) {
         Error err;
         if (!mixers_read(&config, patterns.text[i], "", &err)) fail_msg("%s", err.message);
         bool several = config.mixers > 1;
-        MixerTraining t = {.mixers = patterns.text[i], .arch = "llama", .device = "emulated", .steps = 3, .context = 64};
+        MixerTraining t = {
+            .mixers = patterns.text[i], .arch = "llama", .device = "emulated", .steps = 3, .context = 64};
         t.layers = several ? 3 : 1;
         check_grids(t, GRIDS + 1, several ? 1 : 2, BF16_LIMIT);
     }
@@ -138,7 +140,8 @@ static void check_bytes(const MixerTraining *t) {
     char *text = read_file(path_join(path, folder, "log"), NULL);
     double counted = number_behind(text, "\"bytes_sent\": "), most = 0;
     free(text);
-    if (!config_read(&config, training_path(path, t->out, "step-00000001/config.json"), &err)) fail_msg("%s", err.message);
+    if (!config_read(&config, training_path(path, t->out, "step-00000001/config.json"), &err))
+        fail_msg("%s", err.message);
     AttentionConfig sharding = {.context = 75,
                                 .ranks = t->sp,
                                 .shape = {2, config.heads, config.kv_heads, config.head_dim, 1},
@@ -168,17 +171,20 @@ static void bytes_are_sent_as_stated(void **state) {
         snprintf(out, sizeof out, "bytes-%d", i);
         check_bytes(&(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .layers = 3, .out = out});
         snprintf(out, sizeof out, "bytes-block-%d", i);
-        check_bytes(&(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .recompute = "block", .out = out});
+        check_bytes(
+            &(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .recompute = "block", .out = out});
         snprintf(out, sizeof out, "bytes-emulated-%d", i);
         if (emulated)
-            check_bytes(&(MixerTraining){.mixers = patterns.text[i], .sp = 2, .steps = 1, .device = "emulated", .layers = 1, .out = out});
+            check_bytes(&(MixerTraining){
+                .mixers = patterns.text[i], .sp = 2, .steps = 1, .device = "emulated", .layers = 1, .out = out});
     }
 }
 
 // ---- blocks replayed, and runs resumed ------------------------------------------------------------------------------
 
 static void expect_same_checkpoint(const char *a, const char *b, int step) {
-    static const char *const files[] = {"config.json", "model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"};
+    static const char *const files[] = {"config.json", "model.safetensors", "exp_avg.safetensors",
+                                        "exp_avg_sq.safetensors"};
     char x[PROGRAM_PATH], y[PROGRAM_PATH], name[64];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         snprintf(name, sizeof name, "step-%08d/%s", step, files[i]);
@@ -202,7 +208,10 @@ static void recompute_keeps_the_bits(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++)
-        check_recompute((MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 3, .layers = 4, .arch = i % 4 == 3 ? "gpt2" : "llama"}, i);
+        check_recompute(
+            (MixerTraining){
+                .mixers = patterns.text[i], .sp = 1 + i % 3, .layers = 4, .arch = i % 4 == 3 ? "gpt2" : "llama"},
+            i);
 }
 
 static void recompute_keeps_the_bits_on_cuda(void **state) {
@@ -211,7 +220,8 @@ static void recompute_keeps_the_bits_on_cuda(void **state) {
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
-        check_recompute((MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 2, .context = 40, .device = "emulated"}, i);
+        check_recompute(
+            (MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 2, .context = 40, .device = "emulated"}, i);
 }
 
 int main(void) {
