@@ -209,7 +209,7 @@ $(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 
 # The program that counts what it allocates: its calls pass through test/counted.c.
 COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
-$(BUILD)/test/test_memory: | $(BUILD)/test/train_gpt_counted
+$(BUILD)/test/test_memory $(BUILD)/test/test_mixers_memory: | $(BUILD)/test/train_gpt_counted
 $(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                  $(BUILD)/terminal/version.o $(BUILD)/test/counted.o $(LIBRARY)
 	$(call say,LINK)
@@ -305,7 +305,7 @@ test-tsan: build-tsan
 # ---- a GPU at hand --------------------------------------------------------------------------------------------------
 
 # What runs on a GPU too: with TEST_DEVICE=cuda these programs open the first GPU instead of the emulated one.
-GPU_TESTS = $(filter-out cuda_on_cpu,$(filter cuda_% comm_device mean token_mlp training_cuda,$(TEST)))
+GPU_TESTS = $(filter-out cuda_on_cpu,$(filter cuda_% comm_device dilated mean token_mlp training_cuda,$(TEST)))
 
 test-gpu: build-release
 	@$(BUILD)/train_gpt --device cuda --layers 1 --dim 64 --heads 1 --context 64 --steps 1 > /dev/null
@@ -316,7 +316,7 @@ gpu-check: build-release
 	+@$(submake) $(BENCHES)
 	@dev/gpu_check/run $(if $(DRY),--dry) $(BUILD) build/gpu-report
 
-# Needs nothing there but a driver, cuBLASLt and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
+# Needs nothing there but a driver, cuBLASLt, cuFFT and NCCL: no OpenMP, BLAS or MPI, and cmocka comes along.
 gpu-bundle: setup
 	+@$(submake) gpu-bundle-programs BUILD=build/bundle WITHOUT="mpi cblas openmp emulated"
 	@rm -rf build/gpu-bundle && mkdir -p build/gpu-bundle/bin/test build/gpu-bundle/bin/dev build/gpu-bundle/bin/lib \

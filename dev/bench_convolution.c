@@ -1,12 +1,13 @@
 // How fast the long convolutions of conv and fourier are, beside FFTW's own time for their transforms.
 //
-//   dev/bench_convolution          C = 256, T = 1K, 4K, 16K, 64K, all processors
-//   dev/bench_convolution T ...    these lengths
+//   dev/bench_convolution                 C = 256, T = 1K, 4K, 16K, 64K, all processors
+//   dev/bench_convolution --device cuda   on the first GPU: C = 768, and without FFTW
+//   dev/bench_convolution ... T ...       these lengths
 //
 // Forward is transforms of the filter and of u, their product, and one transform back; backward is three transforms and
 // two back. FFTW alone does as many of each, in place, on rows that stand in memory already; the rest is columns of
-// tokens turned into rows and back, and products. `filter` is conv's network of positions, forward and backward. All are
-// taken in turns, since a shared machine changes its speed, and the best of several rounds counts.
+// tokens turned into rows and back, and products. `filter` is conv's network of positions, forward and backward. All
+// are taken in turns, since a shared machine changes its speed, and the best of several rounds counts.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,8 +17,10 @@
 #include "layers/cpu/parallel.h"
 #include "mixer/convolution.h"
 #include "mixer/cpu/fftw.h"
+#include "mixer/kernels.h"
 
-enum { C = 256, ROUNDS = 9 };
+enum { ROUNDS = 9 };                      // at least
+static const double ENOUGH_SECONDS = 0.5; // of rounds
 
 static double seconds(void) {
     struct timespec now;
@@ -25,11 +28,24 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static float *some(int64_t count, uint32_t state) {
-    float *x = aligned_alloc(256, ((size_t)count * sizeof *x + 255) / 256 * 256);
-    if (x == NULL) exit(EXIT_RUNTIME);
+// `count` values in the device's memory, of whichever type.
+static void *some(Device *d, int64_t count, uint32_t state) {
+    Error err;
+    size_t bytes = (size_t)count * sizeof(float);
+    float *x = malloc(bytes), *there = d->allocate(d, bytes, &err);
+    if (x == NULL || there == NULL) {
+        fprintf(stderr, "bench_convolution: out of memory\n");
+        exit(EXIT_RUNTIME);
+    }
     for (int64_t i = 0; i < count; i++) x[i] = (float)(int32_t)(state = state * 1664525 + 1013904223) * 0x1p-31f;
-    return x;
+    if (d->host_memory) memcpy(there, x, bytes);
+    else { // some of the values are for bf16: all are small either way
+        d->upload(d, there, x, bytes);
+        d->to_storage(d, there, there + count / 2, count / 4);
+    }
+    d->synchronize(d);
+    free(x);
+    return there;
 }
 
 // ---- FFTW alone -----------------------------------------------------------------------------------------------------
@@ -56,16 +72,15 @@ typedef struct Network {
     float *f, *a, *b_inside, *b, *raw, *d_a, *w1, *w2, *w3, *skip, *filter, *gradient;
 } Network;
 
-enum { F = FILTER_FEATURES, W = FILTER_WIDTH };
+enum { F = FILTER_FEATURES, W = FILTER_WIDTH, BUFFERS = 12 };
 
-static Network network_of(int64_t T) {
-    return (Network){some(T * F, 1), some(T * W, 2), some(T * W, 3), some(T * W, 4), some(T * C, 5),
-                     some(T * W, 6), some(W * F, 7), some(W * W, 8), some(C * W, 9), some(C, 10),
-                     some(T * C, 11), some(C * W, 12)};
+static void network_sizes(int64_t T, int64_t C, int64_t size[BUFFERS]) {
+    const int64_t sizes[BUFFERS] = {T * F, T * W, T * W, T * W, T * C, T * W, W * F, W * W, C * W, C, T * C, C * W};
+    memcpy(size, sizes, sizeof sizes);
 }
 
-static void run_network(Device *d, const Network *n, int64_t T) {
-    const ConvolutionKernels *k = &convolution_kernels_cpu;
+static void run_network(Device *d, const Network *n, int64_t T, int64_t C) {
+    const ConvolutionKernels *k = d->mixers->convolution;
     Channels all = {0, C, C};
     k->first_layer(d, n->a, n->f, n->w1, NULL, 0, T, T);
     d->matmul_forward(d, n->b_inside, n->a, n->w2, NULL, T, W, W);
@@ -82,70 +97,95 @@ static void run_network(Device *d, const Network *n, int64_t T) {
 
 // ---- the table ------------------------------------------------------------------------------------------------------
 
-static double shorter(double best, double begin) {
+static double shorter(Device *d, double best, double begin) {
+    d->synchronize(d);
     double now = seconds() - begin;
     return now < best ? now : best;
 }
 
-static void bench(Device *d, int64_t T) {
-    const ConvolutionKernels *k = &convolution_kernels_cpu;
-    float *u = some(T * C, 21), *z = some(T * C, 22), *filter = some(T * C, 23), *d_filter = some(T * C, 24);
-    Network network = network_of(T);
+typedef struct Times {
+    double forward, fftw, backward, fftw_back, filter;
+} Times;
+
+static double time_alone(Device *d, Alone *alone, int64_t C, int there, int back, double best) {
+    alone->there = there, alone->back = back;
+    double begin = seconds();
+    if (alone->rows != NULL) parallel_for(d->threads, C, transform_channel, alone);
+    return shorter(d, best, begin);
+}
+
+static void bench(Device *d, int64_t T, int64_t C) {
+    const ConvolutionKernels *k = d->mixers->convolution;
+    float *u = some(d, T * C, 21), *z = some(d, T * C, 22), *filter = some(d, T * C, 23),
+          *d_filter = some(d, T * C, 24);
+    Network network;
+    float **buffer = (float **)(void *)&network;
+    int64_t size[BUFFERS];
+    network_sizes(T, C, size);
+    for (int i = 0; i < BUFFERS; i++) buffer[i] = some(d, size[i], (uint32_t)i);
     Alone alone = {.stride = convolution_stride(T)};
-    alone.rows = some(d->threads * alone.stride, 25);
-    alone.transform = fftw_transform(convolution_length(T), alone.rows);
-    double forward = 1e9, fftw = 1e9, backward = 1e9, fftw_back = 1e9, filters = 1e9;
-    for (int round = 0; round < ROUNDS; round++) {
+    if (d->host_memory) alone.rows = some(d, d->threads * alone.stride, 25);
+    if (d->host_memory) alone.transform = fftw_transform(convolution_length(T), alone.rows);
+    Times t = {1e9, 1e9, 1e9, 1e9, 1e9};
+    const double start = seconds();
+    for (int round = 0; round < ROUNDS || seconds() - start < ENOUGH_SECONDS; round++) {
         double begin = seconds();
         k->forward(d, z, u, filter, 1, T, C);
-        forward = shorter(forward, begin);
-        alone.there = 2, alone.back = 1;
-        begin = seconds();
-        parallel_for(d->threads, C, transform_channel, &alone);
-        fftw = shorter(fftw, begin);
+        t.forward = shorter(d, t.forward, begin);
+        t.fftw = time_alone(d, &alone, C, 2, 1, t.fftw);
         begin = seconds();
         k->backward(d, z, d_filter, z, u, filter, 1, T, C);
-        backward = shorter(backward, begin);
-        alone.there = 3, alone.back = 2;
+        t.backward = shorter(d, t.backward, begin);
+        t.fftw_back = time_alone(d, &alone, C, 3, 2, t.fftw_back);
         begin = seconds();
-        parallel_for(d->threads, C, transform_channel, &alone);
-        fftw_back = shorter(fftw_back, begin);
-        begin = seconds();
-        run_network(d, &network, T);
-        filters = shorter(filters, begin);
+        run_network(d, &network, T, C);
+        t.filter = shorter(d, t.filter, begin);
     }
-    printf("| %lld | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", (long long)T, 1e3 * forward, 1e3 * fftw,
-           forward / fftw, 1e3 * backward, 1e3 * fftw_back, backward / fftw_back, 1e3 * filters);
+    if (d->host_memory)
+        printf("| %lld | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", (long long)T, 1e3 * t.forward,
+               1e3 * t.fftw, t.forward / t.fftw, 1e3 * t.backward, 1e3 * t.fftw_back, t.backward / t.fftw_back,
+               1e3 * t.filter);
+    else
+        printf("| %lld | %.3f | | | %.3f | | | %.3f |\n", (long long)T, 1e3 * t.forward, 1e3 * t.backward,
+               1e3 * t.filter);
     fflush(stdout);
-    float *all[] = {u, z, filter, d_filter, alone.rows, network.f, network.a, network.b_inside, network.b, network.raw,
-                    network.d_a, network.w1, network.w2, network.w3, network.skip, network.filter, network.gradient};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    for (int i = 0; i < BUFFERS; i++) d->release(d, buffer[i], (size_t)size[i] * sizeof(float));
+    float *all[] = {u, z, filter, d_filter};
+    for (int i = 0; i < 4; i++) d->release(d, all[i], (size_t)(T * C) * sizeof(float));
+    if (alone.rows != NULL) d->release(d, alone.rows, (size_t)(d->threads * alone.stride) * sizeof(float));
+}
+
+static void usage(void) {
+    fprintf(stderr, "usage: bench_convolution [--device cuda] [T ...]: lengths from 1 to 16777216\n");
+    exit(EXIT_USAGE);
 }
 
 int main(int argc, char **argv) {
     static const int64_t lengths[] = {1024, 4096, 16384, 65536};
+    bool gpu = argc > 2 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0;
+    DeviceKind kind = gpu ? DEVICE_CUDA : DEVICE_CPU;
+    int first = gpu ? 3 : 1, given = argc - first;
+    int64_t C = gpu ? 768 : 256;
     Device device;
     Error err;
-    if (!device_open(&device, DEVICE_CPU, 0, cpu_count(), &err)) die(&err);
-    if (!convolution_kernels_cpu.opens("bench_convolution", &err)) {
+    if (!device_open(&device, kind, 0, cpu_count(), &err)) die(&err);
+    if (!device.mixers->convolution->opens("bench_convolution", &err)) {
         printf("%s\n", err.message);
         return 0;
     }
-    size_t layers = device_scratch_bytes(DEVICE_CPU, device.threads, 65536, C, C);
-    printf("Long convolutions of %d channels, %s: milliseconds\n\n"
+    printf("Long convolutions of %lld channels, %s: milliseconds\n\n"
            "| T | forward | FFTW alone | ratio | backward | FFTW alone | ratio | filter, both ways |\n"
            "|---|---|---|---|---|---|---|---|\n",
-           C, device.description);
-    for (int i = 0; i < (argc > 1 ? argc - 1 : 4); i++) {
-        int64_t T = argc > 1 ? atoll(argv[i + 1]) : lengths[i];
-        if (T < 1 || T > 1 << 24) {
-            fprintf(stderr, "usage: bench_convolution [T ...]: lengths from 1 to 16777216\n");
-            return EXIT_USAGE;
-        }
-        size_t bytes = convolution_scratch_cpu(T, device.threads);
+           (long long)C, device.description);
+    for (int i = 0; i < (given > 0 ? given : 4); i++) {
+        int64_t T = given > 0 ? atoll(argv[first + i]) : lengths[i];
+        if (T < 1 || T > 1 << 24) usage();
+        size_t bytes = gpu ? convolution_scratch_cuda(T, C) : convolution_scratch_cpu(T, device.threads);
+        size_t layers = device_scratch_bytes(kind, device.threads, T, C, C);
         if (!device_lend_scratch(&device, bytes > layers ? bytes : layers, &err)) die(&err);
-        bench(&device, T);
+        bench(&device, T, C);
         device_return_scratch(&device);
     }
+    device.close(&device);
     return 0;
 }

@@ -22,6 +22,7 @@
 #include "base/cpu_features.h"
 #include "base/random.h"
 #include "comm/comm.h"
+#include "mixer/attention.h"
 #include "model/model.h"
 
 // What is measured: a mixer as in --mixer, its window (attention), and up to how many tokens it takes a bearable time.
@@ -210,6 +211,8 @@ static void run_on_rank(Comm *world, void *argument) {
                                  .kernels = d->attention};
     MixerUse use = {.size = size, .device = x->device, .option = x->option};
     if (mixer->check != NULL && !mixer->check(&use, &err)) comm_fail(world, &err);
+    attention.window_count = mixer->attends;
+    if (mixer->attends) attention.windows[0] = attention_sees(&x->config, 0, x->T);
     if (mixer->attends && !attention_resolve(&attention, &err)) comm_fail(world, &err);
 
     RankMemory planned = {0}, r = {0};

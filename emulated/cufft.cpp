@@ -175,5 +175,9 @@ static cufftResult execute(cufftHandle handle, cufftType type, void *in, void *o
     return stream_enqueue(p->stream, &operation) == cudaSuccess ? CUFFT_SUCCESS : CUFFT_EXEC_FAILED;
 }
 
-cufftResult cufftExecR2C(cufftHandle plan, cufftReal *in, cufftComplex *out) { return execute(plan, CUFFT_R2C, in, out); }
-cufftResult cufftExecC2R(cufftHandle plan, cufftComplex *in, cufftReal *out) { return execute(plan, CUFFT_C2R, in, out); }
+cufftResult cufftExecR2C(cufftHandle plan, cufftReal *in, cufftComplex *out) {
+    return execute(plan, CUFFT_R2C, in, out);
+}
+cufftResult cufftExecC2R(cufftHandle plan, cufftComplex *in, cufftReal *out) {
+    return execute(plan, CUFFT_C2R, in, out);
+}

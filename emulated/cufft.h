@@ -2,8 +2,8 @@
 // meaning are the library's (cuFFT API reference); the values of the enums are not.
 //
 // Transforms of fp32 rows, in place, worked out in double precision. Lengths have no factors but 2, 3 and 5. Where the
-// library would fault the program ends: a work area that is missing, rows that are not a GPU's memory. As the library may,
-// it leaves nothing in the work area that was there before.
+// library would fault the program ends: a work area that is missing, rows that are not a GPU's memory. As the library
+// may, it leaves nothing in the work area that was there before.
 #ifndef EMULATED_CUFFT_H
 #define EMULATED_CUFFT_H
 

@@ -1,5 +1,5 @@
-// A causal long convolution: P is one lower-triangular Toeplitz matrix for each channel, W^c of the template, whose first
-// column h is made by a small network of positions (Hyena, Poli et al. 2023, arXiv 2302.10866):
+// A causal long convolution: P is one lower-triangular Toeplitz matrix for each channel, W^c of the template, whose
+// first column h is made by a small network of positions (Hyena, Poli et al. 2023, arXiv 2302.10866):
 //
 //   conv         Y = (h * V) W^O             V = X W^V,  (h * v)_i = sum over j <= i of h_(i-j) v_j
 //   conv:gated   Y = (X1 . (h * (X2 . V))) W^O          X1 = X W^X1, X2 = X W^X2: Hyena's order 2
@@ -13,11 +13,11 @@
 #include "mixer/long_convolution.h"
 #include "mixer/transpose.h"
 
-enum { IN, OUT, FILTER };           // tensors: (C, C), gated (3 C, C): v, x1, x2; (C, C); FILTER_TENSORS
-enum { PROJECTED, U, MIXED };       // kept: gated (n, 3 C); (B, T, channels) u; (n, C)
+enum { IN, OUT, FILTER };     // tensors: (C, C), gated (3 C, C): v, x1, x2; (C, C); FILTER_TENSORS
+enum { PROJECTED, U, MIXED }; // kept: gated (n, 3 C); (B, T, channels) u; (n, C)
 enum { KERNEL = FILTER_BUFFERS, CHANNELS, ROWS, D_ROWS, D_PROJECTED, SEND, RECEIVE }; // room
-enum { PAST, RESPONSE };            // cache: (capacity, C) u; (capacity, C) h, fp32
-enum { GENERATED_ROWS = 128 };      // generation: of h at a time
+enum { PAST, RESPONSE };       // cache: (capacity, C) u; (capacity, C) h, fp32
+enum { GENERATED_ROWS = 128 }; // generation: of h at a time
 
 static int64_t projections(const MixerChoice *choice) { return choice->word ? 3 : 1; }
 static int64_t projections_of(const ModelConfig *c, int64_t layer) {
@@ -53,8 +53,7 @@ static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, A
     room->buffer[ROWS] = arena_take(arena, "buffers of one layer", rows);
     filter_lay_out(s, backward ? s->context : GENERATED_ROWS, mine.count, backward, room->buffer, arena);
     if (!backward) return; // generation
-    room->buffer[KERNEL] =
-        arena_take(arena, "convolution filter", (size_t)(mine.count * s->context) * sizeof(float));
+    room->buffer[KERNEL] = arena_take(arena, "convolution filter", (size_t)(mine.count * s->context) * sizeof(float));
     room->buffer[CHANNELS] = arena_take(arena, "buffers of one layer", long_convolution_bytes(s));
     room->buffer[D_ROWS] = arena_take(arena, "activation gradients", rows);
     if (projections_of(s->config, s->layer) > 1)

@@ -13,7 +13,7 @@ int64_t convolution_length(int64_t T) {
     return best;
 }
 
-// Whole cache lines; and not a multiple of 4 KiB, since rows then share few sets of the caches.
+// CPU: whole cache lines; and not a multiple of 4 KiB, since rows then share few sets of the caches.
 int64_t convolution_stride(int64_t T) {
     enum { LINE = 16, PAGE = 1024 };
     int64_t stride = (convolution_length(T) + 2 + LINE - 1) / LINE * LINE;
@@ -25,15 +25,20 @@ size_t convolution_scratch_cpu(int64_t T, int threads) {
     return (size_t)threads * 4 * CONVOLUTION_TILE * (size_t)convolution_stride(T) * sizeof(float);
 }
 
+// GPUs: a channel's row is dense. cuFFT has faster transforms of such rows, which need no work area.
+static size_t row_bytes_cuda(int64_t T) { return (size_t)(convolution_length(T) + 2) * sizeof(float); }
+
 // As many channels as are some 32 MiB, in groups of about the same size.
 int64_t convolution_group(int64_t T, int64_t channels) {
-    int64_t most = ((int64_t)32 << 20) / (convolution_stride(T) * (int64_t)sizeof(float));
+    int64_t most = ((int64_t)32 << 20) / (int64_t)row_bytes_cuda(T);
     if (most < 1) most = 1;
     int64_t groups = (channels + most - 1) / most;
     return groups > 0 ? (channels + groups - 1) / groups : 1;
 }
 
-// The same four spectra of a group, and twice as much as one for cuFFT to work in.
-size_t convolution_scratch_cuda(int64_t T, int64_t channels) {
-    return 6 * (size_t)(convolution_group(T, channels) * convolution_stride(T)) * sizeof(float);
+size_t convolution_spectra_bytes(int64_t T, int64_t channels) {
+    return ((size_t)convolution_group(T, channels) * row_bytes_cuda(T) + 255) / 256 * 256;
 }
+
+// The same four spectra of a group, and as much as two for cuFFT to work in, which takes as much as one at most.
+size_t convolution_scratch_cuda(int64_t T, int64_t channels) { return 6 * convolution_spectra_bytes(T, channels); }

@@ -37,9 +37,9 @@ typedef struct ConvolutionKernels {
                      int64_t sequences, int64_t T, int64_t channels);
 
     // ---- conv's filter ----
-    // The features (rows, FILTER_FEATURES) of positions first, first + 1, ..., of `positions` in all, and the first layer:
-    // out (rows, FILTER_WIDTH) = sin(10 a), a = features weight^T with the features in fp32. d_out not NULL: out =
-    // d_out * 10 cos(10 a), the gradient of a, instead.
+    // The features (rows, FILTER_FEATURES) of positions first, first + 1, ..., of `positions` in all, and the first
+    // layer: out (rows, FILTER_WIDTH) = sin(10 a), a = features weight^T with the features in fp32. d_out not NULL: out
+    // = d_out * 10 cos(10 a), the gradient of a, instead.
     void (*first_layer)(Device *, void *out, void *features, const void *weight, const void *d_out, int64_t first,
                         int64_t rows, int64_t positions);
     // out = sin(10 x); d_out not NULL: d_out * 10 cos(10 x). out may be d_out.
@@ -63,7 +63,8 @@ typedef struct ConvolutionKernels {
     // ---- generation: rows first, first + 1, ... of z (rows, C) ----
     // By direct sums over u (first + rows, C) and the filter by rows (first + rows, C).
     void (*step)(Device *, void *z, const void *u, const float *filter, int64_t first, int64_t rows, int64_t C);
-    // fourier's: state (2, C), double, is the sum of exp(-i w_c j) v_j over the tokens before, real and imaginary parts.
+    // fourier's: state (2, C), double, is the sum of exp(-i w_c j) v_j over the tokens before, real and imaginary
+    // parts.
     void (*cosine_step)(Device *, void *z, double *state, const void *v, int64_t first, int64_t rows, int64_t C,
                         int64_t positions);
 } ConvolutionKernels;
@@ -72,13 +73,14 @@ extern const ConvolutionKernels convolution_kernels_cpu;
 
 // N: the least number that is even, has no factors but 2, 3 and 5, and is at least 2 T - 1.
 int64_t convolution_length(int64_t T);
-// Floats from one channel's row of N values, or N / 2 + 1 complex ones, to the next.
+// CPU: floats from one channel's row of N values, or N / 2 + 1 complex ones, to the next.
 int64_t convolution_stride(int64_t T);
 // What forward and backward need of Device.scratch, on the CPU and on GPUs.
 enum { CONVOLUTION_TILE = 16 }; // CPU: channels of a task
 size_t convolution_scratch_cpu(int64_t T, int threads);
 size_t convolution_scratch_cuda(int64_t T, int64_t channels);
-int64_t convolution_group(int64_t T, int64_t channels); // GPUs: channels that are transformed at once
+int64_t convolution_group(int64_t T, int64_t channels);        // GPUs: channels that are transformed at once,
+size_t convolution_spectra_bytes(int64_t T, int64_t channels); // and what their rows take
 
 // ---- the formulas of both filters, for all devices ------------------------------------------------------------------
 

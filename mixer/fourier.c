@@ -5,9 +5,9 @@
 //   Y = M W^O,  m_i = sum over j <= i of c_(i-j) v_j,  c_t = sqrt(2 / T') cos(2 pi f t / T'),  V = X W^V
 //
 // with f whole cycles in T' = max_positions tokens, from 1 to T' / 2, spread over the channels (cycles_of): instead of
-// FNet's second transform, over channels, each has a frequency of its own. The squares of c sum to 1 over T' positions, so
-// of inputs of variance 1 that do not follow a channel's wave, the output at position i has variance (i + 1) / T': at
-// most 1, however long the sequence is.
+// FNet's second transform, over channels, each has a frequency of its own. The squares of c sum to 1 over T' positions,
+// so of inputs of variance 1 that do not follow a channel's wave, the output at position i has variance (i + 1) / T':
+// at most 1, however long the sequence is.
 //
 //   mix      v = normed W^T; to "all tokens of my channels"; mixed = c * v; and back
 //   output   branch = mixed W^T
@@ -19,10 +19,10 @@
 #include "mixer/transpose.h"
 #include "model/model.h"
 
-enum { IN, OUT };                                  // tensors: (C, C)
-enum { MIXED };                                    // kept: (n, C)
-enum { ROWS, FROM, TO, KERNEL, SEND, RECEIVE };    // room: (n, C); (B, T, channels) twice; (channels, T) fp32; messages
-enum { STATE };                                    // cache: (2, C), double
+enum { IN, OUT };                               // tensors: (C, C)
+enum { MIXED };                                 // kept: (n, C)
+enum { ROWS, FROM, TO, KERNEL, SEND, RECEIVE }; // room: (n, C); (B, T, channels) twice; (channels, T) fp32; messages
+enum { STATE };                                 // cache: (2, C), double
 
 static void parameters(ParameterList *list, int64_t l, int64_t *tensor) {
     int64_t C = list->config->dim;
@@ -45,8 +45,7 @@ static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, A
     if (!backward) return; // generation
     room->buffer[FROM] = arena_take(arena, "buffers of one layer", long_convolution_bytes(s));
     room->buffer[TO] = arena_take(arena, "buffers of one layer", long_convolution_bytes(s));
-    room->buffer[KERNEL] =
-        arena_take(arena, "convolution filter", (size_t)(mine.count * s->context) * sizeof(float));
+    room->buffer[KERNEL] = arena_take(arena, "convolution filter", (size_t)(mine.count * s->context) * sizeof(float));
     if (message == 0) return;
     room->buffer[SEND] = arena_take(arena, "messages", message);
     room->buffer[RECEIVE] = arena_take(arena, "messages", message);

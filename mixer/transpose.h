@@ -2,8 +2,8 @@
 // tokens, all channels" to "all tokens, my channels", and back. Rank r has the channels from floor(r C / P) on.
 //
 // Each rank sends B Tl (C - its channels) elements to there, and B (T - Tl) (its channels) back: less than its rows,
-// however many ranks there are. On the way a message is rows of one rank's tokens and another's channels; the tokens of a
-// rank's two chunks are put to their places by whoever receives, or taken from them by whoever sends.
+// however many ranks there are. On the way a message is rows of one rank's tokens and another's channels; the tokens of
+// a rank's two chunks are put to their places by whoever receives, or taken from them by whoever sends.
 #ifndef MIXER_TRANSPOSE_H
 #define MIXER_TRANSPOSE_H
 
@@ -17,8 +17,8 @@ size_t transpose_room_bytes(const MixerSize *size);
 // What this rank sends to there and back.
 int64_t transpose_bytes_sent(int64_t C, const AttentionConfig *sharding, int rank);
 
-// from (n, C), this rank's tokens, -> to (B, T, its channels), in the order of positions. Between begin and end there may
-// be work that uses neither the rooms nor `to`; `from` is free after begin.
+// from (n, C), this rank's tokens, -> to (B, T, its channels), in the order of positions. Between begin and end there
+// may be work that uses neither the rooms nor `to`; `from` is free after begin.
 void tokens_to_channels_begin(const Mixing *m, void *to, const void *from, void *const room[2]);
 void tokens_to_channels_end(const Mixing *m, void *to, void *const room[2]);
 // Back.

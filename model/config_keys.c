@@ -504,5 +504,6 @@ bool config_key_is_rope(const ConfigKey *key) { return key->take == take_rope; }
 
 bool config_key_is_ours(const ConfigKey *key) {
     return key->take == take_size || key->take == take_real || key->take == take_choice || key->take == take_rope ||
-           key->take == take_pattern || key->take == take_full_layers || key->take == written_here;
+           key->take == take_pattern || key->take == take_full_layers || key->take == take_mixers ||
+           key->take == written_here;
 }

@@ -91,7 +91,8 @@ bool mixers_read(ModelConfig *config, const char *list, const char *what, Error 
 
 void mixer_write(const MixerChoice *choice, char text[MIXERS_TEXT]) {
     const Mixer *mixer = token_mixers[choice->number];
-    int used = snprintf(text, MIXERS_TEXT, "%s%s%s", mixer->name, choice->word ? ":" : "", choice->word ? mixer->word : "");
+    int used =
+        snprintf(text, MIXERS_TEXT, "%s%s%s", mixer->name, choice->word ? ":" : "", choice->word ? mixer->word : "");
     for (int i = 0; i < choice->values; i++) {
         char number[JSON_REAL_CHARS];
         json_format_real(choice->value[i], number);

@@ -49,8 +49,8 @@ static void influences_on(const MixingDump *d, int64_t l, int64_t i) {
     Device *device = model->device;
     LayerKind kind = layer_kind(model->config, l);
     Mixing mixing = token_mixing(model, pass, l);
-    for (int64_t c = 0; c < d->C; c++)
-        d->host[c] = (float)(random_normal(1, 0, (uint64_t)(i * d->C + c)) / sqrt((double)d->C));
+    for (int64_t c = 0; c < d->C; c++) // the same u for every i, so that these compare
+        d->host[c] = (float)(random_normal(1, 0, (uint64_t)c) / sqrt((double)d->C));
     device->zero(device, pass->d_residual, (size_t)(pass->rows * d->C) * device->element_bytes);
     device->upload(device, d->room, d->host, (size_t)d->C * sizeof(float));
     device->to_storage(device, at(device, pass->d_residual, i * d->C), d->room, d->C);

@@ -34,8 +34,16 @@ const Option options_table[] = {
      "tokens of a new model's vocabulary; 0: of bytes 257, of uint16 tokens 50257, of uint32 tokens 128256"},
     {"rope-theta", REAL, MODEL, "X", "10000", AT(rope_theta), 1, 1e15, "base of the rotary positions (llama)"},
     {"mixer", TEXT, MODEL, "LIST", NULL, AT(mixer), 0, 0,
-     "what mixes tokens, layer by layer, a pattern that repeats: names with commas between, of attention; without it, "
-     "attention"},
+     "what mixes tokens, layer by layer: names with commas between, repeated over the layers, as conv:gated,attention; "
+     "without it, attention. There are:\n"
+     "attention - softmax over all tokens before, or those of --window\n"
+     "dilated:W,R - softmax over the last W tokens, of which each head sees every R-th\n"
+     "linear, linear:G - a kernel in softmax's place, fading by G a token; without G, each head by its own\n"
+     "delta, delta:conv - the gated delta rule; after a convolution of 4 tokens\n"
+     "conv, conv:gated - a learned convolution as long as the context; gated as Hyena's\n"
+     "fourier - fixed cosines of the distance\n"
+     "mlp - a learned matrix of positions and GELU, for --context tokens and no more\n"
+     "mean - the mean of all tokens before"},
     {"window", TEXT, MODEL, "W[,W...]", NULL, AT(window), 0, 0,
      "tokens that attention looks back on, its own included; 0: all. Several are for one layer after the other, and "
      "are repeated: 512,512,0"},

@@ -12,21 +12,22 @@ static const char *const group_titles[] = {
 
 enum { HELP_COLUMN = 26, LAST_COLUMN = 100 };
 
-// Writes text word by word from HELP_COLUMN on, and goes on there where a line is full.
+// Writes text word by word from HELP_COLUMN on, and goes on there where a line is full or ends.
 static void print_wrapped(FILE *out, const char *text) {
     for (int column = HELP_COLUMN; *text != '\0';) {
-        int word = (int)strcspn(text, " ");
+        int word = (int)strcspn(text, " \n");
         bool first = column == HELP_COLUMN, full = column + 1 + word > LAST_COLUMN;
         if (!first && full) column = fprintf(out, "\n%*s", HELP_COLUMN, "") - 1;
         if (!first && !full) column += fprintf(out, " ");
         column += fprintf(out, "%.*s", word, text);
-        text += word + strspn(text + word, " ");
+        if (text[word] == '\n') column = fprintf(out, "\n%*s", HELP_COLUMN, "") - 1;
+        text += word + strspn(text + word, " \n");
     }
     fprintf(out, "\n");
 }
 
 static void print_option_help(FILE *out, const Option *row) {
-    char text[400];
+    char text[1200];
     int n = snprintf(text, sizeof text, "%s", row->help);
     if (row->initial != NULL) snprintf(text + n, sizeof text - (size_t)n, " [%s]", row->initial);
 

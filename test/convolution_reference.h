@@ -24,7 +24,7 @@ typedef struct ConvolutionReference {
 ConvolutionReference reference_of(const MixerProblem *problem, const MixerAnswer *answer);
 void reference_free(ConvolutionReference *r);
 void reference_forward(ConvolutionReference *r);
-void reference_backward(ConvolutionReference *r); // after forward
+void reference_backward(ConvolutionReference *r);     // after forward
 double reference_loss(const ConvolutionReference *r); // sum of out . d_out
 
 // Holds out, d_x and all gradients of an answer against it, within what is allowed of each.

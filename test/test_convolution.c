@@ -1,5 +1,5 @@
-// The mixers conv, conv:gated and fourier against their definitions (test/convolution_reference.h), on the CPU, over any
-// number of ranks; and what they refuse.
+// The mixers conv, conv:gated and fourier against their definitions (test/convolution_reference.h), on the CPU, over
+// any number of ranks; and what they refuse.
 #include "test/convolution_reference.h"
 
 #include "base/cpu_features.h"
@@ -80,10 +80,10 @@ static void reference_has_its_derivative(void **state) {
 
 // ---- any number of ranks --------------------------------------------------------------------------------------------
 
-// In u = 2^-24. Fourier: a transform adds some u sqrt(log2 N), 3 u, to what it is given, and there are three, beside the
-// rounding of cosines and of two matrix products of 20 terms. Conv: the filter comes of sines of 10 W1 f and 10 W2 a,
-// arguments of about 4 and 6, which are off by some 4 u after sums of 32 and 64 terms; and what the first sine is off,
-// the second layer multiplies by 10 std(W2) sqrt(64) = 8. The skip's gradient has no such factor.
+// In u = 2^-24. Fourier: a transform adds some u sqrt(log2 N), 3 u, to what it is given, and there are three, beside
+// the rounding of cosines and of two matrix products of 20 terms. Conv: the filter comes of sines of 10 W1 f and 10 W2
+// a, arguments of about 4 and 6, which are off by some 4 u after sums of 32 and 64 terms; and what the first sine is
+// off, the second layer multiplies by 10 std(W2) sqrt(64) = 8. The skip's gradient has no such factor.
 #define U (1.0 / (1 << 24))
 static const Allowed *allowed_of(const char *mixer) {
     static const Allowed fourier = {16 * U, 16 * U, {16 * U, 16 * U}};
@@ -200,7 +200,10 @@ static void generation_is_training(void **state) {
 
 static bool checks(const char *text, int ranks, bool documents, Error *err) {
     ModelConfig config = {.architecture = ARCH_LLAMA, .dim = 4, .layers = 1, .max_positions = 64};
-    MixerUse use = {.size = {.config = &config, .context = 64, .ranks = ranks, .documents = documents,
+    MixerUse use = {.size = {.config = &config,
+                             .context = 64,
+                             .ranks = ranks,
+                             .documents = documents,
                              .kernels = &mixer_kernels_cpu},
                     .device = DEVICE_CPU,
                     .option = text};

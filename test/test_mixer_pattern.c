@@ -49,7 +49,8 @@ static void every_choice_is_read(void **state) {
 
 static void malformed_options_are_refused(void **state) {
     (void)state;
-    static const char *const never[] = {"", ":", "zzz", "-1", "+1", " 1", "1 ", "1,2,3", "0x10", "1e999", "nan", "inf", ".", "1e", "1;2"};
+    static const char *const never[] = {"",     ":",     "zzz", "-1",  "+1", " 1", "1 ", "1,2,3",
+                                        "0x10", "1e999", "nan", "inf", ".",  "1e", "1;2"};
     for (int i = 0; token_mixers[i] != NULL; i++) {
         const Mixer *mixer = token_mixers[i];
         char text[200];
@@ -77,10 +78,24 @@ static void malformed_options_are_refused(void **state) {
 
 static void malformed_patterns_are_refused(void **state) {
     (void)state;
-    static const char *const texts[] = {"",           ",",           ",attention",     "attention,", "attention,,attention",
-                                        "Attention",  " attention",  "attention ",     "attn",       "attention\nattention",
-                                        "attention,5", "5",          "attention:",     ":",          "attention;attention",
-                                        "attention, attention", "\xc3\xa9", "\x01"};
+    static const char *const texts[] = {"",
+                                        ",",
+                                        ",attention",
+                                        "attention,",
+                                        "attention,,attention",
+                                        "Attention",
+                                        " attention",
+                                        "attention ",
+                                        "attn",
+                                        "attention\nattention",
+                                        "attention,5",
+                                        "5",
+                                        "attention:",
+                                        ":",
+                                        "attention;attention",
+                                        "attention, attention",
+                                        "\xc3\xa9",
+                                        "\x01"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) expect_refused(texts[i]);
     char many[400] = "attention";
     ModelConfig config;
@@ -99,8 +114,10 @@ static uint64_t below(uint64_t bound) { return random_below(11, RANDOM_STREAM_DA
 
 // Names, options and what stands between them, in any order; and now and then any byte.
 static void make_any(char text[600]) {
-    static const char *const parts[] = {",", ",", ",", ":", ":", ".", "-", "+", "e", "E5", "0", "1", "64", "0.5", "2048,4",
-                                        "1e-3", "1e308", "9999999999999999999", "0x1p3", "inf", "nan", " ", "\n", "\x7f"};
+    static const char *const parts[] = {",",     ",",   ",",      ":",    ":",     ".",
+                                        "-",     "+",   "e",      "E5",   "0",     "1",
+                                        "64",    "0.5", "2048,4", "1e-3", "1e308", "9999999999999999999",
+                                        "0x1p3", "inf", "nan",    " ",    "\n",    "\x7f"};
     int mixers = 0, length = (int)below(40);
     while (token_mixers[mixers] != NULL) mixers++;
     text[0] = '\0';
@@ -108,10 +125,10 @@ static void make_any(char text[600]) {
         const Mixer *mixer = token_mixers[below((uint64_t)mixers)];
         char byte[2] = {(char)(1 + below(255)), '\0'};
         uint64_t kind = below(8);
-        strcat(text, kind < 3 ? mixer->name
+        strcat(text, kind < 3                           ? mixer->name
                      : kind == 3 && mixer->word != NULL ? mixer->word
-                     : kind == 4 && below(20) == 0 ? byte
-                                                   : parts[below(sizeof parts / sizeof *parts)]);
+                     : kind == 4 && below(20) == 0      ? byte
+                                                        : parts[below(sizeof parts / sizeof *parts)]);
     }
 }
 
@@ -127,7 +144,8 @@ static void any_text_is_read_or_refused(void **state) {
         Error err;
         make_any(text);
         if (!read_pattern(&config, text, &err)) {
-            if (err.message[0] == '\0' || strchr(err.message, '\n') != NULL) fail_msg("\"%s\": \"%s\"", text, err.message);
+            if (err.message[0] == '\0' || strchr(err.message, '\n') != NULL)
+                fail_msg("\"%s\": \"%s\"", text, err.message);
             continue;
         }
         read++;

@@ -1,6 +1,6 @@
 // Every token mixer and its checkpoints: a run that stops and goes on ends at the same bits; its config.json says what
-// its layers are, under a model_type of the program's own; it serves as the beginning of another run; and what its model
-// says token by token is what training's pass over the same tokens has.
+// its layers are, under a model_type of the program's own; it serves as the beginning of another run; and what its
+// model says token by token is what training's pass over the same tokens has.
 #include "test/mixer_training.h"
 
 // ---- resuming -------------------------------------------------------------------------------------------------------
@@ -46,7 +46,10 @@ static void runs_resume_to_the_bit(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++)
-        check_resume((MixerTraining){.mixers = patterns.text[i], .arch = i % 3 == 2 ? "gpt2" : "llama", .sp = 1 + i % 3, .dp = 1 + i % 2}, i);
+        check_resume(
+            (MixerTraining){
+                .mixers = patterns.text[i], .arch = i % 3 == 2 ? "gpt2" : "llama", .sp = 1 + i % 3, .dp = 1 + i % 2},
+            i);
 }
 
 static void runs_resume_to_the_bit_on_cuda(void **state) {
@@ -55,7 +58,10 @@ static void runs_resume_to_the_bit_on_cuda(void **state) {
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
-        check_resume((MixerTraining){.mixers = patterns.text[i], .device = "emulated", .layers = 1, .context = 40, .sp = 1 + i % 2}, i);
+        check_resume(
+            (MixerTraining){
+                .mixers = patterns.text[i], .device = "emulated", .layers = 1, .context = 40, .sp = 1 + i % 2},
+            i);
 }
 
 // ---- what a checkpoint says -----------------------------------------------------------------------------------------
@@ -72,7 +78,8 @@ static void validation_of(const char *out, int sp, char loss[16]) {
     char data[PROGRAM_PATH], model[PROGRAM_PATH];
     Command command = {0};
     add_words(&command, train_gpt_path(), "--device", "cpu", "--data", path_join(data, folder, "text"), NULL);
-    add_words(&command, "--init", training_path(model, out, "step-00000003"), "--steps", "0", "--eval-windows", "2", NULL);
+    add_words(&command, "--init", training_path(model, out, "step-00000003"), "--steps", "0", "--eval-windows", "2",
+              NULL);
     add_words(&command, "--threads", "1", "--sample-tokens", "0", NULL);
     add_number(&command, "--sp", sp);
     ProgramResult result = run_command(&command, MIXER_TIME_LIMIT);
@@ -101,7 +108,8 @@ static void checkpoints_are_models(void **state) {
         for (int sp = 1; sp <= 4; sp += 3) {
             validation_of(out, sp, loss);
             if (fabs(strtod(loss, NULL) - log.validation_loss) > 0.6e-4)
-                fail_msg("%s: validation loss %s in training, and %s by --init on %d ranks", t.mixers, printed, loss, sp);
+                fail_msg("%s: validation loss %s in training, and %s by --init on %d ranks", t.mixers, printed, loss,
+                         sp);
         }
     }
 }
@@ -150,7 +158,8 @@ static void options_given_again(void **state) {
 // A damaged value in config.json is one line, and names the file.
 static void bad_files_are_refused(void **state) {
     (void)state;
-    static const char *const values[] = {"\"\"", "\"zzz\"", "\"attention,\"", "\"attention:7\"", "17", "[\"attention\"]", "\"a\\nb\""};
+    static const char *const values[] = {"\"\"", "\"zzz\"",         "\"attention,\"", "\"attention:7\"",
+                                         "17",   "[\"attention\"]", "\"a\\nb\""};
     MixerTraining t = {.mixers = "attention,attention", .steps = 1, .out = "bad"};
     char path[PROGRAM_PATH], model[PROGRAM_PATH];
     assert_true(mixer_train(&t, NULL));
@@ -160,8 +169,9 @@ static void bad_files_are_refused(void **state) {
         assert_non_null(changed);
         const char *rest = strstr(config, "\"vocab_size\"");
         assert_non_null(rest);
-        sprintf(changed, "{\"architectures\": [\"TrainGptLlamaForCausalLM\"], \"model_type\": \"train_gpt_llama\", "
-                         "\"token_mixers\": %s, %s",
+        sprintf(changed,
+                "{\"architectures\": [\"TrainGptLlamaForCausalLM\"], \"model_type\": \"train_gpt_llama\", "
+                "\"token_mixers\": %s, %s",
                 values[i], rest);
         write_file(path, changed, strlen(changed));
         free(changed);
@@ -178,7 +188,11 @@ static void bad_files_are_refused(void **state) {
 
 // ---- generation -----------------------------------------------------------------------------------------------------
 
-enum { PROMPT = 150, SAID = 40, SEEN = PROMPT + SAID }; // the prompt goes through the model in two pieces, of 128 and 22
+enum {
+    PROMPT = 150,
+    SAID = 40,
+    SEEN = PROMPT + SAID
+}; // the prompt goes through the model in two pieces, of 128 and 22
 
 // What a model says after `prompt`, the likeliest token each time: prompt and answer, SEEN bytes, into a file.
 static void say(const MixerTraining *t, const char *model, const char *prompt, const char *file) {
@@ -197,7 +211,7 @@ static void say(const MixerTraining *t, const char *model, const char *prompt, c
     free_result(&result);
 }
 
-// The logits (SEEN - 1, V) of training's pass over the file.
+// The logits (SEEN, V) of training's pass over the file, which is one window: an end of document follows it.
 static float *logits_of(const MixerTraining *t, const char *model, const char *file, int64_t *vocabulary) {
     char data[PROGRAM_PATH], dump[PROGRAM_PATH];
     Command command = {0};
@@ -205,22 +219,22 @@ static float *logits_of(const MixerTraining *t, const char *model, const char *f
     path_join(data, folder, file);
     add_words(&command, "--data", data, "--val-data", data, "--dump", path_join(dump, folder, "dump"), NULL);
     add_words(&command, "--steps", "1", "--sample-tokens", "0", "--threads", "1", "--eval-windows", "1", NULL);
-    add_number(&command, "--context", SEEN - 1);
+    add_number(&command, "--context", SEEN);
     add_number(&command, "--sp", t->device == NULL ? 2 : 1);
     if (t->documents) add_words(&command, "--document-mask", "--document-end", "46", NULL);
     ProgramResult result = run_command(&command, MIXER_TIME_LIMIT);
     free_result(&result);
     Safetensors *tensors = open_tensors(training_path(data, "dump", "logits.safetensors"));
     const Tensor *logits = find_tensor(tensors, "logits");
-    *vocabulary = logits->count / (SEEN - 1);
-    assert_int_equal(*vocabulary * (SEEN - 1), logits->count);
+    *vocabulary = logits->count / SEEN;
+    assert_int_equal(*vocabulary * SEEN, logits->count);
     float *values = tensor_values(logits);
     safetensors_close(tensors);
     return values;
 }
 
-// Each token said is the likeliest that training's pass has at its place, or as likely but for roundings. `allowed` is of
-// the logits' spread.
+// Each token said is the likeliest that training's pass has at its place, or as likely but for roundings. `allowed` is
+// of the logits' spread.
 static void check_generation(MixerTraining t, int i, double allowed) {
     char out[40], model[PROGRAM_PATH], path[PROGRAM_PATH], prompt[PROMPT + 1] = "";
     snprintf(out, sizeof out, "says-%s-%d%s", t.device == NULL ? "cpu" : t.device, i, t.documents ? "-documents" : "");
@@ -270,7 +284,10 @@ static void generation_is_trainings(void **state) {
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++) {
         if (!all_generate(patterns.text[i])) fail_msg("%s cannot generate", patterns.text[i]);
-        check_generation((MixerTraining){.mixers = patterns.text[i], .arch = i % 3 == 1 ? "gpt2" : "llama", .layers = 3}, i, 1e-4);
+        check_generation(
+            (MixerTraining){
+                .mixers = patterns.text[i], .arch = i % 3 == 1 ? "gpt2" : "llama", .layers = 3, .steps = 150},
+            i, 1e-4);
     }
 }
 
@@ -281,7 +298,8 @@ static void generation_is_trainings_with_documents(void **state) {
     for (int i = 0; i < choices.count; i++) {
         bool serves = true;
         for (int k = 0; k < 3; k++) serves = serves && strcmp(choices.mixer[i]->name, whole[k]) != 0;
-        if (serves) check_generation((MixerTraining){.mixers = choices.text[i], .documents = true}, i, 1e-4);
+        if (serves)
+            check_generation((MixerTraining){.mixers = choices.text[i], .documents = true, .steps = 150}, i, 1e-4);
     }
 }
 
@@ -292,7 +310,8 @@ static void generation_is_trainings_on_cuda(void **state) {
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
-        check_generation((MixerTraining){.mixers = patterns.text[i], .device = "emulated", .steps = 2, .layers = 1}, i, 0.05);
+        check_generation((MixerTraining){.mixers = patterns.text[i], .device = "emulated", .steps = 2, .layers = 1}, i,
+                         0.05);
 }
 
 int main(void) {

@@ -3,15 +3,16 @@
 //
 // Tolerances on the CPU. Ranks change the order of fp32 sums and nothing else: each differs by some roundings (6e-8 of
 // it), a loss, which is a mean over 300 tokens, by less. AdamW divides each gradient by its own size, so where one is
-// nearly 0 the roundings decide the step, and twenty steps at a rate of 1e-2 carry that on: 1e-6 is seen at the last
-// step, ten times that allowed. In bf16 what ranks sum otherwise is rounded to 2^-9 of it: a value that lies between two
-// falls to either side, in each layer, for some of the values; of a loss, a mean over 256 tokens, 1e-3 is seen.
+// nearly 0 the roundings decide the step, and twenty steps carry that on: 1e-8 of the loss is seen after them, 3e-7 of
+// that of `conv`, whose filter passes through sines of 10 times its values; ten times the latter is allowed. In bf16
+// what ranks sum otherwise is rounded to 2^-9 of it: a value that lies between two falls to either side, in each layer,
+// for some of the values. Of a loss, a mean over 256 tokens, 1e-4 is seen, and ten times that allowed.
 #include "test/mixer_training.h"
 
 #include "attention/attention.h"
 #include "terminal/report.h"
 
-static const double CPU_LIMIT = 1e-5, BF16_LIMIT = 4e-3;
+static const double CPU_LIMIT = 3e-6, BF16_LIMIT = 1e-3;
 
 // ---- ranks ----------------------------------------------------------------------------------------------------------
 
@@ -30,7 +31,7 @@ static void check_grids(MixerTraining t, const int grids[][2], int count, double
     }
     print_message("# %s, %s: losses %.4f to %.4f, apart by %.1e\n", t.mixers, t.arch, one.loss[0],
                   one.loss[one.count - 1], most);
-    if (t.device == NULL) assert_true(one.loss[one.count - 1] < one.loss[0] - 1.0); // it learns
+    if (t.device == NULL) assert_true(one.loss[one.count - 1] < one.loss[0] - 0.5); // it learns
 }
 
 static const int GRIDS[][2] = {{2, 1}, {4, 1}, {2, 2}};
@@ -39,14 +40,15 @@ static void ranks_change_no_loss(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++)
-        check_grids((MixerTraining){.mixers = patterns.text[i], .arch = "llama", .layers = i % 2 == 0 ? 2 : 3}, GRIDS, 3, CPU_LIMIT);
+        check_grids((MixerTraining){.mixers = patterns.text[i], .arch = "llama", .layers = i % 2 == 0 ? 2 : 3}, GRIDS,
+                    3, CPU_LIMIT);
 }
 
 static void ranks_change_no_loss_of_gpt2(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++)
-        check_grids((MixerTraining){.mixers = patterns.text[i], .arch = "gpt2"}, GRIDS + 1, 2, CPU_LIMIT);
+        check_grids((MixerTraining){.mixers = patterns.text[i], .arch = "gpt2"}, GRIDS + 1, 1, CPU_LIMIT);
 }
 
 static void ranks_change_no_loss_of_documents(void **state) {
@@ -76,8 +78,12 @@ static void ranks_change_no_loss_on_cuda(void **state) {
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++) {
-        bool several = strchr(patterns.text[i], ',') != NULL && strncmp(patterns.text[i], "dilated", 7) != 0;
-        MixerTraining t = {.mixers = patterns.text[i], .arch = "llama", .device = "emulated", .steps = 3, .context = 64};
+        ModelConfig config = {0};
+        Error err;
+        if (!mixers_read(&config, patterns.text[i], "", &err)) fail_msg("%s", err.message);
+        bool several = config.mixers > 1;
+        MixerTraining t = {
+            .mixers = patterns.text[i], .arch = "llama", .device = "emulated", .steps = 3, .context = 64};
         t.layers = several ? 3 : 1;
         check_grids(t, GRIDS + 1, several ? 1 : 2, BF16_LIMIT);
     }
@@ -134,7 +140,8 @@ static void check_bytes(const MixerTraining *t) {
     char *text = read_file(path_join(path, folder, "log"), NULL);
     double counted = number_behind(text, "\"bytes_sent\": "), most = 0;
     free(text);
-    if (!config_read(&config, training_path(path, t->out, "step-00000001/config.json"), &err)) fail_msg("%s", err.message);
+    if (!config_read(&config, training_path(path, t->out, "step-00000001/config.json"), &err))
+        fail_msg("%s", err.message);
     AttentionConfig sharding = {.context = 75,
                                 .ranks = t->sp,
                                 .shape = {2, config.heads, config.kv_heads, config.head_dim, 1},
@@ -164,17 +171,20 @@ static void bytes_are_sent_as_stated(void **state) {
         snprintf(out, sizeof out, "bytes-%d", i);
         check_bytes(&(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .layers = 3, .out = out});
         snprintf(out, sizeof out, "bytes-block-%d", i);
-        check_bytes(&(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .recompute = "block", .out = out});
+        check_bytes(
+            &(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .recompute = "block", .out = out});
         snprintf(out, sizeof out, "bytes-emulated-%d", i);
         if (emulated)
-            check_bytes(&(MixerTraining){.mixers = patterns.text[i], .sp = 2, .steps = 1, .device = "emulated", .layers = 1, .out = out});
+            check_bytes(&(MixerTraining){
+                .mixers = patterns.text[i], .sp = 2, .steps = 1, .device = "emulated", .layers = 1, .out = out});
     }
 }
 
 // ---- blocks replayed, and runs resumed ------------------------------------------------------------------------------
 
 static void expect_same_checkpoint(const char *a, const char *b, int step) {
-    static const char *const files[] = {"config.json", "model.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"};
+    static const char *const files[] = {"config.json", "model.safetensors", "exp_avg.safetensors",
+                                        "exp_avg_sq.safetensors"};
     char x[PROGRAM_PATH], y[PROGRAM_PATH], name[64];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         snprintf(name, sizeof name, "step-%08d/%s", step, files[i]);
@@ -198,7 +208,10 @@ static void recompute_keeps_the_bits(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, true);
     for (int i = 0; i < patterns.count; i++)
-        check_recompute((MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 3, .layers = 4, .arch = i % 4 == 3 ? "gpt2" : "llama"}, i);
+        check_recompute(
+            (MixerTraining){
+                .mixers = patterns.text[i], .sp = 1 + i % 3, .layers = 4, .arch = i % 4 == 3 ? "gpt2" : "llama"},
+            i);
 }
 
 static void recompute_keeps_the_bits_on_cuda(void **state) {
@@ -207,7 +220,8 @@ static void recompute_keeps_the_bits_on_cuda(void **state) {
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
-        check_recompute((MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 2, .context = 40, .device = "emulated"}, i);
+        check_recompute(
+            (MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 2, .context = 40, .device = "emulated"}, i);
 }
 
 int main(void) {

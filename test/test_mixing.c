@@ -11,7 +11,7 @@ typedef struct Mixed {
     int rows;
 } Mixed;
 
-static Mixed read_mixing(const char *name) {
+static Mixed read_mixing(const char *name, const char *const mixers[LAYERS]) {
     char path[PROGRAM_PATH];
     char *text = read_file(in_folder(path, name), NULL), *line = strchr(text, '\n');
     Mixed m;
@@ -24,8 +24,8 @@ static Mixed read_mixing(const char *name) {
         double value;
         char mixer[64];
         if (sscanf(line, "\n%d,\"%63[^\"]\",%d,%d,%lf", &layer, mixer, &i, &j, &value) != 5) fail_msg("%s", line);
-        if (strcmp(mixer, layer == 1 ? "dilated:6,2" : "attention") != 0) fail_msg("layer %d: %s", layer, mixer);
         assert_in_range(layer, 0, LAYERS - 1);
+        assert_string_equal(mixer, mixers[layer]);
         assert_in_range(i, 0, T - 1);
         assert_in_range(j, 0, T - 1);
         m.influence[layer][i][j] = value;
@@ -38,7 +38,8 @@ static Mixed read_mixing(const char *name) {
 static void shows_who_sees_whom(void **state) {
     (void)state;
     free(check_run(0, "--layers 3 --mixer attention,dilated:6,2 --window 0,0,4 --dump-mixing @/mixing.csv", ""));
-    Mixed m = read_mixing("mixing.csv");
+    const char *const mixers[LAYERS] = {"attention", "dilated:6,2", "attention"};
+    Mixed m = read_mixing("mixing.csv", mixers);
     assert_int_equal(m.rows, LAYERS * T * (T + 1) / 2);
     const int window[LAYERS] = {T, 6, 4};
     for (int l = 0; l < LAYERS; l++)
@@ -48,6 +49,23 @@ static void shows_who_sees_whom(void **state) {
                 bool right = j > i ? value == -1 : i - j < window[l] ? value > 0 : value == 0;
                 if (!right) fail_msg("layer %d: token %d counts %g for token %d", l, j, value, i);
             }
+}
+
+// P of the mean is 1 / (i + 1) in row i, and fourier's and conv's depend on i - j alone: so do the norms of what comes
+// through the projections around them, of one u. The file has four digits.
+static void shows_known_matrices(void **state) {
+    (void)state;
+    free(check_run(0, "--layers 3 --mixer mean,conv,fourier --dump-mixing @/mixing.csv", ""));
+    const char *const mixers[LAYERS] = {"mean", "conv", "fourier"};
+    Mixed m = read_mixing("mixing.csv", mixers);
+    for (int i = 0; i < T; i++)
+        for (int j = 0; j <= i; j++) {
+            const double expected[LAYERS] = {m.influence[0][0][0] / (i + 1), m.influence[1][i - j][0],
+                                             m.influence[2][i - j][0]};
+            for (int l = 0; l < LAYERS; l++)
+                if (!(fabs(m.influence[l][i][j] - expected[l]) <= 2e-3 * expected[l]))
+                    fail_msg("%s: %g at %d, %d, not %g", mixers[l], m.influence[l][i][j], i, j, expected[l]);
+        }
 }
 
 // Layers that are replayed give the same file, and so does a model that is read and not trained.
@@ -83,7 +101,8 @@ static int make_data(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(shows_who_sees_whom), cmocka_unit_test(same_file_again),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(shows_who_sees_whom), cmocka_unit_test(shows_known_matrices),
+                                       cmocka_unit_test(same_file_again),
                                        cmocka_unit_test(refuses_what_it_cannot_show)};
     return cmocka_run_group_tests_name("mixing", tests, make_data, remove_folder);
 }

@@ -9,7 +9,8 @@
 // together with cell (p - i) mod N of the keys: no cell twice in a phase, every pair of cells in exactly one, and under
 // the causal diagonal every phase has the same work, half of its pairs, since (i, j) and (j, i) fall in the same one.
 // So all threads have work on a single head, no gradient is held twice, and every sum has an order that no timing
-// changes.
+// changes. Within a window, cell i of the queries meets few cells of the keys, at few distances: there phase p brings
+// it together with cell (i - p) mod N, all pairs of a distance at once, and most phases have nothing to do.
 #include "attention/cpu/blocks.h"
 #include "attention/cpu/pairs.h"
 #include "layers/cpu/parallel.h"
@@ -23,6 +24,7 @@ typedef struct BackwardPair {
     const KeyValue *kv;
     int64_t cell; // tokens in a cell
     int64_t query_cells, key_cells, phases, phase;
+    bool by_distance; // there is a window
     Scratch scratch;
 } BackwardPair;
 
@@ -142,10 +144,29 @@ static void backward_cell(const BackwardPair *pair, int64_t b, int64_t kv_head, 
     kernels->add(float_rows(kv->d_v, b, keys.first, kv_head, D), s.d_value, count, D);
 }
 
+static int64_t key_cell_of(const BackwardPair *pair, int64_t query_cell) {
+    int64_t distance = pair->by_distance ? query_cell - pair->phase : pair->phase - query_cell;
+    return (distance + pair->phases) % pair->phases;
+}
+
+// Whether some pair of cells of this phase has a pair of a query and a key within the window.
+static bool phase_is_seen(const BackwardPair *pair) {
+    const Visibility window = {.window = pair->query->visibility.window};
+    Chunk queries = pair->query->chunk, keys = pair->kv->chunk;
+    for (int64_t i = 0; i < pair->query_cells; i++) {
+        int64_t j = key_cell_of(pair, i), first = i * pair->cell, key = j * pair->cell;
+        if (j < pair->key_cells &&
+            visibility_sees(&window, 0, (Chunk){queries.start + first, smaller(pair->cell, queries.length - first)},
+                            (Chunk){keys.start + key, smaller(pair->cell, keys.length - key)}))
+            return true;
+    }
+    return false;
+}
+
 static void backward_task(void *context, int64_t task, int worker) {
     const BackwardPair *pair = context;
     int64_t kv_heads = pair->shape->kv_heads, rows = pair->shape->batch * kv_heads, row = task % rows;
-    int64_t query_cell = task / rows, key_cell = (pair->phase + pair->phases - query_cell) % pair->phases;
+    int64_t query_cell = task / rows, key_cell = key_cell_of(pair, query_cell);
     if (key_cell >= pair->key_cells) return;
     backward_cell(pair, row / kv_heads, row % kv_heads, query_cell, key_cell, scratch_of(&pair->scratch, worker));
 }
@@ -175,8 +196,10 @@ size_t cpu_backward_scratch_bytes(const AttentionShape *shape, int threads) {
 void cpu_backward_pair(Device *device, const AttentionShape *shape, const QueryBackward *query, const KeyValue *kv) {
     if (!pair_is_seen(&query->visibility, shape->batch, query->chunk, kv->chunk)) return;
     BackwardPair pair = {.kernels = tile_kernels(), .shape = shape, .query = query, .kv = kv};
+    pair.by_distance = query->visibility.window > 0;
     cut_into_cells(&pair);
     pair.scratch = scratch_from(device, "attention's backward pass", floats_of_worker(shape->head_dim, pair.cell));
     for (pair.phase = 0; pair.phase < pair.phases; pair.phase++)
-        parallel_for(device->threads, shape->batch * shape->kv_heads * pair.query_cells, backward_task, &pair);
+        if (phase_is_seen(&pair))
+            parallel_for(device->threads, shape->batch * shape->kv_heads * pair.query_cells, backward_task, &pair);
 }

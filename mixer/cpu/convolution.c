@@ -24,13 +24,13 @@ const ConvolutionLoops *convolution_loops(void) {
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct Work {
-    float *out;             // z, or d_u
-    const float *in, *u;    // u, or d_z; backward: u
+    float *out;          // z, or d_u
+    const float *in, *u; // u, or d_z; backward: u
     const float *filter;
-    float *d_filter;        // NULL: not wanted
+    float *d_filter; // NULL: not wanted
     int64_t sequences, T, channels;
     int64_t N, stride;
-    float *scratch;         // (threads, 4, TILE, stride)
+    float *scratch; // (threads, 4, TILE, stride)
     const RealTransform *transform;
     const ConvolutionLoops *loops;
 } Work;

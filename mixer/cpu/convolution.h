@@ -1,5 +1,5 @@
-// Long convolutions on the CPU, from within: the loops that are compiled once per instruction set (base/simd.h), and what
-// filter.c has for the table.
+// Long convolutions on the CPU, from within: the loops that are compiled once per instruction set (base/simd.h), and
+// what filter.c has for the table.
 #ifndef MIXER_CPU_CONVOLUTION_H
 #define MIXER_CPU_CONVOLUTION_H
 
@@ -11,8 +11,8 @@ typedef struct TileWindow {
 } TileWindow;
 
 // One row for each of up to CONVOLUTION_TILE channels, `stride` floats apart; `columns` hold the same channels side by
-// side, a row of `width` floats for each of T tokens. window not NULL: each value times its window. Nothing aliases, but
-// where it is said.
+// side, a row of `width` floats for each of T tokens. window not NULL: each value times its window. Nothing aliases,
+// but where it is said.
 typedef struct ConvolutionLoops {
     void (*to_rows)(float *rows, int64_t stride, const float *columns, int64_t width, int64_t T, int64_t channels,
                     const TileWindow *window);

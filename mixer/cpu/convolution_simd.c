@@ -43,8 +43,8 @@ static void part_to_rows(float *rows, int64_t stride, const float *columns, int6
     }
 }
 
-static void part_from_rows(float *columns, int64_t width, const float *rows, int64_t stride, int64_t begin,
-                           int64_t end, int64_t channels, const TileWindow *window, int64_t first) {
+static void part_from_rows(float *columns, int64_t width, const float *rows, int64_t stride, int64_t begin, int64_t end,
+                           int64_t channels, const TileWindow *window, int64_t first) {
     for (int64_t t = begin; t < end; t++) {
         vfloat scale = window != NULL ? window_at(window, first, t) : vset(1);
         for (int64_t c = 0; c < channels; c++) columns[t * width + c] = rows[c * stride + t] * scale[c];
@@ -102,8 +102,8 @@ static void add_conjugate_product(float *restrict sum, const float *restrict x, 
 
 // ---- sines ----------------------------------------------------------------------------------------------------------
 
-// sin(x + quarters pi / 2) for quarters 0 and 1, within 1.2e-7 for |x| < 20,000: x - n pi in [-pi/2, pi/2] by pi in three
-// parts, of which n times the first two is exact, and a polynomial fitted there.
+// sin(x + quarters pi / 2) for quarters 0 and 1, within 1.2e-7 for |x| < 20,000: x - n pi in [-pi/2, pi/2] by pi in
+// three parts, of which n times the first two is exact, and a polynomial fitted there.
 static vfloat sine_of(vfloat x, int quarters) {
     const vfloat round_to_integer = vset(12582912.0f); // 1.5 * 2^23: adding it leaves the integer in the low bits
     const float half = 0.5f * (float)quarters;
@@ -151,6 +151,5 @@ static void features(float *f, int64_t first, int64_t rows, int64_t positions) {
     }
 }
 
-const ConvolutionLoops SIMD_NAME(convolution_loops) = {to_rows,           from_rows,             product,
-                                                       conjugate_product, add_conjugate_product, sine,
-                                                       features};
+const ConvolutionLoops SIMD_NAME(convolution_loops) = {
+    to_rows, from_rows, product, conjugate_product, add_conjugate_product, sine, features};

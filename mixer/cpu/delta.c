@@ -11,14 +11,15 @@ extern const DeltaTokenKernels delta_tokens_portable, delta_tokens_avx2, delta_t
 extern const DeltaFinishKernels delta_finish_portable, delta_finish_avx2, delta_finish_avx512;
 
 #if defined(__x86_64__)
-#define CHOOSE(name) (simd_level() == SIMD_AVX512 ? &name##_avx512 : simd_level() == SIMD_AVX2 ? &name##_avx2 : &name##_portable)
+#define CHOOSE(name)                                                                                                   \
+    (simd_level() == SIMD_AVX512 ? &name##_avx512 : simd_level() == SIMD_AVX2 ? &name##_avx2 : &name##_portable)
 #else
 #define CHOOSE(name) (&name##_portable)
 #endif
 
 const DeltaTiles *delta_tiles(void) { return CHOOSE(delta_tiles); }
 
-// ---- parts of a block -------------------------------------------------------------------------------------------------
+// ---- parts of a block -----------------------------------------------------------------------------------------------
 
 // How many tokens block n has.
 static int64_t block_rows(const DeltaShape *s, int64_t n) {
@@ -45,6 +46,8 @@ DeltaBlock delta_block(const DeltaShape *s, const DeltaTokens *t, int64_t b, int
     for (int64_t i = 0; i < block.rows; i++) sum[i] = running += t->log_decay[index * DELTA_BLOCK + i];
     block.delta->decay(block.decay, block.carry, block.rows, sum, block.begin);
     block.rest = block.decay.data + (block.rows - 1) * block.decay.stride;
+    block.kt = delta_take(room, W, DELTA_BLOCK);
+    block.tile->pack_transposed(block.kt, block.rows, block.k, block.rows, W, 1.0f);
     return block;
 }
 
@@ -58,16 +61,15 @@ void delta_lower(const DeltaBlock *block, Rows lower, bool transpose, Rows b, Ro
     for (int64_t i = 0; i < rows; i += STRIP) {
         if (transpose)
             block->tile->product(STRIP, columns, rows - i, transposed(rows_from(lower, i, i)), rows_from(b, i, 0),
-                                    rows_from(c, i, 0), update);
+                                 rows_from(c, i, 0), update);
         else
             block->tile->product(STRIP, columns, i + STRIP, plain(rows_from(lower, i, 0)), b, rows_from(c, i, 0),
-                                    update);
+                                 update);
     }
 }
 
-void delta_system(const DeltaBlock *block, Rows kt, Rows a) {
-    block->tile->pack_transposed(kt, block->rows, block->k, block->rows, block->W, 1.0f);
-    delta_scores(block, block->k, kt, a);
+void delta_system(const DeltaBlock *block, Rows a) {
+    delta_scores(block, block->k, block->kt, a);
     block->delta->weigh(a, block->decay, block->rows, block->beta, false);
 }
 
@@ -95,26 +97,24 @@ void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool 
     }
 }
 
-// ---- block after block ------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------------------
 
-// One block: U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half
-// are zeros.
+// U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half are
+// zeros.
 static void advance_block(const DeltaBlock *block, Rows state, int64_t columns, Rows updates, DeltaRoom room) {
     const TileKernels *tile = block->tile;
     const DeltaTiles *delta = block->delta;
     int64_t rows = block->rows, W = block->W;
-    Rows kt = delta_take(&room, W, DELTA_BLOCK), a = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
-    delta_system(block, kt, a);
+    Rows a = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK), weighed = delta_take(&room, rows, W);
+    delta_system(block, a);
     tile->product(rows, columns, W, plain(block->k), state, updates, OVERWRITE);
     delta->target(updates, block->v, rows, W, block->beta, block->carry);
     if (columns > W) {
-        Rows zeros = delta_take(&room, rows, W);
-        memset(zeros.data, 0, (size_t)(rows * W) * sizeof(float));
-        delta->target(rows_from(updates, 0, W), zeros, rows, W, block->beta, block->carry);
+        memset(weighed.data, 0, (size_t)(rows * W) * sizeof(float));
+        delta->target(rows_from(updates, 0, W), weighed, rows, W, block->beta, block->carry);
     }
     delta_solve(block, a, updates, columns, false);
 
-    Rows weighed = delta_take(&room, rows, W);
     float keep[DELTA_BLOCK];
     for (int64_t i = 0; i < DELTA_BLOCK; i++) keep[i] = block->carry[rows - 1];
     for (int64_t i = 0; i < W; i += DELTA_BLOCK)
@@ -123,62 +123,114 @@ static void advance_block(const DeltaBlock *block, Rows state, int64_t columns, 
     tile->product(W, columns, rows, transposed(weighed), updates, state, ADD);
 }
 
-typedef struct Advance {
+// state: the one that enters.
+static void read_out_block(const DeltaBlock *block, Rows state, Rows updates, Rows out, DeltaRoom room) {
+    Rows p = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK), q = delta_take(&room, DELTA_BLOCK, block->W);
+    delta_scores(block, block->q, block->kt, p);
+    block->delta->weigh(p, block->decay, block->rows, NULL, true);
+    block->delta->scale(q, block->q, block->rows, block->W, block->carry);
+    block->tile->product(block->rows, block->W, block->W, plain(q), state, out, OVERWRITE);
+    delta_lower(block, p, false, updates, out, block->W, ADD);
+}
+
+// ---- block after block ----------------------------------------------------------------------------------------------
+
+typedef struct Forward {
     const DeltaShape *s;
     const DeltaTokens *t;
     const float *initial;
     float *final, *const *summary;
     void *states, *updates;
+    void *out; // of the pass at work; NULL: not in this one
     float *room;
-} Advance;
+} Forward;
 
-static DeltaRoom worker_room(float *room, const DeltaShape *s, int worker) {
-    return (DeltaRoom){room + (size_t)worker * delta_room_floats(delta_width(s->head_dim))};
+DeltaRun delta_run(const DeltaShape *s, int64_t task) {
+    int64_t heads = s->batch * s->heads, early = delta_chunk_blocks(s, 0);
+    DeltaRun run = {
+        .chunk = (int)(task / heads), .head = task % heads, .b = task % heads / s->heads, .h = task % s->heads};
+    run.first = run.chunk * early;
+    run.end = run.first + delta_chunk_blocks(s, run.chunk);
+    return run;
 }
 
-// Tasks: chunk, sequence, head.
-static void advance_task(void *context, int64_t task, int worker) {
-    const Advance *a = context;
-    const DeltaShape *s = a->s;
-    int64_t heads = s->batch * s->heads, W = delta_width(s->head_dim), b = task % heads / s->heads, h = task % s->heads;
-    int chunk = (int)(task / heads);
-    int64_t first = chunk * delta_chunk_blocks(s, 0), end = first + delta_chunk_blocks(s, chunk);
-    DeltaRoom room = worker_room(a->room, s, worker);
+static void forward_task(void *context, int64_t task, int worker) {
+    const Forward *f = context;
+    const DeltaShape *s = f->s;
+    const DeltaRun run = delta_run(s, task);
+    int64_t W = delta_width(s->head_dim);
+    DeltaRoom room = delta_worker_room(f->room, s, worker);
     Rows state = delta_take(&room, W, W);
     size_t bytes = (size_t)(W * W) * sizeof(float);
-    if (a->initial != NULL) memcpy(state.data, a->initial + task * W * W, bytes);
+    if (f->initial != NULL) memcpy(state.data, f->initial + task * W * W, bytes);
     else memset(state.data, 0, bytes);
-    for (int64_t n = first; n < end; n++) {
+    for (int64_t n = run.first; n < run.end; n++) {
         DeltaRoom rest = room;
-        DeltaBlock block = delta_block(s, a->t, b, h, n, &rest);
-        memcpy(delta_part(s, a->states, b, h, n, W, W).data, state.data, bytes);
-        advance_block(&block, state, W, delta_part(s, a->updates, b, h, n, DELTA_BLOCK, W), rest);
+        DeltaBlock block = delta_block(s, f->t, run.b, run.h, n, &rest);
+        Rows entering = delta_part(s, f->states, run.b, run.h, n, W, W);
+        Rows updates = delta_part(s, f->updates, run.b, run.h, n, DELTA_BLOCK, W);
+        memcpy(entering.data, state.data, bytes);
+        advance_block(&block, state, W, updates, rest);
+        if (f->out != NULL)
+            read_out_block(&block, entering, updates, delta_part(s, f->out, run.b, run.h, n, DELTA_BLOCK, W), rest);
     }
-    if (a->final != NULL && chunk == s->chunks - 1) memcpy(a->final + task % heads * W * W, state.data, bytes);
+    if (f->final != NULL && run.chunk == s->chunks - 1) memcpy(f->final + run.head * W * W, state.data, bytes);
+}
+
+static void read_out_task(void *context, int64_t task, int worker) {
+    const Forward *f = context;
+    const DeltaShape *s = f->s;
+    int64_t N = delta_blocks(s), W = delta_width(s->head_dim), n = task % N, h = task / N % s->heads,
+            b = task / N / s->heads;
+    DeltaRoom room = delta_worker_room(f->room, s, worker);
+    DeltaBlock block = delta_block(s, f->t, b, h, n, &room);
+    read_out_block(&block, delta_part(s, f->states, b, h, n, W, W), delta_part(s, f->updates, b, h, n, DELTA_BLOCK, W),
+                   delta_part(s, f->out, b, h, n, DELTA_BLOCK, W), room);
+}
+
+static void forward(Device *d, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
+                    void *states, void *updates, void *out) {
+    Forward work = {.s = s,
+                    .t = t,
+                    .initial = initial,
+                    .final = final,
+                    .states = states,
+                    .updates = updates,
+                    .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
+    work.out = delta_at_once(s, d->threads) ? out : NULL;
+    parallel_for(d->threads, s->chunks * s->batch * s->heads, forward_task, &work);
+    if (work.out == out) return;
+    work.out = out;
+    parallel_for(d->threads, s->batch * s->heads * delta_blocks(s), read_out_task, &work);
 }
 
 static void summarize_task(void *context, int64_t task, int worker) {
-    const Advance *a = context;
-    const DeltaShape *s = a->s;
-    int64_t heads = s->batch * s->heads, W = delta_width(s->head_dim), b = task % heads / s->heads, h = task % s->heads;
-    int chunk = (int)(task / heads);
-    int64_t first = chunk * delta_chunk_blocks(s, 0), end = first + delta_chunk_blocks(s, chunk);
-    DeltaRoom room = worker_room(a->room, s, worker);
+    const Forward *f = context;
+    const DeltaShape *s = f->s;
+    const DeltaRun run = delta_run(s, task);
+    int64_t W = delta_width(s->head_dim);
+    DeltaRoom room = delta_worker_room(f->room, s, worker);
     Rows state = delta_take(&room, W, 2 * W), updates = delta_take(&room, DELTA_BLOCK, 2 * W);
     memset(state.data, 0, (size_t)(2 * W * W) * sizeof(float));
     for (int64_t i = 0; i < W; i++) state.data[i * 2 * W + W + i] = 1;
-    for (int64_t n = first; n < end; n++) {
+    for (int64_t n = run.first; n < run.end; n++) {
         DeltaRoom rest = room;
-        DeltaBlock block = delta_block(s, a->t, b, h, n, &rest);
+        DeltaBlock block = delta_block(s, f->t, run.b, run.h, n, &rest);
         advance_block(&block, state, 2 * W, updates, rest);
     }
-    float *to = a->summary[chunk] + task % heads * 2 * W * W;
+    float *to = f->summary[run.chunk] + run.head * 2 * W * W;
     for (int64_t i = 0; i < W; i++)
         for (int64_t half = 0; half < 2; half++)
             memcpy(to + (half * W + i) * W, state.data + i * 2 * W + half * W, (size_t)W * sizeof(float));
 }
 
-static size_t scratch_bytes(const DeltaShape *s, int threads) {
+static void summarize(Device *d, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {
+    Forward work = {
+        .s = s, .t = t, .summary = summary, .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
+    parallel_for(d->threads, s->chunks * s->batch * s->heads, summarize_task, &work);
+}
+
+size_t delta_scratch_bytes_cpu(const DeltaShape *s, int threads) {
     int64_t W = delta_width(s->head_dim), tasks = s->batch * delta_blocks(s);
     size_t blocks = (size_t)threads * delta_room_floats(W);
     size_t sums = (size_t)(tasks * (W > 2 * s->heads ? W : 2 * s->heads));
@@ -186,53 +238,7 @@ static size_t scratch_bytes(const DeltaShape *s, int threads) {
     return (blocks > sums + rows ? blocks : sums + rows) * sizeof(float);
 }
 
-static void advance(Device *d, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
-                    void *states, void *updates) {
-    Advance work = {.s = s, .t = t, .initial = initial, .final = final, .states = states, .updates = updates,
-                    .room = device_scratch(d, "delta", scratch_bytes(s, d->threads))};
-    parallel_for(d->threads, s->chunks * s->batch * s->heads, advance_task, &work);
-}
-
-static void summarize(Device *d, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {
-    Advance work = {.s = s, .t = t, .summary = summary,
-                    .room = device_scratch(d, "delta", scratch_bytes(s, d->threads))};
-    parallel_for(d->threads, s->chunks * s->batch * s->heads, summarize_task, &work);
-}
-
-// ---- outputs ----------------------------------------------------------------------------------------------------------
-
-typedef struct ReadOut {
-    const DeltaShape *s;
-    const DeltaTokens *t;
-    const void *states, *updates;
-    void *out;
-    float *room;
-} ReadOut;
-
-static void read_out_task(void *context, int64_t task, int worker) {
-    const ReadOut *r = context;
-    const DeltaShape *s = r->s;
-    int64_t N = delta_blocks(s), W = delta_width(s->head_dim), n = task % N, h = task / N % s->heads,
-            b = task / N / s->heads;
-    DeltaRoom room = worker_room(r->room, s, worker);
-    DeltaBlock block = delta_block(s, r->t, b, h, n, &room);
-    Rows kt = delta_take(&room, W, DELTA_BLOCK), p = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK);
-    Rows q = delta_take(&room, DELTA_BLOCK, W), out = delta_part(s, r->out, b, h, n, DELTA_BLOCK, W);
-    block.tile->pack_transposed(kt, block.rows, block.k, block.rows, W, 1.0f);
-    delta_scores(&block, block.q, kt, p);
-    block.delta->weigh(p, block.decay, block.rows, NULL, true);
-    block.delta->scale(q, block.q, block.rows, W, block.carry);
-    block.tile->product(block.rows, W, W, plain(q), delta_part(s, r->states, b, h, n, W, W), out, OVERWRITE);
-    delta_lower(&block, p, false, delta_part(s, r->updates, b, h, n, DELTA_BLOCK, W), out, W, ADD);
-}
-
-static void read_out(Device *d, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
-                     void *out) {
-    ReadOut work = {s, t, states, updates, out, device_scratch(d, "delta", scratch_bytes(s, d->threads))};
-    parallel_for(d->threads, s->batch * s->heads * delta_blocks(s), read_out_task, &work);
-}
-
-// ---- over ranks -------------------------------------------------------------------------------------------------------
+// ---- over ranks -----------------------------------------------------------------------------------------------------
 
 typedef struct Combine {
     const DeltaShape *s;
@@ -248,7 +254,7 @@ static void combine_task(void *context, int64_t task, int worker) {
     const Combine *c = context;
     const DeltaShape *s = c->s;
     int64_t W = delta_width(s->head_dim), heads = s->batch * s->heads;
-    DeltaRoom room = worker_room(c->room, s, worker);
+    DeltaRoom room = delta_worker_room(c->room, s, worker);
     Rows sum = delta_take(&room, W, W), next = delta_take(&room, W, W);
     size_t bytes = (size_t)(W * W) * sizeof(float);
     memset(sum.data, 0, bytes);
@@ -257,7 +263,8 @@ static void combine_task(void *context, int64_t task, int worker) {
         Rows transition = {part + W * W, W};
         memcpy(next.data, part, bytes);
         if (i > 0)
-            tile_kernels()->product(W, W, W, c->transposed ? transposed(transition) : plain(transition), sum, next, ADD);
+            tile_kernels()->product(W, W, W, c->transposed ? transposed(transition) : plain(transition), sum, next,
+                                    ADD);
         Rows swap = sum;
         sum = next, next = swap;
     }
@@ -266,12 +273,12 @@ static void combine_task(void *context, int64_t task, int worker) {
 
 static void combine(Device *d, const DeltaShape *s, float *to, const float *summary, const int *place, int count,
                     bool transposed) {
-    Combine work = {s, to, summary, place, count, transposed,
-                    device_scratch(d, "delta", scratch_bytes(s, d->threads))};
+    Combine work = {
+        s, to, summary, place, count, transposed, device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->batch * s->heads, combine_task, &work);
 }
 
-// ---- token by token: the copies of one instruction set ------------------------------------------------------------------
+// ---- token by token: the copies of one instruction set --------------------------------------------------------------
 
 static void prepare(Device *d, const DeltaShape *s, const DeltaInput *in, const DeltaTokens *t) {
     CHOOSE(delta_tokens)->prepare(d, s, in, t);
@@ -293,22 +300,15 @@ static void finish_backward(Device *d, const DeltaShape *s, void *d_out, void *d
                             const void *out, const void *raw, const void *scale, float epsilon) {
     CHOOSE(delta_finish)->finish_backward(d, s, d_out, d_raw, d_scale, d_y, out, raw, scale, epsilon);
 }
-static const char *refuses(int64_t head_dim) {
-    (void)head_dim;
-    return NULL;
-}
 
 extern const DeltaKernels delta_kernels_cpu;
-const DeltaKernels delta_kernels_cpu = {.refuses = refuses,
-                                        .scratch_bytes = scratch_bytes,
-                                        .prepare = prepare,
+const DeltaKernels delta_kernels_cpu = {.prepare = prepare,
                                         .prepare_backward = prepare_backward,
                                         .convolve_backward = convolve_backward,
                                         .finish = finish,
                                         .finish_backward = finish_backward,
                                         .summarize = summarize,
-                                        .advance = advance,
-                                        .read_out = read_out,
+                                        .forward = forward,
                                         .retreat = cpu_delta_retreat,
-                                        .differentiate = cpu_delta_differentiate,
+                                        .backward = cpu_delta_backward,
                                         .combine = combine};

@@ -18,6 +18,12 @@ typedef struct HeadRow { // of one token and head
     int64_t y, gate_at; // its elements in y and in raw
 } HeadRow;
 
+// Rows of the model's tensors lie far apart, and processors do not fetch them by themselves.
+static void ask_ahead(const float *row, int64_t width, int64_t count) {
+    enum { ROWS_AHEAD = 4, LINE = 16 };
+    for (int64_t c = 0; c < count; c += LINE) __builtin_prefetch(row + ROWS_AHEAD * width + c);
+}
+
 static HeadRow head_row(const Finish *f, const BlockRows *r, int64_t h, int64_t i) {
     const DeltaShape *s = f->s;
     int64_t D = s->head_dim, convolved = (s->heads + 2 * s->kv_heads) * D, row = r->row + i;
@@ -25,10 +31,8 @@ static HeadRow head_row(const Finish *f, const BlockRows *r, int64_t h, int64_t 
                     .y = (row * s->heads + h) * D,
                     .gate_at = row * (convolved + s->heads * D) + convolved + h * D};
     head.gate = f->raw + head.gate_at;
-    __builtin_prefetch(head.gate + convolved + s->heads * D); // of the next token: rows lie far apart
-    __builtin_prefetch(head.gate + convolved + s->heads * D + 16);
-    __builtin_prefetch(head.gate + convolved + s->heads * D + 32);
-    __builtin_prefetch(head.gate + convolved + s->heads * D + 48);
+    ask_ahead(head.gate, convolved + s->heads * D, D);
+    if (f->d_y != NULL) ask_ahead(f->d_y + head.y, s->heads * D, D);
     head.rstd = 1 / sqrtf(dot(head.out, head.out, D) / (float)D + f->epsilon);
     return head;
 }
@@ -37,8 +41,8 @@ static void finish_task(void *context, int64_t task, int worker) {
     const Finish *f = context;
     const BlockRows r = block_rows_of(f->s, task);
     (void)worker;
-    for (int64_t i = 0; i < r.rows; i++)
-        for (int64_t h = 0; h < f->s->heads; h++) {
+    for (int64_t h = 0; h < f->s->heads; h++)
+        for (int64_t i = 0; i < r.rows; i++) {
             const HeadRow head = head_row(f, &r, h, i);
             for (int64_t c = 0, left = f->s->head_dim; left > 0; c += SIMD_WIDTH, left -= SIMD_WIDTH) {
                 vfloat normed = head.rstd * vload_some(head.out + c, left) * vload_some(f->scale + c, left);
@@ -95,7 +99,13 @@ static void finish_backward_task(void *context, int64_t task, int worker) {
 static void finish_backward(Device *d, const DeltaShape *s, void *d_out, void *d_raw, float *d_scale, const void *d_y,
                             const void *out, const void *raw, const void *scale, float epsilon) {
     int64_t tasks = s->batch * delta_blocks(s), W = delta_width(s->head_dim);
-    Finish work = {.s = s, .d_out = d_out, .d_raw = d_raw, .d_y = d_y, .out = out, .raw = raw, .scale = scale,
+    Finish work = {.s = s,
+                   .d_out = d_out,
+                   .d_raw = d_raw,
+                   .d_y = d_y,
+                   .out = out,
+                   .raw = raw,
+                   .scale = scale,
                    .epsilon = epsilon,
                    .sums = device_scratch(d, "delta", (size_t)(tasks * W) * sizeof(float))};
     parallel_for(d->threads, tasks, finish_backward_task, &work);

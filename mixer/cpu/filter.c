@@ -39,7 +39,7 @@ static void features_block(void *context, int64_t number, int worker) {
 }
 
 void convolution_first_layer(Device *d, void *out, void *features, const void *weight, const void *d_out, int64_t first,
-                        int64_t rows, int64_t positions) {
+                             int64_t rows, int64_t positions) {
     Values v = {.out = features, .count = rows, .first = first, .positions = positions};
     parallel_for(d->threads, (rows * FILTER_FEATURES + BLOCK - 1) / BLOCK, features_block, &v);
     d->matmul_forward(d, out, features, weight, NULL, rows, FILTER_FEATURES, FILTER_WIDTH);
@@ -67,7 +67,8 @@ static void window_tile(void *context, int64_t number, int worker) {
     int64_t first = number * TILE, count = least(TILE, w->channels.count - first);
     TileWindow window = tile_window(w, first, count);
     (void)worker;
-    convolution_loops()->to_rows(w->filter + first * w->T, w->T, w->columns + first, w->channels.count, w->T, count, &window);
+    convolution_loops()->to_rows(w->filter + first * w->T, w->T, w->columns + first, w->channels.count, w->T, count,
+                                 &window);
     for (int64_t c = first; c < first + count; c++) w->filter[c * w->T] += w->skip[c];
 }
 
@@ -77,23 +78,24 @@ static void window_backward_tile(void *context, int64_t number, int worker) {
     TileWindow window = tile_window(w, first, count);
     (void)worker;
     for (int64_t c = first; c < first + count; c++) w->skip[c] += w->filter[c * w->T];
-    convolution_loops()->from_rows(w->columns + first, w->channels.count, w->filter + first * w->T, w->T, w->T, count, &window);
+    convolution_loops()->from_rows(w->columns + first, w->channels.count, w->filter + first * w->T, w->T, w->T, count,
+                                   &window);
 }
 
 void convolution_window(Device *d, float *filter, const void *raw, const void *skip, int64_t T, Channels channels,
-                   int64_t positions) {
+                        int64_t positions) {
     Windowing w = {filter, (float *)raw, (float *)skip, T, positions, channels};
     parallel_for(d->threads, tiles_of(channels.count), window_tile, &w);
 }
 
 void convolution_window_backward(Device *d, void *d_raw, float *d_skip, const float *d_filter, int64_t T,
-                            Channels channels, int64_t positions) {
+                                 Channels channels, int64_t positions) {
     Windowing w = {(float *)d_filter, d_raw, d_skip, T, positions, channels};
     parallel_for(d->threads, tiles_of(channels.count), window_backward_tile, &w);
 }
 
 void convolution_window_rows(Device *d, float *filter, const void *raw, const void *skip, int64_t first, int64_t rows,
-                        Channels channels, int64_t positions) {
+                             Channels channels, int64_t positions) {
     const float *network = raw, *skips = skip;
     (void)d;
     for (int64_t c = 0; c < channels.count; c++) {

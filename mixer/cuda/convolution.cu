@@ -1,6 +1,6 @@
-// Long convolutions on a GPU. Some channels at a time, a group (convolution_group), are turned into rows of fp32, padded
-// with zeros, transformed together by cuFFT, multiplied, transformed back and turned into columns again. What a group
-// works in does not grow with the number of channels:
+// Long convolutions on a GPU. Some channels at a time, a group (convolution_group), are turned into rows of fp32,
+// padded with zeros, transformed together by cuFFT, multiplied, transformed back and turned into columns again. What a
+// group works in does not grow with the number of channels:
 //
 //   [ spectra of the filter | of u, or d_z | backward: of u | of d_filter | cuFFT's work area ]
 #include "layers/cuda/elementwise.h"
@@ -56,7 +56,7 @@ __device__ float2 product_of(float2 a, float2 b) { return make_float2(a.x * b.x 
 __device__ float2 conjugate(float2 a) { return make_float2(a.x, -a.y); }
 __device__ float2 scaled(float2 a, float scale) { return make_float2(a.x * scale, a.y * scale); }
 
-// u = scale h u, over whole rows of a group: what lies behind N / 2 + 1 is zero, and nobody's.
+// u = scale h u, over all rows of a group.
 __global__ void __launch_bounds__(MAP_THREADS) product_kernel(float2 *u, const float2 *h, int64_t count, float scale) {
     const int64_t i = (int64_t)blockIdx.x * MAP_THREADS + threadIdx.x;
     if (i < count) u[i] = product_of(scaled(h[i], scale), u[i]);
@@ -93,10 +93,10 @@ struct Group {
 
 Group group_for(Device *device, int64_t T, int64_t channels) {
     Group g = {};
-    g.device = device, g.T = T, g.N = convolution_length(T), g.stride = convolution_stride(T), g.width = channels;
+    g.device = device, g.T = T, g.N = convolution_length(T), g.stride = g.N + 2, g.width = channels;
     g.rows = convolution_group(T, channels);
-    const size_t bytes = convolution_scratch_cuda(T, channels), one = (size_t)(g.rows * g.stride) * sizeof(float);
-    char *scratch = static_cast<char *>(cuda_scratch(device, "convolution", bytes));
+    const size_t bytes = convolution_scratch_cuda(T, channels), one = convolution_spectra_bytes(T, channels);
+    char *scratch = static_cast<char *>(device_scratch(device, "convolution", bytes));
     for (int i = 0; i < 4; i++) g.spectrum[i] = reinterpret_cast<float *>(scratch + i * one);
     g.work = scratch + 4 * one;
     g.work_bytes = bytes - 4 * one;

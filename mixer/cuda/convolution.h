@@ -51,15 +51,14 @@ __device__ inline TurnPlace turn_place(int64_t tokens) {
 template <typename Columns>
 __global__ void __launch_bounds__(TURN *TURN_ROWS)
     to_rows_kernel(float *rows, int64_t stride, int64_t length, int64_t channels, Columns columns) {
-    SHARED_ARRAY(float, tile, TURN * (TURN + 1));
+    SHARED_ARRAY(float, tile, TURN *(TURN + 1));
     const TurnPlace p = turn_place(length);
     const bool mine = p.channel + p.x < channels;
     const auto channel = columns.of_channel(mine ? p.channel + p.x : 0);
     for (int k = 0; k < TURN_TILES; k++) {
         const int64_t t = p.token + k * TURN;
         for (int y = p.y; y < TURN; y += TURN_ROWS)
-            tile[y * (TURN + 1) + p.x] =
-                mine && t + y < length ? columns.value(channel, p.channel + p.x, t + y) : 0.0f;
+            tile[y * (TURN + 1) + p.x] = mine && t + y < length ? columns.value(channel, p.channel + p.x, t + y) : 0.0f;
         __syncthreads();
         for (int y = p.y; y < TURN; y += TURN_ROWS)
             if (p.channel + y < channels && t + p.x < length)
@@ -72,7 +71,7 @@ __global__ void __launch_bounds__(TURN *TURN_ROWS)
 template <typename Columns>
 __global__ void __launch_bounds__(TURN *TURN_ROWS)
     from_rows_kernel(Columns columns, const float *rows, int64_t stride, int64_t length, int64_t channels) {
-    SHARED_ARRAY(float, tile, TURN * (TURN + 1));
+    SHARED_ARRAY(float, tile, TURN *(TURN + 1));
     const TurnPlace p = turn_place(length);
     const bool mine = p.channel + p.x < channels;
     const auto channel = columns.of_channel(mine ? p.channel + p.x : 0);

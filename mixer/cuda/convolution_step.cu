@@ -32,7 +32,7 @@ enum { STEP_CHANNELS = 32, STEP_PARTS = 8 };
 // threads of a channel sums every STEP_PARTS-th term, and their sums are added in order.
 __global__ void __launch_bounds__(STEP_CHANNELS *STEP_PARTS)
     step_kernel(bf16 *z, const bf16 *u, const float *filter, int64_t first, int64_t C, int64_t blocks) {
-    SHARED_ARRAY(float, part, STEP_CHANNELS * STEP_PARTS);
+    SHARED_ARRAY(float, part, STEP_CHANNELS *STEP_PARTS);
     const int x = threadIdx.x % STEP_CHANNELS, y = threadIdx.x / STEP_CHANNELS;
     const int64_t row = blockIdx.x / blocks, c = blockIdx.x % blocks * STEP_CHANNELS + x, i = first + row;
     float sum = 0.0f;
@@ -67,9 +67,14 @@ __global__ void __launch_bounds__(MAP_THREADS) cosine_step_kernel(bf16 *z, doubl
 
 void cuda_convolution_multiply(Device *device, void *out, int64_t out_stride, const void *a, int64_t a_stride,
                                const void *b, int64_t b_stride, int64_t rows, int64_t columns) {
-    const Multiply map = {static_cast<bf16 *>(out), static_cast<const bf16 *>(a), static_cast<const bf16 *>(b),
-                          out_stride, a_stride, b_stride};
-    const bool wide = aligned(out, a, b) && out_stride % PACKET == 0 && a_stride % PACKET == 0 && b_stride % PACKET == 0;
+    const Multiply map = {static_cast<bf16 *>(out),
+                          static_cast<const bf16 *>(a),
+                          static_cast<const bf16 *>(b),
+                          out_stride,
+                          a_stride,
+                          b_stride};
+    const bool wide =
+        aligned(out, a, b) && out_stride % PACKET == 0 && a_stride % PACKET == 0 && b_stride % PACKET == 0;
     map_rows(device, map, rows, columns, wide);
 }
 

@@ -64,11 +64,11 @@ __device__ float feature_of(int64_t t, int k, int64_t positions) {
 }
 
 // A block has FIRST_ROWS positions; of each a thread has one of the FILTER_WIDTH sums.
-__global__ void __launch_bounds__(FIRST_THREADS) first_layer_kernel(bf16 *out, bf16 *features, const bf16 *weight,
-                                                                    const bf16 *d_out, int64_t first, int64_t rows,
-                                                                    int64_t positions) {
-    SHARED_ARRAY(float, w, FILTER_WIDTH * FIRST_STRIDE);
-    SHARED_ARRAY(float, f, FIRST_ROWS * FILTER_FEATURES);
+__global__ void __launch_bounds__(FIRST_THREADS)
+    first_layer_kernel(bf16 *out, bf16 *features, const bf16 *weight, const bf16 *d_out, int64_t first, int64_t rows,
+                       int64_t positions) {
+    SHARED_ARRAY(float, w, FILTER_WIDTH *FIRST_STRIDE);
+    SHARED_ARRAY(float, f, FIRST_ROWS *FILTER_FEATURES);
     const int64_t row = (int64_t)blockIdx.x * FIRST_ROWS;
     for (int i = threadIdx.x; i < FILTER_WIDTH * FILTER_FEATURES; i += FIRST_THREADS)
         w[i / FILTER_FEATURES * FIRST_STRIDE + i % FILTER_FEATURES] = to_float(weight[i]);
@@ -128,8 +128,12 @@ __global__ void __launch_bounds__(ROWS_CHANNELS *ROWS_OF_BLOCK)
 }
 
 WindowedColumns windowed(const void *raw, const void *skip, Channels channels, int64_t positions) {
-    return WindowedColumns{static_cast<const bf16 *>(raw), static_cast<const bf16 *>(skip), channels.count,
-                           channels.first, channels.all, positions};
+    return WindowedColumns{static_cast<const bf16 *>(raw),
+                           static_cast<const bf16 *>(skip),
+                           channels.count,
+                           channels.first,
+                           channels.all,
+                           positions};
 }
 
 // ---- fourier --------------------------------------------------------------------------------------------------------
@@ -174,8 +178,8 @@ void cuda_filter_window(Device *device, float *filter, const void *raw, const vo
 
 void cuda_filter_window_backward(Device *device, void *d_raw, float *d_skip, const float *d_filter, int64_t T,
                                  Channels channels, int64_t positions) {
-    const WindowGradient gradient = {static_cast<bf16 *>(d_raw), d_skip, channels.count, channels.first, channels.all,
-                                     positions};
+    const WindowGradient gradient = {
+        static_cast<bf16 *>(d_raw), d_skip, channels.count, channels.first, channels.all, positions};
     launch(from_rows_kernel<WindowGradient>, turn_grid(T, channels.count), TURN * TURN_ROWS, 0, stream_of(device),
            gradient, d_filter, T, T, channels.count);
 }

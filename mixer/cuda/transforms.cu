@@ -1,5 +1,5 @@
-// cuFFT's plans, one for each number and length of rows, made when first asked for and kept with the device. They own no
-// work area: each call lends one out of the device's scratch memory.
+// cuFFT's plans, one for each number and length of rows, made when first asked for and kept with the device. They own
+// no work area: each call lends one out of the device's scratch memory.
 #include "mixer/cuda/transforms.h"
 
 #include <cufft.h>

@@ -9,9 +9,9 @@
 
 struct RealTransforms; // of one device: its plans
 
-// N values, or N / 2 + 1 complex numbers, in each of `count` rows, `stride` floats apart. Neither scales: back and forth
-// gives N times what was there. Into the stream of work. `work`: work_bytes of the device's memory, for the call alone;
-// needing more ends the program. A plan is made at the first call of its sizes.
+// N values, or N / 2 + 1 complex numbers, in each of `count` rows, `stride` floats apart. Neither scales: back and
+// forth gives N times what was there. Into the stream of work. `work`: work_bytes of the device's memory, for the call
+// alone; needing more ends the program. A plan is made at the first call of its sizes.
 struct RowsToTransform {
     float *rows;
     int64_t N, stride, count;

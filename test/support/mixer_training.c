@@ -52,7 +52,7 @@ void mixer_command(Command *command, const MixerTraining *t) {
     else add_model(command, t);
     if (t->out != NULL) add_words(command, "--keep", "0", "--out", path_join(out, folder, t->out), NULL);
     if (t->save_every > 0) add_number(command, "--save-every", t->save_every);
-    add_words(command, "--schedule", or_else(t->schedule, "cosine"), "--lr", "1e-2", NULL);
+    add_words(command, "--schedule", or_else(t->schedule, "cosine"), "--lr", "4e-3", NULL);
     add_number(command, "--warmup", t->steps > 0 && t->steps < 5 ? 1 : 5);
     add_words(command, "--batch", "4", "--micro-batch", "2", NULL);
     add_words(command, "--eval-windows", "2", "--sample-tokens", "0", "--threads", "1", NULL);

@@ -1,0 +1,91 @@
+// The gated delta rule's CUDA kernels, emulated or on a GPU, against its definition in double precision.
+#include "test/cuda_device.h"
+#include "test/delta_reference.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+// Errors in norm, of bf16 with u = 2^-9 = 0.2%. Every tensor between two kernels is rounded (raw rows, q, k, v,
+// updates, states, outputs, and as many gradients), and so are both factors of each product on tensor cores: some 15
+// roundings one after the other, independent of each other, so about 4 u, and 10 u for what the inverse and the norms
+// make larger. Sums and states are fp32 and add nothing to speak of.
+static const double ALLOWED = 10.0 / 512;
+
+static MixerProblem problem_of(const char *mixer, int64_t T, int64_t head_dim, int64_t document) {
+    return (MixerProblem){.mixer = mixer,
+                          .device = cuda_device_kind(),
+                          .T = T,
+                          .B = 1,
+                          .C = 2 * head_dim,
+                          .heads = 2,
+                          .kv_heads = 1,
+                          .document = document,
+                          .seed = 11,
+                          .fill = delta_fill};
+}
+
+static void expect(const MixerProblem *problem, int ranks) {
+    if (cuda_devices_here() == 0) skip();
+    MixerAnswer answer = mixer_run(problem, ranks);
+    delta_expect(problem, &answer, ranks, ALLOWED);
+    assert_int_equal(answer.forward_bytes, answer.stated_forward);
+    assert_int_equal(answer.backward_bytes, answer.stated_backward);
+    mixer_free(&answer);
+}
+
+static void heads_of_32(void **state) {
+    (void)state;
+    MixerProblem problem = problem_of("delta", 140, 32, 0);
+    expect(&problem, 1);
+}
+
+static void heads_of_16(void **state) {
+    (void)state;
+    MixerProblem problem = problem_of("delta:conv", 70, 16, 30);
+    expect(&problem, 1);
+}
+
+static void heads_of_64(void **state) {
+    (void)state;
+    MixerProblem problem = problem_of("delta", 100, 64, 0);
+    expect(&problem, 1);
+}
+
+static void heads_of_128(void **state) {
+    (void)state;
+    MixerProblem problem = problem_of("delta", 80, 128, 50);
+    expect(&problem, 1);
+}
+
+static void over_ranks(void **state) {
+    (void)state;
+    if (!only_emulated()) skip();
+    MixerProblem problem = problem_of("delta:conv", 21, 16, 0);
+    expect(&problem, 3);
+    problem.document = 9;
+    expect(&problem, 2);
+}
+
+static void generates_what_it_was_trained_for(void **state) {
+    (void)state;
+    if (cuda_devices_here() == 0) skip();
+    MixerProblem problem = problem_of("delta:conv", 12, 16, 5);
+    MixerAnswer trained = mixer_run(&problem, 1);
+    int64_t n = problem.T * problem.C;
+    double *expected = allocate(n, sizeof *expected);
+    for (int64_t k = 0; k < n; k++) expected[k] = trained.out[k];
+    float *out = mixer_generate(&problem, 5);
+    mixer_expect(&problem, 1, "generated", mixer_error(out, expected, n), ALLOWED);
+    free(out);
+    free(expected);
+    mixer_free(&trained);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(heads_of_32), cmocka_unit_test(heads_of_16),
+        cmocka_unit_test(heads_of_64), cmocka_unit_test(heads_of_128),
+        cmocka_unit_test(over_ranks),  cmocka_unit_test(generates_what_it_was_trained_for),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
