@@ -126,7 +126,7 @@ static void options_given_again(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, false);
     char model[PROGRAM_PATH];
-    for (int i = 0; i < patterns.count; i++) {
+    for (int i = 0; i < patterns.count; i += 2) {
         char out[40], part[MIXERS_TEXT + 100], twice[2 * MIXERS_TEXT];
         const char *other = patterns.text[(i + 1) % patterns.count];
         snprintf(out, sizeof out, "again-%d", i);
