@@ -372,7 +372,7 @@ int main(int argc, char **argv) {
     if (!t.csv)
         printf(
             "| mixer, C %lld, heads of 64 | T | ranks | forward, ms | backward, ms | kernels, ms | share of the matrix "
-            "rate | of the whole | kernels, ns a token | speed of 1 rank "
+            "rate | of the whole | kernels, microseconds a token | speed of 1 rank "
             "|\n|---|---|---|---|---|---|---|---|---|---|\n",
             (long long)t.C);
     for (; word < argc; word++) {

@@ -10,8 +10,8 @@ typedef struct DeltaReference {
     const ParameterTable *table;
     const int32_t *first; // (B, T); NULL: no documents
     int64_t B, T;
-    const double *weights, *x, *d_out;  // (table.total), (B, T, C), (B, T, C)
-    double *out, *d_x, *gradients;      // as these; d_x NULL: forward alone
+    const double *weights, *x, *d_out; // (table.total), (B, T, C), (B, T, C)
+    double *out, *d_x, *gradients;     // as these; d_x NULL: forward alone
 } DeltaReference;
 
 // gradients are added to.

@@ -5,15 +5,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Errors in norm, of bf16 with u = 2^-9 = 0.2%. Every tensor between two kernels is rounded (raw rows, q, k, v, updates,
-// states, outputs, and as many gradients), and so are both factors of each product on tensor cores: some 15 roundings one
-// after the other, independent of each other, so about 4 u, and 10 u for what the inverse and the norms make larger.
-// Sums and states are fp32 and add nothing to speak of.
+// Errors in norm, of bf16 with u = 2^-9 = 0.2%. Every tensor between two kernels is rounded (raw rows, q, k, v,
+// updates, states, outputs, and as many gradients), and so are both factors of each product on tensor cores: some 15
+// roundings one after the other, independent of each other, so about 4 u, and 10 u for what the inverse and the norms
+// make larger. Sums and states are fp32 and add nothing to speak of.
 static const double ALLOWED = 10.0 / 512;
 
 static MixerProblem problem_of(const char *mixer, int64_t T, int64_t head_dim, int64_t document) {
-    return (MixerProblem){.mixer = mixer, .device = cuda_device_kind(), .T = T, .B = 1, .C = 2 * head_dim, .heads = 2,
-                          .kv_heads = 1, .document = document, .seed = 11, .fill = delta_fill};
+    return (MixerProblem){.mixer = mixer,
+                          .device = cuda_device_kind(),
+                          .T = T,
+                          .B = 1,
+                          .C = 2 * head_dim,
+                          .heads = 2,
+                          .kv_heads = 1,
+                          .document = document,
+                          .seed = 11,
+                          .fill = delta_fill};
 }
 
 static void expect(const MixerProblem *problem, int ranks) {
@@ -75,8 +83,9 @@ static void generates_what_it_was_trained_for(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(heads_of_32),  cmocka_unit_test(heads_of_16), cmocka_unit_test(heads_of_64),
-        cmocka_unit_test(heads_of_128), cmocka_unit_test(over_ranks),  cmocka_unit_test(generates_what_it_was_trained_for),
+        cmocka_unit_test(heads_of_32), cmocka_unit_test(heads_of_16),
+        cmocka_unit_test(heads_of_64), cmocka_unit_test(heads_of_128),
+        cmocka_unit_test(over_ranks),  cmocka_unit_test(generates_what_it_was_trained_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -34,8 +34,8 @@ static MixerProblem problem_of(const Case *c, int i) {
 }
 
 // Storage is bf16, u = 2^-9: inputs are rounded alike for both sides. Rounded once on the way are q, k, v, their phi,
-// P, the state, y and the result, whose errors are independent of each other: a few u together. Gradients go by more
-// as many.
+// P, the state, y and the result, whose errors are independent of each other: a few u together. The
+// first rows of a document, which see few keys, are larger than most (mixer_expect's largest).
 static void linear_is_its_definition(void **state) {
     (void)state;
     const double u = 1.0 / (1 << 9);
@@ -43,7 +43,7 @@ static void linear_is_its_definition(void **state) {
     if (cuda_devices_here() == 0) skip();
     for (int i = 0; i < CASES; i++) {
         MixerProblem p = problem_of(&cases[i], i);
-        if (is_served(&cases[i])) expect_linear(&p, i < 2 && !cuda_device_is_gpu() ? some : one, 6 * u, 8 * u);
+        if (is_served(&cases[i])) expect_linear(&p, i < 2 && !cuda_device_is_gpu() ? some : one, 8 * u, 8 * u);
     }
 }
 

@@ -9,12 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Errors in norm, of fp32 with u = 6e-8. Each output goes through sums of some hundred terms and a triangular system whose
-// inverse is about 1 to 3 in norm (keys have length 1, beta is below 1), each with an error that grows like the root of the
-// number of terms: some 10 u each, and about ten such steps one after the other backward.
+// Errors in norm, of fp32 with u = 6e-8. Each output goes through sums of some hundred terms and a triangular system
+// whose inverse is about 1 to 3 in norm (keys have length 1, beta is below 1), each with an error that grows like the
+// root of the number of terms: some 10 u each, and about ten such steps one after the other backward.
 static const double ALLOWED = 1e-5;
 
-// ---- the reference itself -----------------------------------------------------------------------------------------------
+// ---- the reference itself -------------------------------------------------------------------------------------------
 
 static double *random_doubles(int64_t count, uint64_t stream, double std) {
     double *x = allocate(count + 1, sizeof *x);
@@ -31,21 +31,33 @@ static double loss_of(const DeltaReference *r, int64_t n) {
     return loss;
 }
 
-// Central differences: with steps of 1e-5 their error is about 1e-10 of third derivatives that are of the order of 1, and
-// 1e-16 / 1e-5 of rounding.
+// Central differences: with steps of 1e-5 their error is about 1e-10 of third derivatives that are of the order of 1,
+// and 1e-16 / 1e-5 of rounding.
 static void derivative_is_that_of_differences(void **state) {
     (void)state;
     enum { B = 2, T = 9, C = 8 };
     Error err;
-    ModelConfig config = {.architecture = ARCH_LLAMA, .vocab_size = 8, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 4,
-                          .dim = C, .ffn_dim = C, .max_positions = T, .norm_epsilon = 1e-5, .tied_embeddings = true, .rope_theta = 10000,
-                          .bos_token = -1, .eos_token = -1};
+    ModelConfig config = {.architecture = ARCH_LLAMA,
+                          .vocab_size = 8,
+                          .layers = 1,
+                          .heads = 2,
+                          .kv_heads = 1,
+                          .head_dim = 4,
+                          .dim = C,
+                          .ffn_dim = C,
+                          .max_positions = T,
+                          .norm_epsilon = 1e-5,
+                          .tied_embeddings = true,
+                          .rope_theta = 10000,
+                          .bos_token = -1,
+                          .eos_token = -1};
     ParameterTable table;
     if (!mixers_read(&config, "delta:conv", "mixer", &err) || !parameters_list(&table, &config, 8, &err))
         fail_msg("%s", err.message);
     const int32_t first[B * T] = {0, 0, 0, 0, 0, 5, 5, 5, 5, 0, 1, 1, 1, 1, 1, 1, 1, 8};
     int64_t n = B * T * C;
-    double *weights = random_doubles(table.total, 1, 0.7), *x = random_doubles(n, 2, 1), *d_out = random_doubles(n, 3, 1);
+    double *weights = random_doubles(table.total, 1, 0.7), *x = random_doubles(n, 2, 1),
+           *d_out = random_doubles(n, 3, 1);
     double *out = allocate(n, sizeof *out), *d_x = allocate(n, sizeof *d_x);
     double *gradients = allocate(table.total, sizeof *gradients);
     DeltaReference r = {&config, &table, first, B, T, weights, x, d_out, out, d_x, gradients};
@@ -65,11 +77,19 @@ static void derivative_is_that_of_differences(void **state) {
     parameters_free(&table);
 }
 
-// ---- the kernels ----------------------------------------------------------------------------------------------------------
+// ---- the kernels ----------------------------------------------------------------------------------------------------
 
 static MixerProblem problem_of(const char *mixer, int64_t T, int64_t document) {
-    return (MixerProblem){.mixer = mixer, .device = DEVICE_CPU, .T = T, .B = 2, .C = 64, .heads = 4, .kv_heads = 2,
-                          .document = document, .seed = 11, .fill = delta_fill};
+    return (MixerProblem){.mixer = mixer,
+                          .device = DEVICE_CPU,
+                          .T = T,
+                          .B = 2,
+                          .C = 64,
+                          .heads = 4,
+                          .kv_heads = 2,
+                          .document = document,
+                          .seed = 11,
+                          .fill = delta_fill};
 }
 
 static void over_ranks(const MixerProblem *problem) {
@@ -152,13 +172,13 @@ static void generates_what_it_was_trained_for(void **state) {
     }
 }
 
-// ---- PyTorch's, over many tokens --------------------------------------------------------------------------------------
+// ---- PyTorch's, over many tokens ------------------------------------------------------------------------------------
 
 // As in test/goldens/make_delta.py, which tells what is in delta.bin.
 enum { GOLDEN_T = 8192, GOLDEN_H = 3, GOLDEN_D = 16, EVERY = 64, GOLDEN_COLUMNS = 4 * GOLDEN_D + 2 };
-// A token's transition is at most 1 in norm, since keys have length 1 and beta and e^a are at most 1. So the rounding of
-// each of 128 blocks, some 10 u of what the state holds (u = 2^-24), is handed on and never grows; independent of each
-// other they make sqrt(128) times that, if nothing is ever forgotten.
+// A token's transition is at most 1 in norm, since keys have length 1 and beta and e^a are at most 1. So the rounding
+// of each of 128 blocks, some 10 u of what the state holds (u = 2^-24), is handed on and never grows; independent of
+// each other they make sqrt(128) times that, if nothing is ever forgotten.
 static const double GOLDEN_ALLOWED = 10 * 11.4 / (1 << 24);
 
 static double uniform(uint64_t stream, uint64_t i) {
@@ -201,7 +221,12 @@ static void expect_golden(const char *what, const float *got, int64_t width, con
 
 static void is_what_pytorch_computes_at_extreme_decays(void **state) {
     (void)state;
-    enum { N = GOLDEN_T / DELTA_BLOCK, ROWS = GOLDEN_H * GOLDEN_T, VALUES = ROWS * GOLDEN_D, STATES = GOLDEN_H * N * 256 };
+    enum {
+        N = GOLDEN_T / DELTA_BLOCK,
+        ROWS = GOLDEN_H * GOLDEN_T,
+        VALUES = ROWS * GOLDEN_D,
+        STATES = GOLDEN_H * N * 256
+    };
     Device device, *d = &device;
     Error err;
     if (!device_open(d, DEVICE_CPU, 0, 1, &err)) fail_msg("%s", err.message);
@@ -243,9 +268,12 @@ static void is_what_pytorch_computes_at_extreme_decays(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(derivative_is_that_of_differences), cmocka_unit_test(is_its_definition),
-        cmocka_unit_test(convolves_before),                  cmocka_unit_test(restarts_at_documents),
-        cmocka_unit_test(takes_heads_of_any_size),           cmocka_unit_test(has_the_same_bits_again),
+        cmocka_unit_test(derivative_is_that_of_differences),
+        cmocka_unit_test(is_its_definition),
+        cmocka_unit_test(convolves_before),
+        cmocka_unit_test(restarts_at_documents),
+        cmocka_unit_test(takes_heads_of_any_size),
+        cmocka_unit_test(has_the_same_bits_again),
         cmocka_unit_test(generates_what_it_was_trained_for),
         cmocka_unit_test(is_what_pytorch_computes_at_extreme_decays),
     };

@@ -7,9 +7,9 @@
 // ---- the definition -------------------------------------------------------------------------------------------------
 
 // u = 2^-24. All of P is positive and its rows sum up to 1, so forward errors do not grow with T: those of the sums
-// within a block (64 terms) and a few more for each of the products around, some ten roundings in the mean. In the
-// gradient by the scores two numbers are subtracted that are larger than what is left, by about sqrt(T) at worst where
-// all keys weigh alike.
+// within a block (64 terms) and a few more for each of the products around, some ten roundings in the mean. The first
+// rows, which see few keys, are larger than most, and so are their errors: mixer_expect's largest by up to sqrt(T). In
+// the gradient by the scores two numbers are subtracted that are larger than what is left.
 static const double u = 1.0 / (1 << 24);
 static const int all_ranks[] = {1, 2, 3, 4, 8, 0}, some_ranks[] = {1, 2, 4, 0};
 
@@ -25,7 +25,7 @@ static void linear_is_its_definition(void **state) {
                           .heads = 4,
                           .kv_heads = 2,
                           .seed = 3 + (uint64_t)i};
-        expect_linear(&p, all_ranks, 16 * u, 64 * u);
+        expect_linear(&p, all_ranks, 32 * u, 64 * u);
     }
 }
 
@@ -41,7 +41,7 @@ static void documents_restart_it(void **state) {
                           .heads = 4,
                           .seed = 13 + (uint64_t)i,
                           .document = documents[i]};
-        expect_linear(&p, i == 0 ? all_ranks : some_ranks, 16 * u, 64 * u);
+        expect_linear(&p, i == 0 ? all_ranks : some_ranks, 32 * u, 64 * u);
     }
 }
 
@@ -65,7 +65,7 @@ static void decays_and_windows(void **state) {
                           .heads = cases[i].heads,
                           .kv_heads = cases[i].kv_heads,
                           .seed = 33 + (uint64_t)i};
-        expect_linear(&p, some_ranks, 16 * u, 64 * u);
+        expect_linear(&p, some_ranks, 32 * u, 64 * u);
     }
 }
 

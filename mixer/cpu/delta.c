@@ -11,14 +11,15 @@ extern const DeltaTokenKernels delta_tokens_portable, delta_tokens_avx2, delta_t
 extern const DeltaFinishKernels delta_finish_portable, delta_finish_avx2, delta_finish_avx512;
 
 #if defined(__x86_64__)
-#define CHOOSE(name) (simd_level() == SIMD_AVX512 ? &name##_avx512 : simd_level() == SIMD_AVX2 ? &name##_avx2 : &name##_portable)
+#define CHOOSE(name)                                                                                                   \
+    (simd_level() == SIMD_AVX512 ? &name##_avx512 : simd_level() == SIMD_AVX2 ? &name##_avx2 : &name##_portable)
 #else
 #define CHOOSE(name) (&name##_portable)
 #endif
 
 const DeltaTiles *delta_tiles(void) { return CHOOSE(delta_tiles); }
 
-// ---- parts of a block -------------------------------------------------------------------------------------------------
+// ---- parts of a block -----------------------------------------------------------------------------------------------
 
 // How many tokens block n has.
 static int64_t block_rows(const DeltaShape *s, int64_t n) {
@@ -60,10 +61,10 @@ void delta_lower(const DeltaBlock *block, Rows lower, bool transpose, Rows b, Ro
     for (int64_t i = 0; i < rows; i += STRIP) {
         if (transpose)
             block->tile->product(STRIP, columns, rows - i, transposed(rows_from(lower, i, i)), rows_from(b, i, 0),
-                                    rows_from(c, i, 0), update);
+                                 rows_from(c, i, 0), update);
         else
             block->tile->product(STRIP, columns, i + STRIP, plain(rows_from(lower, i, 0)), b, rows_from(c, i, 0),
-                                    update);
+                                 update);
     }
 }
 
@@ -96,9 +97,10 @@ void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool 
     }
 }
 
-// ---- one block ----------------------------------------------------------------------------------------------------------
+// ---- one block ------------------------------------------------------------------------------------------------------
 
-// U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half are zeros.
+// U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half are
+// zeros.
 static void advance_block(const DeltaBlock *block, Rows state, int64_t columns, Rows updates, DeltaRoom room) {
     const TileKernels *tile = block->tile;
     const DeltaTiles *delta = block->delta;
@@ -131,7 +133,7 @@ static void read_out_block(const DeltaBlock *block, Rows state, Rows updates, Ro
     delta_lower(block, p, false, updates, out, block->W, ADD);
 }
 
-// ---- block after block ------------------------------------------------------------------------------------------------
+// ---- block after block ----------------------------------------------------------------------------------------------
 
 typedef struct Forward {
     const DeltaShape *s;
@@ -145,7 +147,8 @@ typedef struct Forward {
 
 DeltaRun delta_run(const DeltaShape *s, int64_t task) {
     int64_t heads = s->batch * s->heads, early = delta_chunk_blocks(s, 0);
-    DeltaRun run = {.chunk = (int)(task / heads), .head = task % heads, .b = task % heads / s->heads, .h = task % s->heads};
+    DeltaRun run = {
+        .chunk = (int)(task / heads), .head = task % heads, .b = task % heads / s->heads, .h = task % s->heads};
     run.first = run.chunk * early;
     run.end = run.first + delta_chunk_blocks(s, run.chunk);
     return run;
@@ -187,7 +190,12 @@ static void read_out_task(void *context, int64_t task, int worker) {
 
 static void forward(Device *d, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
                     void *states, void *updates, void *out) {
-    Forward work = {.s = s, .t = t, .initial = initial, .final = final, .states = states, .updates = updates,
+    Forward work = {.s = s,
+                    .t = t,
+                    .initial = initial,
+                    .final = final,
+                    .states = states,
+                    .updates = updates,
                     .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     work.out = delta_at_once(s, d->threads) ? out : NULL;
     parallel_for(d->threads, s->chunks * s->batch * s->heads, forward_task, &work);
@@ -217,8 +225,8 @@ static void summarize_task(void *context, int64_t task, int worker) {
 }
 
 static void summarize(Device *d, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {
-    Forward work = {.s = s, .t = t, .summary = summary,
-                    .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
+    Forward work = {
+        .s = s, .t = t, .summary = summary, .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->chunks * s->batch * s->heads, summarize_task, &work);
 }
 
@@ -230,7 +238,7 @@ size_t delta_scratch_bytes_cpu(const DeltaShape *s, int threads) {
     return (blocks > sums + rows ? blocks : sums + rows) * sizeof(float);
 }
 
-// ---- over ranks -------------------------------------------------------------------------------------------------------
+// ---- over ranks -----------------------------------------------------------------------------------------------------
 
 typedef struct Combine {
     const DeltaShape *s;
@@ -255,7 +263,8 @@ static void combine_task(void *context, int64_t task, int worker) {
         Rows transition = {part + W * W, W};
         memcpy(next.data, part, bytes);
         if (i > 0)
-            tile_kernels()->product(W, W, W, c->transposed ? transposed(transition) : plain(transition), sum, next, ADD);
+            tile_kernels()->product(W, W, W, c->transposed ? transposed(transition) : plain(transition), sum, next,
+                                    ADD);
         Rows swap = sum;
         sum = next, next = swap;
     }
@@ -264,12 +273,12 @@ static void combine_task(void *context, int64_t task, int worker) {
 
 static void combine(Device *d, const DeltaShape *s, float *to, const float *summary, const int *place, int count,
                     bool transposed) {
-    Combine work = {s, to, summary, place, count, transposed,
-                    device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
+    Combine work = {
+        s, to, summary, place, count, transposed, device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->batch * s->heads, combine_task, &work);
 }
 
-// ---- token by token: the copies of one instruction set ------------------------------------------------------------------
+// ---- token by token: the copies of one instruction set --------------------------------------------------------------
 
 static void prepare(Device *d, const DeltaShape *s, const DeltaInput *in, const DeltaTokens *t) {
     CHOOSE(delta_tokens)->prepare(d, s, in, t);

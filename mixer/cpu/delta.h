@@ -1,8 +1,8 @@
 // The gated delta rule on the CPU: its kernels by file, and what they have in common. Contracts: mixer/delta.h.
 //
-// A task is one head of one sequence and chunk, block after block, where a state goes from block to block. What can be done
-// of each block by itself is done there as well, while the block is in cache; but where these tasks are fewer than threads,
-// afterwards, with a task to each block. The bits are the same.
+// A task is one head of one sequence and chunk, block after block, where a state goes from block to block. What can be
+// done of each block by itself is done there as well, while the block is in cache; but where these tasks are fewer than
+// threads, afterwards, with a task to each block. The bits are the same.
 #ifndef MIXER_CPU_DELTA_H
 #define MIXER_CPU_DELTA_H
 
@@ -63,7 +63,9 @@ static inline DeltaRoom delta_worker_room(float *room, const DeltaShape *s, int 
 }
 
 // Whether tasks of heads are enough for all threads.
-static inline bool delta_at_once(const DeltaShape *s, int threads) { return s->chunks * s->batch * s->heads >= threads; }
+static inline bool delta_at_once(const DeltaShape *s, int threads) {
+    return s->chunks * s->batch * s->heads >= threads;
+}
 
 // A task that goes from block to block: blocks `first` to before `end` of sequence b, head h; head: of the B H.
 typedef struct DeltaRun {
@@ -76,14 +78,14 @@ DeltaRun delta_run(const DeltaShape *s, int64_t task);
 typedef struct DeltaBlock {
     const TileKernels *tile;
     const DeltaTiles *delta;
-    int64_t rows, W;          // rows rounded up to a STRIP
-    Rows q, k, v;             // (rows, W)
-    const float *beta;        // (rows)
+    int64_t rows, W;   // rows rounded up to a STRIP
+    Rows q, k, v;      // (rows, W)
+    const float *beta; // (rows)
     const int32_t *begin;
-    Rows decay;               // (rows, rows) D
-    float *carry;             // (rows) c
-    const float *rest;        // (rows) e, the last row of D
-    Rows kt;                  // (W, rows) K^T
+    Rows decay;        // (rows, rows) D
+    float *carry;      // (rows) c
+    const float *rest; // (rows) e, the last row of D
+    Rows kt;           // (W, rows) K^T
 } DeltaBlock;
 // Block n of sequence b and head h; room: for decay, carry and K^T.
 DeltaBlock delta_block(const DeltaShape *s, const DeltaTokens *t, int64_t b, int64_t h, int64_t n, DeltaRoom *room);

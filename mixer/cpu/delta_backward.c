@@ -20,7 +20,7 @@ static void scale_all(Rows x, int64_t rows, int64_t columns, float by) {
     for (int64_t i = 0; i < rows * columns; i++) x.data[i] *= by;
 }
 
-// ---- one block: R, and the gradient of the state that enters ---------------------------------------------------
+// ---- one block: R, and the gradient of the state that enters --------------------------------------------------------
 
 static void retreat_block(const DeltaBlock *block, Rows d_out, Rows d_state, Rows residuals, DeltaRoom room) {
     const TileKernels *tile = block->tile;
@@ -46,7 +46,7 @@ static void retreat_block(const DeltaBlock *block, Rows d_out, Rows d_state, Row
     tile->product(W, W, rows, transposed(weighed), residuals, d_state, ADD);
 }
 
-// ---- one block: its gradients -----------------------------------------------------------------------------
+// ---- one block: its gradients ---------------------------------------------------------------------------------------
 
 // What is worked out in between for a block.
 typedef struct Between {
@@ -85,9 +85,10 @@ static void other_keys(const DeltaBlock *block, Between *w, Rows updates, Rows d
     delta_lower(block, w->g, true, block->k, w->other, W, ADD);
 }
 
-// The decays' own: of g_i first, and of a_i by summing from the block's end to its start, or to where a document begins,
-// whose first decay nothing depends on.
-static void d_decays(const DeltaBlock *block, Between *w, Rows d_q, Rows state, Rows d_state, const float *k_h, float *to) {
+// The decays' own: of g_i first, and of a_i by summing from the block's end to its start, or to where a document
+// begins, whose first decay nothing depends on.
+static void d_decays(const DeltaBlock *block, Between *w, Rows d_q, Rows state, Rows d_state, const float *k_h,
+                     float *to) {
     const DeltaTiles *delta = block->delta;
     int64_t rows = block->rows, W = block->W;
     float q_dot[DELTA_BLOCK], k_dot[DELTA_BLOCK], end_dot[DELTA_BLOCK], state_dot[DELTA_BLOCK];
@@ -111,14 +112,17 @@ static void d_decays(const DeltaBlock *block, Between *w, Rows d_q, Rows state, 
 }
 
 // d_state: of what leaves block n.
-static void differentiate_block(const Backward *k, const DeltaBlock *block, const DeltaRun *run, int64_t n, Rows d_state,
-                                Rows residuals, DeltaRoom room) {
+static void differentiate_block(const Backward *k, const DeltaBlock *block, const DeltaRun *run, int64_t n,
+                                Rows d_state, Rows residuals, DeltaRoom room) {
     const DeltaShape *s = k->s;
     const DeltaTiles *delta = block->delta;
-    int64_t rows = block->rows, W = block->W, b = run->b, h = run->h, at = (run->head * delta_blocks(s) + n) * DELTA_BLOCK;
+    int64_t rows = block->rows, W = block->W, b = run->b, h = run->h,
+            at = (run->head * delta_blocks(s) + n) * DELTA_BLOCK;
     Rows state = delta_part(s, k->states, b, h, n, W, W), updates = delta_part(s, k->updates, b, h, n, DELTA_BLOCK, W);
-    Rows d_out = delta_part(s, k->d_out, b, h, n, DELTA_BLOCK, W), d_q = delta_part(s, k->g->d_q, b, h, n, DELTA_BLOCK, W);
-    Rows d_k = delta_part(s, k->g->d_k, b, h, n, DELTA_BLOCK, W), d_v = delta_part(s, k->g->d_v, b, h, n, DELTA_BLOCK, W);
+    Rows d_out = delta_part(s, k->d_out, b, h, n, DELTA_BLOCK, W),
+         d_q = delta_part(s, k->g->d_q, b, h, n, DELTA_BLOCK, W);
+    Rows d_k = delta_part(s, k->g->d_k, b, h, n, DELTA_BLOCK, W),
+         d_v = delta_part(s, k->g->d_v, b, h, n, DELTA_BLOCK, W);
     float *d_beta = k->g->d_beta + at, minus[DELTA_BLOCK], r_v[DELTA_BLOCK], k_h[DELTA_BLOCK];
     Between w = {.transpose = delta_take(&room, W, W),
                  .ut = delta_take(&room, W, DELTA_BLOCK),
@@ -156,7 +160,7 @@ static void differentiate_task(void *context, int64_t task, int worker) {
                         delta_part(s, k->residuals, run.b, run.h, n, DELTA_BLOCK, W), room);
 }
 
-// ---- from the last block to the first -------------------------------------------------------------------------------------
+// ---- from the last block to the first -------------------------------------------------------------------------------
 
 static void retreat_task(void *context, int64_t task, int worker) {
     const Backward *k = context;
@@ -165,7 +169,8 @@ static void retreat_task(void *context, int64_t task, int worker) {
     int64_t W = delta_width(s->head_dim), b = run.b, h = run.h;
     DeltaRoom room = delta_worker_room(k->room, s, worker);
     // Where gradients follow at once, those of states and residuals stay here.
-    Rows d_state = delta_take(&room, W, W), here = delta_take(&room, W, W), residuals_here = delta_take(&room, DELTA_BLOCK, W);
+    Rows d_state = delta_take(&room, W, W), here = delta_take(&room, W, W),
+         residuals_here = delta_take(&room, DELTA_BLOCK, W);
     size_t bytes = (size_t)(W * W) * sizeof(float);
     if (k->d_final != NULL) memcpy(d_state.data, k->d_final + task * W * W, bytes);
     else memset(d_state.data, 0, bytes);
@@ -183,8 +188,13 @@ static void retreat_task(void *context, int64_t task, int worker) {
 
 void cpu_delta_retreat(Device *d, const DeltaShape *s, const DeltaTokens *t, const void *d_out,
                        float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals) {
-    Backward work = {.s = s, .t = t, .d_out = d_out, .d_initial = d_initial, .d_initial_stride = d_initial_stride,
-                     .d_states = d_states, .residuals = residuals,
+    Backward work = {.s = s,
+                     .t = t,
+                     .d_out = d_out,
+                     .d_initial = d_initial,
+                     .d_initial_stride = d_initial_stride,
+                     .d_states = d_states,
+                     .residuals = residuals,
                      .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     parallel_for(d->threads, s->chunks * s->batch * s->heads, retreat_task, &work);
 }
@@ -192,8 +202,14 @@ void cpu_delta_retreat(Device *d, const DeltaShape *s, const DeltaTokens *t, con
 void cpu_delta_backward(Device *d, const DeltaShape *s, const DeltaTokens *t, const void *states, const void *updates,
                         const void *d_out, const float *d_final, void *d_states, void *residuals,
                         const DeltaGradients *g) {
-    Backward work = {.s = s, .t = t, .states = states, .updates = updates, .d_out = d_out, .d_final = d_final,
-                     .d_states = d_states, .residuals = residuals,
+    Backward work = {.s = s,
+                     .t = t,
+                     .states = states,
+                     .updates = updates,
+                     .d_out = d_out,
+                     .d_final = d_final,
+                     .d_states = d_states,
+                     .residuals = residuals,
                      .room = device_scratch(d, "delta", delta_scratch_bytes_cpu(s, d->threads))};
     work.g = delta_at_once(s, d->threads) ? g : NULL;
     parallel_for(d->threads, s->chunks * s->batch * s->heads, retreat_task, &work);

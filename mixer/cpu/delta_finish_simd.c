@@ -99,7 +99,13 @@ static void finish_backward_task(void *context, int64_t task, int worker) {
 static void finish_backward(Device *d, const DeltaShape *s, void *d_out, void *d_raw, float *d_scale, const void *d_y,
                             const void *out, const void *raw, const void *scale, float epsilon) {
     int64_t tasks = s->batch * delta_blocks(s), W = delta_width(s->head_dim);
-    Finish work = {.s = s, .d_out = d_out, .d_raw = d_raw, .d_y = d_y, .out = out, .raw = raw, .scale = scale,
+    Finish work = {.s = s,
+                   .d_out = d_out,
+                   .d_raw = d_raw,
+                   .d_y = d_y,
+                   .out = out,
+                   .raw = raw,
+                   .scale = scale,
                    .epsilon = epsilon,
                    .sums = device_scratch(d, "delta", (size_t)(tasks * W) * sizeof(float))};
     parallel_for(d->threads, tasks, finish_backward_task, &work);

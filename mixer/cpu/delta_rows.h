@@ -1,5 +1,5 @@
-// Rows of the model's tensors beside blocks of the gated delta rule, for its *_simd.c: which row of the one stands where in
-// the other, and vectors at the ends of rows of any length.
+// Rows of the model's tensors beside blocks of the gated delta rule, for its *_simd.c: which row of the one stands
+// where in the other, and vectors at the ends of rows of any length.
 #ifndef MIXER_CPU_DELTA_ROWS_H
 #define MIXER_CPU_DELTA_ROWS_H
 
@@ -10,9 +10,9 @@
 typedef struct BlockRows {
     int64_t b, n, rows; // of tokens that exist
     int chunk;
-    int64_t in_chunk;   // the first token's place in its chunk
-    int64_t position;   // and in the sequence
-    int64_t row;        // and among the rank's rows
+    int64_t in_chunk; // the first token's place in its chunk
+    int64_t position; // and in the sequence
+    int64_t row;      // and among the rank's rows
 } BlockRows;
 
 static inline BlockRows block_rows_of(const DeltaShape *s, int64_t task) {

@@ -1,6 +1,7 @@
-// What the gated delta rule does to blocks beside products (attention/cpu/tile_kernels.h), compiled once per instruction
-// set. A block is of up to 64 tokens, rows a multiple of STRIP; columns are multiples of STRIP. Of matrices (rows, rows)
-// that are 0 above the diagonal, each strip of rows is read and written up to the end of its own strip of columns.
+// What the gated delta rule does to blocks beside products (attention/cpu/tile_kernels.h), compiled once per
+// instruction set. A block is of up to 64 tokens, rows a multiple of STRIP; columns are multiples of STRIP. Of matrices
+// (rows, rows) that are 0 above the diagonal, each strip of rows is read and written up to the end of its own strip of
+// columns.
 #ifndef MIXER_CPU_DELTA_TILES_H
 #define MIXER_CPU_DELTA_TILES_H
 

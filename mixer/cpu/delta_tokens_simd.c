@@ -22,7 +22,7 @@ typedef struct Tokens {
 static int64_t convolved_width(const DeltaShape *s) { return (s->heads + 2 * s->kv_heads) * s->head_dim; }
 static int64_t raw_width(const DeltaShape *s) { return convolved_width(s) + s->heads * s->head_dim; }
 
-// ---- the convolution ----------------------------------------------------------------------------------------------------
+// ---- the convolution ------------------------------------------------------------------------------------------------
 
 // Token i of the block, and `back` tokens before it: its raw row; NULL: of another document, or none.
 static const float *raw_row(const Tokens *k, const BlockRows *r, int64_t i, int64_t back) {
@@ -48,7 +48,7 @@ static const float *convolved_row(const Tokens *k, const BlockRows *r, int64_t i
     return room;
 }
 
-// ---- forward ------------------------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------------------
 
 static void write_head(float *to, int64_t W, const float *x, int64_t D, float factor) {
     for (int64_t c = 0; c < D; c++) to[c] = factor * x[c];
@@ -130,7 +130,7 @@ static void prepare(Device *d, const DeltaShape *s, const DeltaInput *in, const 
     parallel_for(d->threads, s->batch * delta_blocks(s), prepare_task, &work);
 }
 
-// ---- backward -----------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 // y = factor x / |x|, x = silu(z): to = the gradient by z, given d_y. For values y = x: unit false.
 static void head_backward(float *to, const float *z, const float *x, const float *d_y, int64_t D, float factor,
@@ -197,7 +197,12 @@ static void prepare_backward(Device *d, const DeltaShape *s, const DeltaInput *i
                              float *d_decay_bias) {
     int64_t tasks = s->batch * delta_blocks(s), H = s->heads;
     size_t sums = (size_t)(tasks * 2 * H);
-    Tokens work = {.s = s, .in = in, .t = t, .g = g, .d_raw = d_raw, .d_rates = d_rates,
+    Tokens work = {.s = s,
+                   .in = in,
+                   .t = t,
+                   .g = g,
+                   .d_raw = d_raw,
+                   .d_rates = d_rates,
                    .sums = device_scratch(d, "delta", sums * sizeof(float) + rows_bytes(d, s))};
     work.room = work.sums + sums;
     parallel_for(d->threads, tasks, prepare_backward_task, &work);
@@ -212,7 +217,7 @@ static void prepare_backward(Device *d, const DeltaShape *s, const DeltaInput *i
     }
 }
 
-// ---- the convolution, backward --------------------------------------------------------------------------------------------
+// ---- the convolution, backward --------------------------------------------------------------------------------------
 
 // The gradient of what the convolution made of the token `ahead` tokens after token i; NULL: it does not see token i.
 static const float *d_convolved_row(const Tokens *k, const BlockRows *r, int64_t i, int64_t ahead) {

@@ -8,15 +8,6 @@
 
 enum { BLOCK = LINEAR_BLOCK, WINDOW = 512 / BLOCK, POWERS = 2 * BLOCK + STRIP }; // WINDOW: in blocks (linear_window)
 
-// Rows that will be read soon, which are asked for while others are worked on (linear_products.c).
-enum { AHEAD_MOST = 8 };
-typedef struct Ahead {
-    Rows from[AHEAD_MOST];
-    int64_t rows, columns; // of each
-    int count, at;         // at: the first that is not all asked for, and its row
-    int64_t row;
-} Ahead;
-
 // One worker's room for one block of one query head. P: D rounded up to whole strips.
 typedef struct BlockScratch {
     Rows q, k;                       // tokens x P
@@ -24,10 +15,9 @@ typedef struct BlockScratch {
     Rows scaled;                     // tokens x P: keys or queries times powers of g
     Rows q_transposed, g_transposed; // D x BLOCK; (D + 1) x BLOCK
     Rows scores, d_scores;           // keys x queries
-    Rows result;                     // tokens x P
+    Rows result;                     // STRIP x P
     Rows square;                     // D x P
     Rows factor, sums, first;        // one row each; `first` of int32
-    Ahead ahead;
 } BlockScratch;
 
 // A part of the work: on one block of a window, for the query heads that read one key/value head of one sequence.
@@ -99,23 +89,14 @@ void pack_tokens(const Walk *w, Place p, Rows to, TokenView from, int64_t head, 
 // s->v = the values, with ones.
 void pack_values(const Walk *w, Place p, const BlockScratch *s);
 
-// The same block of the window that comes next; of no tokens where there is none.
-Place place_in_next_window(const Walk *w, const Part *part, int64_t i);
-// Asks for these rows in the products that follow.
-void ask_for(Ahead *ahead, Rows from, int64_t rows, int64_t columns);
-static inline void ask_for_tokens(const Walk *w, const Part *part, Place p, TokenView from, int64_t head) {
-    if (p.length <= 0) return;
-    ask_for(&part->scratch->ahead, token_rows(from, p.b, p.token, head, w->shape->head_dim), p.length,
-            w->shape->head_dim);
-}
-
-// c (m, n) = a (m, k) b (k, n).
-void block_product(const Walk *w, const Part *part, int64_t m, int64_t n, int64_t k, Factor a, Rows b, Rows c);
 // scores (length, length) = a (length, k) b (k, length), key by query.
-void block_scores_of(const Walk *w, const Part *part, int64_t length, int64_t k, Rows a, Rows b, Rows scores);
-// out (queries, n) += scores^T b, b (keys, n); out (keys, n) += scores b, b (queries, n).
-void block_give_queries(const Walk *w, const Part *part, int64_t length, int64_t n, Rows scores, Rows b, Rows out);
-void block_give_keys(const Walk *w, const Part *part, int64_t length, int64_t n, Rows scores, Rows b, Rows out);
+void scores_of(const Walk *w, int64_t length, int64_t k, Rows a, Rows b, Rows scores);
+// A strip of results: row r is factor[r] times that of a (rows, k) state (k, P).
+void strip_of_state(const Walk *w, int64_t rows, int64_t k, Factor a, Rows state, const float *factor, Rows result);
+// Then += what the block's scores say: for the queries from `row` on, of b (keys, P); or for the keys, of b (queries,
+// P).
+void strip_from_keys(const Walk *w, int64_t row, int64_t length, Rows scores, Rows b, Rows result);
+void strip_from_queries(const Walk *w, int64_t row, int64_t length, Rows scores, Rows b, Rows result);
 
 // Phases of all passes, which do the part's share of rows of the states. Of `which` = 0, slot c is the state before
 // block c, and block c's own stands in slot c + 1 until then. Of 1, slot c + 1 is what comes from behind block c, and

@@ -49,9 +49,7 @@ static void own_state_behind(const Walk *w, const Part *part, Place p, int64_t i
 }
 
 static void own_behind(const Walk *w, const Part *part) {
-    for (int64_t i = 0; i < w->heads; i++) {
-        own_state_behind(w, part, place_of(w, part, i, part->block), i);
-    }
+    for (int64_t i = 0; i < w->heads; i++) own_state_behind(w, part, place_of(w, part, i, part->block), i);
 }
 
 static void own_both(const Walk *w, const Part *part) {
@@ -61,58 +59,52 @@ static void own_both(const Walk *w, const Part *part) {
 }
 
 // A and dA.
-static void scores_of_block(const Walk *w, const Part *part, Place p) {
-    const BlockScratch *s = part->scratch;
+static void scores_of_block(const Walk *w, Place p, const BlockScratch *s) {
     const LinearTokens *t = w->tokens;
     int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
     const int32_t *first = first_in_block(w, p, s);
     pack_tokens(w, p, s->q, t->q, p.h, NULL);
     w->kernels->pack_transposed(s->q_transposed, columns, s->q, p.length, D, 1.0f);
     w->kernels->pack_transposed(s->g_transposed, columns, s->g, p.length, D + 1, 1.0f);
-    block_scores_of(w, part, p.length, D, s->k, s->q_transposed, s->scores);
+    scores_of(w, p.length, D, s->k, s->q_transposed, s->scores);
     w->tiles->mask(s->scores, p.length, columns, power_of(w, p.h), first, NULL);
-    block_scores_of(w, part, p.length, D + 1, s->v, s->g_transposed, s->d_scores);
+    scores_of(w, p.length, D + 1, s->v, s->g_transposed, s->d_scores);
     w->tiles->mask(s->d_scores, p.length, columns, power_of(w, p.h), first, NULL);
 }
 
-static void gradient_of_queries(const Walk *w, const Part *part, Place p, Rows state) {
-    const BlockScratch *s = part->scratch;
-    const LinearTokens *t = w->tokens;
+static void gradient_of_queries(const Walk *w, Place p, const BlockScratch *s, Rows state) {
     int64_t D = w->shape->head_dim;
     for (int64_t i = 0; i < p.length; i++)
         s->factor.data[i] = first_of(w, p.b, p.position + i) < p.position ? power_of(w, p.h)[i + 1] : 0;
-    block_product(w, part, p.length, w->padded, D + 1, plain(s->g), state, s->result);
-    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_give_queries(w, part, p.length, w->padded, s->d_scores, s->k, s->result);
-    w->tiles->give(token_rows(t->d_q, p.b, p.token, p.h, D), s->result, s->q, p.length, D, false);
+    for (int64_t row = 0; row < p.length; row += STRIP) {
+        int64_t rows = smaller(STRIP, p.length - row);
+        strip_of_state(w, rows, D + 1, plain(rows_from(s->g, row, 0)), state, s->factor.data + row, s->result);
+        strip_from_keys(w, row, p.length, s->d_scores, s->k, s->result);
+        w->tiles->give(token_rows(w->tokens->d_q, p.b, p.token + row, p.h, D), s->result, rows_from(s->q, row, 0), rows,
+                       D, false);
+    }
 }
 
 // add: there were heads before this one.
-static void gradients_of_keys(const Walk *w, const Part *part, Place p, Rows behind, bool add) {
-    const BlockScratch *s = part->scratch;
+static void gradients_of_keys(const Walk *w, Place p, const BlockScratch *s, Rows behind, bool add) {
     const LinearTokens *t = w->tokens;
     int64_t D = w->shape->head_dim, end = p.position + p.length;
     int64_t first = end < w->shape->context ? first_of(w, p.b, end) - p.position : 0;
     for (int64_t j = 0; j < p.length; j++) s->factor.data[j] = j < first ? 0 : power_of(w, p.h)[p.length - j];
-    block_product(w, part, p.length, w->padded, D + 1, plain(s->v), behind, s->result);
-    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_give_keys(w, part, p.length, w->padded, s->d_scores, s->q, s->result);
-    w->tiles->give(token_rows(t->d_k, p.b, p.token, p.kv_head, D), s->result, s->k, p.length, D, add);
-
     w->kernels->pack_transposed(s->square, w->padded, behind, D, D, 1.0f);
-    block_product(w, part, p.length, w->padded, D, plain(s->k), s->square, s->result);
-    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_give_keys(w, part, p.length, w->padded, s->scores, s->g, s->result);
-    w->tiles->give(token_rows(t->d_v, p.b, p.token, p.kv_head, D), s->result, (Rows){0}, p.length, D, add);
-}
-
-static void ask_for_next(const Walk *w, const Part *part, int64_t i) {
-    const LinearTokens *t = w->tokens;
-    Place next = place_in_next_window(w, part, i);
-    part->scratch->ahead.count = part->scratch->ahead.at = 0;
-    const TokenView of_keys[] = {t->k, t->v, t->d_k, t->d_v}, of_queries[] = {t->q, t->y, t->d_y, t->d_q};
-    for (int n = 0; n < 4 && i == 0; n++) ask_for_tokens(w, part, next, of_keys[n], next.kv_head);
-    for (int n = 0; n < 4; n++) ask_for_tokens(w, part, next, of_queries[n], next.h);
+    for (int64_t row = 0; row < p.length; row += STRIP) {
+        int64_t rows = smaller(STRIP, p.length - row);
+        strip_of_state(w, rows, D + 1, plain(rows_from(s->v, row, 0)), behind, s->factor.data + row, s->result);
+        strip_from_queries(w, row, p.length, s->d_scores, s->q, s->result);
+        w->tiles->give(token_rows(t->d_k, p.b, p.token + row, p.kv_head, D), s->result, rows_from(s->k, row, 0), rows,
+                       D, add);
+    }
+    for (int64_t row = 0; row < p.length; row += STRIP) {
+        int64_t rows = smaller(STRIP, p.length - row);
+        strip_of_state(w, rows, D, plain(rows_from(s->k, row, 0)), s->square, s->factor.data + row, s->result);
+        strip_from_queries(w, row, p.length, s->scores, s->g, s->result);
+        w->tiles->give(token_rows(t->d_v, p.b, p.token + row, p.kv_head, D), s->result, (Rows){0}, rows, D, add);
+    }
 }
 
 static void gradients(const Walk *w, const Part *part) {
@@ -122,11 +114,10 @@ static void gradients(const Walk *w, const Part *part) {
     pack_values(w, first, s);
     for (int64_t i = 0; i < w->heads; i++) {
         Place p = place_of(w, part, i, part->block);
-        ask_for_next(w, part, i);
         pack_gradients(w, p, s);
-        scores_of_block(w, part, p);
-        gradient_of_queries(w, part, p, state_at(w, part, 0, i, part->block));
-        gradients_of_keys(w, part, p, state_at(w, part, 1, i, part->block + 1), i > 0);
+        scores_of_block(w, p, s);
+        gradient_of_queries(w, p, s, state_at(w, part, 0, i, part->block));
+        gradients_of_keys(w, p, s, state_at(w, part, 1, i, part->block + 1), i > 0);
     }
 }
 

@@ -53,7 +53,7 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
     int64_t D = w->shape->head_dim, columns = round_up_to_strip(p.length);
     make_features(w, p, t->q, p.h);
     w->kernels->pack_transposed(s->q_transposed, columns, token_rows(t->q, p.b, p.token, p.h, D), p.length, D, 1.0f);
-    block_scores_of(w, part, p.length, D, token_rows(t->k, p.b, p.token, p.kv_head, D), s->q_transposed, s->scores);
+    scores_of(w, p.length, D, token_rows(t->k, p.b, p.token, p.kv_head, D), s->q_transposed, s->scores);
     for (int64_t i = 0; i < columns; i++) s->sums.data[i] = 0;
     w->tiles->mask(s->scores, p.length, columns, power, first_in_block(w, p, s), s->sums.data);
 
@@ -62,27 +62,20 @@ static void output_of_head(const Walk *w, const Part *part, Place p, Rows state)
     float *inverse = row_values(t->inverse, p.b, p.token, p.h);
     w->kernels->product(1, columns, D, plain(rows_from(state, D, 0)), s->q_transposed, s->g_transposed, OVERWRITE);
     invert(s->sums.data, s->g_transposed.data, s->factor.data, inverse, p.length);
-    block_product(w, part, p.length, w->padded, D, transposed(s->q_transposed), state, s->result);
-    w->kernels->scale_rows(s->result, p.length, w->padded, s->factor.data);
-    block_give_queries(w, part, p.length, w->padded, s->scores, s->v, s->result);
-    w->tiles->pack(token_rows(t->y, p.b, p.token, p.h, D), D, s->result, p.length, D, inverse);
+    for (int64_t row = 0; row < p.length; row += STRIP) {
+        int64_t rows = smaller(STRIP, p.length - row);
+        strip_of_state(w, rows, D, transposed(rows_from(s->q_transposed, 0, row)), state, s->factor.data + row,
+                       s->result);
+        strip_from_keys(w, row, p.length, s->scores, s->v, s->result);
+        w->tiles->pack(token_rows(t->y, p.b, p.token + row, p.h, D), D, s->result, rows, D, inverse + row);
+    }
 }
 
 static void output(const Walk *w, const Part *part) {
     Place p = place_of(w, part, 0, part->block);
-    const LinearTokens *t = w->tokens;
     pack_values(w, p, part->scratch);
-    for (int64_t i = 0; i < w->heads; i++) {
-        Place next = place_in_next_window(w, part, i);
-        part->scratch->ahead.count = part->scratch->ahead.at = 0;
-        if (i == 0) {
-            ask_for_tokens(w, part, next, t->k, next.kv_head);
-            ask_for_tokens(w, part, next, t->v, next.kv_head);
-        }
-        ask_for_tokens(w, part, next, t->q, next.h);
-        ask_for_tokens(w, part, next, t->y, next.h);
+    for (int64_t i = 0; i < w->heads; i++)
         output_of_head(w, part, place_of(w, part, i, part->block), state_at(w, part, 0, i, part->block));
-    }
 }
 
 void cpu_linear_own_before(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {

@@ -9,7 +9,7 @@
 
 static BlockScratch lay_out(Layout *layout, int64_t D) {
     int64_t P = round_up_to_strip(D);
-    BlockScratch s = {.ahead = {.count = 0}};
+    BlockScratch s;
     s.q = take_rows(layout, BLOCK, P);
     s.k = take_rows(layout, BLOCK, P);
     s.g = take_rows(layout, BLOCK, P + STRIP);
@@ -19,7 +19,7 @@ static BlockScratch lay_out(Layout *layout, int64_t D) {
     s.g_transposed = take_rows(layout, D + 1, BLOCK);
     s.scores = take_rows(layout, BLOCK, BLOCK);
     s.d_scores = take_rows(layout, BLOCK, BLOCK);
-    s.result = take_rows(layout, BLOCK, P);
+    s.result = take_rows(layout, STRIP, P);
     s.square = take_rows(layout, D, P);
     s.factor = take_rows(layout, 1, BLOCK);
     s.sums = take_rows(layout, 1, BLOCK);
@@ -69,13 +69,6 @@ Place place_of(const Walk *w, const Part *part, int64_t i, int64_t block) {
 }
 
 static int64_t window_of_step(const Walk *w, int64_t step) { return w->from_behind ? w->windows - 1 - step : step; }
-
-Place place_in_next_window(const Walk *w, const Part *part, int64_t i) {
-    Part next = *part;
-    next.window += w->from_behind ? -1 : 1;
-    if (next.window < 0) return (Place){.length = 0};
-    return place_of(w, &next, i, part->block); // beyond the last block, its length is not above 0
-}
 
 static void groups_task(void *context, int64_t task, int worker) {
     const Walk *w = context;

@@ -12,15 +12,15 @@
 namespace delta {
 namespace {
 
-// ---- the inverse of I + A -----------------------------------------------------------------------------------------------
+// ---- the inverse of I + A -------------------------------------------------------------------------------------------
 
 enum { PART = 16, STRIDE = ROWS + 1 };
 struct Square { // shared
     float at[ROWS][STRIDE];
 };
 
-// t = (I + a)^-1 for a below the diagonal. The 16 x 16 parts on the diagonal by substitution, a thread to a column; then
-// part after part down: t_ij = - t_ii (a_ij t_jj + ... ). `a`'s upper part is overwritten. Barriers at both ends.
+// t = (I + a)^-1 for a below the diagonal. The 16 x 16 parts on the diagonal by substitution, a thread to a column;
+// then part after part down: t_ij = - t_ii (a_ij t_jj + ... ). `a`'s upper part is overwritten. Barriers at both ends.
 __device__ inline void invert(Square &t, Square &a) {
     __syncthreads();
     const int thread = threadIdx.x;
@@ -53,7 +53,7 @@ __device__ inline void invert(Square &t, Square &a) {
     __syncthreads();
 }
 
-// ---- the system of a block ----------------------------------------------------------------------------------------------
+// ---- the system of a block ------------------------------------------------------------------------------------------
 
 struct System {
     Grid g;
@@ -68,7 +68,7 @@ template <int D, bool BACKWARD> struct SystemShared {
     Decays decays;
 };
 
-template <int D, bool BACKWARD> __global__ void __launch_bounds__(THREADS) system_kernel(System x) {
+template <int D, bool BACKWARD> __global__ void __launch_bounds__(THREADS, 2) system_kernel(System x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<SystemShared<D, BACKWARD> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
@@ -128,7 +128,7 @@ template <int D, bool BACKWARD> __global__ void __launch_bounds__(THREADS) syste
     }
 }
 
-// ---- from block to block ------------------------------------------------------------------------------------------------
+// ---- from block to block --------------------------------------------------------------------------------------------
 
 struct Advance {
     Grid g;
@@ -164,7 +164,7 @@ __device__ inline Ahead ask_ahead(const Advance &x, int64_t at, int column, bool
     return ahead;
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS) advance_kernel(Advance x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) advance_kernel(Advance x) {
     constexpr int M = D == 128 ? 2 : 1; // 16 M rows of the state are a warp's; of 32 rows two warps have none
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<AdvanceShared<D> *>(memory);
@@ -180,7 +180,8 @@ template <int D> __global__ void __launch_bounds__(THREADS) advance_kernel(Advan
     each(state, [&](float &value, int r, int c) {
         const int i = state0 + r + lane.row, j = column + c + lane.column;
         value = transition && i == j ? 1.0f : 0.0f;
-        if (x.initial != nullptr && i < W) value = x.initial[((int64_t)chunk * g.batch * g.heads + bh) * W * W + i * W + j];
+        if (x.initial != nullptr && i < W)
+            value = x.initial[((int64_t)chunk * g.batch * g.heads + bh) * W * W + i * W + j];
     });
     Block block = block_of(g, bh / g.heads, bh % g.heads, first);
     Ahead ahead = ask_ahead(x, block.at, column, transition, narrow);
@@ -226,7 +227,8 @@ template <int D> __global__ void __launch_bounds__(THREADS) advance_kernel(Advan
         mma_transposed<D, 32>(state, Tile<D>{s.keys[turn], 0}, state0, lane, Tile<32>{s.updates, 0}, narrow);
     }
     float *to = x.summary[0] != nullptr ? x.summary[chunk] + ((int64_t)bh * 2 + transition) * W * W
-                : x.final != nullptr && chunk == g.chunks - 1 ? x.final + (int64_t)bh * W * W : nullptr;
+                : x.final != nullptr && chunk == g.chunks - 1 ? x.final + (int64_t)bh * W * W
+                                                              : nullptr;
     if (to == nullptr) return;
     each(state, [&](float &value, int r, int c) {
         const int i = state0 + r + lane.row;
@@ -234,7 +236,7 @@ template <int D> __global__ void __launch_bounds__(THREADS) advance_kernel(Advan
     });
 }
 
-// ---- outputs ------------------------------------------------------------------------------------------------------------
+// ---- outputs --------------------------------------------------------------------------------------------------------
 
 struct ReadOut {
     Grid g;
@@ -247,7 +249,7 @@ template <int D> struct ReadOutShared {
     Decays decays;
 };
 
-template <int D> __global__ void __launch_bounds__(THREADS) read_out_kernel(ReadOut x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) read_out_kernel(ReadOut x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<ReadOutShared<D> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
@@ -283,7 +285,7 @@ template <int D> __global__ void __launch_bounds__(THREADS) read_out_kernel(Read
     store_block(x.out, block.at, x.g, out, lane);
 }
 
-// ---- over ranks ---------------------------------------------------------------------------------------------------------
+// ---- over ranks -----------------------------------------------------------------------------------------------------
 
 enum { MOST_PLACES = 256 };
 struct Combine {
@@ -297,7 +299,8 @@ struct Combine {
 // SLICE columns of a head's state; a thread to a row.
 __global__ void combine_kernel(Combine x) {
     SHARED_ARRAY(float, sum, 128 * SLICE);
-    const int W = x.width, slices = W / SLICE, head = (int)blockIdx.x / slices, column = (int)blockIdx.x % slices * SLICE;
+    const int W = x.width, slices = W / SLICE, head = (int)blockIdx.x / slices,
+              column = (int)blockIdx.x % slices * SLICE;
     const int i = threadIdx.x;
     float *to = x.to + (int64_t)head * W * W + i * W + column, next[SLICE];
     for (int c = 0; c < SLICE; c++) sum[i * SLICE + c] = x.fresh ? 0.0f : to[c];
@@ -326,16 +329,17 @@ void combine(Device *device, const DeltaShape *s, float *to, const float *summar
     }
 }
 
-// ---- the host's side ----------------------------------------------------------------------------------------------------
+// ---- the host's side ------------------------------------------------------------------------------------------------
 
 void run_advance(Device *device, const DeltaShape *s, const DeltaTokens *t, const float *initial, float *final,
                  float *const summary[2], void *states, void *updates) {
     const Scratch scratch = scratch_of(device, s);
     solve_systems(device, s, t, nullptr, scratch);
     const int slices = (int)s->head_dim / SLICE * (summary != nullptr ? 2 : 1);
-    const Advance x = {grid_of(s), *t, scratch, initial, final,
-                       {summary != nullptr ? summary[0] : nullptr, summary != nullptr ? summary[1] : nullptr},
-                       states, updates, slices};
+    const Advance x = {
+        grid_of(s), *t,      scratch,
+        initial,    final,   {summary != nullptr ? summary[0] : nullptr, summary != nullptr ? summary[1] : nullptr},
+        states,     updates, slices};
     by_head_dim(s->head_dim, [&](auto size) {
         constexpr int D = decltype(size)::value;
         launch(advance_kernel<D>, (unsigned)(slices * s->batch * s->heads * s->chunks), THREADS,
@@ -385,5 +389,5 @@ void solve_systems(Device *device, const DeltaShape *s, const DeltaTokens *t, co
 
 extern const DeltaKernels delta_kernels_cuda;
 const DeltaKernels delta_kernels_cuda = {
-    delta::prepare,   delta::prepare_backward, delta::convolve_backward, delta::finish,  delta::finish_backward,
+    delta::prepare,   delta::prepare_backward, delta::convolve_backward, delta::finish,   delta::finish_backward,
     delta::summarize, delta::forward,          delta::retreat,           delta::backward, delta::combine};

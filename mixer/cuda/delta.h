@@ -1,12 +1,13 @@
-// The gated delta rule on GPUs: the kernels by file, and what they have in common. Contracts and formulas: mixer/delta.h.
+// The gated delta rule on GPUs: the kernels by file, and what they have in common. Contracts and formulas:
+// mixer/delta.h.
 //
 //   delta_tokens.cu, delta_finish.cu   token by token: before the rule and behind it
 //   delta.cu                           forward: the system of each block; states, block after block; outputs
 //   delta_backward.cu                  backward: states from the last block to the first; gradients of each block
 //
-// What blocks need of each other is only the state, so all else is done for all blocks at once. Before the states: with T =
-// (I + A)^-1, U = T diag(beta) V - (T diag(beta c) K) M, both factors of which are known without M, so the loop over blocks
-// is two products a turn. Columns of a state do not mix: thread blocks have 16 of them each.
+// What blocks need of each other is only the state, so all else is done for all blocks at once. Before the states: with
+// T = (I + A)^-1, U = T diag(beta) V - (T diag(beta c) K) M, both factors of which are known without M, so the loop
+// over blocks is two products a turn. Columns of a state do not mix: thread blocks have 16 of them each.
 #ifndef MIXER_CUDA_DELTA_H
 #define MIXER_CUDA_DELTA_H
 
@@ -80,9 +81,9 @@ __device__ inline Tokens tokens_of(const Grid &g, int b, int n) {
     return t;
 }
 
-// ---- decays of a block ------------------------------------------------------------------------------------------------
+// ---- decays of a block ----------------------------------------------------------------------------------------------
 
-struct Decays { // shared
+struct Decays {                       // shared
     float log_decay[ROWS], sum[ROWS]; // sum: times log2(e)
     float beta[ROWS], carry[ROWS];
     int begin[ROWS];
@@ -108,17 +109,15 @@ __device__ inline void load_decays(Decays &d, const DeltaTokens &t, const Block 
     __syncthreads();
 }
 
-// ---- products ---------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------
 
 // A tile (ROWS, D) of block `at` of a tensor of blocks.
-template <int D>
-__device__ inline void load_block(unsigned char *tile, const void *tensor, int64_t at, const Grid &g) {
+template <int D> __device__ inline void load_block(unsigned char *tile, const void *tensor, int64_t at, const Grid &g) {
     tile_load<D, ROWS, THREADS>(tile, static_cast<const bf16 *>(tensor) + at * g.block_values(), g.head_dim, ROWS,
                                 g.head_dim / PACKET, threadIdx.x);
 }
 // A tile (D, D) of a tensor of states.
-template <int D>
-__device__ inline void load_state(unsigned char *tile, const void *tensor, int64_t at, const Grid &g) {
+template <int D> __device__ inline void load_state(unsigned char *tile, const void *tensor, int64_t at, const Grid &g) {
     tile_load<D, D, THREADS>(tile, static_cast<const bf16 *>(tensor) + at * g.state(), g.head_dim, g.head_dim,
                              g.head_dim / PACKET, threadIdx.x);
 }
@@ -172,13 +171,14 @@ __device__ __forceinline__ void load_rows(Fragment<1> (&a)[D / 16], const void *
     for (int k = 0; k < D / 16; k++) {
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            a[k].at[0][i] = k * 16 < g.head_dim
-                                ? *reinterpret_cast<const uint32_t *>(from + i % 2 * 8 * g.head_dim + k * 16 + i / 2 * 8)
-                                : 0u;
+            a[k].at[0][i] =
+                k * 16 < g.head_dim
+                    ? *reinterpret_cast<const uint32_t *>(from + i % 2 * 8 * g.head_dim + k * 16 + i / 2 * 8)
+                    : 0u;
     }
 }
 
-// ---- to memory ----------------------------------------------------------------------------------------------------------
+// ---- to memory ------------------------------------------------------------------------------------------------------
 
 // f(row, column, value, value beside it) for each pair of a lane; row and column with its place.
 template <int M, int N, typename F>
@@ -205,7 +205,7 @@ __device__ __forceinline__ void store_block(void *tensor, int64_t at, const Grid
     });
 }
 
-// ---- the system of each block (delta.cu) --------------------------------------------------------------------------------
+// ---- the system of each block (delta.cu) ----------------------------------------------------------------------------
 
 // Device.scratch: of each block two tensors like q, and three numbers for each token: c, e and - beta c.
 struct Scratch {
@@ -214,7 +214,8 @@ struct Scratch {
 };
 Scratch scratch_of(Device *device, const DeltaShape *s);
 // target, keys = T diag(beta) V, T diag(beta c) K; or (d_out given) T^T P^T dO, T^T diag(e) K.
-void solve_systems(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out, const Scratch &scratch);
+void solve_systems(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out,
+                   const Scratch &scratch);
 
 // delta_tokens.cu, delta_finish.cu, delta_backward.cu: contracts in mixer/delta.h
 void prepare(Device *, const DeltaShape *, const DeltaInput *, const DeltaTokens *);

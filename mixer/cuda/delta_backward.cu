@@ -10,7 +10,7 @@
 namespace delta {
 namespace {
 
-// ---- from block to block ------------------------------------------------------------------------------------------------
+// ---- from block to block --------------------------------------------------------------------------------------------
 
 struct Retreat {
     Grid g;
@@ -56,13 +56,14 @@ __device__ inline Ahead ask_ahead(const Retreat &x, int64_t at, int column, cons
     return ahead;
 }
 
-template <int D> __device__ inline void load_turn(RetreatShared<D> &s, int turn, const Retreat &x, int64_t at, int64_t kv) {
+template <int D>
+__device__ inline void load_turn(RetreatShared<D> &s, int turn, const Retreat &x, int64_t at, int64_t kv) {
     load_block<D>(s.keys[turn], x.t.k, kv, x.g);
     load_block<D>(s.queries[turn], x.t.q, at, x.g);
     load_block<D>(s.solved[turn], x.from.keys, at, x.g);
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS) retreat_kernel(Retreat x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) retreat_kernel(Retreat x) {
     constexpr int M = D == 128 ? 2 : 1;
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<RetreatShared<D> *>(memory);
@@ -78,7 +79,8 @@ template <int D> __global__ void __launch_bounds__(THREADS) retreat_kernel(Retre
     each(d_state, [&](float &value, int r, int c) {
         const int i = state0 + r + lane.row, j = column + c + lane.column;
         value = 0;
-        if (x.d_final != nullptr && i < W) value = x.d_final[((int64_t)chunk * g.batch * g.heads + bh) * W * W + i * W + j];
+        if (x.d_final != nullptr && i < W)
+            value = x.d_final[((int64_t)chunk * g.batch * g.heads + bh) * W * W + i * W + j];
     });
     Block block = block_of(g, bh / g.heads, bh % g.heads, end - 1);
     Ahead ahead = ask_ahead(x, block.at, column, narrow);
@@ -113,7 +115,8 @@ template <int D> __global__ void __launch_bounds__(THREADS) retreat_kernel(Retre
             const int below = r - lane.row == 0 ? 0 : 1;
             const uint32_t d_out = now.d_out[(c - lane.column) / 8 * 2 + below];
             put<32>(s.residuals, row0 + r, c, pack_bf16(now.minus[below] * left, now.minus[below] * right));
-            put<32>(s.d_out, row0 + r, c, pack_bf16(now.carry[below] * low_of(d_out), now.carry[below] * high_of(d_out)));
+            put<32>(s.d_out, row0 + r, c,
+                    pack_bf16(now.carry[below] * low_of(d_out), now.carry[below] * high_of(d_out)));
             *reinterpret_cast<uint32_t *>(static_cast<bf16 *>(x.residuals) + block.at * g.block_values() +
                                           (row0 + r) * W + column + c) = pack_bf16(left, right);
         });
@@ -137,7 +140,7 @@ template <int D> __global__ void __launch_bounds__(THREADS) retreat_kernel(Retre
     });
 }
 
-// ---- the gradients of a block ---------------------------------------------------------------------------------------------
+// ---- the gradients of a block ---------------------------------------------------------------------------------------
 
 struct Differentiate {
     Grid g;
@@ -157,7 +160,8 @@ template <int D> struct DifferentiateShared {
 template <int D>
 __device__ __forceinline__ void dots_with(float (&dots)[2], const Accumulator<1, D> &d, const void *tensor, int64_t at,
                                           const Grid &g, const Lane &lane) {
-    const bf16 *from = static_cast<const bf16 *>(tensor) + at * g.block_values() + (int)threadIdx.x / WARP * 16 * g.head_dim;
+    const bf16 *from =
+        static_cast<const bf16 *>(tensor) + at * g.block_values() + (int)threadIdx.x / WARP * 16 * g.head_dim;
     dots[0] = dots[1] = 0;
     each_pair(d, lane, [&](int row, int column, float left, float right) {
         if (column >= g.head_dim) return;
@@ -170,7 +174,8 @@ __device__ __forceinline__ void dots_with(float (&dots)[2], const Accumulator<1,
 
 // dQ; then H, of which beta_i H_i is put aside in d_k.
 template <int D>
-__device__ inline void with_earlier(const Differentiate &x, DifferentiateShared<D> &s, const Block &block, const Lane &lane) {
+__device__ inline void with_earlier(const Differentiate &x, DifferentiateShared<D> &s, const Block &block,
+                                    const Lane &lane) {
     const int row0 = (int)threadIdx.x / WARP * 16;
     const Tile<D> keys{s.keys, 0}, updates{s.updates_or_d_out, 0};
     Fragment<1> rows[D / 16];
@@ -233,7 +238,8 @@ __device__ inline void values_backward(const Differentiate &x, DifferentiateShar
 
 // The other terms of dK, added to what d_k has; and what they give to the decays.
 template <int D>
-__device__ inline void with_later(const Differentiate &x, DifferentiateShared<D> &s, const Block &block, const Lane &lane) {
+__device__ inline void with_later(const Differentiate &x, DifferentiateShared<D> &s, const Block &block,
+                                  const Lane &lane) {
     const int row0 = (int)threadIdx.x / WARP * 16, W = x.g.head_dim;
     Fragment<1> rows[D / 16];
     Accumulator<1, ROWS> scores;
@@ -287,7 +293,7 @@ __device__ inline float state_dot(const Differentiate &x, DifferentiateShared<D>
     return carry * block_sum(sum, partial);
 }
 
-template <int D> __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3) differentiate_kernel(Differentiate x) {
+template <int D> __global__ void __launch_bounds__(THREADS, 2) differentiate_kernel(Differentiate x) {
     DYNAMIC_SHARED(unsigned char, memory);
     auto &s = *reinterpret_cast<DifferentiateShared<D> *>(memory);
     const Block block = block_of(x.g, blockIdx.x);
@@ -323,16 +329,23 @@ template <int D> __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3) di
     x.to.d_log_decay[block.at * ROWS + i] = s.decays.begin[i] == i ? 0.0f : sum;
 }
 
-// ---- the host's side ----------------------------------------------------------------------------------------------------
+// ---- the host's side ------------------------------------------------------------------------------------------------
 
 void run_retreat(Device *device, const DeltaShape *s, const DeltaTokens *t, const void *d_out, const float *d_final,
                  float *const d_initial[2], int64_t d_initial_stride, void *d_states, void *residuals) {
     const Scratch scratch = scratch_of(device, s);
     solve_systems(device, s, t, d_out, scratch);
     const int slices = (int)s->head_dim / SLICE;
-    const Retreat x = {grid_of(s), *t, scratch, d_out, d_final,
+    const Retreat x = {grid_of(s),
+                       *t,
+                       scratch,
+                       d_out,
+                       d_final,
                        {d_initial != nullptr ? d_initial[0] : nullptr, d_initial != nullptr ? d_initial[1] : nullptr},
-                       d_initial_stride, d_states, residuals, slices};
+                       d_initial_stride,
+                       d_states,
+                       residuals,
+                       slices};
     by_head_dim(s->head_dim, [&](auto size) {
         constexpr int D = decltype(size)::value;
         launch(retreat_kernel<D>, (unsigned)(slices * s->batch * s->heads * s->chunks), THREADS,

@@ -1,5 +1,5 @@
-// What stands behind the gated delta rule on GPUs: RMSNorm of each head's output, times a scale, times silu(gate). A warp
-// has a head of a token, a lane every 32nd of its values.
+// What stands behind the gated delta rule on GPUs: RMSNorm of each head's output, times a scale, times silu(gate). A
+// warp has a head of a token, a lane two of every 64 of its values.
 #include "mixer/cuda/delta_tokens.h"
 
 namespace delta {
@@ -23,54 +23,58 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(Finish x) {
     const Block block = block_of(g, blockIdx.x);
     const Tokens t = tokens_of(g, block.b, block.n);
     const int D = g.head_dim;
-    for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
-        const bf16 *out = x.out + (block.at * ROWS + i) * D, *gate = x.raw + gate_at(g, t, i, block.h);
-        float value[MOST];
-        each_value(D, [&](int c, int v) { value[v] = to_float(out[c]); });
-        const float rstd = rsqrtf(warp_sum(dot(D, value, value)) / (float)D + x.epsilon);
-        bf16 *y = x.y + ((t.row + i) * g.heads + block.h) * D;
-        each_value(D, [&](int c, int v) {
-            y[c] = to_bf16(value[v] * rstd * to_float(x.scale[c]) * silu(to_float(gate[c])));
+    const Values scale = load_values(x.scale, D);
+    Values out[AT_ONCE], gate[AT_ONCE];
+    for_rows(
+        t.rows,
+        [&](int k, int i) {
+            out[k] = load_values(x.out + (block.at * ROWS + i) * D, D);
+            gate[k] = load_values(x.raw + gate_at(g, t, i, block.h), D);
+        },
+        [&](int k, int i) {
+            const float rstd = rsqrtf(dot(out[k], out[k]) / (float)D + x.epsilon);
+            store_values(x.y + ((t.row + i) * g.heads + block.h) * D, D,
+                         each([&](int v) { return out[k].at[v] * rstd * scale.at[v] * silu(gate[k].at[v]); }));
         });
-    }
 }
 
 __global__ void __launch_bounds__(THREADS) finish_backward_kernel(Finish x) {
-    SHARED_ARRAY(float, partial, WARPS * MOST * WARP);
+    SHARED_ARRAY(float, partial, WARPS *MOST *WARP);
     const Grid &g = x.g;
     const Block block = block_of(g, blockIdx.x);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, D = g.head_dim;
     const Tokens t = tokens_of(g, block.b, block.n);
-    float d_scale[MOST] = {0};
-    for (int i = warp; i < ROWS; i += WARPS) {
-        const int64_t place = (block.at * ROWS + i) * D;
-        if (i >= t.rows) {
-            each_value(D, [&](int c, int) { x.d_out[place + c] = to_bf16(0.0f); });
-            continue;
-        }
-        const int64_t gate = gate_at(g, t, i, block.h);
-        const bf16 *d_y = x.d_y + ((t.row + i) * g.heads + block.h) * D;
-        float value[MOST], d_value[MOST];
-        each_value(D, [&](int c, int v) { value[v] = to_float(x.out[place + c]); });
-        const float rstd = rsqrtf(warp_sum(dot(D, value, value)) / (float)D + x.epsilon);
-        each_value(D, [&](int c, int v) {
-            const float open = to_float(x.raw[gate + c]), by = to_float(d_y[c]), scale = to_float(x.scale[c]);
-            value[v] *= rstd;
-            d_value[v] = by * scale * silu(open);
-            d_scale[v] += by * value[v] * silu(open);
-            x.d_raw[gate + c] = to_bf16(by * value[v] * scale * silu_slope(open));
+    const Values scale = load_values(x.scale, D), zeros = each([](int) { return 0.0f; });
+    Values d_scale = zeros;
+    Values out[AT_ONCE], gate[AT_ONCE], d_y[AT_ONCE];
+    for_rows(
+        t.rows,
+        [&](int k, int i) {
+            out[k] = load_values(x.out + (block.at * ROWS + i) * D, D);
+            gate[k] = load_values(x.raw + gate_at(g, t, i, block.h), D);
+            d_y[k] = load_values(x.d_y + ((t.row + i) * g.heads + block.h) * D, D);
+        },
+        [&](int k, int i) {
+            const float rstd = rsqrtf(dot(out[k], out[k]) / (float)D + x.epsilon);
+            const Values normed = each([&](int v) { return out[k].at[v] * rstd; });
+            const Values d_normed = each([&](int v) { return d_y[k].at[v] * scale.at[v] * silu(gate[k].at[v]); });
+            store_values(x.d_raw + gate_at(g, t, i, block.h), D, each([&](int v) {
+                             return d_y[k].at[v] * normed.at[v] * scale.at[v] * silu_slope(gate[k].at[v]);
+                         }));
+            const float mean = dot(normed, d_normed) / (float)D;
+            store_values(x.d_out + (block.at * ROWS + i) * D, D,
+                         each([&](int v) { return rstd * (d_normed.at[v] - normed.at[v] * mean); }));
+            d_scale = each([&](int v) { return d_scale.at[v] + d_y[k].at[v] * normed.at[v] * silu(gate[k].at[v]); });
         });
-        const float mean = warp_sum(dot(D, value, d_value)) / (float)D;
-        each_value(D, [&](int c, int v) { x.d_out[place + c] = to_bf16(rstd * (d_value[v] - value[v] * mean)); });
-    }
-    for (int v = 0; v < MOST; v++) partial[(warp * MOST + v) * WARP + lane] = d_scale[v];
+    for (int i = t.rows + warp; i < ROWS; i += WARPS) store_values(x.d_out + (block.at * ROWS + i) * D, D, zeros);
+    for (int v = 0; v < MOST; v++) partial[(warp * MOST + v) * WARP + lane] = d_scale.at[v];
     __syncthreads();
-    each_value(D, [&](int c, int v) {
-        if (warp != 0) return;
+    for (int v = 0; v < MOST && warp == 0; v++) {
+        const int c = lane * 2 + v / 2 * 2 * WARP + v % 2;
         float sum = 0;
         for (int w = 0; w < WARPS; w++) sum += partial[(w * MOST + v) * WARP + lane];
-        x.sums[blockIdx.x * (int64_t)D + c] = sum;
-    });
+        if (c < D) x.sums[blockIdx.x * (int64_t)D + c] = sum;
+    }
 }
 
 Finish finish_of(const DeltaShape *s, const void *out, const void *raw, const void *scale, float epsilon) {
@@ -86,7 +90,8 @@ Finish finish_of(const DeltaShape *s, const void *out, const void *raw, const vo
 } // namespace
 
 // A block to a column.
-__global__ void __launch_bounds__(THREADS) add_columns_kernel(float *to, const float *rows, int64_t count, int64_t stride) {
+__global__ void __launch_bounds__(THREADS)
+    add_columns_kernel(float *to, const float *rows, int64_t count, int64_t stride) {
     SHARED_ARRAY(float, scratch, WARPS);
     float sum[4] = {0}; // as many loads under way
     for (int64_t i = threadIdx.x; i < count; i += 4 * THREADS) {

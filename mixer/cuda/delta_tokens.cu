@@ -1,5 +1,5 @@
-// What stands before the gated delta rule on GPUs, token by token: a convolution of 4 taps where there is one, SiLU, queries
-// and keys brought to length 1, beta and the decay; and backward.
+// What stands before the gated delta rule on GPUs, token by token: a convolution of 4 taps where there is one, SiLU,
+// queries and keys brought to length 1, beta and the decay; and backward.
 #include "mixer/cuda/delta_tokens.h"
 
 namespace delta {
@@ -20,7 +20,7 @@ struct Prepare {
 __device__ inline float softplus(float x) { return x > 20 ? x : log1pf(expf(x)); }
 __device__ inline const bf16 *bf16s(const void *x) { return static_cast<const bf16 *>(x); }
 
-// ---- the convolution ------------------------------------------------------------------------------------------------------
+// ---- the convolution ------------------------------------------------------------------------------------------------
 
 // Token i of a block and `back` tokens before it: its raw row; NULL: of another document, or none.
 __device__ inline const bf16 *raw_row(const Prepare &x, const Tokens &t, int b, int i, int back) {
@@ -28,29 +28,31 @@ __device__ inline const bf16 *raw_row(const Prepare &x, const Tokens &t, int b, 
     const int64_t position = t.position + i, in_chunk = t.in_chunk + i - back;
     if (position - back < g.first_seen(b, position)) return nullptr;
     if (in_chunk >= 0) return bf16s(x.in.raw) + (t.row + i - back) * raw_width(g);
-    return bf16s(x.in.edge) + (((int64_t)t.chunk * g.batch + b) * DELTA_EDGE + DELTA_EDGE + in_chunk) * convolved_width(g);
+    return bf16s(x.in.edge) +
+           (((int64_t)t.chunk * g.batch + b) * DELTA_EDGE + DELTA_EDGE + in_chunk) * convolved_width(g);
 }
 
-// The lane's values of what SiLU is given, D of them from `column` on.
-__device__ inline void load_convolved(float (&z)[MOST], const Prepare &x, const Tokens &t, int b, int i, int column) {
+// The lane's values of what SiLU is given, of the head that begins at `column`.
+__device__ inline Values load_convolved(const Prepare &x, const Tokens &t, int b, int i, int column) {
     const int D = x.g.head_dim;
-    const bf16 *row = raw_row(x, t, b, i, 0) + column;
-    if (x.in.taps == nullptr) {
-        each_value(D, [&](int c, int v) { z[v] = to_float(row[c]); });
-        return;
-    }
+    const Values own = load_values(raw_row(x, t, b, i, 0) + column, D);
+    if (x.in.taps == nullptr) return own;
     const bf16 *taps = bf16s(x.in.taps) + column;
-    each_value(D, [&](int c, int v) { z[v] = to_float(taps[c]) * to_float(row[c]); });
+    const Values tap = load_values(taps, D);
+    Values sum = each([&](int v) { return tap.at[v] * own.at[v]; });
     for (int back = 1; back < DELTA_TAPS; back++) {
-        row = raw_row(x, t, b, i, back);
+        const bf16 *row = raw_row(x, t, b, i, back);
         if (row == nullptr) break;
-        row += column;
-        taps += convolved_width(x.g);
-        each_value(D, [&](int c, int v) { z[v] += to_float(taps[c]) * to_float(row[c]); });
+        const Values by = load_values(taps + back * convolved_width(x.g), D), before = load_values(row + column, D);
+        sum = each([&](int v) { return sum.at[v] + by.at[v] * before.at[v]; });
     }
+    return sum;
+}
+__device__ inline Values silu_of(const Values &z) {
+    return each([&](int v) { return delta::silu(z.at[v]); });
 }
 
-// ---- forward ------------------------------------------------------------------------------------------------------------
+// ---- forward --------------------------------------------------------------------------------------------------------
 
 // Which of q, k and v a head of the H + 2 KV in a row is.
 struct Which {
@@ -62,9 +64,7 @@ __device__ inline Which which_of(const Grid &g, int head) {
     head -= g.heads;
     return Which{false, head >= g.kv_heads, head % g.kv_heads};
 }
-__device__ inline float inverse_length(int D, const float (&x)[MOST]) {
-    return rsqrtf(warp_sum(dot(D, x, x)) + LENGTH_EPSILON);
-}
+__device__ inline float inverse_length(const Values &x) { return rsqrtf(dot(x, x) + LENGTH_EPSILON); }
 
 // Grid: (B, N, H + 2 KV).
 __global__ void __launch_bounds__(THREADS) prepare_kernel(Prepare x) {
@@ -73,16 +73,22 @@ __global__ void __launch_bounds__(THREADS) prepare_kernel(Prepare x) {
     const int b = (int)(blockIdx.x / heads / g.blocks), n = (int)(blockIdx.x / heads % g.blocks);
     const Tokens t = tokens_of(g, b, n);
     const Which which = which_of(g, head);
-    bf16 *to = static_cast<bf16 *>(which.query ? x.t.q : which.value ? x.t.v : x.t.k) +
+    bf16 *to = static_cast<bf16 *>(which.query   ? x.t.q
+                                   : which.value ? x.t.v
+                                                 : x.t.k) +
                (((int64_t)b * (which.query ? g.heads : g.kv_heads) + which.head) * g.blocks + n) * g.block_values();
-    for (int i = (int)threadIdx.x / WARP; i < ROWS; i += WARPS) {
-        float z[MOST] = {0}, factor = 1;
-        if (i < t.rows) load_convolved(z, x, t, b, i, head * D);
-        each_value(D, [&](int, int v) { z[v] = silu(z[v]); });
-        if (!which.value) factor = inverse_length(D, z);
-        if (which.query) factor *= rsqrtf((float)D);
-        each_value(D, [&](int c, int v) { to[i * D + c] = to_bf16(factor * z[v]); });
-    }
+    Values z[AT_ONCE];
+    for_rows(
+        ROWS,
+        [&](int k, int i) {
+            z[k] = i < t.rows ? load_convolved(x, t, b, i, head * D) : each([](int) { return 0.0f; });
+        },
+        [&](int k, int i) {
+            const Values y = silu_of(z[k]);
+            float factor = which.value ? 1 : inverse_length(y);
+            if (which.query) factor *= rsqrtf((float)D);
+            store_values(to + i * D, D, each([&](int v) { return factor * y.at[v]; }));
+        });
 }
 
 // Grid: (B, N); a thread to a token.
@@ -106,7 +112,7 @@ __global__ void rates_kernel(Prepare x) {
     }
 }
 
-// ---- backward -----------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 // Grid: (B, N, H + 2 KV).
 __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
@@ -117,23 +123,30 @@ __global__ void __launch_bounds__(THREADS) prepare_backward_kernel(Prepare x) {
     const Which which = which_of(g, head);
     const int group = which.query ? 1 : g.heads / g.kv_heads;
     const bf16 *from = bf16s(which.query ? x.from.d_q : which.value ? x.from.d_v : x.from.d_k);
-    for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
-        float z[MOST] = {0}, s[MOST] = {0}, d_y[MOST] = {0}, factor = which.query ? rsqrtf((float)D) : 1;
-        load_convolved(z, x, t, b, i, head * D);
-        each_value(D, [&](int, int v) { s[v] = silu(z[v]); });
-        for (int k = 0; k < group; k++) {
-            const bf16 *row = from + (block_of(g, b, which.head * group + k, n).at * ROWS + i) * D;
-            each_value(D, [&](int c, int v) { d_y[v] += to_float(row[c]); });
-        }
-        float along = 0;
-        if (!which.value) {
-            const float inverse = inverse_length(D, s);
-            factor *= inverse;
-            along = inverse * inverse * warp_sum(dot(D, s, d_y));
-        }
-        bf16 *to = x.d_raw + (t.row + i) * raw_width(g) + head * D;
-        each_value(D, [&](int c, int v) { to[c] = to_bf16(factor * (d_y[v] - along * s[v]) * silu_slope(z[v])); });
-    }
+    Values z[AT_ONCE], d_y[AT_ONCE];
+    for_rows(
+        t.rows,
+        [&](int k, int i) {
+            z[k] = load_convolved(x, t, b, i, head * D);
+            d_y[k] = each([](int) { return 0.0f; });
+            for (int h = 0; h < group; h++) {
+                const Values more =
+                    load_values(from + (block_of(g, b, which.head * group + h, n).at * ROWS + i) * D, D);
+                d_y[k] = each([&](int v) { return d_y[k].at[v] + more.at[v]; });
+            }
+        },
+        [&](int k, int i) {
+            const Values y = silu_of(z[k]);
+            float factor = which.query ? rsqrtf((float)D) : 1, along = 0;
+            if (!which.value) {
+                const float inverse = inverse_length(y);
+                factor *= inverse;
+                along = inverse * inverse * dot(y, d_y[k]);
+            }
+            store_values(x.d_raw + (t.row + i) * raw_width(g) + head * D, D, each([&](int v) {
+                             return factor * (d_y[k].at[v] - along * y.at[v]) * silu_slope(z[k].at[v]);
+                         }));
+        });
 }
 
 // Grid: (B, H, N); a thread to a token. sums (B, N, 2, H), of the gradients of A_log and dt_bias.
@@ -160,7 +173,7 @@ __global__ void rates_backward_kernel(Prepare x) {
     x.sums[(block.bn * 2 + 1) * g.heads + h] = by_bias;
 }
 
-// ---- the convolution, backward --------------------------------------------------------------------------------------------
+// ---- the convolution, backward --------------------------------------------------------------------------------------
 
 // The gradient of what the convolution made of the token `ahead` tokens after token i; NULL: it does not see token i.
 __device__ inline const bf16 *d_convolved_row(const Prepare &x, const Tokens &t, int b, int i, int ahead) {
@@ -178,15 +191,15 @@ __global__ void __launch_bounds__(THREADS) d_raw_kernel(Prepare x) {
     const int b = (int)(blockIdx.x / heads / g.blocks), n = (int)(blockIdx.x / heads % g.blocks);
     const Tokens t = tokens_of(g, b, n);
     for (int i = (int)threadIdx.x / WARP; i < t.rows; i += WARPS) {
-        float sum[MOST] = {0};
+        Values sum = each([](int) { return 0.0f; });
         const bf16 *taps = bf16s(x.in.taps) + column;
         for (int ahead = 0; ahead < DELTA_TAPS; ahead++, taps += convolved_width(g)) {
             const bf16 *row = d_convolved_row(x, t, b, i, ahead);
             if (row == nullptr) break;
-            each_value(g.head_dim, [&](int c, int v) { sum[v] += to_float(taps[c]) * to_float(row[column + c]); });
+            const Values tap = load_values(taps, g.head_dim), by = load_values(row + column, g.head_dim);
+            sum = each([&](int v) { return sum.at[v] + tap.at[v] * by.at[v]; });
         }
-        bf16 *to = x.d_raw + (t.row + i) * raw_width(g) + column;
-        each_value(g.head_dim, [&](int c, int v) { to[c] = to_bf16(sum[v]); });
+        store_values(x.d_raw + (t.row + i) * raw_width(g) + column, g.head_dim, sum);
     }
 }
 

@@ -6,24 +6,57 @@
 
 namespace delta {
 
-enum { MOST = 4 }; // values of a head to a lane
+// Values of a head to a lane; and rows whose values a warp asks for before it uses the first.
+enum { MOST = 4, AT_ONCE = 4 };
 
 __device__ inline int convolved_width(const Grid &g) { return (g.heads + 2 * g.kv_heads) * g.head_dim; }
 __device__ inline int raw_width(const Grid &g) { return convolved_width(g) + g.heads * g.head_dim; }
 
-// f(c, v): the lane's v-th value of a head is number c.
-template <typename F> __device__ __forceinline__ void each_value(int D, F f) {
+// A lane's values of a head: two beside each other of every 64; past the head they are 0.
+struct Values {
+    float at[MOST];
+};
+template <typename F> __device__ __forceinline__ Values each(F f) { // f(v) of the lane's v-th
+    Values x;
 #pragma unroll
-    for (int v = 0; v < MOST; v++) {
-        const int c = (int)threadIdx.x % WARP + v * WARP;
-        if (c < D) f(c, v);
+    for (int v = 0; v < MOST; v++) x.at[v] = f(v);
+    return x;
+}
+__device__ inline Values load_values(const bf16 *from, int D) {
+    Values x = each([](int) { return 0.0f; });
+#pragma unroll
+    for (int v = 0; v < MOST; v += 2) {
+        const int c = (int)threadIdx.x % WARP * 2 + v * WARP;
+        if (c >= D) continue;
+        const uint32_t pair = *reinterpret_cast<const uint32_t *>(from + c);
+        x.at[v] = low_of(pair), x.at[v + 1] = high_of(pair);
+    }
+    return x;
+}
+__device__ inline void store_values(bf16 *to, int D, const Values &x) {
+#pragma unroll
+    for (int v = 0; v < MOST; v += 2) {
+        const int c = (int)threadIdx.x % WARP * 2 + v * WARP;
+        if (c < D) *reinterpret_cast<uint32_t *>(to + c) = pack_bf16(x.at[v], x.at[v + 1]);
     }
 }
-// The lane's part of a . b.
-__device__ inline float dot(int D, const float (&a)[MOST], const float (&b)[MOST]) {
+// Calls load(k, i) for rows i of a warp, AT_ONCE of them, which are k, and then use(k, i) for the same; up to `rows`.
+template <typename Load, typename Use> __device__ __forceinline__ void for_rows(int rows, Load load, Use use) {
+    for (int first = (int)threadIdx.x / WARP; first < rows; first += WARPS * AT_ONCE) {
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < rows) load(k, first + k * WARPS);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * WARPS < rows) use(k, first + k * WARPS);
+    }
+}
+// Every lane gets the sum over the head.
+__device__ inline float dot(const Values &a, const Values &b) {
     float sum = 0;
-    each_value(D, [&](int, int v) { sum += a[v] * b[v]; });
-    return sum;
+#pragma unroll
+    for (int v = 0; v < MOST; v++) sum += a.at[v] * b.at[v];
+    return warp_sum(sum);
 }
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

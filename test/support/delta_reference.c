@@ -11,12 +11,12 @@ enum { RAW, RATES, DECAY_LOG, DECAY_BIAS, SCALE, OUT, TAPS }; // the mixer's ten
 typedef struct Sequence {
     const DeltaReference *r;
     int64_t b, T, C, H, KV, D, E, R;
-    double *raw, *z, *s;      // (T, R); (T, E) what SiLU is given, and gives
-    double *q, *k;            // (T, H, D), (T, KV, D) of length 1, q divided by sqrt(D)
-    double *beta, *decay;     // (T, H)
-    double *rate;             // (T, H) what softplus is given
-    double *state;            // (T + 1, H, D, D) S before token t
-    double *o, *y;            // (T, H, D)
+    double *raw, *z, *s;  // (T, R); (T, E) what SiLU is given, and gives
+    double *q, *k;        // (T, H, D), (T, KV, D) of length 1, q divided by sqrt(D)
+    double *beta, *decay; // (T, H)
+    double *rate;         // (T, H) what softplus is given
+    double *state;        // (T + 1, H, D, D) S before token t
+    double *o, *y;        // (T, H, D)
 } Sequence;
 
 static double *doubles(int64_t count) { return allocate(count + 1, sizeof(double)); }
@@ -32,7 +32,12 @@ static double *d_tensor(const Sequence *q, int index) { return q->r->gradients +
 static int64_t first_of(const Sequence *q, int64_t t) { return q->r->first != NULL ? q->r->first[q->b * q->T + t] : 0; }
 
 static Sequence begin(const DeltaReference *r, int64_t b) {
-    Sequence q = {.r = r, .b = b, .T = r->T, .C = r->config->dim, .H = r->config->heads, .KV = r->config->kv_heads,
+    Sequence q = {.r = r,
+                  .b = b,
+                  .T = r->T,
+                  .C = r->config->dim,
+                  .H = r->config->heads,
+                  .KV = r->config->kv_heads,
                   .D = r->config->head_dim};
     q.E = (q.H + 2 * q.KV) * q.D, q.R = q.E + q.H * q.D;
     q.raw = doubles(q.T * q.R), q.z = doubles(q.T * q.E), q.s = doubles(q.T * q.E);
@@ -120,7 +125,8 @@ static void unit_backward(double *d_x, const double *x, const double *d_y, int64
     for (int64_t c = 0; c < D; c++) d_x[c] += factor * (d_y[c] / r - x[c] * along / (r * r * r));
 }
 
-// One token and head: d_state (D, D) is of the state after it, and becomes that of the state before; s of silu's outputs.
+// One token and head: d_state (D, D) is of the state after it, and becomes that of the state before; s of silu's
+// outputs.
 static void backward_head(Sequence *q, int64_t t, int64_t h, const double *d_y, double *d_state, double *d_s,
                           double *d_raw, double *d_rates) {
     int64_t D = q->D, H = q->H, g = h / (H / q->KV);
@@ -236,7 +242,8 @@ void delta_expect(const MixerProblem *p, const MixerAnswer *a, int ranks, double
         const float *got = a->gradients + parameter->offset;
         const double *expected = gradients + parameter->offset;
         for (int64_t k = 0; k < parameter->size; k++) size += expected[k] * expected[k];
-        if (size > 0) mixer_expect(p, ranks, parameter->name, mixer_error(got, expected, parameter->size), times * allowed);
+        if (size > 0)
+            mixer_expect(p, ranks, parameter->name, mixer_error(got, expected, parameter->size), times * allowed);
         for (int64_t k = 0; size == 0 && k < parameter->size; k++) assert_true(got[k] == 0);
     }
     free(weights), free(x), free(d_out), free(out), free(d_x), free(gradients);
