@@ -325,5 +325,11 @@ int main(void) {
         cmocka_unit_test(generation_is_trainings_with_documents),
         cmocka_unit_test(generation_is_trainings_on_cuda),
     };
+    const struct CMUnitTest under_sanitizers[] = {
+        cmocka_unit_test(generation_is_trainings_with_documents),
+        cmocka_unit_test(bad_files_are_refused),
+    };
+    if (program_slowness() > 1)
+        return cmocka_run_group_tests_name("mixers_checkpoint", under_sanitizers, make_mixer_text, remove_folder);
     return cmocka_run_group_tests_name("mixers_checkpoint", tests, make_mixer_text, remove_folder);
 }
