@@ -178,6 +178,7 @@ static Recall recall_of(const char *model) {
 
 static void attention_recalls(void **state) {
     (void)state;
+    if (program_slowness() > 1) skip(); // it trains for half a minute
     // RECALL_SEEDS in the environment: of so many seeds, one by default.
     const char *seeds = getenv("RECALL_SEEDS");
     for (int seed = 1; seed <= (seeds != NULL ? atoi(seeds) : 1); seed++) {
