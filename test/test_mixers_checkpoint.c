@@ -44,7 +44,7 @@ static void check_resume(MixerTraining t, int i) {
 
 static void runs_resume_to_the_bit(void **state) {
     (void)state;
-    MixerPatterns patterns = mixer_patterns(true, true);
+    MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
         check_resume(
             (MixerTraining){
@@ -105,12 +105,9 @@ static void checkpoints_are_models(void **state) {
         expect_in_file(out, "step-00000003/config.json", key, true);
         expect_in_file(out, "step-00000003/config.json", "[\"TrainGpt", ours);
         snprintf(printed, sizeof printed, "%.4f", log.validation_loss);
-        for (int sp = 1; sp <= 4; sp += 3) {
-            validation_of(out, sp, loss);
-            if (fabs(strtod(loss, NULL) - log.validation_loss) > 0.6e-4)
-                fail_msg("%s: validation loss %s in training, and %s by --init on %d ranks", t.mixers, printed, loss,
-                         sp);
-        }
+        validation_of(out, 4, loss);
+        if (fabs(strtod(loss, NULL) - log.validation_loss) > 0.6e-4)
+            fail_msg("%s: validation loss %s in training, and %s by --init on 4 ranks", t.mixers, printed, loss);
     }
 }
 
@@ -310,7 +307,7 @@ static void generation_is_trainings_on_cuda(void **state) {
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
-        check_generation((MixerTraining){.mixers = patterns.text[i], .device = "emulated", .steps = 2, .layers = 1}, i,
+        check_generation((MixerTraining){.mixers = patterns.text[i], .device = "emulated", .steps = 1, .layers = 1}, i,
                          0.05);
 }
 
