@@ -115,9 +115,9 @@ __device__ inline void add_head(Accumulator<1, D> &d_k, Accumulator<1, D> &d_v, 
     }
 }
 
-// d_k, d_v or both. For both there are registers enough up to D = 96.
+// d_k, d_v or both. For both there are registers enough up to D = 96, where a multiprocessor has no more than 2 blocks.
 template <int D, bool KEYS, bool VALUES>
-__global__ void __launch_bounds__(LINEAR_THREADS) keys_kernel(const LinearWindow x) {
+__global__ void __launch_bounds__(LINEAR_THREADS, 2) keys_kernel(const LinearWindow x) {
     DYNAMIC_SHARED(QueryTiles<D>, tiles);
     const int rows = x.sequences * x.kv_heads, row = (int)blockIdx.x % rows, block = (int)blockIdx.x / rows;
     const int own_row = (int)threadIdx.x / WARP * 16;

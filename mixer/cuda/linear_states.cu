@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(STATE_THREADS<D>) own_state_kernel(const Linea
 
 // ---- the scan -------------------------------------------------------------------------------------------------------
 
-enum { SCAN_THREADS = 256, AHEAD = 8 }; // AHEAD: loads under way at once
+enum { SCAN_THREADS = 256, AHEAD = 4 }; // AHEAD: loads under way at once
 
 struct Scan {
     LinearWindow x;
