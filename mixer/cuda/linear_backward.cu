@@ -115,7 +115,7 @@ __device__ inline void add_head(Accumulator<1, D> &d_k, Accumulator<1, D> &d_v, 
     }
 }
 
-// d_k, d_v or both. For both there are registers enough up to D = 96, where a multiprocessor has no more than 2 blocks.
+// d_k, d_v or both. For both there are registers enough up to D = 64.
 template <int D, bool KEYS, bool VALUES>
 __global__ void __launch_bounds__(LINEAR_THREADS, 2) keys_kernel(const LinearWindow x) {
     DYNAMIC_SHARED(QueryTiles<D>, tiles);
@@ -159,7 +159,7 @@ template <int D, bool KEYS, bool VALUES> void launch_keys(Device *device, const 
 template <int D> void launch_gradients(Device *device, const LinearWindow &x) {
     launch((queries_kernel<D>), x.sequences * x.heads * x.blocks, LINEAR_THREADS, sizeof(QueryTiles<D>),
            stream_of(device), x);
-    if constexpr (D <= 96) launch_keys<D, true, true>(device, x);
+    if constexpr (D <= 64) launch_keys<D, true, true>(device, x);
     else {
         launch_keys<D, true, false>(device, x);
         launch_keys<D, false, true>(device, x);

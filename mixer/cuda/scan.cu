@@ -151,6 +151,7 @@ __global__ void __launch_bounds__(THREADS)
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, b = i / s.channels;
     if (b >= s.sequences) return;
     double sum = before[i];
+#pragma unroll 1 // there are few registers on some GPUs
     for (int k = 0; k < which.count; k++) {
         const bool joined = s.backward ? scan_joined(&s, b, s.start + s.length - 1, which.edge[k])
                                        : scan_joined(&s, b, which.edge[k] - 1, s.start);
