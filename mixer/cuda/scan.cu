@@ -61,7 +61,7 @@ template <int WIDTH> __device__ inline void set_to_zero(float (&x)[WIDTH]) {
     for (int i = 0; i < WIDTH; i++) x[i] = 0.0f;
 }
 
-template <int WIDTH> __global__ void __launch_bounds__(THREADS) block_sum_kernel(Scan s, float *blocks, const bf16 *x) {
+template <int WIDTH> __global__ void __launch_bounds__(THREADS, 1) block_sum_kernel(Scan s, float *blocks, const bf16 *x) {
     Piece p;
     if (!piece_of_thread<WIDTH>(s, p)) return;
     float sum[WIDTH];
