@@ -274,7 +274,7 @@ static double operations(const Measurement *x, bool whole) {
     double own = mixer->flops == NULL ? 0 : mixer->flops(&x->config, 0, x->T), matrices = 0;
     for (int i = 0; whole && i < x->table.count; i++) { // the mixer's tensors stand between the layer's norms
         const Parameter *p = &x->table.parameter[i];
-        if (p->dimensions == 2 && p->offset > layer->norm1.scale && p->offset < layer->norm2.scale)
+        if (p->dimensions == 2 && !p->lower_triangle && p->offset > layer->norm1.scale && p->offset < layer->norm2.scale)
             matrices += (double)p->size;
     }
     return own + 6 * matrices;
