@@ -48,9 +48,9 @@ static double seconds(void) {
 
 static double smaller(double a, double b) { return a < b ? a : b; }
 
-// ---- matrix products, which are timed apart
-// --------------------------------------------------------------------------- The device's own functions, and how long
-// they took: of the thread, which is a rank.
+// ---- matrix products, which are timed apart --------------------------------------------------------------------------
+
+// The device's own functions, and how long they took: of the thread, which is a rank.
 static _Thread_local Device plain;
 static _Thread_local double product_seconds;
 static _Thread_local bool timed; // one rank that has the processors for itself
@@ -274,8 +274,8 @@ static double operations(const Measurement *x, bool whole) {
     double own = mixer->flops == NULL ? 0 : mixer->flops(&x->config, 0, x->T), matrices = 0;
     for (int i = 0; whole && i < x->table.count; i++) { // the mixer's tensors stand between the layer's norms
         const Parameter *p = &x->table.parameter[i];
-        if (p->dimensions == 2 && !p->lower_triangle && p->offset > layer->norm1.scale && p->offset < layer->norm2.scale)
-            matrices += (double)p->size;
+        bool mixers = p->offset > layer->norm1.scale && p->offset < layer->norm2.scale;
+        if (mixers && p->dimensions == 2 && !p->lower_triangle) matrices += (double)p->size;
     }
     return own + 6 * matrices;
 }
