@@ -214,7 +214,8 @@ bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, E
         d->upload(d, pass->first_visible + b * T, r->documents, T * sizeof(int32_t));
         if (b == 0) memcpy(pass->least_visible, r->documents, T * sizeof(int32_t));
         else visibility_least(pass->least_visible, r->documents, T);
-        if (loader == &r->loader && r->run->attends) r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
+        if (loader == &r->loader && r->run->attends)
+            r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
     }
     return true;
 }

@@ -36,6 +36,8 @@ typedef struct MixerAnswer {
 // Ends the test where the mixer cannot be had. The same problem on other ranks gets the same inputs.
 MixerAnswer mixer_run(const MixerProblem *problem, int ranks);
 void mixer_free(MixerAnswer *answer);
+// Two runs of the same problem on as many ranks give the same bits.
+void mixer_expect_same_bits(const MixerProblem *problem, int ranks);
 
 // What generation makes of the same rows: those of sequence 0 come in `piece` at a time (at most 128), by one rank, whose
 // cache is full of strange numbers at first. out (T, C); to be freed.

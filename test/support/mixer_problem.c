@@ -308,6 +308,16 @@ void mixer_free(MixerAnswer *a) {
     free(a->weights);
 }
 
+void mixer_expect_same_bits(const MixerProblem *p, int ranks) {
+    MixerAnswer a = mixer_run(p, ranks), b = mixer_run(p, ranks);
+    size_t bytes = (size_t)(p->B * p->T * p->C) * sizeof(float);
+    assert_memory_equal(a.out, b.out, bytes);
+    assert_memory_equal(a.d_x, b.d_x, bytes);
+    assert_memory_equal(a.gradients, b.gradients, (size_t)a.table.total * sizeof(float));
+    mixer_free(&a);
+    mixer_free(&b);
+}
+
 // ---- generation -----------------------------------------------------------------------------------------------------
 
 enum { MOST_ROWS = 128 };
