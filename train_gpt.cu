@@ -29,6 +29,7 @@
 
 #include "dataloader/bigram.h"
 #include "run/mixing.h"
+#include "run/positions.h"
 #include "run/prepare.h"
 #include "run/saving.h"
 #include "run/signals.h"
@@ -241,9 +242,9 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     return true;
 }
 
-// Mean loss over windows of the validation split, into *loss; replicas share them out. False, on all ranks, where a
-// window cannot be read.
-static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
+// Mean loss over windows of the validation split, into *loss; replicas share them out. `by_position` (may be NULL) takes
+// the losses. False, on all ranks, where a window cannot be read.
+static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, double *loss, Error *err) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
     comm_doing_slowly(r->world, "evaluation");
@@ -255,6 +256,7 @@ static bool evaluate(Rank *r, const Validation *v, double *loss, Error *err) {
         if (count <= 0) continue;
         forward(&r->model, &r->pass);
         classify(r, 0, count * r->model.shard.tokens);
+        if (by_position != NULL) positions_add(by_position, r, count);
     }
     *loss = read_sums(r).losses / ((double)v->windows * (double)r->run->options.context);
     return true;
@@ -278,12 +280,11 @@ static void open_loaders(Rank *r, Validation *v) {
     Error err;
     require(r, loader_init(&r->loader, run->train, 0, run->train_end, o->context, (uint64_t)o->seed, true, &err), &err);
     r->loader.state = run->resumed.loader;
-    require(
-        r,
-        loader_init(&v->loader, run->validation, run->validation_begin, run->validation_end, o->context, 0, true, &err),
-        &err);
+    int64_t begin = run->validation_begin, end = o->eval_tokens > 0 ? begin + o->eval_tokens + 1 : run->validation_end;
+    bool drawn = o->eval_tokens == 0; // else all of them, in order
+    require(r, loader_init(&v->loader, run->validation, begin, end, o->context, 0, drawn, &err), &err);
     int64_t all = loader_windows(&v->loader);
-    v->windows = all < o->eval_windows ? all : o->eval_windows; // the same ones in every run, whatever its seed
+    v->windows = drawn && all > o->eval_windows ? o->eval_windows : all; // the same ones in every run, whatever its seed
     v->window = malloc((size_t)v->windows * sizeof(int64_t));
     if (v->window == NULL) require(r, error_set(&err, "out of memory"), &err);
     loader_next(&v->loader, v->windows, v->window);
@@ -362,7 +363,11 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
 
 // The validation loss, into *t. False, on all ranks, where it is no number or cannot be had.
 static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
-    if (!evaluate(r, v, &t->validation_loss, err)) return false;
+    bool last = t->step >= r->run->steps, wanted = last && r->run->options.eval_by_position != NULL;
+    PositionLosses *by_position = wanted ? positions_open(r) : NULL;
+    bool ok = evaluate(r, v, by_position, &t->validation_loss, err);
+    if (wanted) positions_close(by_position, r, ok);
+    if (!ok) return false;
     if (isfinite(t->validation_loss)) return true;
     if (t->step > r->run->resumed.step)
         return error_set(err,

@@ -7,6 +7,7 @@
 #include "base/cpu_features.h"
 #include "run/mixing.h"
 #include "run/plan.h"
+#include "run/positions.h"
 #include "terminal/output.h"
 #include "terminal/report.h"
 #include "train_gpt.h"
@@ -59,7 +60,7 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
 
 bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
-    if (!run_open(run, speaks, err) || !mixing_check(run, err)) return false;
+    if (!run_open(run, speaks, err) || !mixing_check(run, err) || !positions_check(run, err)) return false;
     if (speaks) options_print_command(&run->options, stdout);
     output_flush();
     if (!plan(run, speaks, &arena, err)) return false;

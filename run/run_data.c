@@ -10,7 +10,17 @@
 // A plan without --data is made for data that are elsewhere: of what kind, only the vocabulary says.
 bool run_has_data(const Options *o) { return o->data_count > 0 || !o->plan; }
 
-bool run_open_data(Run *run, Error *err) {
+// That --eval-tokens are whole windows, and are there.
+static bool check_eval_tokens(const Run *run, Error *err) {
+    int64_t N = run->options.eval_tokens, T = run->options.context, held = run->validation_end - run->validation_begin;
+    if (N % T != 0)
+        return error_usage(err, "--eval-tokens %lld: must be a multiple of --context %lld", (long long)N, (long long)T);
+    if (N < held) return true; // the last target is a token more
+    return error_usage(err, "--eval-tokens %lld: %s has %lld tokens for validation, of which one is the last target; "
+                       "give less", (long long)N, tokens_name(run->validation), (long long)held);
+}
+
+static bool open_and_split(Run *run, Error *err) {
     const Options *o = &run->options;
     size_t size;
     if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, o->data_format, err);
@@ -36,6 +46,10 @@ bool run_open_data(Run *run, Error *err) {
     if (!loader_split(run->train, o->context, &run->train_end, err)) return false;
     run->validation_begin = run->train_end;
     return true;
+}
+
+bool run_open_data(Run *run, Error *err) {
+    return open_and_split(run, err) && (run->options.plan || check_eval_tokens(run, err));
 }
 
 // The same files cut elsewhere are other training data.

@@ -110,6 +110,11 @@ const Option options_table[] = {
     {"eval-every", INTEGER, EVALUATION, "N", "0", AT(eval_every), 0, 1e12,
      "steps between validations; 0: only at the end"},
     {"eval-windows", INTEGER, EVALUATION, "N", "16", AT(eval_windows), 1, 1e12, "windows of validation data, at most"},
+    {"eval-tokens", INTEGER, EVALUATION, "N", "0", AT(eval_tokens), 0, 1e15,
+     "instead of --eval-windows: the first N tokens of the validation data, a multiple of --context, the same ones "
+     "whatever the context"},
+    {"eval-by-position", TEXT, EVALUATION, "FILE", NULL, AT(eval_by_position), 0, 0,
+     "CSV of the mean loss at each position of the context, in the last evaluation (scripts/plot_positions)"},
 
     {"out", TEXT, CHECKPOINTS, "DIR", NULL, AT(out), 0, 0,
      "folder of this run's checkpoints; without it, nothing is saved"},
@@ -457,6 +462,9 @@ bool options_check(const Options *options, Error *err) {
     if (options_given(options, "decay-fraction") && options->schedule != SCHEDULE_WSD)
         return error_usage(err, "--decay-fraction is for --schedule wsd, not %s",
                            shown_choice(option_named("schedule"), options->schedule).text);
+    if (options->eval_tokens > 0 && options_given(options, "eval-windows"))
+        return error_usage(err, "--eval-tokens %lld beside --eval-windows: both say how much is evaluated; give one",
+                           (long long)options->eval_tokens);
     return check_ranks(options, err);
 }
 

@@ -12,7 +12,7 @@
 #include "layers/device.h"
 #include "model/model.h"
 
-enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 64, OPTIONS_MAX_WINDOWS = 32 };
+enum { OPTIONS_MAX_PATHS = 4096, OPTIONS_MAX = 80, OPTIONS_MAX_WINDOWS = 32 };
 
 // After the warm-up: half a cosine, nothing, or (warmup-stable-decay) nothing and then straight down.
 typedef enum Schedule { SCHEDULE_COSINE, SCHEDULE_CONSTANT, SCHEDULE_WSD } Schedule;
@@ -63,6 +63,8 @@ typedef struct Options {
     // evaluation
     int64_t eval_every;     // steps; 0: only at the end
     int64_t eval_windows;   // at most
+    int64_t eval_tokens;    // the first of the validation data, all of them; 0: eval_windows
+    const char *eval_by_position; // file: mean loss at each position of the context, of the last evaluation
     // checkpoints and output
     const char *out;        // folder; NULL: nothing is saved
     int64_t save_every, keep;

@@ -82,14 +82,17 @@ static void test_plot_without_library(void **state) {
         skip();
     }
     make_script("matplotlib.py", "raise ImportError\n");
-    char *said = run_shell("PYTHONPATH=. \"$tree\"/scripts/plot_loss x.jsonl", 1);
-    assert_string_equal(said, "plot_loss: matplotlib is not installed: scripts/setup plots (or apt-get install "
-                              "python3-matplotlib)\n");
-    free(said);
-    said = run_shell("PYTHONPATH=. \"$tree\"/scripts/plot_mixing x.csv x.png", 1);
-    assert_string_equal(said, "plot_mixing: matplotlib is not installed: scripts/setup plots (or apt-get install "
-                              "python3-matplotlib)\n");
-    free(said);
+    const char *const scripts[][2] = {
+        {"plot_loss", "x.jsonl"}, {"plot_mixing", "x.csv x.png"}, {"plot_positions", "x.csv"}};
+    for (size_t i = 0; i < sizeof scripts / sizeof *scripts; i++) {
+        char command[200], expected[200];
+        snprintf(command, sizeof command, "PYTHONPATH=. \"$tree\"/scripts/%s %s", scripts[i][0], scripts[i][1]);
+        snprintf(expected, sizeof expected, "%s: matplotlib is not installed: scripts/setup plots (or apt-get install "
+                                            "python3-matplotlib)\n", scripts[i][0]);
+        char *said = run_shell(command, 1);
+        assert_string_equal(said, expected);
+        free(said);
+    }
 }
 
 static void test_setup_plots(void **state) {
@@ -97,12 +100,12 @@ static void test_setup_plots(void **state) {
     make_script("python3", "#!/bin/sh\n[ -e installed ]\n");
     make_script("sudo", "#!/bin/sh\n[ \"$1\" = -n ] && shift\nexec \"$@\"\n");
     make_script("apt-get", "#!/bin/sh\necho \"$*\" >> asked\nexit 1\n");
-    char *said = run_shell("\"$tree\"/scripts/setup plots", 1);
-    expect_in(said, "not installed: python3-matplotlib. To install, type:\n");
+    char *said = run_shell("SYSTEM_PYTHON=none \"$tree\"/scripts/setup plots", 1);
+    expect_in(said, "not installed: python3-matplotlib python3-scipy. To install, type:\n");
     free(said);
-    make_script("apt-get", "#!/bin/sh\ncase \"$*\" in *' install '*' python3-matplotlib') touch installed ;; esac\n");
-    free(run_shell("\"$tree\"/scripts/setup plots", 0));
-    said = run_shell("\"$tree\"/scripts/setup plots", 0); // all is there
+    make_script("apt-get", "#!/bin/sh\ncase \"$*\" in *' install '*' python3-matplotlib python3-scipy') touch installed ;; esac\n");
+    free(run_shell("SYSTEM_PYTHON=none \"$tree\"/scripts/setup plots", 0));
+    said = run_shell("SYSTEM_PYTHON=none \"$tree\"/scripts/setup plots", 0); // all is there
     assert_string_equal(said, "");
     free(said);
     free(run_shell("rm -f python3 sudo apt-get asked installed", 0));
