@@ -88,6 +88,8 @@ static void classify(Rank *r, float d_loss, int64_t counted) {
         void *normed = at(d, pass->normed, first * C);
         d->matmul_forward(d, pass->logits, normed, weight(&r->model, table->classifier), NULL, rows, C, Vp);
         if (r->dump_logits != NULL) keep_logits(r, first, rows);
+        int64_t judged = counted - first < rows ? counted - first : rows;
+        if (r->accuracy.counts) accuracy_add(&r->accuracy, d, pass, first, judged, V, Vp);
         d->classifier(d, pass->logits, pass->losses + first, pass->targets + first, rows, V, Vp, d_loss);
         if (d_loss == 0) continue;
         d->matmul_backward(d, at(d, pass->d_normed, first * C), gradient(&r->model, table->classifier), NULL,
@@ -193,6 +195,8 @@ typedef struct Validation {
 } Validation;
 
 static double tokens_in_step(const Run *run) { return (double)run->options.batch * (double)run->options.context; }
+// Targets that count: all of them, but for synthetic tasks.
+static double answers_in_step(const Run *run) { return (double)run->options.batch * (double)run->window_answers; }
 
 // Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
 bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err) {
@@ -222,7 +226,7 @@ bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, E
 }
 
 // Forward and backward over this replica's share of a batch of windows: leaves this rank's gradients of the mean loss
-// over all tokens of all ranks, and in r->sums its losses. False, on all ranks, where a window cannot be read.
+// over all tokens of all ranks that count, and in r->sums its losses. False, on all ranks, where a window cannot be read.
 static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     const Run *run = r->run;
     Device *d = &r->device;
@@ -235,16 +239,16 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
         if (!all_well(r, loaded, err)) return false;
         comm_doing(r->world, "forward pass");
         forward(&r->model, &r->pass);
-        classify(r, (float)(1.0 / tokens_in_step(run)), r->pass.rows);
+        classify(r, (float)(1.0 / answers_in_step(run)), r->pass.rows);
         comm_doing(r->world, "backward pass");
         backward(&r->model, &r->pass);
     }
     return true;
 }
 
-// Mean loss over windows of the validation split, into *loss; replicas share them out. `by_position` (may be NULL) takes
-// the losses. False, on all ranks, where a window cannot be read.
-static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, double *loss, Error *err) {
+// Mean loss over windows of the validation split, into t->validation_loss, and a task's accuracy; replicas share the
+// windows out. `by_position` (may be NULL) takes the losses. False, on all ranks, where a window cannot be read.
+static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, Training *t, Error *err) {
     int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
     comm_doing_slowly(r->world, "evaluation");
@@ -255,20 +259,24 @@ static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, 
         if (!all_well(r, loaded, err)) return false;
         if (count <= 0) continue;
         forward(&r->model, &r->pass);
+        r->accuracy.counts = r->run->task != NULL;
         classify(r, 0, count * r->model.shard.tokens);
+        r->accuracy.counts = false;
         if (by_position != NULL) positions_add(by_position, r, count);
     }
-    *loss = read_sums(r).losses / ((double)v->windows * (double)r->run->options.context);
+    double answers = (double)v->windows * (double)r->run->window_answers;
+    t->validation_loss = read_sums(r).losses / answers;
+    if (r->run->task != NULL) t->accuracy = accuracy_share(&r->accuracy, r->world, answers);
     return true;
 }
 
 // The mean loss of the tokens that were loaded last, with the weights as they are now. Collective.
 double loss_of_last_tokens(Rank *r) {
-    double tokens = (double)r->pass.sequences * (double)r->run->options.context * (double)r->run->options.dp;
+    double answers = (double)r->pass.sequences * (double)r->run->window_answers * (double)r->run->options.dp;
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     forward(&r->model, &r->pass);
     classify(r, 0, r->pass.rows);
-    return read_sums(r).losses / tokens;
+    return read_sums(r).losses / answers;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -290,7 +298,15 @@ static void open_loaders(Rank *r, Validation *v) {
     loader_next(&v->loader, v->windows, v->window);
 }
 
-static void report_validation(const Run *run, const Validation *v, double loss) {
+static void report_validation(const Run *run, const Validation *v, const Training *t) {
+    double loss = t->validation_loss;
+    if (run->task != NULL) {
+        printf("validation loss %.4f nats per answer, %.1f%% of them right (by chance %.1f%%), over %lld windows of %lld "
+               "tokens\n",
+               loss, 100 * t->accuracy, 100 * task_chance(run->task), (long long)v->windows,
+               (long long)run->options.context);
+        return;
+    }
     printf("validation loss %.4f nats per token", loss);
     if (!tokens_are_bytes(run->validation)) {
         printf(", perplexity %.2f, over %lld windows of %lld tokens\n", exp(loss), (long long)v->windows,
@@ -325,7 +341,7 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
     if (ok) {
         sum_gradients(r);
         StepSums sums = read_sums(r);
-        report->loss = sums.losses / tokens_in_step(run);
+        report->loss = sums.losses / answers_in_step(run);
         report->gradient_norm = sqrt(sums.squares);
         if (dump_now) dump(r);
         t->diverged = !isfinite(report->loss) || !isfinite(report->gradient_norm);
@@ -365,7 +381,7 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
 static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
     bool last = t->step >= r->run->steps, wanted = last && r->run->options.eval_by_position != NULL;
     PositionLosses *by_position = wanted ? positions_open(r) : NULL;
-    bool ok = evaluate(r, v, by_position, &t->validation_loss, err);
+    bool ok = evaluate(r, v, by_position, t, err);
     if (wanted) positions_close(by_position, r, ok);
     if (!ok) return false;
     if (isfinite(t->validation_loss)) return true;
@@ -393,7 +409,7 @@ static void train(Rank *r, Reporter *reporter) {
     const Options *o = &run->options;
     Validation validation;
     Error err;
-    Training t = {.step = run->resumed.step, .saved = -1, .saved_at = now(), .validation_loss = NAN};
+    Training t = {.step = run->resumed.step, .saved = -1, .saved_at = now(), .validation_loss = NAN, .accuracy = NAN};
     t.machine_rate = run->devices.matrix_rate * (run->processes ? comm_size(r->world) : 1);
     if (run->resume_from[0] != '\0') t.saved = t.step;
     open_loaders(r, &validation);
@@ -406,13 +422,14 @@ static void train(Rank *r, Reporter *reporter) {
     Asked asked = {0, false};
     if (t.step >= run->steps) finish_untrained(r, &validation, &t);
     while (t.step < run->steps && asked.stop == 0) {
-        StepReport report = {.validation_loss = NAN};
+        StepReport report = {.validation_loss = NAN, .accuracy = NAN};
         if (!step_once(r, &t, &report, &err)) end_saving(r, &t, &err);
         asked = ask_all(r, &t);
         bool last = t.step == run->steps || asked.stop != 0;
         if (t.step == run->steps || (o->eval_every > 0 && t.step % o->eval_every == 0)) {
             if (!validate(r, &validation, &t, &err)) end_saving(r, &t, &err);
             report.validation_loss = t.validation_loss;
+            report.accuracy = t.accuracy;
         }
         if (o->out != NULL && (last || asked.save || (o->save_every > 0 && t.step % o->save_every == 0)))
             save(r, &t, last);
@@ -425,11 +442,13 @@ static void train(Rank *r, Reporter *reporter) {
         if (asked.stop != 0)
             printf("stopped by signal %d after step %lld%s%s\n", asked.stop, (long long)t.step,
                    o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
-        else if (isfinite(t.validation_loss)) report_validation(run, &validation, t.validation_loss);
+        else if (isfinite(t.validation_loss)) report_validation(run, &validation, &t);
     }
     if (o->dump_mixing != NULL) mixing_dump(r, &validation.loader);
     free(t.window);
     free(validation.window);
+    loader_close(&validation.loader);
+    loader_close(&r->loader);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 #include "dataloader/loader.h"
 #include "layers/device.h"
 #include "model/model.h"
+#include "run/accuracy.h"
 #include "run/run.h"
 
 // The two sums of a step that the host reads. They stand side by side on the device, to come in one download.
@@ -43,6 +44,7 @@ typedef struct Rank {
     float *host_vector; // host: (total) on its way to a file, NULL at other times
     float *dump_logits; // host: (n, V) of the pass at work, NULL: not wanted
     float *dump_room;   // (classifier_rows, V) for these, where the device's memory is not the host's
+    Accuracy accuracy;  // of a task's answers
     KeptFiles *kept;    // rank 0: what checkpoints take along of the model that the run began with, NULL: nothing
 } Rank;
 

@@ -16,7 +16,13 @@ typedef struct Philox4 {
 } Philox4;
 
 // Who draws: the stream keeps users of one seed apart.
-enum { RANDOM_STREAM_DATA = 1, RANDOM_STREAM_SAMPLE = 2, RANDOM_STREAM_PARAMETERS = 1000 /* + tensor */ };
+enum {
+    RANDOM_STREAM_DATA = 1,
+    RANDOM_STREAM_SAMPLE = 2,
+    RANDOM_STREAM_TASK = 3,
+    RANDOM_STREAM_TASK_VALIDATION = 4,
+    RANDOM_STREAM_PARAMETERS = 1000 /* + tensor */
+};
 
 Philox4 philox4x32(uint64_t seed, uint64_t stream, uint64_t index);
 double random_uniform(uint64_t seed, uint64_t stream, uint64_t index);                 // [0, 1)

@@ -1,6 +1,7 @@
 // The grid of windows of an epoch, its order, and a shard's part of a window.
 #include "dataloader/loader.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/pulse.h"
@@ -15,8 +16,22 @@ bool loader_init(Loader *loader, const TokenSource *source, int64_t begin, int64
         return error_set(err, "%s: %lld tokens are too few for a window of --context %lld and its last target; give "
                          "more data or a smaller --context", tokens_name(source),
                          (long long)(end > begin ? end - begin : 0), (long long)context);
-    *loader = (Loader){source, begin, end, context, seed, shuffle, {0, 0}};
-    return true;
+    *loader = (Loader){source, begin, end, context, seed, shuffle, {0, 0}, tokens_task(source), NULL};
+    if (loader->task == NULL) return true;
+    loader->shuffle = false; // every window is drawn
+    if (!task_check_context(loader->task, context, err)) return false;
+    loader->made = malloc((size_t)(2 * context) * sizeof *loader->made);
+    return loader->made != NULL ||
+           error_set(err, "out of memory for a window of %lld tokens of %s", (long long)context, tokens_name(source));
+}
+
+void loader_close(Loader *loader) {
+    free(loader->made);
+    loader->made = NULL;
+}
+
+int64_t loader_answers(const Loader *loader) {
+    return loader->task != NULL ? task_answers(loader->task, loader->context) : loader->context;
 }
 
 // The windows of an epoch start at grid_start + i * context. All but `spare` tokens are targets of some window, so the
@@ -42,16 +57,36 @@ void loader_next(Loader *loader, int64_t count, int64_t *first_token) {
     }
 }
 
+// Makes the whole window, which costs next to nothing beside training on it, and takes the shard's tokens.
+static void make_window(const Loader *loader, int64_t first_token, const Shard *shard, int32_t *inputs,
+                        int32_t *targets) {
+    int64_t T = loader->context;
+    TaskSplit split = loader->begin == 0 ? TASK_TRAINING : TASK_VALIDATION;
+    int32_t *made_targets = loader->made + T;
+    task_window(loader->task, split, loader->seed, (uint64_t)((first_token - loader->begin) / T), T, loader->made,
+                made_targets);
+    for (int c = 0; c < shard->count; c++) {
+        int64_t start = shard->chunk[c].start, length = shard->chunk[c].length;
+        memcpy(inputs, loader->made + start, (size_t)length * sizeof *inputs);
+        memcpy(targets, made_targets + start, (size_t)length * sizeof *targets);
+        inputs += length;
+        targets += length;
+    }
+}
+
 bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, int64_t vocabulary, int32_t *inputs,
                  int32_t *targets, int32_t *positions, Error *err) {
+    if (loader->task != NULL) make_window(loader, first_token, shard, inputs, targets);
     for (int c = 0; c < shard->count; c++) {
         int64_t start = shard->chunk[c].start, length = shard->chunk[c].length;
         if (length == 0) continue;
         // The last target is the first token of somebody else's chunk, or the one after the window.
-        if (!tokens_read(loader->source, first_token + start, length, vocabulary, inputs, err) ||
-            !tokens_read(loader->source, first_token + start + length, 1, vocabulary, &targets[length - 1], err))
-            return false;
-        memcpy(targets, inputs + 1, (size_t)(length - 1) * sizeof *targets);
+        if (loader->task == NULL) {
+            if (!tokens_read(loader->source, first_token + start, length, vocabulary, inputs, err) ||
+                !tokens_read(loader->source, first_token + start + length, 1, vocabulary, &targets[length - 1], err))
+                return false;
+            memcpy(targets, inputs + 1, (size_t)(length - 1) * sizeof *targets);
+        }
         for (int64_t i = 0; positions != NULL && i < length; i++) positions[i] = (int32_t)(start + i);
         inputs += length;
         targets += length;

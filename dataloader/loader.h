@@ -4,6 +4,9 @@
 // epoch serves every window of a grid of step T once, in an order drawn by a counter-based permutation; the grid's
 // start moves from epoch to epoch by up to the tokens that do not fill a window, so none is left out for good (without
 // shuffle it stays at the beginning of the split). Two numbers are the loader's whole place.
+//
+// The windows of a synthetic task (dataloader/task.h) are made when they are read, in the order of their numbers; an
+// epoch of them does not end.
 #ifndef DATALOADER_LOADER_H
 #define DATALOADER_LOADER_H
 
@@ -22,16 +25,22 @@ typedef struct Loader {
     uint64_t seed;
     bool shuffle;
     LoaderState state;
+    const Task *task; // that makes the windows; NULL: they are read
+    int32_t *made;    // (2, T) of the window at work: inputs, targets
 } Loader;
 
-// Fails if the split has fewer than T+1 tokens (says how many it has, and which option to change).
+// Fails if the split has fewer than T+1 tokens (says how many it has, and which option to change), or the task needs a
+// longer context. Free with loader_close.
 bool loader_init(Loader *loader, const TokenSource *source, int64_t begin, int64_t end, int64_t context, uint64_t seed,
                  bool shuffle, Error *err);
+void loader_close(Loader *loader);
 int64_t loader_windows(const Loader *loader); // per epoch
+int64_t loader_answers(const Loader *loader); // targets of a window that count: T, or those that a task asks for
 // The first tokens of the next `count` windows, in order; crosses into the next epoch where this one ends.
 void loader_next(Loader *loader, int64_t count, int64_t *first_token);
 // Inputs, targets and global positions of the tokens of one window that a shard owns, shard->tokens of each, in shard
-// order. Reads only those tokens (and each chunk's next one). positions may be NULL.
+// order. Reads only those tokens (and each chunk's next one). positions may be NULL. A task's target is TASK_NOT_ASKED
+// where it does not count.
 bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, int64_t vocabulary, int32_t *inputs,
                  int32_t *targets, int32_t *positions, Error *err);
 

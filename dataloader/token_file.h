@@ -29,6 +29,8 @@ struct TokenSource {
     int64_t count;
     TokenFormat format;   // as given
     uint64_t fingerprint; // of sizes and content
+    bool made;            // by `task`: there are no files
+    Task task;
     char name[200];
 };
 

@@ -98,6 +98,20 @@ TokenSource *tokens_open_memory(const void *bytes, size_t size, Error *err) {
     return source;
 }
 
+TokenSource *tokens_open_task(const Task *task, Error *err) {
+    TokenSource *source = new_source(err);
+    if (source == NULL) return NULL;
+    source->made = true;
+    source->task = *task;
+    source->kind = KIND_UINT16;
+    source->count = 2 * TASK_SPLIT_TOKENS;
+    source->fingerprint = task_fingerprint(task);
+    snprintf(source->name, sizeof source->name, TASK_NAME "%s", task->text);
+    return source;
+}
+
+const Task *tokens_task(const TokenSource *source) { return source->made ? &source->task : NULL; }
+
 void tokens_close(TokenSource *source) {
     if (source == NULL) return;
     for (int i = 0; i < source->files; i++) token_file_unload(&source->file[i]);
@@ -107,7 +121,9 @@ void tokens_close(TokenSource *source) {
 }
 
 int64_t tokens_count(const TokenSource *source) { return source->count; }
-int64_t tokens_vocabulary(const TokenSource *source) { return kind_vocabulary(source->kind); }
+int64_t tokens_vocabulary(const TokenSource *source) {
+    return source->made ? task_vocabulary(&source->task) : kind_vocabulary(source->kind);
+}
 bool tokens_are_bytes(const TokenSource *source) { return source->kind == KIND_BYTES; }
 const char *tokens_name(const TokenSource *source) { return source->name; }
 
@@ -157,6 +173,7 @@ static bool check(const TokenSource *source, const TokenFile *file, int64_t begi
 
 bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int32_t *out,
                  Error *err) {
+    if (source->made) return error_set(err, "%s: has windows, and no tokens outside them", source->name);
     if (first < 0 || count < 0 || count > source->count - first)
         return error_set(err, "%s: tokens %lld to %lld were asked for, but there are %lld", source->name,
                          (long long)first, (long long)(first + count), (long long)source->count);
@@ -176,6 +193,7 @@ bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_
 // ---- checking numbers -----------------------------------------------------------------------------------------------
 
 bool tokens_always_below(const TokenSource *source, int64_t vocabulary) {
+    if (source->made) return vocabulary >= task_vocabulary(&source->task);
     if (source->kind == KIND_BYTES) return vocabulary >= BYTE_VOCABULARY;
     return vocabulary > (source->kind == KIND_UINT16 ? UINT16_MAX : (int64_t)UINT32_MAX);
 }

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "dataloader/task.h"
 
 enum { TOKEN_END_OF_DOCUMENT = 256, BYTE_VOCABULARY = 257 };
 
@@ -25,7 +26,13 @@ typedef enum TokenFormat { TOKENS_AUTO, TOKENS_BYTES, TOKENS_UINT16, TOKENS_UINT
 TokenSource *tokens_open(const char *const *arguments, int count, TokenFormat format, Error *err);
 // One document of bytes in memory, which must outlive the source.
 TokenSource *tokens_open_memory(const void *bytes, size_t size, Error *err);
-void tokens_close(TokenSource *source); // may be NULL
+// The windows of a synthetic task, as the tokens of one split after the other: TASK_SPLIT_TOKENS to train on, and as
+// many to validate on. They are made where they are asked for (dataloader/loader.h); tokens_read has none.
+TokenSource *tokens_open_task(const Task *task, Error *err);
+#define TASK_SPLIT_TOKENS (INT64_C(1) << 49)
+#define TASK_NAME "the task " // with which its tokens_name begins
+const Task *tokens_task(const TokenSource *source); // NULL: its tokens are data
+void tokens_close(TokenSource *source);             // may be NULL
 
 int64_t tokens_count(const TokenSource *source);
 int64_t tokens_vocabulary(const TokenSource *source); // BYTE_VOCABULARY for bytes

@@ -150,7 +150,8 @@ struct Device {
     // Softmax cross-entropy of logits (rows, Vp) against targets (rows): losses (rows) in nats, fp32; and in the same
     // call logits are overwritten by their gradient, (softmax - one_hot) * d_loss. d_loss == 0 leaves the logits alone.
     // Of a row, the first V are the vocabulary's. The others are padding: whatever stands there takes no part, and its
-    // gradient is 0. Vp as device_padded_vocab_size gives it; on a GPU, logits lie at a multiple of 16 bytes.
+    // gradient is 0. A row whose target is negative does not count: its loss is 0, and so is all of its gradient. Vp as
+    // device_padded_vocab_size gives it; on a GPU, logits lie at a multiple of 16 bytes.
     void (*classifier)(Device *, void *logits, float *losses, const int32_t *targets, int64_t rows, int64_t V,
                        int64_t Vp, float d_loss);
 

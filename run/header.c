@@ -30,6 +30,11 @@ static void print_machine(const Run *run, FILE *out) {
 
 static void print_data(const Run *run, FILE *out) {
     const Options *o = &run->options;
+    if (run->task != NULL) {
+        fprintf(out, "data       %s, %lld answers in a window of %lld tokens\n", tokens_name(run->train),
+                (long long)run->window_answers, (long long)o->context);
+        return;
+    }
     fprintf(out, "data       %s, %lld training tokens",
             o->data_count > 0 ? tokens_name(run->train) : "the program's own sources and documents",
             (long long)run->train_end);

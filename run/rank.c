@@ -92,6 +92,7 @@ static void lay_out(Rank *r, int world_rank) {
     pass_lay_out(&r->pass, size, run->table.padded_vocab_size, arena, PASS_TRAINING, run->recompute);
     if (o->document_mask)
         r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
+    if (run->task != NULL) accuracy_lay_out(&r->accuracy, r->pass.classifier_rows, run->config.vocab_size, arena);
     if (run->attends) attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
     int threads = threads_per_rank(run);
     size_t attention = 0;
@@ -218,6 +219,9 @@ static bool set_up(Rank *r, Error *err) {
     r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
     if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || r->model.requests == NULL || (documents && r->documents == NULL))
         return error_set(err, "out of memory");
+    if (r->run->task != NULL &&
+        !accuracy_open(&r->accuracy, r->pass.classifier_rows, r->run->config.vocab_size, err))
+        return false;
     for (int i = 0; i < ranks; i++)
         r->slice_counts[i] =
             slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
@@ -258,6 +262,7 @@ void rank_close(Rank *r) {
     if (r->device_is_mine) r->device.close(&r->device);
     kept_files_free(r->kept);
     pass_free(&r->pass);
+    accuracy_close(&r->accuracy);
     free(r->model.requests);
     free(r->slice_counts);
     free(r->slice_bytes);

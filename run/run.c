@@ -68,6 +68,15 @@ static bool is_model_folder(const char *path, Error *err) {
                        checkpoint);
 }
 
+// A task's tokens mean nothing to a model of other data, whatever the size of its vocabulary: the least that can be seen
+// is that this is another.
+static bool check_task(const Run *run, const char *from, Error *err) {
+    long long has = run->config.vocab_size;
+    if (run->task == NULL || has == task_vocabulary(run->task)) return true;
+    return error_usage(err, "--task %s has a vocabulary of %lld tokens, and %s has %lld; give a model of this task",
+                       run->task->text, (long long)task_vocabulary(run->task), from, has);
+}
+
 static bool choose_model(Run *run, Error *err) {
     const Options *o = &run->options;
     ModelConfig *c = &run->config;
@@ -93,7 +102,7 @@ static bool choose_model(Run *run, Error *err) {
         bool fixed = c->rope_scaling.type == ROPE_YARN || model_positions(c) == c->max_positions;
         if (!fixed && c->max_positions < o->context) c->max_positions = o->context;
     }
-    if (!check_bytes(run, from, err)) return false;
+    if (!check_bytes(run, from, err) || !check_task(run, from, err)) return false;
     return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);
 }
 
@@ -195,6 +204,7 @@ static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0 || run_mixer_without_generation(run) >= 0) return true;
+    if (run->task != NULL && o->sample == NULL) return true; // its accuracy says more than numbers
     int64_t positions = model_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);

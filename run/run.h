@@ -20,6 +20,8 @@ typedef struct Run {
     TokenSource *train, *validation; // the same source unless --val-data is given
     int64_t train_end;               // training tokens are [0, train_end)
     int64_t validation_begin, validation_end;
+    const Task *task;                // that makes both; NULL: data
+    int64_t window_answers;          // targets of a window that count: all of them, or those that the task asks for
     bool train_checked;                // its token numbers are known to be below the vocabulary
     int32_t document_end;              // --document-mask: the token that ends a document
     int64_t micro_batch;               // sequences of one pass

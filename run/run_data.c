@@ -8,7 +8,20 @@
 #include <string.h>
 
 // A plan without --data is made for data that are elsewhere: of what kind, only the vocabulary says.
-bool run_has_data(const Options *o) { return o->data_count > 0 || !o->plan; }
+bool run_has_data(const Options *o) { return o->data_count > 0 || o->task != NULL || !o->plan; }
+
+static bool open_task(Run *run, Error *err) {
+    const Options *o = &run->options;
+    Task task;
+    if (!task_parse(&task, o->task, err) || !task_check_context(&task, o->context, err)) return false;
+    run->train = run->validation = tokens_open_task(&task, err);
+    if (run->train == NULL) return false;
+    run->task = tokens_task(run->train);
+    run->window_answers = task_answers(&task, o->context);
+    run->train_end = run->validation_begin = TASK_SPLIT_TOKENS;
+    run->validation_end = tokens_count(run->validation);
+    return true;
+}
 
 // That --eval-tokens are whole windows, and are there.
 static bool check_eval_tokens(const Run *run, Error *err) {
@@ -23,6 +36,8 @@ static bool check_eval_tokens(const Run *run, Error *err) {
 static bool open_and_split(Run *run, Error *err) {
     const Options *o = &run->options;
     size_t size;
+    if (o->task != NULL) return open_task(run, err);
+    run->window_answers = o->context;
     if (o->data_count > 0) run->train = tokens_open(o->data, o->data_count, o->data_format, err);
     else {
         const unsigned char *corpus = bundled_corpus(&size);
@@ -80,6 +95,9 @@ bool run_check_same_data(const Run *run, const TrainingState *then, Error *err) 
                                           "--val-data differ); give the same, or use --init",
                                           run->resume_from);
     if (then->data_content == now.data_content) return true;
+    if (run->task != NULL || strncmp(then->data_name, TASK_NAME, strlen(TASK_NAME)) == 0)
+        return error_usage(err, "--resume: %s was trained on %s, not on %s; give the same --task or --data, or use --init",
+                           run->resume_from, then->data_name, now.data_name);
     return error_usage(
         err,
         "--resume: %s was trained on %s (%lld training tokens), not on %s (%lld), which has %s; give the "

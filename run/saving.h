@@ -11,6 +11,7 @@ typedef struct Training {
     int64_t saved;          // step of the newest checkpoint, -1: none
     double saved_at;        // when, in seconds of a clock that runs forward
     double validation_loss; // last measured; NaN: never
+    double accuracy;        // with it, of a task; NaN: none
     bool diverged;          // with these weights the next step has no numbers, and would have none after a resume
     double usual_seconds;   // of a step
     double machine_rate;    // FLOP/s of all ranks' machines in matrix products; for machine_share

@@ -60,6 +60,12 @@ const Option options_table[] = {
      "of these files: uint16 and uint32 are token numbers without a header (nanoGPT's train.bin), llmc is token shards; "
      "auto: shards, and anything else as bytes"},
 
+    {"task", TEXT, DATA, "NAME", NULL, AT(task), 0, 0,
+     "instead of data, windows made from --seed, in which only answers count:\n"
+     "recall:D - which value was told with a key D tokens before\n"
+     "copy:D - which symbol stood D tokens before\n"
+     "listops - the result of nested MAX, MIN, MED and SM (sum modulo 10) of digits"},
+
     {"document-mask", FLAG, DATA, NULL, NULL, AT(document_mask), 0, 0,
      "attention stops at the beginning of its document: no token sees those of another one"},
     {"document-end", INTEGER, DATA, "N", "-1", AT(document_end), -1, INT32_MAX,
@@ -383,6 +389,10 @@ static bool check_needs(const Options *options, Error *err) {
             return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
     if (options_given(options, "data-format") && options->data_count == 0 && options->val_data_count == 0)
         return error_usage(err, "--data-format needs --data FILE: the bundled corpus is bytes");
+    static const char *const not_with_task[] = {"data", "val-data", "document-mask", "vocab-size", "eval-by-position"};
+    for (size_t i = 0; options->task != NULL && i < sizeof not_with_task / sizeof *not_with_task; i++)
+        if (options_given(options, not_with_task[i]))
+            return error_usage(err, "--task makes its own tokens and answers: leave out --%s", not_with_task[i]);
     if (options_given(options, "document-end") && !options->document_mask && !options->resume)
         return error_usage(err, "--document-end is for --document-mask, which is not given");
     if (options_given(options, "ulysses") && options->attention != EXCHANGE_ULYSSES_RING)

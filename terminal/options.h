@@ -37,6 +37,7 @@ typedef struct Options {
     const char **val_data;
     int val_data_count;
     TokenFormat data_format;
+    const char *task;        // "recall:256": windows made by the program instead of data; NULL: none
     bool document_mask;      // attention stops at the ends of documents
     int64_t document_end;    // the token there; -1: as the data or the model say
     // training

@@ -93,6 +93,7 @@ static void print_line(const StepReport *r) {
     describe(rest, sizeof rest, r);
     printf("%s  %s", step, rest);
     if (isfinite(r->validation_loss)) printf("  validation %.4f", r->validation_loss);
+    if (isfinite(r->accuracy)) printf("  accuracy %.1f%%", 100.0 * r->accuracy);
     putchar('\n');
 }
 
@@ -157,6 +158,7 @@ static void write_log(Reporter *reporter, const StepReport *r) {
     write_number(log, "seconds", r->seconds);
     fprintf(log, ", \"bytes_sent\": %lld", (long long)r->bytes_sent);
     if (!isnan(r->validation_loss)) write_number(log, "val_loss", r->validation_loss);
+    if (!isnan(r->accuracy)) write_number(log, "val_accuracy", r->accuracy);
     fputs("}\n", log);
     if (fflush(log) != 0 || ferror(log)) give_up_log(reporter);
 }

@@ -16,6 +16,7 @@ typedef struct StepReport {
     const char *fraction_of; // what that is called; NULL: "of machine"
     double seconds_left;
     double validation_loss; // NaN: not evaluated at this step
+    double accuracy;        // with it, of a task: the share of right answers; NaN: none
     double seconds;         // of this step
     int64_t bytes_sent;     // by this rank's attention exchanges in this step
 } StepReport;

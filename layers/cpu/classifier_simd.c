@@ -78,6 +78,11 @@ static void classifier_task(void *context, int64_t task, int worker) {
     int64_t end = smaller((task + 1) * c->per_task, c->rows);
     for (int64_t row = task * c->per_task; row < end; row++) {
         float *x = c->logits + row * c->Vp;
+        if (c->targets[row] < 0) { // does not count
+            c->losses[row] = 0;
+            if (c->d_loss != 0) memset(x, 0, (size_t)c->Vp * sizeof *x);
+            continue;
+        }
         c->losses[row] = classify_row(x, c->targets[row], c->V, c->d_loss);
         if (c->d_loss != 0) memset(x + c->V, 0, (size_t)(c->Vp - c->V) * sizeof *x);
     }

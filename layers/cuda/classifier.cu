@@ -96,6 +96,11 @@ __device__ inline void store_gradients(const LogitRow &row, int all_packets, con
     }
 }
 
+__device__ inline void store_zeros(bf16 *row, int all_packets) {
+    for (int packet = threadIdx.x; packet < all_packets; packet += blockDim.x)
+        store_raw(row + packet * PACKET, make_uint4(0, 0, 0, 0));
+}
+
 __global__ void __launch_bounds__(MAX_THREADS, 2)
     classifier_kernel(bf16 *logits, float *losses, const int32_t *targets, int V, int Vp, float d_loss) {
     SHARED_ARRAY(float, scratch, MAX_THREADS / WARP);
@@ -103,6 +108,11 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
     const int64_t n = (int64_t)gridDim.x - 1 - blockIdx.x;
     const LogitRow row = {logits + n * Vp, V, (V + PACKET - 1) / PACKET};
     const int target = targets[n];
+    if (target < 0) { // does not count
+        if (threadIdx.x == 0) losses[n] = 0.0f;
+        if (d_loss != 0.0f) store_zeros(row.x, Vp / PACKET);
+        return;
+    }
     const float at_target = to_float(row.x[target]);
     const Softmax softmax = softmax_of(row, scratch);
     if (threadIdx.x == 0) losses[n] = logf(softmax.sum) + (softmax.max - at_target);
