@@ -63,9 +63,6 @@ bool task_parse(Task *task, const char *text, Error *err) {
         if (errno != 0 || task->distance < kind->least_distance || task->distance > MOST_DISTANCE)
             return error_usage(err, "--task %s: the distance is out of range: give %lld to %lld tokens", kind->name,
                                (long long)kind->least_distance, (long long)MOST_DISTANCE);
-        if (task->distance % kind->multiple != 0)
-            return error_usage(err, "--task %s:%lld: a key and its value are two tokens; give an even distance",
-                               kind->name, (long long)task->distance);
     }
     if (digits == NULL) snprintf(task->text, sizeof task->text, "%s", kind->name);
     else snprintf(task->text, sizeof task->text, "%s:%lld", kind->name, (long long)task->distance);

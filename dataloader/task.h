@@ -26,8 +26,8 @@ typedef enum TaskSplit { TASK_TRAINING, TASK_VALIDATION } TaskSplit; // they sha
 
 bool task_parse(Task *task, const char *text, Error *err); // a usage error says which tasks there are
 int64_t task_vocabulary(const Task *task);                 // of all distances
-// Of a token drawn from the answer's: 1/16 of recall and copy, whose answers are drawn evenly; 1/10 of listops, of which
-// some digits come more often than others.
+// How often who sees the question alone is right: once in 8 times in recall, in 16 in copy, exactly; in 10 in listops,
+// but more often for who knows which digits are frequent.
 double task_chance(const Task *task);
 bool task_check_context(const Task *task, int64_t context, Error *err); // that a window of T tokens has an answer
 int64_t task_answers(const Task *task, int64_t context);                // of a window of T tokens

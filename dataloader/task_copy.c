@@ -14,4 +14,4 @@ static void make(Draw *draw, int64_t distance, int64_t context, int32_t *inputs,
     }
 }
 
-const TaskKind task_copy = {"copy", SYMBOLS, SYMBOLS, 1, 1, least_context, answers, make};
+const TaskKind task_copy = {"copy", SYMBOLS, SYMBOLS, 1, least_context, answers, make};

@@ -17,9 +17,8 @@ void draw_order(Draw *draw, int64_t count, int32_t *numbers, int32_t *others);
 
 typedef struct TaskKind {
     const char *name;
-    int64_t vocabulary, choices;   // of tokens; of answers
-    int64_t least_distance;        // 0: the task has no distance
-    int64_t multiple;              // that a distance has to be of
+    int64_t vocabulary, choices; // of tokens; of answers, to who knows the question alone
+    int64_t least_distance;      // 0: the task has no distance
     int64_t (*least_context)(int64_t distance);
     int64_t (*answers)(int64_t distance, int64_t context);
     // Fills T inputs; targets are TASK_NOT_ASKED before.

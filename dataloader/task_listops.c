@@ -71,4 +71,4 @@ static void make(Draw *draw, int64_t distance, int64_t context, int32_t *inputs,
     }
 }
 
-const TaskKind task_listops = {"listops", TOKENS, DIGITS, 0, 1, least_context, answers, make};
+const TaskKind task_listops = {"listops", TOKENS, DIGITS, 0, least_context, answers, make};

@@ -1,44 +1,42 @@
-// recall:D: associative recall over a distance, of many questions a window (multi-query, as in Arora et al.'s MQAR).
+// recall:D: associative recall over a distance, of many questions a window (Arora et al.'s MQAR is the model).
 //
-// A window is pairs of two tokens, a key and its value. Its first 16 (D/2, where that is less) tell the pairs that are
-// asked for; D tokens after the first of them began, they are asked, all of them, in another order; D tokens later once
-// more, and so on as often as they fit as a whole. So D is the distance from group to group, and that of one pair is D
-// on average, and 30 less to 30 more. A question is the key, whose target is the value; the value follows as an input,
-// as the rest of the pair. In another order, because at one distance alone a shift of D - 1 tokens would answer it
-// without a look at any key.
+// A token tells a pair of a key and a value, or asks for a key; the answer to a question is the token that told its pair.
+// A window is rounds of D + 16 tokens. 16 pairs are told at the beginning of a round (D, where that is less), and D
+// tokens after the first of them all are asked, in another order: at one distance alone a shift would answer them
+// without a look at any key. So D is the distance from group to group, and that of one pair is D on average, 15 less to
+// 15 more. The next round tells the same pairs again. All other tokens tell pairs of the other keys, each with a value
+// drawn anew. So nothing else tells the values that are asked for, and who cannot see that far is right once in 8 times.
 //
-// Between the groups stand pairs of the other keys, each with a value drawn anew. So nothing but an earlier group tells
-// a value: who cannot see that far is right once in 16 times.
+//   D = 8, groups of 2, T = 20      k1 l7 x3 y0 y5 x3 x1 y2 l? k?  l7 k1 y1 x6 x0 y4 x7 y3 l? k?
 //
-//   D = 8    k v  l w  x .  y .  l W  k V  y .  x .  k V  l W      capitals: targets; two pairs of a group shown
+// In MQAR a pair is two tokens, of which a first layer has to make one before a second can look it up. That takes
+// millions of tokens to learn; this, which one layer of attention can do, some hundred thousand.
 #include "dataloader/task_kind.h"
 
-enum { KEYS = 64, VALUES = 16, MOST_ASKED = 16 }; // tokens: the keys, then the values
+enum { KEYS = 32, VALUES = 8, MOST_ASKED = 16 }; // tokens: questions by key, then pairs by key and value
 
-static int64_t asked_of(int64_t distance) { return distance / 2 < MOST_ASKED ? distance / 2 : MOST_ASKED; }
-static int64_t least_context(int64_t distance) { return distance + 2 * asked_of(distance); }
+static int64_t asked_of(int64_t distance) { return distance < MOST_ASKED ? distance : MOST_ASKED; }
+static int64_t round_of(int64_t distance) { return distance + asked_of(distance); }
+static int64_t answers(int64_t distance, int64_t context) {
+    return context / round_of(distance) * asked_of(distance);
+}
 
-// Of groups after the first.
-static int64_t rounds(int64_t distance, int64_t context) { return (context - 2 * asked_of(distance)) / distance; }
-static int64_t answers(int64_t distance, int64_t context) { return rounds(distance, context) * asked_of(distance); }
+static int32_t pair_of(int32_t key, int64_t value) { return (int32_t)(KEYS + key * VALUES + value); }
 
 static void make(Draw *draw, int64_t distance, int64_t context, int32_t *inputs, int32_t *targets) {
-    int64_t asked = asked_of(distance), last = rounds(distance, context);
-    int32_t key[KEYS], value[MOST_ASKED];
+    int64_t asked = asked_of(distance), round = round_of(distance), whole = context / round * round;
+    int32_t key[KEYS], pair[MOST_ASKED]; // pair[i] is that of key[i]
     for (int32_t i = 0; i < KEYS; i++) key[i] = i;
     draw_order(draw, KEYS, key, NULL);
-    for (int64_t i = 0; i < asked; i++) value[i] = (int32_t)(KEYS + draw_below(draw, VALUES));
-    for (int64_t t = 0; t < context; t += 2) {
-        int64_t round = t / distance, place = t % distance / 2;
-        bool grouped = place < asked && round <= last;
-        if (grouped && place == 0 && round > 0) draw_order(draw, asked, key, value);
-        int32_t of_pair[2];
-        of_pair[0] = key[grouped ? place : asked + draw_below(draw, KEYS - asked)];
-        of_pair[1] = grouped ? value[place] : (int32_t)(KEYS + draw_below(draw, VALUES));
-        if (grouped && round > 0) targets[t] = of_pair[1];
-        inputs[t] = of_pair[0];
-        if (t + 1 < context) inputs[t + 1] = of_pair[1];
+    for (int64_t i = 0; i < asked; i++) pair[i] = pair_of(key[i], draw_below(draw, VALUES));
+    for (int64_t t = 0; t < context; t++) {
+        int64_t place = t % round, question = place - distance;
+        bool told = t < whole && place < asked, is_asked = t < whole && question >= 0;
+        if (t < whole && question == 0) draw_order(draw, asked, key, pair);
+        if (told) inputs[t] = pair[place];
+        else if (is_asked) inputs[t] = key[question], targets[t] = pair[question];
+        else inputs[t] = pair_of(key[asked + draw_below(draw, KEYS - asked)], draw_below(draw, VALUES));
     }
 }
 
-const TaskKind task_recall = {"recall", KEYS + VALUES, VALUES, 2, 2, least_context, answers, make};
+const TaskKind task_recall = {"recall", KEYS + KEYS * VALUES, VALUES, 1, round_of, answers, make};
