@@ -308,22 +308,22 @@ static void report_validation(const Run *run, const Validation *v, const Trainin
         return;
     }
     printf("validation loss %.4f nats per token", loss);
-    if (!tokens_are_bytes(run->validation)) {
+    const char *unit = tokens_unit(run->validation);
+    if (unit == NULL) {
         printf(", perplexity %.2f, over %lld windows of %lld tokens\n", exp(loss), (long long)v->windows,
                (long long)run->options.context);
         return;
     }
-    printf(" = %.4f bits per byte, over %lld windows of %lld tokens\n", loss / log(2.0), (long long)v->windows,
+    printf(" = %.4f bits per %s, over %lld windows of %lld tokens\n", loss / log(2.0), unit, (long long)v->windows,
            (long long)run->options.context);
     double bigram;
     Error err;
-    if (!tokens_are_bytes(run->train)) return;
     if (!bigram_loss(run->train, 0, run->train_end, &v->loader, v->window, v->windows, &bigram, &err)) {
         fprintf(stderr, "train_gpt: no bigram baseline: %s\n", err.message);
         return;
     }
-    printf("byte-bigram model %.4f nats per token = %.4f bits per byte, same training split, same windows\n", bigram,
-           bigram / log(2.0));
+    printf("%s-bigram model %.4f nats per token = %.4f bits per %s, same training split, same windows\n", unit, bigram,
+           bigram / log(2.0), unit);
 }
 
 // One optimizer step on the next windows. False, on all ranks, where its data cannot be read or its numbers are none:

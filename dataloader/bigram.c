@@ -1,4 +1,4 @@
-// Counts pairs of bytes, chooses the smoothing, and measures.
+// Counts pairs of symbols, chooses the smoothing, and measures.
 #include "dataloader/bigram.h"
 
 #include <math.h>
@@ -6,11 +6,12 @@
 
 #include "base/pulse.h"
 
-enum { V = BYTE_VOCABULARY, BLOCK = 1 << 15, SMALLEST_EXPONENT = -6, LARGEST_EXPONENT = 20 };
+enum { MOST = BYTE_VOCABULARY, BLOCK = 1 << 15, SMALLEST_EXPONENT = -6, LARGEST_EXPONENT = 20 };
 
-// How often b followed a: pair[a * V + b], with the sums over its rows, its columns and all.
+// How often b followed a: pair[a * V + b], V being the vocabulary, with the sums over its rows, its columns and all.
 typedef struct Pairs {
-    int64_t pair[V * V], first[V], second[V], total;
+    int V;
+    int64_t pair[MOST * MOST], first[MOST], second[MOST], total;
 } Pairs;
 
 typedef struct Workspace {
@@ -21,6 +22,7 @@ typedef struct Workspace {
 // Adds the end - begin - 1 pairs of tokens [begin, end).
 static bool count_pairs(Pairs *pairs, const TokenSource *source, int64_t begin, int64_t end, int32_t *block,
                         Error *err) {
+    const int V = pairs->V;
     while (end - begin > 1) {
         int64_t n = end - begin - 1 < BLOCK ? end - begin - 1 : BLOCK;
         if (!tokens_read(source, begin, n + 1, V, block, err)) return false;
@@ -32,6 +34,7 @@ static bool count_pairs(Pairs *pairs, const TokenSource *source, int64_t begin, 
 }
 
 static void sum_pairs(Pairs *pairs) {
+    const int V = pairs->V;
     pairs->total = 0;
     for (int i = 0; i < V; i++) pairs->first[i] = pairs->second[i] = 0;
     for (int a = 0; a < V; a++) {
@@ -46,6 +49,7 @@ static void sum_pairs(Pairs *pairs) {
 
 // Mean of -log p(b | a) over the pairs of `text`, p being fitted on `fit`.
 static double mean_loss(const Pairs *text, const Pairs *fit, double alpha) {
+    const int V = fit->V;
     double sum = 0.0;
     for (int b = 0; b < V; b++) {
         double unigram = (double)(fit->second[b] + 1) / (double)(fit->total + V);
@@ -81,7 +85,7 @@ static bool fit_and_measure(Workspace *w, const TokenSource *training, int64_t b
     sum_pairs(&w->held_out);
     double alpha = w->held_out.total > 0 ? best_alpha(&w->held_out, &w->training) : 1.0;
 
-    for (int i = 0; i < V * V; i++) {
+    for (int i = 0; i < w->training.V * w->training.V; i++) {
         w->training.pair[i] += w->held_out.pair[i];
         w->held_out.pair[i] = 0;
     }
@@ -97,14 +101,16 @@ static bool fit_and_measure(Workspace *w, const TokenSource *training, int64_t b
 
 bool bigram_loss(const TokenSource *training, int64_t begin, int64_t end, const Loader *validation,
                  const int64_t *first_token, int64_t windows, double *loss, Error *err) {
-    if (!tokens_are_bytes(training) || !tokens_are_bytes(validation->source))
-        return error_set(err, "the bigram yardstick is for bytes, and %s holds other tokens",
-                         tokens_name(tokens_are_bytes(training) ? validation->source : training));
+    if (tokens_unit(training) == NULL || tokens_unit(validation->source) != tokens_unit(training))
+        return error_set(err, "the bigram yardstick is for bytes and others of a small vocabulary, and %s holds %s",
+                         tokens_name(tokens_unit(training) == NULL ? training : validation->source),
+                         tokens_kind(tokens_unit(training) == NULL ? training : validation->source));
     if (end - begin < 2 || windows < 1)
         return error_set(err, "%s: the bigram yardstick needs a text to fit and a window to measure",
                          tokens_name(training));
     Workspace *w = calloc(1, sizeof *w);
     if (w == NULL) return error_set(err, "out of memory for the bigram yardstick");
+    w->training.V = w->held_out.V = (int)tokens_vocabulary(training);
     bool ok = fit_and_measure(w, training, begin, end, validation, first_token, windows, loss, err);
     free(w);
     return ok;

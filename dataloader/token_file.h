@@ -7,12 +7,22 @@
 #include "dataloader/files.h"
 #include "dataloader/tokens.h"
 
-typedef enum Kind { KIND_BYTES, KIND_UINT16, KIND_UINT32, KIND_COUNT } Kind;
+// Those from KIND_FASTA on are decoded (dataloader/formats.h).
+typedef enum Kind {
+    KIND_BYTES,
+    KIND_UINT16,
+    KIND_UINT32,
+    KIND_FASTA,
+    KIND_IDX,
+    KIND_ABC,
+    KIND_WAV,
+    KIND_COUNT
+} Kind;
 
 typedef struct TokenFile {
     const char *path; // NULL: memory of the caller
-    unsigned char *bytes;
-    size_t size;
+    unsigned char *bytes; // of the file; of a decoded one its symbols
+    size_t size;          // of these
     bool mapped;
     dev_t device; // who it is, to notice that it was cut short
     ino_t inode;
@@ -40,6 +50,7 @@ static inline uint32_t read32(const unsigned char *p) { return read16(p) | read1
 
 int64_t kind_vocabulary(Kind kind);
 int kind_width(Kind kind);             // bytes of a token
+bool kind_is_numbers(Kind kind);       // of a tokenizer
 const char *kind_name(Kind kind);      // "uint16 tokens"
 const char *kind_described(Kind kind); // "a shard of uint16 tokens"
 
@@ -58,7 +69,8 @@ size_t sample_length(size_t size);
 // Before and after reading such blocks: the kernel need not read what lies around them.
 void token_file_will_be_sampled(const TokenFile *file, bool begin);
 
-// What the loaded file is, and where its tokens are: fills `kind`, tokens and count (0: it has none).
+// What the loaded file is, and where its tokens are: fills `kind`, tokens and count (0: it has none). Decodes it where
+// its format is one of those.
 bool token_file_recognise(TokenFile *file, TokenFormat format, Kind *kind, Error *err);
 
 uint64_t source_fingerprint(const TokenSource *source); // see tokens_fingerprint

@@ -1,6 +1,7 @@
-// What a file is: bytes, an llm.c token shard, or token numbers without a header.
+// What a file is: bytes, an llm.c token shard, one of the formats that are decoded (dataloader/formats.h), or token
+// numbers without a header.
 //
-// A shard is certain, by the number it starts with. Numbers without a header (nanoGPT's train.bin) have nothing that
+// Shards and formats are certain, by what they start with. Numbers without a header (nanoGPT's train.bin) have nothing that
 // marks them, so they must be named (--data-format). They would pass for bytes otherwise, and a model would train for
 // hours on the halves of numbers: what looks like them is asked for. Byte data must not be, so all of this must hold:
 //
@@ -16,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dataloader/token_file.h"
+#include "dataloader/formats.h"
 
 typedef struct Shard {
     const char *name;
@@ -26,7 +27,7 @@ typedef struct Shard {
     int64_t vocabulary;
 } Shard;
 
-static const Shard SHARDS[KIND_COUNT] = {
+static const Shard SHARDS[KIND_UINT32 + 1] = {
     {"plain bytes (no token shard's magic at its start)", 0, 0, 1, BYTE_VOCABULARY},
     {"a shard of uint16 tokens", 20240520, 1, 2, 50257},
     {"a shard of uint32 tokens", 20240801, 7, 4, 128256},
@@ -34,15 +35,22 @@ static const Shard SHARDS[KIND_COUNT] = {
 
 enum { HEADER_BYTES = 256 * 4 };
 
-int64_t kind_vocabulary(Kind kind) { return SHARDS[kind].vocabulary; }
-int kind_width(Kind kind) { return SHARDS[kind].width; }
-
-const char *kind_name(Kind kind) {
-    static const char *const names[KIND_COUNT] = {"bytes", "uint16 tokens", "uint32 tokens"};
-    return names[kind];
+int64_t kind_vocabulary(Kind kind) {
+    return format_of(kind) != NULL ? format_of(kind)->vocabulary : SHARDS[kind].vocabulary;
 }
 
-const char *kind_described(Kind kind) { return SHARDS[kind].name; }
+int kind_width(Kind kind) { return format_of(kind) != NULL ? 2 : SHARDS[kind].width; }
+
+const char *kind_name(Kind kind) {
+    static const char *const names[] = {"bytes", "uint16 tokens", "uint32 tokens"};
+    return format_of(kind) != NULL ? format_of(kind)->units : names[kind];
+}
+
+const char *kind_described(Kind kind) {
+    return format_of(kind) != NULL ? format_of(kind)->described : SHARDS[kind].name;
+}
+
+bool kind_is_numbers(Kind kind) { return kind == KIND_UINT16 || kind == KIND_UINT32; }
 
 // ---- llm.c's shards -------------------------------------------------------------------------------------------------
 
@@ -52,14 +60,14 @@ static bool shard_kind(const TokenFile *file, Kind *kind, Error *err) {
     *kind = KIND_BYTES;
     if (file->size < 4) return true;
     uint32_t magic = read32(file->bytes);
-    for (Kind k = KIND_UINT16; k < KIND_COUNT; k++)
+    for (Kind k = KIND_UINT16; k <= KIND_UINT32; k++)
         if (magic == SHARDS[k].magic) *kind = k;
     if (*kind != KIND_BYTES) return true;
 
     bool misplaced = magic >= 20240101 && magic <= 20241231;
     if (file->size > HEADER_BYTES) {
         size_t version = read32(file->bytes + 4), count = read32(file->bytes + 8), body = file->size - HEADER_BYTES;
-        for (Kind k = KIND_UINT16; k < KIND_COUNT; k++)
+        for (Kind k = KIND_UINT16; k <= KIND_UINT32; k++)
             misplaced |= version == SHARDS[k].version && body == count * (size_t)SHARDS[k].width;
     }
     if (misplaced)
@@ -225,6 +233,7 @@ bool token_file_recognise(TokenFile *file, TokenFormat format, Kind *kind, Error
     *kind = KIND_BYTES;
     if (file->size == 0) return true;
     if (format == TOKENS_BYTES) return take_as_bytes(file);
+    if (format_chosen(format) != KIND_BYTES) return format_decode(file, *kind = format_chosen(format), err);
     if (!shard_kind(file, kind, err)) return false;
     if (*kind != KIND_BYTES && (format == TOKENS_AUTO || format == TOKENS_LLMC))
         return read_header(file, &SHARDS[*kind], err);
@@ -237,6 +246,8 @@ bool token_file_recognise(TokenFile *file, TokenFormat format, Kind *kind, Error
                            "give another format",
                            file->path, SHARDS[KIND_UINT16].magic, SHARDS[KIND_UINT32].magic);
     if (!check_foreign(file, err)) return false;
+    if (format == TOKENS_AUTO && (*kind = format_recognised(file)) != KIND_BYTES)
+        return format_decode(file, *kind, err);
     if (format != TOKENS_AUTO) return read_bare(file, *kind = format == TOKENS_UINT16 ? KIND_UINT16 : KIND_UINT32, err);
     Kind likely = looks_like(file);
     if (likely == KIND_BYTES) return take_as_bytes(file);

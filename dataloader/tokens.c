@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dataloader/token_file.h"
+#include "dataloader/formats.h"
 
 // ---- opening --------------------------------------------------------------------------------------------------------
 
@@ -29,8 +29,11 @@ static bool add_file(TokenSource *source, const char *path, bool named, Error *e
     }
     if (ok && source->files == 0) source->kind = kind;
     if (ok && kind != source->kind)
-        ok = error_set(err, "%s is %s but %s is %s: give files of one kind", path, kind_described(kind),
-                       source->file[0].path, kind_described(source->kind));
+        ok = error_set(err, "%s is %s but %s is %s: give files of one kind%s", path, kind_described(kind),
+                       source->file[0].path, kind_described(source->kind),
+                       kind_is_numbers(kind) || kind_is_numbers(source->kind)
+                           ? ""
+                           : ", or --data-format bytes to take all of them as bytes");
     ok = ok && place(source, file, err);
     if (!ok) token_file_unload(file);
     return ok;
@@ -133,6 +136,46 @@ bool tokens_without_header(const TokenSource *source) {
     return source->format == TOKENS_UINT16 || source->format == TOKENS_UINT32;
 }
 
+const char *tokens_unit(const TokenSource *source) {
+    const Format *format = format_of(source->kind);
+    return format != NULL ? format->unit : source->kind == KIND_BYTES ? "byte" : NULL;
+}
+
+const char *tokens_symbols(const TokenSource *source) {
+    const Format *format = format_of(source->kind);
+    return format != NULL ? format->symbols : NULL;
+}
+
+int32_t tokens_document_end(const TokenSource *source) {
+    return kind_is_numbers(source->kind) ? -1 : (int32_t)kind_vocabulary(source->kind) - 1;
+}
+
+// ---- text -----------------------------------------------------------------------------------------------------------
+
+bool tokens_are_text(const TokenSource *source) {
+    const Format *format = format_of(source->kind);
+    return format != NULL ? format->symbol_at != NULL : source->kind == KIND_BYTES;
+}
+
+bool tokens_of_text(const TokenSource *source, const char *text, int32_t *tokens, int64_t *count, size_t *at) {
+    const Format *format = format_of(source->kind);
+    const unsigned char *byte = (const unsigned char *)text;
+    size_t size = strlen(text);
+    *count = 0;
+    for (*at = 0; *at < size; ++*at) {
+        int token = format != NULL ? format->symbol_at(byte, size, *at) : byte[*at];
+        if (token == CHARACTER_REFUSED) return false;
+        if (token != CHARACTER_SKIPPED) tokens[(*count)++] = token;
+    }
+    return true;
+}
+
+char tokens_character(const TokenSource *source, int32_t token) {
+    const Format *format = format_of(source->kind);
+    if (format != NULL) return format->character_of(token);
+    return token < TOKEN_END_OF_DOCUMENT ? (char)token : '\n';
+}
+
 // ---- reading --------------------------------------------------------------------------------------------------------
 
 // The file that holds a token: the last one that starts at or before it.
@@ -147,7 +190,7 @@ static const TokenFile *file_of(const TokenSource *source, int64_t token) {
 }
 
 static void decode(const TokenFile *file, Kind kind, int64_t begin, int64_t count, int32_t *out) {
-    if (kind == KIND_UINT16) {
+    if (kind_width(kind) == 2) {
         for (int64_t i = 0; i < count; i++) out[i] = (int32_t)read16(file->tokens + 2 * (begin + i));
     } else if (kind == KIND_UINT32) {
         for (int64_t i = 0; i < count; i++) out[i] = (int32_t)read32(file->tokens + 4 * (begin + i));
@@ -194,7 +237,7 @@ bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_
 
 bool tokens_always_below(const TokenSource *source, int64_t vocabulary) {
     if (source->made) return vocabulary >= task_vocabulary(&source->task);
-    if (source->kind == KIND_BYTES) return vocabulary >= BYTE_VOCABULARY;
+    if (!kind_is_numbers(source->kind)) return vocabulary >= kind_vocabulary(source->kind);
     return vocabulary > (source->kind == KIND_UINT16 ? UINT16_MAX : (int64_t)UINT32_MAX);
 }
 
@@ -220,7 +263,7 @@ static uint32_t token_at(const TokenFile *file, Kind kind, int64_t i) {
 static int64_t first_beyond(const TokenFile *file, Kind kind, int64_t begin, int64_t count, int64_t vocabulary) {
     const unsigned char *p = file->tokens + begin * kind_width(kind);
     int64_t end = begin + count;
-    if (kind == KIND_UINT16 && largest16(p, count) < vocabulary) return end;
+    if (kind_width(kind) == 2 && largest16(p, count) < vocabulary) return end;
     if (kind == KIND_UINT32 && largest32(p, count) < vocabulary) return end;
     while (begin < end && token_at(file, kind, begin) < vocabulary) begin++;
     return begin;

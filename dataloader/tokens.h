@@ -1,7 +1,8 @@
 // Tokens on disk, seen as one long array: memory-mapped, so a rank touches only what it asks for (small files are
 // copied).
 //
-// Any file is bytes (vocabulary 256 plus token 256, end of document, after each file), or llm.c token shards: a header
+// Any file is bytes (vocabulary 256 plus token 256, end of document, after each file); or of a format that is decoded
+// into symbols of a small vocabulary of its own when it is opened (dataloader/formats.h); or llm.c token shards: a header
 // of 256 int32 (magic 20240520 version 1: uint16 tokens, vocabulary 50257; magic 20240801 version 7: uint32, vocabulary
 // 128256), then the tokens. Its first number tells which. Where it is said so, a file is uint16 or uint32 tokens
 // without a header, of the same vocabularies. Files of a source are all of one kind. Arguments are files, folders (all
@@ -20,8 +21,19 @@ enum { TOKEN_END_OF_DOCUMENT = 256, BYTE_VOCABULARY = 257 };
 
 typedef struct TokenSource TokenSource; // immutable once open: ranks may share it
 
-// auto: shards and bytes; what looks like numbers without a header is refused, with the option that says what it is.
-typedef enum TokenFormat { TOKENS_AUTO, TOKENS_BYTES, TOKENS_UINT16, TOKENS_UINT32, TOKENS_LLMC } TokenFormat;
+// auto: shards, what is known by its content, and bytes; what looks like numbers without a header is refused, with the
+// option that says what it is.
+typedef enum TokenFormat {
+    TOKENS_AUTO,
+    TOKENS_BYTES,
+    TOKENS_UINT16,
+    TOKENS_UINT32,
+    TOKENS_LLMC,
+    TOKENS_FASTA,
+    TOKENS_IDX,
+    TOKENS_ABC,
+    TOKENS_WAV
+} TokenFormat;
 
 TokenSource *tokens_open(const char *const *arguments, int count, TokenFormat format, Error *err);
 // One document of bytes in memory, which must outlive the source.
@@ -38,7 +50,11 @@ int64_t tokens_count(const TokenSource *source);
 int64_t tokens_vocabulary(const TokenSource *source); // BYTE_VOCABULARY for bytes
 bool tokens_are_bytes(const TokenSource *source);
 const char *tokens_name(const TokenSource *source);    // for messages: "text.txt and 3 more"
-const char *tokens_kind(const TokenSource *source);    // "bytes", "uint16 tokens", "uint32 tokens"
+const char *tokens_kind(const TokenSource *source);    // "bytes", "uint16 tokens", "bases"
+// What one token is: "byte", "base", "pixel", "character", "sample". NULL: a tokenizer's number.
+const char *tokens_unit(const TokenSource *source);
+const char *tokens_symbols(const TokenSource *source); // of a decoded format: what its tokens are, else NULL
+int32_t tokens_document_end(const TokenSource *source); // where there is a unit: the last token; else -1
 bool tokens_without_header(const TokenSource *source); // nothing in the files says what the numbers are
 // Of kind, number, sizes and content of the files, not of their names. Content: all of it up to 64 MiB together; of
 // more, samples of every file: its beginning, its end and places between.
@@ -47,6 +63,12 @@ uint64_t tokens_sizes_fingerprint(const TokenSource *source); // of kind, number
 
 // Tokens [first, first + count) into out. Fails where a token is not below `vocabulary` (file and place are named).
 bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int32_t *out, Error *err);
+
+// Whether tokens stand for characters; and what they are. tokens_of_text: `tokens` holds a place for each byte of `text`;
+// fails (returns false, *at being the place of the byte) where a character has no token.
+bool tokens_are_text(const TokenSource *source);
+bool tokens_of_text(const TokenSource *source, const char *text, int32_t *tokens, int64_t *count, size_t *at);
+char tokens_character(const TokenSource *source, int32_t token); // of the end of a document: a newline
 
 // Whether no token of this kind can be beyond the vocabulary, so that nothing need be read to know.
 bool tokens_always_below(const TokenSource *source, int64_t vocabulary);

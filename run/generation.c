@@ -107,7 +107,7 @@ static bool all_finite(const float *x, int64_t count) {
 static bool generate(Rank *r, Generator *g, int32_t *tokens, Error *err) {
     const Run *run = r->run;
     int64_t V = run->config.vocab_size, prompt = run->prompt_tokens, count = prompt;
-    bool bytes = tokens_are_bytes(run->validation);
+    const TokenSource *data = run->validation;
     memcpy(tokens, run->prompt, (size_t)prompt * sizeof(int32_t));
     for (int64_t first = 0, most = PREFILL_ROWS; first < prompt; first += most)
         extend(r, g, tokens + first, prompt - first < most ? prompt - first : most);
@@ -120,9 +120,9 @@ static bool generate(Rank *r, Generator *g, int32_t *tokens, Error *err) {
                              (long long)(count - prompt));
         double uniform = random_uniform((uint64_t)run->options.seed, RANDOM_STREAM_SAMPLE, (uint64_t)count);
         tokens[count] = sample_token(g->logits, g->sorted, V, run->options.temperature, run->options.top_k, uniform);
-        if (bytes && tokens[count] == TOKEN_END_OF_DOCUMENT) break;
+        if (tokens_are_text(data) && tokens[count] == tokens_document_end(data)) break;
     }
-    print_generated(stdout, bytes, tokens, prompt, count, run->options.sample_tokens, model_positions(&run->config));
+    print_generated(stdout, data, tokens, prompt, count, run->options.sample_tokens, model_positions(&run->config));
     output_flush();
     return true;
 }

@@ -41,6 +41,7 @@ static void print_data(const Run *run, FILE *out) {
     bool guessed = o->vocab_size == 0 && o->init == NULL && !o->resume;
     if (tokens_without_header(run->train) && guessed)
         fprintf(out, " (%s, taken for numbers below %lld)", tokens_kind(run->train), (long long)run->config.vocab_size);
+    if (tokens_symbols(run->train) != NULL) fprintf(out, " (%s)", tokens_symbols(run->train));
     if (run->validation != run->train)
         fprintf(out, "; validation on %s, %lld tokens", tokens_name(run->validation),
                 (long long)tokens_count(run->validation));

@@ -32,26 +32,28 @@ static bool settle_context(Options *o, Error *err) {
     return error_usage(err, "--init %s: its %lld tokens are too few for --sp %lld: a rank owns two chunks; lower --sp",
                        o->init, (long long)o->context, (long long)o->sp);
 }
-// Bytes are token numbers of one vocabulary only; in another their values stand for tokens that have nothing to do with
-// them.
-static bool check_bytes(const Run *run, const char *from, Error *err) {
+
+// Bytes, and other symbols without a tokenizer, are token numbers of one vocabulary only; in another their values stand
+// for tokens that have nothing to do with them.
+static bool check_symbols(const Run *run, const char *from, Error *err) {
     const Options *o = &run->options;
-    long long has = run->config.vocab_size, bytes = BYTE_VOCABULARY;
-    if (!run_has_data(o) || !tokens_are_bytes(run->train) || has == bytes) return true;
+    const char *kind = tokens_kind(run->train);
+    long long has = run->config.vocab_size, needs = tokens_vocabulary(run->train);
+    if (!run_has_data(o) || tokens_unit(run->train) == NULL || has == needs) return true;
     if (from == NULL)
         return error_usage(err,
-                           "--vocab-size %lld: %s is bytes, whose vocabulary is %lld; leave it out, or give --data "
+                           "--vocab-size %lld: %s is %s, whose vocabulary is %lld; leave it out, or give --data "
                            "with token numbers",
-                           has, tokens_name(run->train), bytes);
+                           has, tokens_name(run->train), kind, needs);
     if (o->data_count == 0)
         return error_usage(err,
                            "%s has a vocabulary of %lld, and the bundled corpus is bytes, which need %lld; give "
                            "--data with token numbers of its tokenizer",
-                           from, has, bytes);
+                           from, has, needs);
     return error_usage(err,
-                       "--data: %s is bytes, which need a vocabulary of %lld, but %s has %lld; give token numbers "
+                       "--data: %s is %s, which need a vocabulary of %lld, but %s has %lld; give token numbers "
                        "of its tokenizer",
-                       tokens_name(run->train), bytes, from, has);
+                       tokens_name(run->train), kind, needs, from, has);
 }
 
 // What is often given for a model's folder: the folder of a run, or a file of the model's.
@@ -102,7 +104,7 @@ static bool choose_model(Run *run, Error *err) {
         bool fixed = c->rope_scaling.type == ROPE_YARN || model_positions(c) == c->max_positions;
         if (!fixed && c->max_positions < o->context) c->max_positions = o->context;
     }
-    if (!check_bytes(run, from, err) || !check_task(run, from, err)) return false;
+    if (!check_symbols(run, from, err) || !check_task(run, from, err)) return false;
     return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);
 }
 
@@ -134,7 +136,7 @@ static bool choose_document_end(Run *run, Error *err) {
     const int gpt2_vocabulary = 50257; // its last token ends a document
     int64_t end = o->document_end;
     if (!o->document_mask) return true;
-    if (end < 0 && tokens_are_bytes(run->train)) end = TOKEN_END_OF_DOCUMENT;
+    if (end < 0) end = tokens_document_end(run->train);
     if (end < 0) end = run->config.eos_token;
     if (end < 0 && tokens_vocabulary(run->train) == gpt2_vocabulary) end = gpt2_vocabulary - 1;
     if (end < 0)
@@ -205,6 +207,11 @@ static bool read_prompt(Run *run, Error *err) {
     const ModelConfig *c = &run->config;
     if (o->sample_tokens == 0 || run_mixer_without_generation(run) >= 0) return true;
     if (run->task != NULL && o->sample == NULL) return true; // its accuracy says more than numbers
+    if (tokens_unit(run->validation) != NULL && !tokens_are_text(run->validation)) {
+        if (o->sample == NULL) return true;
+        return error_usage(err, "--sample: %s holds %s, and a prompt is text; leave it out",
+                           tokens_name(run->validation), tokens_kind(run->validation));
+    }
     int64_t positions = model_positions(c), vocabulary = run_has_data(o) ? c->vocab_size : BYTE_VOCABULARY;
     run->prompt = prompt_tokens(o->sample, run->validation, run->validation_begin, vocabulary, positions,
                                 &run->prompt_tokens, err);

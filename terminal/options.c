@@ -53,12 +53,14 @@ const Option options_table[] = {
      "biases on queries, keys and values, as Qwen2 has them (llama)"},
 
     {"data", PATHS, DATA, "PATH...", NULL, AT(data), 0, 0,
-     "files, folders or patterns: any file as bytes, or llm.c token shards; without it, the bundled corpus"},
+     "files, folders or patterns: any file as bytes, llm.c token shards, or what --data-format says; without it, the "
+     "bundled corpus"},
     {"val-data", PATHS, DATA, "PATH...", NULL, AT(val_data), 0, 0,
      "the same, for validation; without it, the last tenth of the data is held out"},
-    {"data-format", CHOICE, DATA, "auto|bytes|uint16|uint32|llmc", "auto", AT(data_format), 0, 0,
+    {"data-format", CHOICE, DATA, "auto|bytes|uint16|uint32|llmc|fasta|idx|abc|wav", "auto", AT(data_format), 0, 0,
      "of these files: uint16 and uint32 are token numbers without a header (nanoGPT's train.bin), llmc is token shards; "
-     "auto: shards, and anything else as bytes"},
+     "fasta (bases), idx (pixels of images), abc (characters of music) and wav (8-bit mu-law samples of sound) have small "
+     "vocabularies of their own; auto: shards and these four by their content, anything else as bytes"},
 
     {"task", TEXT, DATA, "NAME", NULL, AT(task), 0, 0,
      "instead of data, windows made from --seed, in which only answers count:\n"
@@ -69,7 +71,8 @@ const Option options_table[] = {
     {"document-mask", FLAG, DATA, NULL, NULL, AT(document_mask), 0, 0,
      "attention stops at the beginning of its document: no token sees those of another one"},
     {"document-end", INTEGER, DATA, "N", "-1", AT(document_end), -1, INT32_MAX,
-     "the token that ends a document; -1: that of bytes, of GPT-2's tokens, or what config.json calls eos_token_id"},
+     "the token that ends a document; -1: that of bytes and of the other --data-formats, of GPT-2's tokens, or what "
+     "config.json calls eos_token_id"},
 
     {"batch", INTEGER, TRAINING, "B", "1", AT(batch), 1, 1048576, "sequences per step, all ranks together"},
     {"micro-batch", INTEGER, TRAINING, "N", "0", AT(micro_batch), 0, 1048576,

@@ -25,6 +25,13 @@ static bool parse_numbers(const char *text, int64_t vocab_size, int32_t *tokens,
     return true;
 }
 
+static bool parse_text(const char *text, const TokenSource *data, int32_t *tokens, int64_t *count, Error *err) {
+    size_t at;
+    if (tokens_of_text(data, text, tokens, count, &at)) return true;
+    return error_usage(err, "--sample: character %zu of the prompt is none of the data's: %s", at + 1,
+                       tokens_symbols(data));
+}
+
 // A sample needs room after a prompt that nobody chose.
 static int64_t usual_prompt(int64_t positions) {
     return positions / 2 < PROMPT_FROM_DATA ? (positions + 1) / 2 : PROMPT_FROM_DATA;
@@ -42,8 +49,8 @@ int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first,
         int64_t left = tokens_count(data) - first;
         *count = left < most ? left : most;
         ok = tokens_read(data, first, *count, vocab_size, tokens, err);
-    } else if (tokens_are_bytes(data)) {
-        for (; *count < most; (*count)++) tokens[*count] = (unsigned char)text[*count];
+    } else if (tokens_are_text(data)) {
+        ok = parse_text(text, data, tokens, count, err);
     } else {
         ok = parse_numbers(text, vocab_size, tokens, count, err);
     }
@@ -58,7 +65,7 @@ int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first,
     return NULL;
 }
 
-void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t prompt, int64_t count, int64_t wanted,
+void print_generated(FILE *out, const TokenSource *data, const int32_t *tokens, int64_t prompt, int64_t count, int64_t wanted,
                      int64_t positions) {
     long long made = count - prompt;
     fprintf(out, "sample: %lld tokens", made);
@@ -67,9 +74,9 @@ void print_generated(FILE *out, bool bytes, const int32_t *tokens, int64_t promp
     if (made < wanted && count == positions) fprintf(out, ": the model has %lld positions", (long long)positions);
     else if (made < wanted) fprintf(out, ": the model ended the text");
     fputc('\n', out);
-    unsigned char *text = bytes ? (unsigned char *)malloc((size_t)count) : NULL;
+    unsigned char *text = data != NULL && tokens_are_text(data) ? (unsigned char *)malloc((size_t)count) : NULL;
     for (int64_t i = 0; i < count; i++) {
-        if (text != NULL) text[i] = (unsigned char)(tokens[i] < TOKEN_END_OF_DOCUMENT ? tokens[i] : '\n');
+        if (text != NULL) text[i] = (unsigned char)tokens_character(data, tokens[i]);
         else fprintf(out, "%s%d", i > 0 ? " " : "", tokens[i]);
     }
     if (text != NULL) print_text(out, text, (size_t)count);

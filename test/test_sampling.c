@@ -99,7 +99,7 @@ static void a_short_sample_says_why(void **state) {
         size_t size;
         FILE *out = open_memstream(&text, &size);
         assert_non_null(out);
-        print_generated(out, false, tokens, cases[i].prompt, cases[i].count, cases[i].wanted, cases[i].positions);
+        print_generated(out, NULL, tokens, cases[i].prompt, cases[i].count, cases[i].wanted, cases[i].positions);
         assert_int_equal(fclose(out), 0);
         assert_string_equal(text, cases[i].text);
         free(text);
