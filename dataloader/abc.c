@@ -1,7 +1,7 @@
 // ABC: music written in letters (the "abc music standard" 2.1). A character is a symbol, a tune a document: it begins
 // with the line "X:" and its number; what stands before the first belongs to that one. Ends of lines are one symbol
-// whatever they are in the file, a tab is a space, blank lines at the end of a tune are left out, and a character beyond
-// ASCII (of titles: the notes are ASCII) or of control is the symbol "other".
+// whatever they are in the file, a tab is a space, blank lines at the end of a tune are left out, and a character
+// beyond ASCII (of titles: the notes are ASCII) or of control is the symbol "other".
 #include <ctype.h>
 #include <string.h>
 
@@ -58,20 +58,24 @@ static void end_tune(Symbols *out, size_t begin) {
 }
 
 static bool decode(const TokenFile *file, Symbols *out, Error *err) {
+    size_t mark = after_byte_order_mark(file->bytes, file->size), size = file->size - mark;
+    const unsigned char *text = file->bytes + mark;
     size_t begin = 0; // of the tune, in the symbols
     bool in_tune = false;
-    for (size_t i = after_byte_order_mark(file->bytes, file->size); i < file->size && !out->failed; i++) {
-        if (begins_tune(file->bytes, file->size, i)) {
+    for (size_t i = 0; i < size && !out->failed; i++) {
+        if (begins_tune(text, size, i)) {
             if (in_tune) end_tune(out, begin);
             if (in_tune) begin = out->count;
             in_tune = true;
         }
-        int symbol = symbol_at(file->bytes, file->size, i);
+        int symbol = symbol_at(text, size, i);
         if (symbol >= 0) symbols_put(out, symbol);
     }
     if (!in_tune)
-        return error_set(err, "%s holds no tune: none of its lines begins with X: (the number of a tune); leave it "
-                         "out, or give --data-format bytes to take it as it is", file->path);
+        return error_set(err,
+                         "%s holds no tune: none of its lines begins with X: (the number of a tune); leave it "
+                         "out, or give --data-format bytes to take it as it is",
+                         file->path);
     end_tune(out, begin);
     return true;
 }

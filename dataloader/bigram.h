@@ -10,8 +10,8 @@
 #include "dataloader/loader.h"
 
 // Mean loss in nats per token over the given windows (their T targets each) of `validation`, of the model fitted on
-// tokens [begin, end) of the training source. Sources with a tokens_unit() only, both of one kind.
-// Reads them all once.
+// tokens [begin, end) of the training source. Sources with a tokens_unit() only, both of one kind. Reads them all
+// once.
 bool bigram_loss(const TokenSource *training, int64_t begin, int64_t end, const Loader *validation,
                  const int64_t *first_token, int64_t windows, double *loss, Error *err);
 

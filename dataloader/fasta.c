@@ -23,8 +23,8 @@ static size_t end_of_line(const unsigned char *bytes, size_t size, size_t begin)
     return end != NULL ? (size_t)(end - bytes) : size;
 }
 
-// Text may start with '>' as well, and words may be spelt with these letters: the whole beginning has to be nucleotides,
-// nine in ten of them bases or N.
+// Text may start with '>' as well, and words may be spelt with these letters: the whole beginning has to be
+// nucleotides, nine in ten of them bases or N.
 static bool recognise(const unsigned char *bytes, size_t size) {
     const size_t most = 64 << 10;
     size_t letters = 0, plain = 0;

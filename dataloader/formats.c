@@ -6,7 +6,8 @@
 static const Format *const FORMATS[] = {&fasta_format, &idx_format, &abc_format, &wav_format};
 enum { COUNT = sizeof FORMATS / sizeof *FORMATS };
 _Static_assert((int)COUNT == (int)KIND_COUNT - (int)KIND_FASTA, "a kind for each format, in this order");
-_Static_assert((int)TOKENS_WAV - (int)TOKENS_FASTA == (int)KIND_WAV - (int)KIND_FASTA, "and the option's words as well");
+_Static_assert((int)TOKENS_WAV - (int)TOKENS_FASTA == (int)KIND_WAV - (int)KIND_FASTA,
+               "and the option's words as well");
 
 const Format *format_of(Kind kind) { return kind >= KIND_FASTA ? FORMATS[kind - KIND_FASTA] : NULL; }
 

@@ -48,9 +48,9 @@ typedef struct Format {
 
 extern const Format fasta_format, idx_format, abc_format, wav_format;
 
-const Format *format_of(Kind kind);               // NULL: not decoded
-Kind format_chosen(TokenFormat format);           // KIND_BYTES: none of these
-Kind format_recognised(const TokenFile *file);    // by content; KIND_BYTES: none of these
+const Format *format_of(Kind kind);            // NULL: not decoded
+Kind format_chosen(TokenFormat format);        // KIND_BYTES: none of these
+Kind format_recognised(const TokenFile *file); // by content; KIND_BYTES: none of these
 // Puts the symbols in the place of the file's bytes.
 bool format_decode(TokenFile *file, Kind kind, Error *err);
 

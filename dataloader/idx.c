@@ -1,7 +1,7 @@
 // IDX, the format of MNIST: two bytes 0, the type of an element, the number of dimensions, each dimension as a
 // big-endian uint32, then the elements. Images are 3 dimensions (images, rows, columns) or 4 (with colours, where the
-// file has them) of unsigned bytes: a pixel's value is a symbol, in the order of the file, row by row, and an image is a
-// document.
+// file has them) of unsigned bytes: a pixel's value is a symbol, in the order of the file, row by row, and an image is
+// a document.
 #include "dataloader/formats.h"
 
 enum { END = 256, VOCABULARY, HEADER = 4, UNSIGNED_BYTE = 8, MOST_DIMENSIONS = 4 };

@@ -1,9 +1,10 @@
 // What a file is: bytes, an llm.c token shard, one of the formats that are decoded (dataloader/formats.h), or token
 // numbers without a header.
 //
-// Shards and formats are certain, by what they start with. Numbers without a header (nanoGPT's train.bin) have nothing that
-// marks them, so they must be named (--data-format). They would pass for bytes otherwise, and a model would train for
-// hours on the halves of numbers: what looks like them is asked for. Byte data must not be, so all of this must hold:
+// Shards and formats are certain, by what they start with. Numbers without a header (nanoGPT's train.bin) have nothing
+// that marks them, so they must be named (--data-format). They would pass for bytes otherwise, and a model would train
+// for hours on the halves of numbers: what looks like them is asked for. Byte data must not be, so all of this must
+// hold:
 //
 //   - the name has no ending, or one that such files bear;
 //   - it is no text: one byte in 50 or more is a control character, which no text has in any encoding of bytes, and

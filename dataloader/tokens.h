@@ -1,13 +1,13 @@
 // Tokens on disk, seen as one long array: memory-mapped, so a rank touches only what it asks for (small files are
 // copied).
 //
-// Any file is bytes (vocabulary 256 plus token 256, end of document, after each file); or of a format that is decoded
-// into symbols of a small vocabulary of its own when it is opened (dataloader/formats.h); or llm.c token shards: a header
+// Any file is bytes (vocabulary 256 plus token 256, end of document, after each file); or llm.c token shards: a header
 // of 256 int32 (magic 20240520 version 1: uint16 tokens, vocabulary 50257; magic 20240801 version 7: uint32, vocabulary
-// 128256), then the tokens. Its first number tells which. Where it is said so, a file is uint16 or uint32 tokens
-// without a header, of the same vocabularies. Files of a source are all of one kind. Arguments are files, folders (all
-// files below, hidden ones left out) or glob patterns; the files are taken in the order of the arguments, sorted by
-// path within each; those without a token are passed over, unless named by themselves.
+// 128256), then the tokens. Its first number tells which. Or it is of a format that is decoded, when it is opened, into
+// symbols of a small vocabulary of its own (dataloader/formats.h). Where it is said so, a file is uint16 or uint32
+// tokens without a header, of the same vocabularies. Files of a source are all of one kind. Arguments are files,
+// folders (all files below, hidden ones left out) or glob patterns; the files are taken in the order of the arguments,
+// sorted by path within each; those without a token are passed over, unless named by themselves.
 #ifndef DATALOADER_TOKENS_H
 #define DATALOADER_TOKENS_H
 
@@ -49,13 +49,13 @@ void tokens_close(TokenSource *source);             // may be NULL
 int64_t tokens_count(const TokenSource *source);
 int64_t tokens_vocabulary(const TokenSource *source); // BYTE_VOCABULARY for bytes
 bool tokens_are_bytes(const TokenSource *source);
-const char *tokens_name(const TokenSource *source);    // for messages: "text.txt and 3 more"
-const char *tokens_kind(const TokenSource *source);    // "bytes", "uint16 tokens", "bases"
+const char *tokens_name(const TokenSource *source); // for messages: "text.txt and 3 more"
+const char *tokens_kind(const TokenSource *source); // "bytes", "uint16 tokens", "bases"
 // What one token is: "byte", "base", "pixel", "character", "sample". NULL: a tokenizer's number.
 const char *tokens_unit(const TokenSource *source);
-const char *tokens_symbols(const TokenSource *source); // of a decoded format: what its tokens are, else NULL
+const char *tokens_symbols(const TokenSource *source);  // of a decoded format: what its tokens are, else NULL
 int32_t tokens_document_end(const TokenSource *source); // where there is a unit: the last token; else -1
-bool tokens_without_header(const TokenSource *source); // nothing in the files says what the numbers are
+bool tokens_without_header(const TokenSource *source);  // nothing in the files says what the numbers are
 // Of kind, number, sizes and content of the files, not of their names. Content: all of it up to 64 MiB together; of
 // more, samples of every file: its beginning, its end and places between.
 uint64_t tokens_fingerprint(const TokenSource *source);
@@ -64,8 +64,8 @@ uint64_t tokens_sizes_fingerprint(const TokenSource *source); // of kind, number
 // Tokens [first, first + count) into out. Fails where a token is not below `vocabulary` (file and place are named).
 bool tokens_read(const TokenSource *source, int64_t first, int64_t count, int64_t vocabulary, int32_t *out, Error *err);
 
-// Whether tokens stand for characters; and what they are. tokens_of_text: `tokens` holds a place for each byte of `text`;
-// fails (returns false, *at being the place of the byte) where a character has no token.
+// Whether tokens stand for characters; and what they are. tokens_of_text: `tokens` has room for each byte of `text`;
+// false where a character has no token, *at being its place.
 bool tokens_are_text(const TokenSource *source);
 bool tokens_of_text(const TokenSource *source, const char *text, int32_t *tokens, int64_t *count, size_t *at);
 char tokens_character(const TokenSource *source, int32_t token); // of the end of a document: a newline

@@ -41,8 +41,7 @@ static Chunk find_chunk(const TokenFile *file, const char *name) {
     while (place <= file->size && file->size - place >= CHUNK_HEADER) {
         const unsigned char *chunk = file->bytes + place;
         size_t size = read32(chunk + 4), left = file->size - place - CHUNK_HEADER;
-        if (memcmp(chunk, name, 4) == 0)
-            return (Chunk){chunk + CHUNK_HEADER, size, size < left ? size : left};
+        if (memcmp(chunk, name, 4) == 0) return (Chunk){chunk + CHUNK_HEADER, size, size < left ? size : left};
         if (size > left) break;
         place += CHUNK_HEADER + size + size % 2;
     }
@@ -50,7 +49,7 @@ static Chunk find_chunk(const TokenFile *file, const char *name) {
 }
 
 static bool read_encoding(const TokenFile *file, Sound *sound, Error *err) {
-    static const unsigned char guid[14] = {0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xaa, 0, 0x38, 0x9b, 0x71}; // after the number
+    static const char guid[] = "\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"; // after the encoding's number
     Chunk fmt = find_chunk(file, "fmt ");
     if (fmt.content == NULL || fmt.here < 16)
         return error_set(err, "%s: a WAV file without a whole \"fmt \" chunk: damaged; copy it again", file->path);
@@ -58,7 +57,7 @@ static bool read_encoding(const TokenFile *file, Sound *sound, Error *err) {
     sound->channels = read16(fmt.content + 2);
     sound->frame = read16(fmt.content + 12);
     sound->bits = read16(fmt.content + 14);
-    if (sound->encoding == EXTENSIBLE && fmt.here >= 40 && memcmp(fmt.content + 26, guid, sizeof guid) == 0)
+    if (sound->encoding == EXTENSIBLE && fmt.here >= 40 && memcmp(fmt.content + 26, guid, 14) == 0)
         sound->encoding = read16(fmt.content + 24);
     if (sound->channels == 0 || sound->frame == 0)
         return error_set(err, "%s: a WAV file of %u channels and %zu bytes a frame: damaged; copy it again", file->path,

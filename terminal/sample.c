@@ -65,8 +65,8 @@ int32_t *prompt_tokens(const char *text, const TokenSource *data, int64_t first,
     return NULL;
 }
 
-void print_generated(FILE *out, const TokenSource *data, const int32_t *tokens, int64_t prompt, int64_t count, int64_t wanted,
-                     int64_t positions) {
+void print_generated(FILE *out, const TokenSource *data, const int32_t *tokens, int64_t prompt, int64_t count,
+                     int64_t wanted, int64_t positions) {
     long long made = count - prompt;
     fprintf(out, "sample: %lld tokens", made);
     if (made < wanted) fprintf(out, " of %lld", (long long)wanted);
