@@ -208,7 +208,8 @@ $(BUILD)/test/%: $(BUILD)/test/%.o $(SUPPORT) $(LIBRARY)
 	$(Q)$(LINK) $^ $(LIBS) $(CMOCKA_LDLIBS) -o $@
 
 # The program that counts what it allocates: its calls pass through test/counted.c.
-COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step
+COUNTED := malloc calloc realloc free posix_memalign aligned_alloc mmap fopen pthread_create reporter_step \
+           rank_take_phase
 $(BUILD)/test/test_memory $(BUILD)/test/test_mixers_memory: | $(BUILD)/test/train_gpt_counted
 $(BUILD)/test/train_gpt_counted: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
                                  $(BUILD)/terminal/version.o $(BUILD)/test/counted.o $(LIBRARY)

@@ -198,7 +198,7 @@ static double tokens_in_step(const Run *run) { return (double)run->options.batch
 // Targets that count: all of them, but for synthetic tasks.
 static double answers_in_step(const Run *run) { return (double)run->options.batch * (double)run->window_answers; }
 
-// Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
+// Fills the micro-batch with the shards of `count` sequences; missing sequences repeat the first one.
 bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err) {
     Pass *pass = &r->pass;
     Device *d = &r->device;
@@ -212,7 +212,7 @@ bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, E
         d->upload(d, pass->targets + b * tokens, targets, tokens * sizeof(int32_t));
         d->upload(d, pass->positions + b * tokens, positions, tokens * sizeof(int32_t));
         if (pass->first_visible == NULL) continue;
-        int64_t T = r->run->options.context;
+        int64_t T = r->phase->context;
         if (!loader_read_documents(loader, window[b < count ? b : 0], r->run->config.vocab_size, r->run->document_end,
                                    r->documents, err))
             return false;
@@ -220,7 +220,7 @@ bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, E
         if (b == 0) memcpy(pass->least_visible, r->documents, T * sizeof(int32_t));
         else visibility_least(pass->least_visible, r->documents, T);
         if (loader == &r->loader && r->run->attends)
-            r->flops_saved += attention_flops_saved(&r->run->attention, r->documents);
+            r->flops_saved += attention_flops_saved(&r->phase->attention, r->documents);
     }
     return true;
 }
@@ -230,7 +230,7 @@ bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, E
 static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     const Run *run = r->run;
     Device *d = &r->device;
-    int64_t per_replica = run->options.batch / run->options.dp, micro = run->micro_batch;
+    int64_t per_replica = r->phase->batch / run->options.dp, micro = r->phase->micro_batch;
     d->zero(d, r->model.gradients, run->table.total * sizeof(float));
     d->zero(d, r->sums, sizeof *r->sums);
     r->flops_saved = 0;
@@ -249,7 +249,7 @@ static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
 // Mean loss over windows of the validation split, into t->validation_loss, and a task's accuracy; replicas share the
 // windows out. `by_position` (may be NULL) takes the losses. False, on all ranks, where a window cannot be read.
 static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, Training *t, Error *err) {
-    int64_t micro = r->run->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
+    int64_t micro = r->phase->micro_batch, replicas = r->run->options.dp, most = (v->windows + replicas - 1) / replicas;
     int64_t begin = v->windows * r->replica / replicas, end = v->windows * (r->replica + 1) / replicas;
     comm_doing_slowly(r->world, "evaluation");
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
@@ -272,7 +272,8 @@ static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, 
 
 // The mean loss of the tokens that were loaded last, with the weights as they are now. Collective.
 double loss_of_last_tokens(Rank *r) {
-    double answers = (double)r->pass.sequences * (double)r->run->window_answers * (double)r->run->options.dp;
+    int64_t windows = r->pass.sequences * r->phase->context / r->run->options.context;
+    double answers = (double)windows * (double)r->run->window_answers * (double)r->run->options.dp;
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     forward(&r->model, &r->pass);
     classify(r, 0, r->pass.rows);
@@ -288,6 +289,7 @@ static void open_loaders(Rank *r, Validation *v) {
     Error err;
     require(r, loader_init(&r->loader, run->train, 0, run->train_end, o->context, (uint64_t)o->seed, true, &err), &err);
     r->loader.state = run->resumed.loader;
+    r->loader.sequence = r->phase->context;
     int64_t begin = run->validation_begin, end = o->eval_tokens > 0 ? begin + o->eval_tokens + 1 : run->validation_end;
     bool drawn = o->eval_tokens == 0; // else all of them, in order
     require(r, loader_init(&v->loader, run->validation, begin, end, o->context, 0, drawn, &err), &err);
@@ -332,10 +334,12 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
     const Run *run = r->run;
     const Options *o = &run->options;
     LoaderState before = r->loader.state;
-    int64_t sent_before = bytes_sent_by_mixers(r), step = t->step + 1;
+    int64_t step = t->step + 1;
     double start = now();
+    rank_take_phase(r, run_phase(run, step));
+    int64_t sent_before = bytes_sent_by_mixers(r);
     bool dump_now = o->dump != NULL && step == run->resumed.step + 1;
-    loader_next(&r->loader, o->batch, t->window);
+    loader_next(&r->loader, r->phase->batch, t->window);
     if (dump_now) want_dump(r);
     bool ok = forward_backward(r, t->window, err);
     if (ok) {
@@ -360,16 +364,19 @@ static bool step_once(Rank *r, Training *t, StepReport *report, Error *err) {
     report->steps = run->steps;
     report->seconds = now() - start;
     report->bytes_sent = bytes_sent_by_mixers(r) - sent_before;
+    report->context = run->phases > 1 ? r->phase->context : 0;
     return true;
 }
 
 // What follows from a step's time.
 static void report_speed(const Rank *r, Training *t, StepReport *report) {
     const Run *run = r->run;
-    double tokens = tokens_in_step(run), flops = model_flops(&run->config, &run->table, run->options.context);
+    const Phase *phase = run_phase(run, t->step);
+    double tokens = tokens_in_step(run), flops = model_flops(&run->config, &run->table, phase->context);
     // Of what documents hide, the sequences of this replica stand for all.
     flops -= r->flops_saved / (tokens / (double)run->options.dp);
-    double usual = t->usual_seconds == 0 ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
+    bool first = t->usual_seconds == 0 || run_phase(run, t->step - 1) != phase;
+    double usual = first ? report->seconds : 0.9 * t->usual_seconds + 0.1 * report->seconds;
     t->usual_seconds = usual;
     report->tokens_per_second = tokens / report->seconds;
     report->machine_fraction = machine_share(tokens * flops / report->seconds, &t->machine_rate);
@@ -377,9 +384,10 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
     report->seconds_left = (double)(run->steps - t->step) * usual;
 }
 
-// The validation loss, into *t. False, on all ranks, where it is no number or cannot be had.
+// The validation loss, at --context in every phase, into *t. False, on all ranks, where it is no number or cannot be had.
 static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
     bool last = t->step >= r->run->steps, wanted = last && r->run->options.eval_by_position != NULL;
+    rank_take_phase(r, run_whole(r->run));
     PositionLosses *by_position = wanted ? positions_open(r) : NULL;
     bool ok = evaluate(r, v, by_position, t, err);
     if (wanted) positions_close(by_position, r, ok);
@@ -414,7 +422,7 @@ static void train(Rank *r, Reporter *reporter) {
     if (run->resume_from[0] != '\0') t.saved = t.step;
     open_loaders(r, &validation);
     if (leader(r)) require(r, reporter_open(reporter, o->log, o->resume, t.step, &err), &err);
-    t.window = malloc((size_t)o->batch * sizeof(int64_t));
+    t.window = malloc((size_t)run_most_sequences(run) * sizeof(int64_t));
     if (t.window == NULL) require(r, error_set(&err, "out of memory"), &err);
     if (o->tune != NULL) tune(r, t.window, t.step < run->steps, forward_backward);
     if (leader(r) || run->processes) signals_are_requests(leader(r) ? answer_to_signals(run) : NULL);

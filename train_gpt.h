@@ -20,6 +20,7 @@ typedef struct StepSums {
 
 typedef struct Rank {
     const Run *run;
+    const Phase *phase; // that the memory is laid out for
     Device device;
     bool device_is_mine;                    // to close
     Comm *world, *sequence;                 // all ranks; the P ranks that share my sequences. On the host
@@ -53,7 +54,7 @@ int threads_per_rank(const Run *run);
 // Lays out what the layers work in, for passes of this size on so many threads, or attention in so many bytes, and
 // lends it to the device.
 void lend_scratch(Device *device, const Run *run, const MixerSize *size, size_t attention, int threads, Arena *arena);
-// Fills the micro-batch with the shards of `count` windows; missing sequences repeat the first one.
+// Fills the micro-batch with the shards of `count` sequences; missing sequences repeat the first one.
 bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, Error *err);
 // pass->tokens, pass->positions -> pass->normed, the output of the final norm, which the classifier reads.
 void forward(Model *model, Pass *pass);
@@ -67,6 +68,9 @@ void gather_slices(Rank *r, void *flat, size_t element_bytes);
 // The device, memory, groups and weights of this rank; ends all ranks where one of them cannot have them. `device`: one
 // that is open already, and stays so; NULL: the rank opens its own. Collective.
 Rank *rank_open(const Run *run, Comm *world, const Device *device);
+// Lays the memory out for passes of this phase, of run->phase, if it is not: weights, gradients and moments stay, tokens and
+// activations do not. Collective.
+void rank_take_phase(Rank *r, const Phase *phase);
 void rank_leave_groups(Rank *r); // the last that ranks do together
 // Bytes that token mixers have sent to other ranks so far.
 int64_t bytes_sent_by_mixers(const Rank *r);

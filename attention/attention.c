@@ -159,6 +159,18 @@ void attention_connect(Attention *attention, Comm *group) {
     attention->scratch->walk.group = attention->ring_group;
 }
 
+void attention_take_over(Attention *attention, Attention *before) {
+    bool same = attention->config.ulysses == before->config.ulysses;
+    if (same) {
+        attention->group = before->group;
+        attention->scratch->ulysses.comm = attention->heads_group = before->heads_group;
+        attention->scratch->walk.group = attention->ring_group = before->ring_group;
+        before->heads_group = before->ring_group = NULL;
+    }
+    attention_disconnect(before);
+    if (!same) attention_connect(attention, before->group);
+}
+
 void attention_disconnect(Attention *attention) {
     comm_free(attention->heads_group);
     comm_free(attention->ring_group);

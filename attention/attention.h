@@ -81,6 +81,9 @@ void attention_lay_out(Attention *attention, const AttentionConfig *resolved, in
 // frees.
 void attention_connect(Attention *attention, Comm *group);
 void attention_disconnect(Attention *attention);
+// Instead of attention_connect: from `before`, connected and laid out for another configuration of the same ranks, which
+// this ends. Its sub-groups go on where as many ranks share heads. Collective.
+void attention_take_over(Attention *attention, Attention *before);
 
 // Bytes this rank has sent for attention since it was connected, over all its groups: what comm counted.
 int64_t attention_bytes_sent(const Attention *attention);

@@ -17,9 +17,9 @@
 #include "model/parameters.h"
 
 // Choices of the run that wrote the checkpoint, for one that resumes it; what they mean is the caller's.
-enum { KEPT_OPTIONS_MAX = 16 };
+enum { KEPT_OPTIONS_MAX = 16, KEPT_OPTION_TEXT = 255 };
 typedef struct KeptOption {
-    char name[24], value[80];
+    char name[24], value[KEPT_OPTION_TEXT + 1];
 } KeptOption;
 typedef struct KeptOptions {
     int count; // 0: written by a version that kept none

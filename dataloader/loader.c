@@ -16,7 +16,7 @@ bool loader_init(Loader *loader, const TokenSource *source, int64_t begin, int64
         return error_set(err, "%s: %lld tokens are too few for a window of --context %lld and its last target; give "
                          "more data or a smaller --context", tokens_name(source),
                          (long long)(end > begin ? end - begin : 0), (long long)context);
-    *loader = (Loader){source, begin, end, context, seed, shuffle, {0, 0}, tokens_task(source), NULL};
+    *loader = (Loader){source, begin, end, context, context, seed, shuffle, {0, 0}, tokens_task(source), NULL};
     if (loader->task == NULL) return true;
     loader->shuffle = false; // every window is drawn
     if (!task_check_context(loader->task, context, err)) return false;
@@ -50,9 +50,11 @@ static uint64_t window_at(const Loader *loader, LoaderState place) {
 
 void loader_next(Loader *loader, int64_t count, int64_t *first_token) {
     LoaderState *place = &loader->state;
-    for (int64_t i = 0; i < count; i++) {
+    int64_t pieces = loader->context / loader->sequence;
+    for (int64_t i = 0; i < count; i += pieces) {
         if (place->cursor >= (uint64_t)loader_windows(loader)) *place = (LoaderState){place->epoch + 1, 0};
-        first_token[i] = grid_start(loader, place->epoch) + (int64_t)window_at(loader, *place) * loader->context;
+        int64_t window = grid_start(loader, place->epoch) + (int64_t)window_at(loader, *place) * loader->context;
+        for (int64_t piece = 0; piece < pieces; piece++) first_token[i + piece] = window + piece * loader->sequence;
         place->cursor++;
     }
 }
@@ -98,8 +100,8 @@ bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, 
 
 bool loader_read_documents(const Loader *loader, int64_t first_token, int64_t vocabulary, int32_t separator,
                            int32_t *first_visible, Error *err) {
-    if (!tokens_read(loader->source, first_token, loader->context, vocabulary, first_visible, err)) return false;
-    visibility_of_documents(first_visible, first_visible, loader->context, separator);
+    if (!tokens_read(loader->source, first_token, loader->sequence, vocabulary, first_visible, err)) return false;
+    visibility_of_documents(first_visible, first_visible, loader->sequence, separator);
     return true;
 }
 

@@ -21,7 +21,8 @@ typedef struct LoaderState {
 typedef struct Loader {
     const TokenSource *source;
     int64_t begin, end; // the split: tokens [begin, end) of the source
-    int64_t context;    // T
+    int64_t context;    // T, tokens of a window
+    int64_t sequence;   // tokens of what is served: T, or a divisor of it, where windows are cut into sequences
     uint64_t seed;
     bool shuffle;
     LoaderState state;
@@ -36,16 +37,17 @@ bool loader_init(Loader *loader, const TokenSource *source, int64_t begin, int64
 void loader_close(Loader *loader);
 int64_t loader_windows(const Loader *loader); // per epoch
 int64_t loader_answers(const Loader *loader); // targets of a window that count: T, or those that a task asks for
-// The first tokens of the next `count` windows, in order; crosses into the next epoch where this one ends.
+// The first tokens of the next `count` sequences, which are whole windows, in order; crosses into the next epoch where this
+// one ends.
 void loader_next(Loader *loader, int64_t count, int64_t *first_token);
-// Inputs, targets and global positions of the tokens of one window that a shard owns, shard->tokens of each, in shard
+// Inputs, targets and global positions of the tokens of one sequence that a shard owns, shard->tokens of each, in shard
 // order. Reads only those tokens (and each chunk's next one). positions may be NULL. A task's target is TASK_NOT_ASKED
 // where it does not count.
 bool loader_read(const Loader *loader, int64_t first_token, const Shard *shard, int64_t vocabulary, int32_t *inputs,
                  int32_t *targets, int32_t *positions, Error *err);
 
-// For attention that stops at the ends of documents: the first token that each of the window's T sees, counted from the
-// window's beginning (sequence/visibility.h). Every rank reads the whole window for it, which costs next to nothing
+// For attention that stops at the ends of documents: the first token that each of a sequence's sees, counted from the
+// sequence's beginning (sequence/visibility.h). Every rank reads the whole sequence for it, which costs next to nothing
 // beside attention, instead of asking others where their documents end.
 bool loader_read_documents(const Loader *loader, int64_t first_token, int64_t vocabulary, int32_t separator,
                            int32_t *first_visible, Error *err);

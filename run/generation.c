@@ -40,10 +40,11 @@ static void lay_out_generator(Generator *g, const Run *run, Device *d) {
     g->generation.capacity = capacity;
     if (documents) g->generation.first = (int32_t *)arena_take(&g->arena, "tokens", (size_t)capacity * sizeof(int32_t));
     g->device_logits = (float *)arena_take(&g->arena, "logits", (size_t)c->vocab_size * sizeof(float));
-    const AttentionKernels *kernels = run->attention.kernels;
+    const AttentionConfig *whole = &run_whole(run)->attention;
+    const AttentionKernels *kernels = whole->kernels;
     size_t attention = 0;
     if (run->attends && kernels != NULL && kernels->scratch_bytes != NULL)
-        attention = kernels->scratch_bytes(&run->attention.shape, 0, run->threads);
+        attention = kernels->scratch_bytes(&whole->shape, 0, run->threads);
     lend_scratch(d, run, &size, attention, run->threads, &g->arena); // the other ranks have finished
 }
 

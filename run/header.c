@@ -70,9 +70,20 @@ static void print_visibility(const Run *run, FILE *out) {
     fprintf(out, "\n");
 }
 
+static void print_schedule(const Run *run, FILE *out) {
+    if (run->phases == 1) return;
+    fprintf(out, "schedule   sequences of");
+    for (int i = 0; i + 1 < run->phases; i++)
+        fprintf(out, " %lld%s up to step %lld,", (long long)run->phase[i].context, i == 0 ? " tokens" : "",
+                (long long)run->phase[i].end);
+    fprintf(out, " then %lld; evaluated with %lld\n", (long long)run->options.context, (long long)run->options.context);
+}
+
 void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     const ModelConfig *c = &run->config;
     const Options *o = &run->options;
+    const Phase *whole = run_whole(run);
+    const AttentionConfig *attention = &whole->attention;
     const char *const architectures[] = {"gpt2", "llama", "llama with q, k, v biases"};
     char parameters[32], memory[32], tokens[32];
     format_count(parameters, (double)run->table.in_model);
@@ -88,19 +99,20 @@ void run_print_header(const Run *run, FILE *out, const Arena *rank_arena) {
     char pattern[MIXERS_TEXT];
     mixers_write(c, pattern);
     if (c->mixers > 0) fprintf(out, "mixers     %s%s\n", pattern, c->layers > c->mixers ? ", repeated over the layers" : "");
-    bool alone = o->sp == 1 && run->attention.exchange != EXCHANGE_VANILLA;
+    bool alone = o->sp == 1 && attention->exchange != EXCHANGE_VANILLA;
     fprintf(out, "ranks      %lld per sequence, %lld %s, %s; attention %s", (long long)o->sp, (long long)o->dp,
             o->dp == 1 ? "replica" : "replicas", ranks_are(run),
-            !run->attends ? "in no layer" : alone ? "on one rank" : exchange_name(run->attention.exchange));
-    if (run->attends && run->attention.exchange == EXCHANGE_ULYSSES_RING)
-        fprintf(out, " (%d x %lld)", run->attention.ulysses, (long long)o->sp / run->attention.ulysses);
+            !run->attends ? "in no layer" : alone ? "on one rank" : exchange_name(attention->exchange));
+    if (run->attends && attention->exchange == EXCHANGE_ULYSSES_RING)
+        fprintf(out, " (%d x %lld)", attention->ulysses, (long long)o->sp / attention->ulysses);
     fprintf(out, "; %s per rank\n", memory);
     fprintf(out, "step       %lld %s of %lld tokens", (long long)o->batch, o->batch == 1 ? "sequence" : "sequences",
             (long long)o->context);
     if (o->init != NULL && !options_given(o, "context") && c->max_positions > o->context)
         fprintf(out, " (of %lld that the model takes; see --context)", (long long)c->max_positions);
-    fprintf(out, " = %s tokens, in passes of %lld; %lld steps\n", tokens, (long long)run->micro_batch,
+    fprintf(out, " = %s tokens, in passes of %lld; %lld steps\n", tokens, (long long)whole->micro_batch,
             (long long)run->steps);
+    print_schedule(run, out);
     print_data(run, out);
     print_machine(run, out);
     if (run->resume_from[0] != '\0')

@@ -84,6 +84,7 @@ void mixing_dump(Rank *r, const Loader *loader) {
     size_t bytes = (size_t)(d.T * d.C) * sizeof(float);
     int64_t first = r->run->validation_begin;
     Error err;
+    rank_take_phase(r, run_whole(r->run));
     comm_doing_slowly(r->world, "dump of mixing");
     if (!leader(r)) return;
     require(r, load(r, loader, &first, 1, &err), &err);

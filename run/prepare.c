@@ -26,6 +26,7 @@ static void print_host(const Run *run, const Rank *r) {
 // buffers in *first. Opens no device: only the size of an element is needed to add up.
 static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
     const Options *o = &run->options;
+    const Phase *whole = run_whole(run);
     Rank *r = calloc(1, sizeof(Rank));
     size_t *bytes = calloc((size_t)run->ranks_here, sizeof(size_t)), all = 0, generator = 0;
     bool ok = r != NULL && bytes != NULL;
@@ -42,8 +43,8 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
         DevicesNeed tightest = devices_need(&run->devices, bytes, generator);
         bool fits = tightest.have < 0 || tightest.need < tightest.have;
         if (speaks && (o->plan || !fits))
-            print_plan(stdout, &run->config, &run->table, &run->attention, run->attends,
-                       run->recompute == RECOMPUTE_BLOCK, first, all, o->batch, o->batch / o->dp / run->micro_batch);
+            print_plan(stdout, &run->config, &run->table, &whole->attention, run->attends,
+                       run->recompute == RECOMPUTE_BLOCK, first, all, o->batch, o->batch / o->dp / whole->micro_batch);
         if (speaks && o->plan) print_host(run, r);
         if (speaks && o->plan && tightest.have < 0)
             printf(

@@ -57,11 +57,11 @@ static size_t terms_bytes(const Run *run, int ranks) {
     return comm_staging_bytes(ranks, longest);
 }
 
-// All of a rank's memory. Runs first over no memory, to add up, then over the real block.
-static void lay_out(Rank *r, int world_rank) {
+// What a rank has in every phase of the run.
+static void lay_out_model(Rank *r, int world_rank) {
     const Run *run = r->run;
     const Options *o = &run->options;
-    int ranks = (int)(o->sp * o->dp), sequence_rank = world_rank % (int)o->sp;
+    int ranks = (int)(o->sp * o->dp);
     Arena *arena = &r->arena;
     Model *model = &r->model;
     int64_t total = run->table.total;
@@ -70,15 +70,13 @@ static void lay_out(Rank *r, int world_rank) {
     r->slice_begin = slice_start(total, world_rank, ranks);
     r->slice_end = slice_start(total, world_rank + 1, ranks);
     int64_t slice = r->slice_end - r->slice_begin;
-    *model = (Model){.config = &run->config,
-                     .table = &run->table,
-                     .device = &r->device,
-                     .attention = &r->attention,
-                     .context = o->context,
-                     .ranks = (int)o->sp,
-                     .rank = sequence_rank,
-                     .shard = shard_of(o->context, (int)o->sp, sequence_rank),
-                     .recompute = run->recompute};
+    model->config = &run->config;
+    model->table = &run->table;
+    model->device = &r->device;
+    model->attention = &r->attention;
+    model->ranks = (int)o->sp;
+    model->rank = world_rank % (int)o->sp;
+    model->recompute = run->recompute;
 
     model->weights = arena_take(arena, "weights", total * element);
     bool storage_is_fp32 = element == sizeof(float);
@@ -88,26 +86,52 @@ static void lay_out(Rank *r, int world_rank) {
     r->exp_avg = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->exp_avg_sq = arena_take(arena, "AdamW moments, my slice", slice * sizeof(float));
     r->sums = arena_take(arena, "sums of a step", sizeof(StepSums));
-    MixerSize size = run_mixer_size(run, sequence_rank);
-    pass_lay_out(&r->pass, size, run->table.padded_vocab_size, arena, PASS_TRAINING, run->recompute);
-    if (o->document_mask)
-        r->pass.first_visible = arena_take(arena, "tokens", run->micro_batch * o->context * sizeof(int32_t));
-    if (run->task != NULL) accuracy_lay_out(&r->accuracy, r->pass.classifier_rows, run->config.vocab_size, arena);
-    if (run->attends) attention_lay_out(&r->attention, &run->attention, sequence_rank, arena);
-    int threads = threads_per_rank(run);
-    size_t attention = 0;
-    if (run->attends) attention = attention_scratch_bytes(&run->attention, sequence_rank, run->attention.kernels, threads);
-    lend_scratch(&r->device, run, &size,
-                 attention, threads, arena);
     r->terms_bytes = terms_bytes(run, ranks);
     r->terms = arena_take(arena, "sums over ranks", r->terms_bytes);
 }
 
+// What the passes of a phase work in.
+static void lay_out_passes(Rank *r) {
+    const Run *run = r->run;
+    const Phase *phase = r->phase;
+    Arena *arena = &r->arena;
+    int rank = r->model.rank, threads = threads_per_rank(run);
+    MixerSize size = run_mixer_size(run, phase, rank);
+    r->model.context = phase->context;
+    r->model.shard = shard_of(phase->context, r->model.ranks, rank);
+    pass_lay_out(&r->pass, size, run->table.padded_vocab_size, arena, PASS_TRAINING, run->recompute);
+    if (run->options.document_mask)
+        r->pass.first_visible = arena_take(arena, "tokens", phase->micro_batch * phase->context * sizeof(int32_t));
+    if (run->task != NULL) accuracy_lay_out(&r->accuracy, r->pass.classifier_rows, run->config.vocab_size, arena);
+    size_t attention = 0;
+    if (run->attends) {
+        attention_lay_out(&r->attention, &phase->attention, rank, arena);
+        attention = attention_scratch_bytes(&phase->attention, rank, phase->attention.kernels, threads);
+    }
+    lend_scratch(&r->device, run, &size, attention, threads, arena);
+}
+
+// All of a rank's memory. Runs first over no memory, to add up, then over the real block; and again at the beginning of
+// each phase, when what stands first stays where it is.
+static void lay_out(Rank *r, const Phase *phase, int world_rank) {
+    r->phase = phase;
+    r->arena.used = 0;
+    r->arena.entry_count = 0;
+    lay_out_model(r, world_rank);
+    lay_out_passes(r);
+}
+
 size_t rank_bytes(Rank *r, int world_rank) {
-    memset(&r->arena, 0, sizeof r->arena);
-    lay_out(r, world_rank);
-    if (r->run->attends) attention_disconnect(&r->attention);
-    return r->arena.used;
+    const Run *run = r->run;
+    Arena most = {0};
+    for (int i = 0; i < run->phases; i++) {
+        memset(&r->arena, 0, sizeof r->arena);
+        lay_out(r, &run->phase[i], world_rank);
+        if (run->attends) attention_disconnect(&r->attention);
+        if (r->arena.used >= most.used) most = r->arena;
+    }
+    r->arena = most;
+    return most.used;
 }
 
 // ---- weights -------------------------------------------------------------------------------------------------------
@@ -188,17 +212,12 @@ int64_t bytes_sent_by_mixers(const Rank *r) {
            (r->model.sequence != NULL ? comm_bytes_sent(r->model.sequence) : 0);
 }
 
-static bool set_up(Rank *r, Error *err) {
-    int ranks = comm_size(r->world), me = comm_rank(r->world);
-    size_t bytes = rank_bytes(r, me);
-    memset(&r->arena, 0, sizeof r->arena);
-    r->arena.base = r->device.allocate(&r->device, bytes, err);
-    r->arena.capacity = bytes;
-    if (r->arena.base == NULL) return false;
-    lay_out(r, me);
+// The groups of ranks that messages go through.
+static void join_groups(Rank *r) {
     // NCCL may not be installed and cannot have two ranks on one GPU; copies from device to device cannot leave the
     // process. Within one, attention's messages are copies all the same: they leave the multiprocessors to the kernels.
     const CommCollectives *nccl = r->device.collectives;
+    int me = comm_rank(r->world);
     bool processes = r->run->processes;
     bool collectives = processes || (nccl != NULL && nccl->available() && !r->run->devices.shared);
     comm_doing(r->world, "start of the groups of ranks");
@@ -208,24 +227,70 @@ static bool set_up(Rank *r, Error *err) {
     else if (r->run->options.dp > 1) r->sequence_tensors = comm_split(r->world_tensors, r->replica, me);
     else r->sequence_tensors = r->world_tensors; // the same ranks
     comm_lend_staging(r->world_tensors, r->terms, r->terms_bytes);
-    if (r->run->attends) attention_connect(&r->attention, r->sequence_tensors);
     if (mixes_otherwise(r->run)) r->model.sequence = comm_split(r->sequence_tensors, 0, me);
-    r->model.requests = calloc(MODEL_REQUESTS(r->run->options.sp), sizeof *r->model.requests);
+}
+
+// What lies in the host's memory, as large as any phase needs it.
+static bool allocate_on_host(Rank *r, Error *err) {
+    const Run *run = r->run;
+    int64_t T = run->options.context, tokens = shard_of(T, r->model.ranks, r->model.rank).tokens;
+    int ranks = comm_size(r->world);
+    bool documents = run->options.document_mask;
+    r->model.requests = calloc(MODEL_REQUESTS(run->options.sp), sizeof *r->model.requests);
     r->slice_counts = malloc((size_t)ranks * sizeof(int64_t));
     r->slice_bytes = malloc((size_t)ranks * sizeof(size_t));
-    bool documents = r->run->options.document_mask;
-    if (documents) r->documents = malloc((size_t)(2 * r->run->options.context) * sizeof(int32_t));
-    if (r->documents != NULL) r->pass.least_visible = r->documents + r->run->options.context;
-    r->staging = malloc((size_t)(3 * r->model.shard.tokens) * sizeof(int32_t));
-    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || r->model.requests == NULL || (documents && r->documents == NULL))
+    if (documents) r->documents = malloc((size_t)(2 * T) * sizeof(int32_t));
+    if (r->documents != NULL) r->pass.least_visible = r->documents + T;
+    r->staging = malloc((size_t)(3 * tokens) * sizeof(int32_t));
+    if (r->slice_counts == NULL || r->slice_bytes == NULL || r->staging == NULL || r->model.requests == NULL ||
+        (documents && r->documents == NULL))
         return error_set(err, "out of memory");
-    if (r->run->task != NULL &&
-        !accuracy_open(&r->accuracy, r->pass.classifier_rows, r->run->config.vocab_size, err))
+    if (run->task != NULL && !accuracy_open(&r->accuracy, r->pass.classifier_rows, run->config.vocab_size, err))
         return false;
     for (int i = 0; i < ranks; i++)
-        r->slice_counts[i] =
-            slice_start(r->run->table.total, i + 1, ranks) - slice_start(r->run->table.total, i, ranks);
+        r->slice_counts[i] = slice_start(run->table.total, i + 1, ranks) - slice_start(run->table.total, i, ranks);
+    return true;
+}
+
+// Makes what was laid out ready for passes: sound tokens stand in it before any are loaded.
+static bool begin_phase(Rank *r, Error *err) {
+    Pass *pass = &r->pass;
+    Device *d = &r->device;
+    size_t bytes = (size_t)pass->rows * sizeof(int32_t);
+    r->loader.sequence = r->phase->context;
+    d->zero(d, pass->tokens, bytes);
+    d->zero(d, pass->targets, bytes);
+    d->zero(d, pass->positions, bytes);
+    if (pass->first_visible != NULL) {
+        d->zero(d, pass->first_visible, (size_t)(pass->sequences * r->phase->context) * sizeof(int32_t));
+        memset(pass->least_visible, 0, (size_t)r->phase->context * sizeof(int32_t));
+    }
     return fill_rotary_tables(r, err);
+}
+
+static bool set_up(Rank *r, Error *err) {
+    int me = comm_rank(r->world);
+    size_t bytes = rank_bytes(r, me);
+    memset(&r->arena, 0, sizeof r->arena);
+    r->arena.base = r->device.allocate(&r->device, bytes, err);
+    r->arena.capacity = bytes;
+    if (r->arena.base == NULL) return false;
+    lay_out(r, run_phase(r->run, r->run->resumed.step + 1), me);
+    join_groups(r);
+    if (r->run->attends) attention_connect(&r->attention, r->sequence_tensors);
+    return allocate_on_host(r, err) && begin_phase(r, err);
+}
+
+void rank_take_phase(Rank *r, const Phase *phase) {
+    Error err;
+    if (phase == r->phase) return;
+    comm_doing(r->world, "change of the context");
+    r->device.synchronize(&r->device);
+    comm_barrier(r->world); // nobody reads any more what is moved here
+    Attention before = r->attention;
+    lay_out(r, phase, comm_rank(r->world));
+    if (r->run->attends) attention_take_over(&r->attention, &before);
+    require(r, begin_phase(r, &err), &err);
 }
 
 void rank_leave_groups(Rank *r) {

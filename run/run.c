@@ -10,7 +10,6 @@
 #include "base/cpu_features.h"
 #include "dataloader/corpus.h"
 #include "dataloader/loader.h"
-#include "mixer/attention.h"
 #include "run/preset.h"
 #include "run/run_parts.h"
 #include "terminal/report.h"
@@ -108,16 +107,6 @@ static bool choose_model(Run *run, Error *err) {
     return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);
 }
 
-// The largest divisor of a replica's batch whose rows on one rank stay few enough to be cheap in memory and many enough
-// to be fast.
-static int64_t usual_micro_batch(const Options *o) {
-    const int64_t enough_rows = 4096;
-    int64_t batch = o->batch / o->dp, tokens = o->context / o->sp > 0 ? o->context / o->sp : 1;
-    for (int64_t micro = batch; micro > 1; micro--)
-        if (batch % micro == 0 && micro * tokens <= enough_rows) return micro;
-    return 1;
-}
-
 // Kernels for GPUs take 16 bytes of a row at a time.
 static bool check_widths(const Run *run, Error *err) {
     const ModelConfig *c = &run->config;
@@ -146,53 +135,6 @@ static bool choose_document_end(Run *run, Error *err) {
                            (long long)run->config.vocab_size);
     run->document_end = (int32_t)end;
     return true;
-}
-
-// Counts the layers of each window and dilation.
-static void count_windows(AttentionConfig *a, const ModelConfig *c) {
-    _Static_assert((int)ATTENTION_MAX_WINDOWS > (int)CONFIG_MAX_WINDOWS + (int)CONFIG_MAX_MIXERS, "and layers without");
-    a->window_count = 0;
-    for (int64_t l = 0; l < c->layers; l++) {
-        if (!layer_kind(c, l).tokens->attends) continue;
-        LayersOfWindow sees = attention_sees(c, l, a->context);
-        int i = 0;
-        while (i < a->window_count && (a->windows[i].window != sees.window || a->windows[i].dilation != sees.dilation))
-            i++;
-        if (i == a->window_count) a->windows[a->window_count++] = sees;
-        else a->windows[i].layers++;
-    }
-}
-
-static bool configure_attention(Run *run, Error *err) {
-    const Options *o = &run->options;
-    const ModelConfig *c = &run->config;
-    AttentionConfig *a = &run->attention;
-    run->micro_batch = o->micro_batch > 0 ? o->micro_batch : usual_micro_batch(o);
-    run->steps = o->steps;
-    run->recompute = o->recompute;
-    a->context = o->context;
-    a->ranks = (int)o->sp;
-    a->ulysses = (int)o->ulysses;
-    a->shape.batch = run->micro_batch;
-    a->shape.heads = c->heads;
-    a->shape.kv_heads = c->kv_heads;
-    a->shape.head_dim = c->head_dim;
-    a->shape.scale = (float)(1.0 / sqrt((double)c->head_dim));
-    a->element_bytes = run->devices.element_bytes;
-    run->attends = false;
-    for (int64_t l = 0; l < c->layers; l++) run->attends = run->attends || layer_kind(c, l).tokens->attends;
-    a->kernels = run->attends ? run->devices.kernels : NULL;
-    a->documents = o->document_mask;
-    count_windows(a, c);
-    double elements = (double)run->micro_batch * (double)o->context * (double)c->layers *
-                      (double)(2 * c->ffn_dim + (c->heads + 2 * c->kv_heads) * c->head_dim + c->dim);
-    if (elements > 1e17)
-        return error_set(err,
-                         "out of memory: about %.1e activations are more than any machine holds; lower --context, "
-                         "--micro-batch or the model's sizes",
-                         elements);
-    a->exchange = o->attention;
-    return attention_resolve(a, err);
 }
 
 // Wider models need smaller steps, about as 1 / width (Yang et al., "Tensor programs V", 2022).
@@ -246,7 +188,7 @@ bool run_open(Run *run, bool writes, Error *err) {
     if (!run_open_data(run, err)) return false;
     if (o->resume && !run_open_resumed(run, err)) return false;
     if (!choose_model(run, err) || !check_widths(run, err) || !choose_document_end(run, err) ||
-        !configure_attention(run, err) || !run_check_mixers(run, err))
+        !run_make_phases(run, err) || !run_check_mixers(run, err))
         return false;
     usual_learning_rate(&run->options, &run->config);
     return read_prompt(run, err);

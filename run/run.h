@@ -11,12 +11,22 @@
 #include "run/devices.h"
 #include "terminal/options.h"
 
+// Steps that train on sequences of one length: where there is no --context-schedule, all of them (run/phases.c).
+typedef struct Phase {
+    int64_t end;                // its last step
+    int64_t context;            // T, tokens of a sequence
+    int64_t batch, micro_batch; // sequences of a step, all ranks together; of one pass
+    AttentionConfig attention;  // of one micro-batch, resolved
+} Phase;
+enum { RUN_MAX_PHASES = 17 };
+
 typedef struct Run {
     Options options;
     ModelConfig config;
     ParameterTable table;
-    AttentionConfig attention;       // of one micro-batch, resolved
-    bool attends;                    // some layer uses it
+    Phase phase[RUN_MAX_PHASES];     // the last one is that of --context, which also evaluates
+    int phases;
+    bool attends;                    // some layer uses attention
     TokenSource *train, *validation; // the same source unless --val-data is given
     int64_t train_end;               // training tokens are [0, train_end)
     int64_t validation_begin, validation_end;
@@ -24,7 +34,6 @@ typedef struct Run {
     int64_t window_answers;          // targets of a window that count: all of them, or those that the task asks for
     bool train_checked;                // its token numbers are known to be below the vocabulary
     int32_t document_end;              // --document-mask: the token that ends a document
-    int64_t micro_batch;               // sequences of one pass
     Recompute recompute;
     int64_t steps;                     // of the whole run
     char resume_from[1024];            // checkpoint folder, "" for none
@@ -42,8 +51,11 @@ typedef struct Run {
 // model to start from; or sizes a new model.
 // `writes`: this process will write the checkpoints, and --out becomes its own.
 bool run_open(Run *run, bool writes, Error *err);
-// The sizes of a training pass on rank `rank` of those that share a sequence.
-MixerSize run_mixer_size(const Run *run, int rank);
+const Phase *run_phase(const Run *run, int64_t step); // of this step, counted from 1
+const Phase *run_whole(const Run *run);               // of --context
+int64_t run_most_sequences(const Run *run);           // of a step, in any phase
+// The sizes of a pass on rank `rank` of those that share a sequence.
+MixerSize run_mixer_size(const Run *run, const Phase *phase, int rank);
 // Of the training split's content: a resume on another would not know its place in it. Never 0.
 uint64_t run_data_fingerprint(const Run *run);
 // Fills the state's fields about the data.

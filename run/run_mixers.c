@@ -3,13 +3,13 @@
 
 #include "run/run_parts.h"
 
-MixerSize run_mixer_size(const Run *run, int rank) {
+MixerSize run_mixer_size(const Run *run, const Phase *phase, int rank) {
     const Options *o = &run->options;
     return (MixerSize){.config = &run->config,
-                       .rows = run->micro_batch * shard_of(o->context, (int)o->sp, rank).tokens,
-                       .sequences = run->micro_batch,
+                       .rows = phase->micro_batch * shard_of(phase->context, (int)o->sp, rank).tokens,
+                       .sequences = phase->micro_batch,
                        .element_bytes = run->devices.element_bytes,
-                       .context = o->context,
+                       .context = phase->context,
                        .ranks = (int)o->sp,
                        .rank = rank,
                        .documents = o->document_mask,
@@ -22,11 +22,10 @@ int64_t run_mixer_without_generation(const Run *run) {
     return -1;
 }
 
-bool run_check_mixers(const Run *run, Error *err) {
-    const Options *o = &run->options;
+static bool check_in_phase(const Run *run, const Phase *phase, Error *err) {
     const ModelConfig *c = &run->config;
     char text[MIXERS_TEXT], option[MIXERS_TEXT + 16];
-    MixerUse use = {.size = run_mixer_size(run, 0), .device = run->devices.kind, .option = option};
+    MixerUse use = {.size = run_mixer_size(run, phase, 0), .device = run->devices.kind, .option = option};
     for (int64_t l = 0; l < c->layers && l <= c->mixers; l++) {
         LayerKind kind = layer_kind(c, l);
         mixer_write(&kind.choice, text);
@@ -34,6 +33,15 @@ bool run_check_mixers(const Run *run, Error *err) {
         use.size.layer = l;
         if (kind.tokens->check != NULL && !kind.tokens->check(&use, err)) return false;
     }
+    return true;
+}
+
+bool run_check_mixers(const Run *run, Error *err) {
+    const Options *o = &run->options;
+    const ModelConfig *c = &run->config;
+    char text[MIXERS_TEXT];
+    for (int i = 0; i < run->phases; i++)
+        if (!check_in_phase(run, &run->phase[i], err)) return false;
     mixers_write(c, text);
     const char *const of_attention[] = {"attention", "ulysses", "window"};
     for (int i = 0; i < 3; i++)

@@ -17,6 +17,9 @@ bool run_open_resumed(Run *run, Error *err);
 // Sizes that were typed beside --resume must be those of the checkpoint.
 bool run_same_sizes(const Options *options, const ModelConfig *config, const char *from, Error *err);
 
+// Reads --context-schedule, and settles how attention is distributed in each phase.
+bool run_make_phases(Run *run, Error *err);
+
 // That every layer's token mixer can serve this run: its sizes, its device, its options.
 bool run_check_mixers(const Run *run, Error *err);
 // The first layer whose token mixer cannot generate; -1: none.

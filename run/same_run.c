@@ -47,6 +47,9 @@ static char *description_of(const Run *run) {
     for (int64_t l = 0; l < run->config.layers; l++)
         fprintf(out, "a window of %lld tokens (0: all) in layer %lld\n",
                 (long long)config_window(&run->config, l, run->options.context), (long long)l);
+    for (int i = 0; i < run->phases; i++)
+        fprintf(out, "sequences of %lld tokens as phase %d, up to step %lld\n", (long long)run->phase[i].context, i,
+                (long long)run->phase[i].end);
     fprintf(out, "%d as the end of a document\n", (int)run->document_end);
     describe_data(out, "training", run->train, run_data_fingerprint(run));
     describe_data(out, "validation", run->validation, tokens_fingerprint(run->validation));

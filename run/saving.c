@@ -224,7 +224,7 @@ void dump(Rank *r) {
     const Run *run = r->run;
     Error err;
     bool ok = r->replica != 0 || dump_logits(run->options.dump, r->sequence, r->dump_logits, r->pass.sequences,
-                                             run->options.context, run->config.vocab_size, &err);
+                                             r->phase->context, run->config.vocab_size, &err);
     require(r, ok, &err);
     gather_slices(r, r->model.gradients, sizeof(float));
     if (leader(r)) {

@@ -15,7 +15,7 @@ typedef struct Training {
     bool diverged;          // with these weights the next step has no numbers, and would have none after a resume
     double usual_seconds;   // of a step
     double machine_rate;    // FLOP/s of all ranks' machines in matrix products; for machine_share
-    int64_t *window;        // (batch) first tokens of the step's windows
+    int64_t *window;        // (run_most_sequences) first tokens of the step's sequences
 } Training;
 
 double now(void); // seconds of a clock that only runs forward

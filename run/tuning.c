@@ -175,8 +175,9 @@ void tune(Rank *r, int64_t *window, bool measure, bool (*step)(Rank *, const int
     LoaderState before = r->loader.state;
     Error unsaid;
     size_t known = begin(r, measure);
-    if (measure) {
-        loader_next(&r->loader, r->run->options.batch, window);
+    for (int i = r->run->phases - 1; measure && i >= 0; i--) { // their products differ
+        rank_take_phase(r, &r->run->phase[i]);
+        loader_next(&r->loader, r->phase->batch, window);
         step(r, window, &unsaid);
         r->loader.state = before;
     }

@@ -11,8 +11,8 @@
 
 #include "train_gpt.h"
 
-// Before the first step. measure: `step` is rehearsed on the loader's next `batch` windows, which are written to `window`,
-// and the products that the file does not know are timed when they are called. Nothing of the rehearsal stays: a step
+// Before the first step. measure: `step` is rehearsed, once in each phase, on the loader's next sequences, which are
+// written to `window`, and the products that the file does not know are timed when they are called. Nothing of the rehearsal stays: a step
 // begins by zeroing gradients and sums, and every other result is written before it is read. Data that cannot be read
 // are left for the first step to report. Collective. Says what became of the file.
 void tune(Rank *r, int64_t *window, bool measure, bool (*step)(Rank *, const int64_t *window, Error *));

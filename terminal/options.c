@@ -80,6 +80,9 @@ const Option options_table[] = {
     {"recompute", CHOICE, TRAINING, "none|mlp|block", "none", AT(recompute), 0, 0,
      "what backward works out again to save memory: the MLP's first product, or whole layers; the bits stay"},
     {"steps", INTEGER, TRAINING, "N", "450", AT(steps), 0, 1e12, "optimizer steps of the whole run"},
+    {"context-schedule", TEXT, TRAINING, "C:S[,C:S...]", NULL, AT(context_schedule), 0, 0,
+     "the first S steps in sequences of C tokens, and so on, what is left in those of --context: each window of --context "
+     "tokens is cut into sequences, so a step has the same tokens as without; evaluation is at --context. none ends the schedule of a resumed run"},
     {"lr", REAL, TRAINING, "X", "0", AT(lr), 0, 1e30, "highest learning rate; 0: from the width, 0.25 / C, at most 4e-3"},
     {"min-lr", REAL, TRAINING, "X", "0.1", AT(min_lr), 0, 1, "final learning rate, as a fraction of --lr"},
     {"schedule", CHOICE, TRAINING, "cosine|constant|wsd", "cosine", AT(schedule), 0, 0,

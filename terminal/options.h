@@ -45,6 +45,7 @@ typedef struct Options {
     int64_t micro_batch;    // sequences per rank group and pass; 0: batch / dp, made smaller above 4,096 tokens per rank
     Recompute recompute;
     int64_t steps;
+    const char *context_schedule; // "64:100,1024:300": lengths of sequences, and how many steps each; then context
     double lr, min_lr;      // min_lr: final rate as a fraction of lr
     Schedule schedule;      // of the learning rate
     int64_t warmup;         // steps

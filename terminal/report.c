@@ -157,6 +157,7 @@ static void write_log(Reporter *reporter, const StepReport *r) {
     write_number(log, "machine_fraction", r->machine_fraction);
     write_number(log, "seconds", r->seconds);
     fprintf(log, ", \"bytes_sent\": %lld", (long long)r->bytes_sent);
+    if (r->context > 0) fprintf(log, ", \"context\": %lld", (long long)r->context);
     if (!isnan(r->validation_loss)) write_number(log, "val_loss", r->validation_loss);
     if (!isnan(r->accuracy)) write_number(log, "val_accuracy", r->accuracy);
     fputs("}\n", log);
@@ -164,6 +165,11 @@ static void write_log(Reporter *reporter, const StepReport *r) {
 }
 
 void reporter_step(Reporter *reporter, const StepReport *report) {
+    if (report->context != reporter->context) {
+        reporter_line_end(reporter);
+        printf("from step %lld on, sequences of %lld tokens\n", (long long)report->step, (long long)report->context);
+        reporter->context = report->context;
+    }
     bool stays = !reporter->live || isfinite(report->validation_loss); // what was evaluated is not written over
     if (stays && reporter->live) fputs("\r\033[K", stdout);
     if (stays) print_line(report);

@@ -19,6 +19,7 @@ typedef struct StepReport {
     double accuracy;        // with it, of a task: the share of right answers; NaN: none
     double seconds;         // of this step
     int64_t bytes_sent;     // by this rank's attention exchanges in this step
+    int64_t context;        // tokens of its sequences; 0: the same at every step
 } StepReport;
 
 // How much of the machine a step uses: its operations per second (of matrix products and causal attention, none of them
@@ -29,7 +30,8 @@ double machine_share(double reached, double *rate);
 
 typedef struct Reporter {
     bool live;      // standard output is a terminal: one line, rewritten
-    bool line_open; // that line stands there without its end
+    bool line_open;  // that line stands there without its end
+    int64_t context; // of the step before
     FILE *log;      // NULL: none
     const char *log_path;
     bool log_failed; // it could not be written, and training goes on without it
@@ -38,7 +40,7 @@ typedef struct Reporter {
 // Opens the log. Where `append`, it goes on after step `step`: what an interrupted run wrote of later ones, which will
 // be done again, is cut off, and so is a last line left incomplete.
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err);
-// Numbers in the log read back exactly; a NaN or infinity is null. On a terminal, a step with a validation loss keeps
+// Says where sequences get another length. Numbers in the log read back exactly; a NaN or infinity is null. On a terminal, a step with a validation loss keeps
 // its line. A log that cannot be written is said once, on standard error, and is written no more; for standard output
 // see terminal/output.h.
 void reporter_step(Reporter *reporter, const StepReport *report);

@@ -2,7 +2,8 @@
 // malloc and the like, and of reporter_step, through the functions here (--wrap, in the Makefile). Calls inside of
 // libraries are not among them.
 //
-// From the end of the first step to the end of the last but one, each call is kept with the place it came from. Then one
+// From the end of the first step to the end of the last but one, each call is kept with the place it came from, but for
+// those of a change of the context (--context-schedule), which makes groups of ranks anew. Then one
 // line on standard error says what there was: "counted CALLS PEAK_RSS RSS DEVICE_CALLS DEVICE_PEAK", bytes, the last two of
 // emulated GPUs; and a line "from ADDRESS" for each place, an address in the program's file.
 #include <fcntl.h>
@@ -32,8 +33,10 @@ static atomic_bool counting;
 static atomic_llong calls;
 static _Atomic uintptr_t places[MOST_PLACES];
 
+static _Thread_local bool changing; // the context
+
 static void count(const void *from) {
-    if (!atomic_load(&counting)) return;
+    if (!atomic_load(&counting) || changing) return;
     atomic_fetch_add(&calls, 1);
     for (int i = 0; i < MOST_PLACES; i++) {
         uintptr_t free_place = 0;
@@ -55,6 +58,9 @@ void *__real_mmap(void *, size_t, int, int, int, off_t);
 FILE *__real_fopen(const char *, const char *);
 int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 void __real_reporter_step(Reporter *, const StepReport *);
+struct Rank;
+struct Phase;
+void __real_rank_take_phase(struct Rank *, const struct Phase *);
 
 void *__wrap_malloc(size_t bytes) {
     count(CALLER);
@@ -91,6 +97,12 @@ FILE *__wrap_fopen(const char *path, const char *mode) {
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*main)(void *), void *argument) {
     count(CALLER);
     return __real_pthread_create(thread, attributes, main, argument);
+}
+
+void __wrap_rank_take_phase(struct Rank *rank, const struct Phase *phase) {
+    changing = true;
+    __real_rank_take_phase(rank, phase);
+    changing = false;
 }
 
 // A line of /proc/self/status, "VmHWM:   1234 kB", in bytes.

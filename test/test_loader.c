@@ -252,6 +252,31 @@ static void test_documents_of_a_window(void **state) {
     tokens_close(source);
 }
 
+// A window that is cut into sequences serves the same inputs and targets, in the same order, at positions from 0; so the
+// place in the data is the same.
+static void test_windows_are_cut(void **state) {
+    TokenSource *source = open_places(*state, 1000);
+    Loader whole = start(source, 0, 1000, 48, 5, true), cut = whole;
+    Shard all = shard_of(48, 1, 0), piece = shard_of(12, 1, 0);
+    Error err = {0};
+    cut.sequence = 12;
+    for (int step = 0; step < 30; step++) { // into the second epoch
+        int64_t window[2], sequence[8];
+        int32_t x[48], y[48], z[48], inputs[12], targets[12], positions[12];
+        loader_next(&whole, 2, window);
+        loader_next(&cut, 8, sequence);
+        assert_memory_equal(&whole.state, &cut.state, sizeof cut.state);
+        for (int i = 0; i < 8; i++) {
+            must(loader_read(&whole, window[i / 4], &all, VOCABULARY, x, y, z, &err), &err);
+            must(loader_read(&cut, sequence[i], &piece, VOCABULARY, inputs, targets, positions, &err), &err);
+            assert_memory_equal(inputs, x + i % 4 * 12, sizeof inputs);
+            assert_memory_equal(targets, y + i % 4 * 12, sizeof targets);
+            assert_memory_equal(positions, z, sizeof positions);
+        }
+    }
+    tokens_close(source);
+}
+
 static void test_bad_token_is_reported(void **state) {
     TokenSource *source = open_places(*state, 100);
     Loader loader = start(source, 0, 100, 50, 0, false);
@@ -298,6 +323,7 @@ static void test_too_short(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST_WITH_FOLDER(test_every_token_once),
+        TEST_WITH_FOLDER(test_windows_are_cut),
         TEST_WITH_FOLDER(test_smallest_windows),
         TEST_WITH_FOLDER(test_batches_do_not_matter),
         TEST_WITH_FOLDER(test_resume_is_exact),

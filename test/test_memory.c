@@ -20,6 +20,7 @@ static void nothing_is_allocated_on_the_cpu(void **state) {
         "--arch llama --heads 2 --dim 32 --context 160 --sp 4 --attention ulysses-ring --dp 2",
         "--arch llama --heads 4 --dim 32 --context 160 --sp 4 --window 40,0 --document-mask",
         "--arch gpt2 --heads 4 --dim 32 --context 160 --sp 4 --mixer conv:gated,fourier --recompute block",
+        "--arch llama --heads 4 --dim 32 --context 160 --sp 4 --document-mask --context-schedule 16:2,80:1 --eval-every 1",
     };
     nothing_is_allocated("cpu", options, (int)(sizeof options / sizeof *options));
 }
@@ -33,6 +34,7 @@ static void nothing_is_allocated_on_gpus(void **state) {
         "--arch gpt2 --heads 2 --dim 32 --context 64 --sp 4 --attention gather --recompute block",
         "--arch llama --heads 4 --dim 32 --context 64 --sp 4 --attention ulysses",
         "--arch llama --heads 4 --dim 32 --context 64 --sp 2 --mixer conv:gated,fourier",
+        "--arch llama --heads 2 --dim 32 --context 64 --sp 2 --context-schedule 16:2",
     };
     if (!has_device("emulated")) skip();
     nothing_is_allocated("emulated", options, (int)(sizeof options / sizeof *options));
@@ -54,6 +56,7 @@ static void cpu_takes_what_is_planned(void **state) {
         "--arch gpt2 --layers 4 --heads 4 --dim 256 --context 80 --batch 2 --sp 2 --dp 2",
         "--arch llama --layers 2 --heads 1 --dim 64 --context 8192 --sp 2 --window 256",
         "--arch llama --layers 2 --heads 1 --dim 64 --context 8192 --sp 2 --mixer conv,fourier",
+        "--arch llama --layers 4 --heads 4 --dim 128 --context 2048 --sp 2 --context-schedule 64:1",
     };
     double without = (double)measured(&smallest).resident;
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
