@@ -1,0 +1,250 @@
+"""Tables and plots of the experiment context_by_application, of whatever results there are."""
+import math
+import os
+
+import experiment
+import fit
+import plotting
+
+NONE = "–"
+
+# What others measured, for the applications that have it: never with this program or at its size.
+PUBLISHED = [
+    ("prose", "text of the web and books, 7B parameters", "L(c) = (25.4 / c)^0.45 + 1.56 nats a token",
+     "Llama 2 Long: Xiong et al. 2023, arXiv 2309.16039"),
+    ("code", "source code of GitHub", "perplexity of a token 4.37, 3.33, 3.01 at 2K, 8K, 32K tokens",
+     "LongNet: Ding et al. 2023, arXiv 2307.02486"),
+    ("encyclopedia", "enwik8", "0.9952 to 0.9908 bits a byte, from 6K to 12K bytes",
+     "Sparse Transformer: Child et al. 2019, arXiv 1904.10509"),
+    ("dna", "the human genome", "Mamba gains up to 1M bases; HyenaDNA loses",
+     "Mamba: Gu and Dao 2023, arXiv 2312.00752"),
+]
+
+
+class Results:
+    """The kept results, by application, arm and tokens."""
+
+    def __init__(self, form, results, positions, grown):
+        self.form, self.grown, self.positions = form, grown, positions
+        self.longest = str(form.contexts[-1])
+        self.arms = [str(context) for context in form.contexts] + [grown]
+        self.budgets = [steps * form.step_tokens for steps in form.steps]
+        self.bits = {(row["application"], row["arm"], int(row["tokens"]), int(row["seed"])): float(row["bits_per_symbol"])
+                     for row in results.rows}
+
+    def of(self, application, arm, tokens):
+        """{seed: bits per symbol}"""
+        keys = [(seed, (application, arm, tokens, seed)) for seed in self.form.seeds]
+        return {seed: self.bits[key] for seed, key in keys if key in self.bits}
+
+    def less(self, application, arm, tokens):
+        """The same, less those of the shortest context with the same seed."""
+        first = self.of(application, self.arms[0], tokens)
+        return {seed: bits - first[seed] for seed, bits in self.of(application, arm, tokens).items() if seed in first}
+
+    def curve(self, application, tokens, values):
+        """(contexts, means, spreads) of the fixed contexts that have values."""
+        points = [(context, list(values(application, str(context), tokens).values())) for context in self.form.contexts]
+        points = [(context, *experiment.mean_and_spread(found)) for context, found in points if found]
+        return list(zip(*points)) if points else ([], [], [])
+
+    def positions_of(self, application, arm):
+        """(tokens read, mean over the seeds, standard error) at the longest context after all training."""
+        found = {}
+        for row in self.positions.find(application=application, arm=arm, tokens=self.budgets[-1]):
+            found.setdefault(float(row["read"]), []).append((float(row["bits_per_symbol"]), float(row["error"])))
+        points = []
+        for read in sorted(found):
+            bits, errors = zip(*found[read])
+            points.append((read, sum(bits) / len(bits), sum(errors) / len(errors)))
+        return list(zip(*points)) if points else ([], [], [])
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def shown(values, seeds, digits=4):
+    """Mean ± spread over seeds; how many there are where some are missing."""
+    if not values:
+        return NONE
+    mean, spread = experiment.mean_and_spread(list(values.values()))
+    text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return text if len(values) == len(seeds) else f"{text} ({len(values)})"
+
+
+def bits_table(r):
+    header = ["application", "tokens", *(f"T = {int(arm):,}" for arm in r.arms[:-1]), f"grown to {int(r.longest):,}",
+              f"longest less T = {int(r.arms[0]):,}"]
+    rows = []
+    for name, application in r.form.applications.items():
+        for tokens in r.budgets:
+            rows.append([f"{application.title}, {application.symbol}s", f"{tokens:,}",
+                         *(shown(r.of(name, arm, tokens), r.form.seeds) for arm in r.arms),
+                         shown(r.less(name, r.longest, tokens), r.form.seeds)])
+    return experiment.markdown(header, rows)
+
+
+def missing(r):
+    """One line about what is not there."""
+    wanted = [(name, arm, tokens, seed) for name in r.form.applications for arm in r.arms for tokens in r.budgets
+              for seed in r.form.seeds]
+    there = sum(key in r.bits for key in wanted)
+    if there == len(wanted):
+        return f"All {len(wanted)} results are there."
+    return (f"{there} of {len(wanted)} results are there: {NONE} stands for none, a number in brackets for the seeds that "
+            f"are, where not all {len(r.form.seeds)} are.")
+
+
+def law_of_contexts(r, name, tokens):
+    contexts, bits, spreads = r.curve(name, tokens, r.of)
+    errors = [spread and spread / math.sqrt(len(r.of(name, str(context), tokens)))
+              for context, spread in zip(contexts, spreads)]
+    return fit.fit(contexts, bits, errors)
+
+
+def law_of_positions(r, name):
+    """Of the bins that have at least 8 positions, whose standard error is one."""
+    read, bits, errors = r.positions_of(name, r.longest)
+    points = [point for point in zip(read, bits, errors) if point[0] >= 64 and point[2] > 0]
+    return fit.fit(*zip(*points)) if points else (None, NONE)
+
+
+def law_cells(law, reason):
+    if law is None:
+        return [NONE, NONE, NONE, reason]
+    return [f"{law.a:.3g} ± {law.a_error:.2g}", f"{law.b:.2f} ± {law.b_error:.2f}", f"{law.g:.3f} ± {law.g_error:.3f}", ""]
+
+
+def law_table(r):
+    header = ["application", "tokens", "fitted to", "a", "b", "g, bits", ""]
+    rows = []
+    for name, application in r.form.applications.items():
+        for tokens in r.budgets:
+            rows.append([application.title, f"{tokens:,}", "contexts", *law_cells(*law_of_contexts(r, name, tokens))])
+        rows.append([application.title, f"{r.budgets[-1]:,}", f"positions of T = {int(r.longest):,}",
+                     *law_cells(*law_of_positions(r, name))])
+    return experiment.markdown(header, rows)
+
+
+def published_table(r):
+    header = ["application", "published: data and model", "published: figures", "published: by"]
+    return experiment.markdown(header, [[r.form.applications[name].title, *rest] for name, *rest in PUBLISHED
+                                        if name in r.form.applications])
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def panels(pyplot, r, legends):
+    """A panel for each application, and one for the legend. Returns the figure, {name: axes} and the legend's axes."""
+    count = len(r.form.applications) + 1
+    columns = min(count, 4)
+    rows = (count + columns - 1) // columns
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.9 * columns, 2.7 * rows), squeeze=False,
+                                   layout="constrained")
+    axes = [panel for row in axes for panel in row]
+    for panel in axes[count - 1 :]:
+        panel.axis("off")
+    of = dict(zip(r.form.applications, axes))
+    for name, panel in of.items():
+        panel.set_title(r.form.applications[name].title)
+        panel.set_xscale("log", base=2)
+        panel.tick_params(labelsize=7)
+    return figure, of, axes[count - 1]
+
+
+def add_legend(of, axes):
+    handles, labels = next(iter(of.values())).get_legend_handles_labels()
+    for panel in of.values():
+        more = panel.get_legend_handles_labels()
+        if len(more[1]) > len(labels):
+            handles, labels = more
+    axes.legend(handles, labels, loc="center", fontsize=8)
+
+
+def style(i):
+    return {**plotting.STYLES[i], "markersize": 4, "linewidth": 1.2}
+
+
+def plot_gain(pyplot, r, out):
+    figure, of, rest = panels(pyplot, r, len(r.budgets))
+    for name, panel in of.items():
+        panel.axhline(0, color="#999999", linewidth=0.8)
+        for i, tokens in enumerate(r.budgets):
+            contexts, means, spreads = r.curve(name, tokens, r.less)
+            if contexts:
+                panel.errorbar(contexts, means, yerr=[spread or 0 for spread in spreads], capsize=2,
+                               label=f"{tokens:,} tokens", **style(i))
+            grown = list(r.less(name, r.grown, tokens).values())
+            if grown:
+                mean, spread = experiment.mean_and_spread(grown)
+                panel.errorbar([int(r.longest) * 1.6], [mean], yerr=[spread or 0], capsize=2,
+                               label=f"{tokens:,}, context grown", **{**style(i), "linestyle": "", "fillstyle": "none"})
+        panel.set_xlabel("context T, tokens", fontsize=8)
+        panel.set_ylabel(f"bits per {r.form.applications[name].symbol}, less T = {r.arms[0]}", fontsize=8)
+    add_legend(of, rest)
+    save(pyplot, figure, out, "gain")
+
+
+def plot_bits(pyplot, r, out):
+    """The largest budget, each seed a point, and the law where there is one."""
+    figure, of, rest = panels(pyplot, r, 2)
+    tokens = r.budgets[-1]
+    for name, panel in of.items():
+        contexts, means, spreads = r.curve(name, tokens, r.of)
+        if contexts:
+            panel.errorbar(contexts, means, yerr=[spread or 0 for spread in spreads], capsize=2,
+                           label=f"trained at T,\n{tokens:,} tokens", **style(0))
+        grown = list(r.of(name, r.grown, tokens).values())
+        if grown:
+            mean, spread = experiment.mean_and_spread(grown)
+            panel.errorbar([int(r.longest) * 1.6], [mean], yerr=[spread or 0], capsize=2, label="context grown",
+                           **{**style(1), "linestyle": "", "fillstyle": "none"})
+        law, _ = law_of_contexts(r, name, tokens)
+        if law is not None:
+            panel.plot(contexts, [law.at(context) for context in contexts], label="(a / T)^b + g",
+                       **{**style(2), "marker": ""})
+        panel.set_xlabel("context T, tokens", fontsize=8)
+        panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
+    add_legend(of, rest)
+    save(pyplot, figure, out, "bits")
+
+
+def plot_positions(pyplot, r, out):
+    figure, of, rest = panels(pyplot, r, 2)
+    for name, panel in of.items():
+        for i, (arm, label) in enumerate(((r.longest, f"trained at T = {int(r.longest):,}"), (r.grown, "context grown"))):
+            read, bits, errors = r.positions_of(name, arm)
+            if read:
+                panel.errorbar(read, bits, yerr=[0 if math.isnan(error) else error for error in errors], label=label,
+                               elinewidth=0.6, **{**style(i), "markersize": 2.5, "linewidth": 1.0})
+        panel.set_xlabel("tokens read before the target", fontsize=8)
+        panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
+    add_legend(of, rest)
+    save(pyplot, figure, out, "positions")
+
+
+def save(pyplot, figure, out, name):
+    plotting.save(figure, os.path.join(out, name + ".svg"), os.path.join(out, name + ".png"))
+    pyplot.close(figure)
+
+
+# ---- all ------------------------------------------------------------------------------------------------------------
+
+
+def make(out, form, results, positions, grown):
+    """Writes OUT/table.md, gain, bits and positions (.svg and .png). Returns the text of the tables."""
+    r = Results(form, results, positions, grown)
+    spread = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
+    text = (f"Bits per symbol on the held-out tokens, {spread}. {missing(r)}\n\n{bits_table(r)}\n"
+            "L(c) = (a / c)^b + g, fitted to the bits per symbol above, or to the loss by position; a is in tokens. Where "
+            f"there is none, the reason is beside it.\n\n{law_table(r)}")
+    published = published_table(r)
+    if published.count("\n") > 2:
+        text += f"\nPublished, by others, of other models and data:\n\n{published}"
+    with open(os.path.join(out, "table.md"), "w", encoding="utf-8") as file:
+        file.write(text)
+    pyplot = plotting.open_pyplot()
+    for plot in (plot_gain, plot_bits, plot_positions):
+        plot(pyplot, r, out)
+    return text

@@ -1,0 +1,241 @@
+"""The applications of the experiments: where the corpus of each lies, and how it is cut into what trains and what is held out.
+
+A split is two files, each whole in its own format: bytes anywhere, FASTA within its sequences, idx between images, ABC
+between tunes, wav between samples. Where a sequence may be cut anywhere, what is evaluated is `windows` pieces from all
+over the held-out part, each as long as the longest context: no context is cut short by a seam more than by a window's
+beginning.
+"""
+import glob
+import hashlib
+import io
+import os
+import random
+import re
+import sys
+import sysconfig
+import wave
+from typing import Callable, NamedTuple
+
+from experiment import Failure
+
+
+class Application(NamedTuple):
+    title: str
+    symbol: str  # what one token is
+    format: str  # for --data-format
+    files: list  # patterns below the folder of corpora; the first of which there are files
+    cut: Callable  # (contents by name, context, windows) -> (training, held out, symbols held out)
+
+
+class Split(NamedTuple):
+    training: str
+    held_out: str
+    tokens: int  # to evaluate, a multiple of the longest context
+    record: dict  # what the two files were made of
+
+
+# ---- cutting --------------------------------------------------------------------------------------------------------
+
+HELD_OUT = 10  # one part of so many, at the end
+HELD_OUT_TUNES = 5  # of a corpus that is short
+
+
+def pieces(held_out, context, windows, size=1):
+    """`windows` pieces of `context` symbols (of `size` bytes), evenly from all over; the last is a symbol longer, for its
+    target."""
+    symbols = len(held_out) // size
+    windows = min(windows, (symbols - 1) // context)
+    if windows < 1:
+        return held_out
+    room = (symbols - 1 - windows * context) // windows
+    starts = [i * (context + room) + room // 2 for i in range(windows)]
+    ends = [start + context for start in starts[:-1]] + [starts[-1] + context + 1]
+    return b"".join(held_out[start * size : end * size] for start, end in zip(starts, ends))
+
+
+def cut_bytes(contents, context, windows):
+    text = b"\n".join(contents.values())
+    border = len(text) - len(text) // HELD_OUT
+    held_out = pieces(text[border:], context, windows)
+    return text[:border], held_out, len(held_out)
+
+
+def cut_books(contents, context, windows):
+    """Whole books are held out: two that are named, or else the last."""
+    names = [name for name in contents if re.search(r"pride-and-prejudice|ulysses", name)] or list(contents)[-1:]
+    training = b"\n".join(text for name, text in contents.items() if name not in names)
+    held_out = pieces(b"\n".join(contents[name] for name in names), context, windows)
+    return training, held_out, len(held_out)
+
+
+def cut_modules(contents, context, windows):
+    """Modules and whole packages are held out, drawn by a hash of their names."""
+    def is_held_out(name):
+        top = name.split(os.sep)[0].removesuffix(".py")
+        return int(hashlib.sha256(top.encode()).hexdigest(), 16) % HELD_OUT == 0
+
+    parts = {True: [], False: []}
+    for name, text in contents.items():
+        parts[is_held_out(name)].append(b"# " + name.encode() + b"\n" + text)
+    held_out = pieces(b"\n".join(parts[True]), context, windows)
+    return b"\n".join(parts[False]), held_out, len(held_out)
+
+
+def fasta(name, bases, width=70):
+    return b">" + name + b"\n" + b"".join(bases[i : i + width] + b"\n" for i in range(0, len(bases), width))
+
+
+def cut_fasta(contents, context, windows):
+    """The bases of all records, one after the other: a genome's own records are few."""
+    bases = b"".join(line.strip() for text in contents.values() for line in text.splitlines() if line[:1] != b">")
+    border = len(bases) - len(bases) // HELD_OUT
+    held_out = pieces(bases[border:], context, windows)
+    return fasta(b"training", bases[:border]), fasta(b"held out", held_out), len(held_out)
+
+
+def cut_idx(contents, context, windows):
+    (data,) = contents.values()
+    dimensions = data[3]
+    sizes = [int.from_bytes(data[i : i + 4], "big") for i in range(4, 4 + 4 * dimensions, 4)]
+    head, images, pixels = 4 + 4 * dimensions, sizes[0], 1
+    for size in sizes[1:]:
+        pixels *= size
+    if data[:3] != b"\0\0\x08" or len(data) != head + images * pixels:
+        raise Failure(f"{next(iter(contents))}: no idx file of bytes, or not a whole one")
+    border = images - images // HELD_OUT
+    def part(first, last):
+        count = (last - first).to_bytes(4, "big")
+        return data[:4] + count + data[8:head] + data[head + first * pixels : head + last * pixels]
+
+    return part(0, border), part(border, images), (images - border) * pixels
+
+
+def cut_abc(contents, context, windows):
+    text = b"\n".join(contents.values())
+    tunes = [match.start() for match in re.finditer(rb"^X:", text, re.MULTILINE)]
+    if len(tunes) < HELD_OUT_TUNES:
+        raise Failure(f"{next(iter(contents))}: fewer than {HELD_OUT_TUNES} tunes in ABC")
+    border = next(start for start in tunes if start >= len(text) * (1 - 1 / HELD_OUT_TUNES) or start == tunes[-1])
+    return text[:border], text[border:], len(text) - border
+
+
+def cut_wav(contents, context, windows):
+    (data,) = contents.values()
+    with wave.open(io.BytesIO(data)) as recording:
+        kind = recording.getparams()
+        frames = recording.readframes(kind.nframes)
+    size = kind.nchannels * kind.sampwidth
+    border = (kind.nframes - kind.nframes // HELD_OUT) * size
+    held_out = pieces(frames[border:], context, windows, size)
+
+    def part(samples):
+        out = io.BytesIO()
+        with wave.open(out, "wb") as recording:
+            recording.setparams(kind._replace(nframes=0))
+            recording.writeframes(samples)
+        return out.getvalue()
+
+    return part(frames[:border]), part(held_out), len(held_out) // size
+
+
+# ---- the applications -----------------------------------------------------------------------------------------------
+
+STANDARD_LIBRARY = "the standard library of Python"
+
+APPLICATIONS = {
+    "prose": Application("prose", "byte", "bytes", ["books/*.txt", "pg19/*.txt"], cut_books),
+    "encyclopedia": Application("encyclopedia", "byte", "bytes", ["enwik8/enwik8", "enwik/enwik8*"], cut_bytes),
+    "code": Application("source code", "byte", "bytes", [STANDARD_LIBRARY], cut_modules),
+    "dna": Application("DNA", "base", "fasta", ["chr21/chr21.fa", "genome/ecoli*.fa"], cut_fasta),
+    "music": Application("music", "character", "abc", ["music/*.abc"], cut_abc),
+    "pixels": Application("pixels", "pixel", "idx",
+                          ["mnist/train-images-idx3-ubyte", "image/mnist-*-images-idx3-ubyte"], cut_idx),
+    "speech": Application("speech", "sample", "wav", ["digits/jackson.wav", "audio/spoken-digits*.wav"], cut_wav),
+}
+
+
+def standard_library():
+    """{name: text} of the modules of this Python, without its tests and what was installed beside it."""
+    folder, contents = sysconfig.get_path("stdlib"), {}
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders
+                      if name not in ("test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib")]
+        for name in names:
+            path = os.path.join(here, name)
+            if name.endswith(".py") and not os.path.islink(path) and not name.startswith("_sysconfigdata"):
+                contents[os.path.relpath(path, folder)] = read(path)
+    return {name: contents[name] for name in sorted(contents)}
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def find(application, data):
+    """({name: contents}, what that is) of an application's corpus; raises Failure where there is none."""
+    for pattern in application.files:
+        if pattern == STANDARD_LIBRARY:
+            contents = standard_library()
+            return contents, f"{len(contents)} modules of Python {sys.version.split()[0]}'s standard library"
+        paths = sorted(glob.glob(os.path.join(data, pattern)))
+        if paths:
+            return {os.path.basename(path): read(path) for path in paths}, [os.path.relpath(path, data) for path in paths]
+    raise Failure(f"{application.title}: none of {', '.join(application.files)} in {data}: left out; fetch them with "
+                  "scripts/get_data, or give --data DIR")
+
+
+def write_split(name, parts, folder, context, windows, source):
+    """The files of a split that has been cut; a file that is there already stays if it is the same."""
+    training, held_out, symbols = parts
+    tokens = min(windows, (symbols - 1) // context) * context
+    if tokens < context:
+        raise Failure(f"{name}: {symbols} symbols held out, fewer than the longest context {context}: left out")
+    record, paths = {"made of": source, "tokens evaluated": tokens}, []
+    os.makedirs(folder, exist_ok=True)
+    for part, content in (("training", training), ("held out", held_out)):
+        path = os.path.join(folder, f"{name}.{part.replace(' ', '_')}")
+        if not os.path.exists(path) or read(path) != content:
+            with open(path + ".new", "wb") as file:
+                file.write(content)
+            os.replace(path + ".new", path)
+        paths.append(path)
+        record[part] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return Split(*paths, tokens, record)
+
+
+def make(name, data, folder, context, windows):
+    """The split of an application, in `folder`; raises Failure, in one line, where there is no corpus."""
+    contents, source = find(APPLICATIONS[name], data)
+    return write_split(name, APPLICATIONS[name].cut(contents, context, windows), folder, context, windows, source)
+
+
+# ---- known answers --------------------------------------------------------------------------------------------------
+
+SYMBOLS = b"abcdefghijklmnop"
+
+
+def repeats(half, blocks, seed):
+    """`blocks` blocks of 2 x half random symbols, of which the second half repeats the first: 4 bits a symbol in the
+    first half and none in the second, for who sees as far as `half` back."""
+    draw = random.Random(seed)
+    return b"".join(2 * bytes(draw.choices(SYMBOLS, k=half)) for _ in range(blocks))
+
+
+def shuffled(text, seed):
+    symbols = bytearray(text)
+    random.Random(seed).shuffle(symbols)
+    return bytes(symbols)
+
+
+def make_known(name, folder, context, windows):
+    """Generated text whose second half repeats the first, or the same text shuffled."""
+    training, held_out = repeats(context // 2, 1500, 1), repeats(context // 2, windows, 2)
+    if name == "shuffled":
+        training, held_out = shuffled(training, 3), shuffled(held_out, 4)
+    parts = training, held_out + held_out[:1], len(held_out) + 1
+    return write_split(name, parts, folder, context, windows, "generated")
+
+
+KNOWN = {name: Application(title, "byte", "bytes", [], None)
+         for name, title in (("repeats", "second half repeats"), ("shuffled", "the same, shuffled"))}
