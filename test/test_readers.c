@@ -48,7 +48,8 @@ static TokenSource *open_as(const char *path, TokenFormat format) {
 
 static const char *put(const char *folder, const void *data, size_t size) {
     static char path[PROGRAM_PATH];
-    write_file(path_join(path, folder, "file"), data, size);
+    unlink(path_join(path, folder, "file")); // some file systems wait for the disk where a file is overwritten
+    write_file(path, data, size);
     return path;
 }
 
