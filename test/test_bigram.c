@@ -173,6 +173,23 @@ static void test_tiny_training_text(void **state) {
     tokens_close(validation);
 }
 
+// Of bases V is 6: after "A, end" a pair never seen has p = (0 + 1 x (0 + 1) / (1 + V)) / (0 + 1), and the pair itself
+// (1 + 1 x (1 + 1) / (1 + V)) / (1 + 1).
+static void test_small_vocabulary(void **state) {
+    static const char *const names[] = {"a.fa", "b.fa"}, *const texts[] = {">a\nA\n", ">b\nCCA\n"};
+    TokenSource *source[2];
+    char path[PROGRAM_PATH];
+    for (int i = 0; i < 2; i++) {
+        write_file(path_join(path, *state, names[i]), texts[i], strlen(texts[i]));
+        source[i] = open_one(path);
+    }
+    int64_t unseen = 0, seen = 2;
+    assert_true(fabs(measure(source[0], source[1], 1, &unseen, 1) - log(7.0)) < 1e-12);
+    assert_true(fabs(measure(source[0], source[1], 1, &seen, 1) + log((1 + 2.0 / 7) / 2)) < 1e-12);
+    tokens_close(source[0]);
+    tokens_close(source[1]);
+}
+
 static void test_errors(void **state) {
     char path[PROGRAM_PATH];
     write_shard(path_join(path, *state, "a.bin"), 2, (uint32_t[10]){0}, 10);
@@ -184,6 +201,11 @@ static void test_errors(void **state) {
     double loss;
     assert_false(bigram_loss(shard, 0, 10, &loader, &first, 1, &loss, &err));
     assert_error(&err, "a.bin", "bytes", NULL);
+    write_file(path_join(path, *state, "a.fa"), ">a\nACGT\n", 8);
+    TokenSource *bases = open_one(path);
+    assert_false(bigram_loss(bases, 0, 5, &loader, &first, 1, &loss, &err)); // measured on another kind
+    assert_error(&err, "the built-in text holds bytes", NULL);
+    tokens_close(bases);
     assert_false(bigram_loss(text, 0, 10, &loader, &first, 0, &loss, &err));
     assert_error(&err, "window", NULL);
     assert_false(bigram_loss(text, 3, 4, &loader, &first, 1, &loss, &err));
@@ -200,6 +222,7 @@ int main(void) {
         cmocka_unit_test(test_random_bytes),
         cmocka_unit_test(test_known_entropy),
         cmocka_unit_test(test_tiny_training_text),
+        cmocka_unit_test_setup_teardown(test_small_vocabulary, temp_folder_setup, temp_folder_teardown),
         cmocka_unit_test_setup_teardown(test_errors, temp_folder_setup, temp_folder_teardown),
     };
     return cmocka_run_group_tests_name("bigram", tests, NULL, NULL);
