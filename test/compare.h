@@ -17,6 +17,7 @@ typedef struct Log {
     int64_t step[LOG_MAX_STEPS];
     double loss[LOG_MAX_STEPS], gradient_norm[LOG_MAX_STEPS];
     double validation_loss; // the last; NaN: none
+    double accuracy;        // likewise
 } Log;
 
 // Reads the file that --log wrote: a JSON object a line.

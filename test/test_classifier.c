@@ -123,6 +123,33 @@ static void a_loss_that_is_not_finite_shows(void **state) {
     for_each_device(run_not_finite, NULL);
 }
 
+// Every other row does not count, whatever stands in it, and the others are as they are without it.
+static void run_not_asked(Device *device, void *argument) {
+    (void)argument;
+    enum { ROWS = 9, V = 21, VP = 24 };
+    float *logits = random_floats(ROWS * VP, 53, 0, 1), *among = copy_of(logits, ROWS * VP), losses[ROWS], expected[ROWS];
+    int32_t *targets = random_tokens(ROWS, 54, V), some[ROWS];
+    for (int row = 0; row < ROWS; row++) some[row] = row % 2 == 0 ? -1 : targets[row];
+    among[0] = NAN;
+    float *untouched = copy_of(among, ROWS * VP);
+    device->classifier(device, among, losses, some, ROWS, V, VP, 0);
+    expect_same_bits("logits when d_loss is 0", among, untouched, ROWS * VP);
+    for (int row = 0; row < ROWS; row += 2) assert_true(losses[row] == 0);
+    device->classifier(device, among, losses, some, ROWS, V, VP, 0.25f);
+    device->classifier(device, logits, expected, targets, ROWS, V, VP, 0.25f);
+    for (int row = 0; row < ROWS; row++) {
+        bool counts = row % 2 != 0;
+        assert_true(losses[row] == (counts ? expected[row] : 0));
+        for (int j = 0; j < VP; j++) assert_true(among[row * VP + j] == (counts ? logits[row * VP + j] : 0));
+    }
+    free(logits), free(among), free(targets), free(untouched);
+}
+
+static void rows_that_do_not_count(void **state) {
+    (void)state;
+    for_each_device(run_not_asked, NULL);
+}
+
 // ---- AdamW ----------------------------------------------------------------------------------------------------------
 typedef struct Optimizer {
     double parameter, m, v;
@@ -339,6 +366,7 @@ int main(void) {
         cmocka_unit_test(classifier),
         cmocka_unit_test(large_vocabulary),
         cmocka_unit_test(a_loss_that_is_not_finite_shows),
+        cmocka_unit_test(rows_that_do_not_count),
         cmocka_unit_test(adamw),
         cmocka_unit_test(sums),
         cmocka_unit_test(sums_of_extreme_values),

@@ -444,6 +444,40 @@ static void a_loss_that_is_not_finite_shows(void **state) {
     cuda_free(&loss), cuda_free(&targets);
 }
 
+// Every other row does not count, whatever stands in it, and the others are as they are without it.
+static void rows_that_do_not_count(void **state) {
+    (void)state;
+    enum { ROWS = 9 };
+    const int64_t sizes[] = {21, 8200}; // of a warp, and of more packets than a block has threads
+    Device *device = cuda_device_of_test();
+    for (int i = 0; i < 2; i++) {
+        const int64_t V = sizes[i], Vp = in_memory(V), count = ROWS * Vp;
+        float *logits = random_floats(ROWS * V, 53, 0, 1), got[ROWS], expected[ROWS];
+        int32_t *targets = random_tokens(ROWS, 54, V), some[ROWS];
+        for (int row = 0; row < ROWS; row++) some[row] = row % 2 == 0 ? -1 : targets[row];
+        rounded(logits, ROWS * V);
+        float *wide = padded(logits, ROWS, V, Vp);
+        CudaTensor all = storage_at(wide, count, 0), among = storage_at(wide, count, 0), losses = cuda_floats(NULL, ROWS),
+                   all_targets = cuda_tokens(targets, ROWS), some_targets = cuda_tokens(some, ROWS);
+        device->classifier(device, among.data, losses.data, some_targets.data, ROWS, V, Vp, 0);
+        float *same = cuda_fetch(&among);
+        expect_same_bits("logits when d_loss is 0", same, wide, count);
+        device->classifier(device, among.data, losses.data, some_targets.data, ROWS, V, Vp, 0.25f);
+        cuda_fetch_raw(&losses, got);
+        device->classifier(device, all.data, losses.data, all_targets.data, ROWS, V, Vp, 0.25f);
+        cuda_fetch_raw(&losses, expected);
+        float *gradient = cuda_fetch(&among), *expected_gradient = cuda_fetch(&all);
+        for (int row = 0; row < ROWS; row++) {
+            const bool counts = row % 2 != 0;
+            assert_true(got[row] == (counts ? expected[row] : 0));
+            for (int64_t j = row * Vp; j < (row + 1) * Vp; j++)
+                assert_true(gradient[j] == (counts ? expected_gradient[j] : 0));
+        }
+        cuda_free(&all), cuda_free(&among), cuda_free(&losses), cuda_free(&all_targets), cuda_free(&some_targets);
+        free(logits), free(wide), free(targets), free(same), free(gradient), free(expected_gradient);
+    }
+}
+
 // ---- AdamW ---------------------------------------------------------------------------------------------------------
 // Loshchilov and Hutter's algorithm 2 in double precision, from the same single-precision hyperparameters. `moved` adds
 // up the lengths of the steps and m_size what m would be if nothing cancelled: what roundings are relative to.
@@ -629,6 +663,7 @@ int main(void) {
         cmocka_unit_test(classifier),
         cmocka_unit_test(large_vocabulary),
         cmocka_unit_test(a_loss_that_is_not_finite_shows),
+        cmocka_unit_test(rows_that_do_not_count),
         cmocka_unit_test(adamw),
         cmocka_unit_test(sums),
         cmocka_unit_test(sum_terms),

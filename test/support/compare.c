@@ -8,17 +8,19 @@ static double log_number(const Json *line, const char *key) {
 }
 
 Log read_log(const char *path) {
-    Log log = {.validation_loss = NAN};
+    Log log = {.validation_loss = NAN, .accuracy = NAN};
     Error err = {0};
     char *text = read_file(path, NULL), *line = text;
     for (char *end; (end = strchr(line, '\n')) && log.count < LOG_MAX_STEPS; line = end + 1, log.count++) {
         JsonDocument *document = json_parse(line, (size_t)(end - line), path, &err);
         if (!document) fail_msg("%s", err.message);
-        const Json *root = json_root(document), *validation = json_get(root, "val_loss");
+        const Json *root = json_root(document), *validation = json_get(root, "val_loss"),
+                   *accuracy = json_get(root, "val_accuracy");
         log.step[log.count] = (int64_t)log_number(root, "step");
         log.loss[log.count] = log_number(root, "loss");
         log.gradient_norm[log.count] = log_number(root, "grad_norm");
         if (validation && validation->type == JSON_NUMBER) log.validation_loss = validation->number;
+        if (accuracy && accuracy->type == JSON_NUMBER) log.accuracy = accuracy->number;
         json_free(document);
     }
     free(text);

@@ -36,7 +36,8 @@ void build_command(Command *command, char *text, size_t size, const char *option
         char with_space[32];
         snprintf(with_space, sizeof with_space, "%s ", usual[i][0]);
         bool evaluates = strcmp(usual[i][0], "--eval-windows") == 0 && strstr(options, "--eval-tokens ");
-        if (evaluates || strstr(options, with_space) || (sized && i >= 4 && i <= 7)) continue;
+        bool made = strcmp(usual[i][0], "--data") == 0 && strstr(options, "--task ");
+        if (evaluates || made || strstr(options, with_space) || (sized && i >= 4 && i <= 7)) continue;
         used += snprintf(all + used, sizeof all - (size_t)used, " %s", usual[i][1]);
     }
     size_t n = 0, begin = 0;
