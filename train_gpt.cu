@@ -272,8 +272,8 @@ static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, 
 
 // The mean loss of the tokens that were loaded last, with the weights as they are now. Collective.
 double loss_of_last_tokens(Rank *r) {
-    int64_t windows = r->pass.sequences * r->phase->context / r->run->options.context;
-    double answers = (double)windows * (double)r->run->window_answers * (double)r->run->options.dp;
+    double windows = (double)(r->pass.sequences * r->phase->context) / (double)r->run->options.context;
+    double answers = windows * (double)r->run->window_answers * (double)r->run->options.dp;
     r->device.zero(&r->device, r->sums, sizeof *r->sums);
     forward(&r->model, &r->pass);
     classify(r, 0, r->pass.rows);

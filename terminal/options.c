@@ -395,7 +395,8 @@ static bool check_needs(const Options *options, Error *err) {
             return error_usage(err, "--%s needs --out DIR, the folder of the checkpoints", needs_out[i]);
     if (options_given(options, "data-format") && options->data_count == 0 && options->val_data_count == 0)
         return error_usage(err, "--data-format needs --data FILE: the bundled corpus is bytes");
-    static const char *const not_with_task[] = {"data", "val-data", "document-mask", "vocab-size", "eval-by-position"};
+    static const char *const not_with_task[] = {"data",       "val-data",         "document-mask",
+                                                "vocab-size", "eval-by-position", "context-schedule"};
     for (size_t i = 0; options->task != NULL && i < sizeof not_with_task / sizeof *not_with_task; i++)
         if (options_given(options, not_with_task[i]))
             return error_usage(err, "--task makes its own tokens and answers: leave out --%s", not_with_task[i]);

@@ -423,6 +423,8 @@ static void the_command_line(void **state) {
                    "--task makes its own tokens and answers: leave out --data"));
     free(check_run(2, "--task listops --document-mask",
                    "--task makes its own tokens and answers: leave out --document-mask"));
+    free(check_run(2, "--task listops --context 32 --context-schedule 16:1",
+                   "--task makes its own tokens and answers: leave out --context-schedule"));
     free(check_run(0, "--steps 1 --out @/bytes", ""));
     free(check_run(2, "--task copy:3 --init @/bytes/step-00000001",
                    "--task copy:3 has a vocabulary of 16 tokens, and @/bytes/step-00000001 has 257; give a model of this "
