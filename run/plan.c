@@ -54,6 +54,7 @@ void print_plan(FILE *out, const ModelConfig *config, const ParameterTable *tabl
         format_bytes(text, (double)most);
         fprintf(out, "bytes sent by token mixers per rank and step: %s\n", text);
     }
+    fprintf(out, "parameters: %lld\n", (long long)table->in_model);
     double token = model_flops(config, table, attention->context), matrices = 6.0 * (double)table->in_matrices;
     fprintf(out,
             "floating-point operations: %.4g per token (6 x %lld parameters in matrix products + %.4g of token mixers), "

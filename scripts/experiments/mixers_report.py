@@ -1,0 +1,97 @@
+"""Tables and plots of the experiment mixers, of whatever results there are."""
+import os
+
+import experiment
+import plotting
+import splits
+
+NONE = "–"
+CHANCE = 1 / 8  # of recall's answers
+
+
+def values(kept, field, **key):
+    return [float(row[field]) for row in kept.find(**key)]
+
+
+def shown(found, seeds, digits, scale=1.0):
+    """Mean ± spread over seeds; how many there are where some are missing."""
+    if not found:
+        return NONE
+    mean, spread = experiment.mean_and_spread([scale * value for value in found])
+    text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return text if len(found) == len(seeds) else f"{text} ({len(found)})"
+
+
+def bits_table(form, bits):
+    header = ["mixer", "T", "MLP", "parameters"]
+    header += [f"{splits.APPLICATIONS[name].title}, bits per {splits.APPLICATIONS[name].symbol}" for name in form.applications]
+    rows = []
+    for mixer in form.mixers:
+        of = bits.find(mixer=mixer)
+        sizes = [f"{int(of[0][field]):,}" for field in ("context", "ffn", "parameters")] if of else [NONE] * 3
+        rows.append([mixer, *sizes, *(shown(values(bits, "bits_per_symbol", application=name, mixer=mixer), form.seeds, 4)
+                                      for name in form.applications)])
+    return experiment.markdown(header, rows)
+
+
+def recall_table(form, recall):
+    header = ["mixer", *(f"distance {distance:,}" for distance in form.distances)]
+    return experiment.markdown(header, [[mixer, *(shown(values(recall, "accuracy", mixer=mixer, distance=distance),
+                                                        form.seeds, 1, 100) for distance in form.distances)]
+                                        for mixer in form.mixers])
+
+
+def plot_recall(pyplot, form, recall, out):
+    figure, axes = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
+    for i, mixer in enumerate(form.mixers):
+        found = [(distance, values(recall, "accuracy", mixer=mixer, distance=distance)) for distance in form.distances]
+        points = [(distance, *experiment.mean_and_spread(of)) for distance, of in found if of]
+        if points:
+            distance, mean, spread = zip(*points)
+            axes.errorbar(distance, [100 * m for m in mean], yerr=[100 * (s or 0) for s in spread], capsize=2, label=mixer,
+                          markersize=4, linewidth=1.2, **plotting.STYLES[i % len(plotting.STYLES)])
+    axes.axhline(100 * CHANCE, color="#999999", linewidth=0.8)
+    axes.annotate("by chance", (form.distances[0], 100 * CHANCE), textcoords="offset points", xytext=(0, 3), fontsize=7)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(form.distances, [f"{distance:,}" for distance in form.distances])
+    axes.set_ylim(0, 104)
+    axes.set_xlabel("distance, tokens")
+    axes.set_ylabel("right answers, %")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(pyplot, figure, out, "recall")
+
+
+def plot_bits(pyplot, form, bits, out):
+    count = len(form.applications)
+    figure, panels = pyplot.subplots(1, count, figsize=(3.6 * count, 3.2), squeeze=False, layout="constrained", sharey=True)
+    for panel, name in zip(panels[0], form.applications):
+        found = [(mixer, values(bits, "bits_per_symbol", application=name, mixer=mixer)) for mixer in form.mixers]
+        for place, (_, of) in enumerate(found):
+            if of:
+                mean, spread = experiment.mean_and_spread(of)
+                panel.errorbar([mean], [place], xerr=[spread or 0], capsize=3, color="black", marker="o", markersize=4)
+        panel.set_yticks(range(len(found)), [mixer for mixer, _ in found])
+        panel.set_ylim(len(found) - 0.5, -0.5)
+        panel.set_title(splits.APPLICATIONS[name].title)
+        panel.set_xlabel(f"bits per {splits.APPLICATIONS[name].symbol}")
+    save(pyplot, figure, out, "bits")
+
+
+def save(pyplot, figure, out, name):
+    plotting.save(figure, os.path.join(out, name + ".svg"), os.path.join(out, name + ".png"))
+    pyplot.close(figure)
+
+
+def make(out, form, bits, recall):
+    """Writes OUT/table.md, recall and bits (.svg and .png). Returns the text of the tables."""
+    seeds = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
+    text = (f"Right answers in percent, {seeds}; by chance {100 * CHANCE:.1f}. {NONE} stands for what has not been run, a "
+            f"number in brackets for the seeds that have.\n\n{recall_table(form, recall)}")
+    pyplot = plotting.open_pyplot()
+    plot_recall(pyplot, form, recall, out)
+    if form.applications:
+        text += f"\nBits per symbol on the held-out tokens, {seeds}.\n\n{bits_table(form, bits)}"
+        plot_bits(pyplot, form, bits, out)
+    with open(os.path.join(out, "table.md"), "w", encoding="utf-8") as file:
+        file.write(text)
+    return text
