@@ -1,0 +1,78 @@
+// The book's chapters (doc/): their commands print what stands beside them, and the files, functions and options that
+// they name exist. scripts/check-book does it all; here it is given this build's program, and pages with faults, which
+// it must find.
+#include "test/shell.h"
+
+static void need_python(void) {
+    if (system("python3 -c '' 2> /dev/null") == 0) return;
+    print_message("skipped: no python3 here\n");
+    skip();
+}
+
+static void test_chapters(void **state) {
+    (void)state;
+    need_python();
+    char script[PROGRAM_PATH];
+    Command command = {0};
+    add_words(&command, "python3", project_path(script, "scripts/check-book"), "--train-gpt", train_gpt_path(), NULL);
+    ProgramResult result = run_program(command.argv, 150);
+    if (result.exit_code != 0) fail_msg("%s%s", result.out, result.err);
+    if (strstr(result.out, "\n0 commands") != NULL) fail_msg("no command was run: %s", result.out);
+    free_result(&result);
+}
+
+// Runs check-book over a page of these lines.
+static char *check_page(const char *page, int exit_code) {
+    char path[PROGRAM_PATH], *said, *command = NULL;
+    write_file(in_folder(path, "page.md"), page, strlen(page));
+    if (asprintf(&command, "python3 \"$tree\"/scripts/check-book --train-gpt '%s' page.md", train_gpt_path()) < 0)
+        fail_msg("out of memory");
+    said = run_shell(command, exit_code);
+    free(command);
+    return said;
+}
+
+static void finds(const char *page, const char *fault) {
+    char *said = check_page(page, 1);
+    expect_in(said, fault);
+    free(said);
+}
+
+static void test_right_page(void **state) {
+    (void)state;
+    need_python();
+    char *said = check_page("[`walk_forward`](" // a link is from the page's folder
+                            "README)\n```sh\necho 1.50 '  2' 371 tokens/s\necho left; echo out; echo end\n```\n"
+                            "```text within 0.01\n1.501 2 ~9 tokens/s\n...\nend\n```\n"
+                            "```python\nprint(100)\n```\n\n```text within 1%\n101\n```\n"
+                            "An example: \n```sh\n./train_gpt --layers 2\n```\n```sh\nexit 3\n```\n",
+                            1);
+    expect_in(said, "page.md:1: links to README, which is not there\n");
+    expect_in(said, "2 commands, 1 failures\n");
+    free(said);
+}
+
+static void test_faults_are_found(void **state) {
+    (void)state;
+    need_python();
+    finds("```sh\necho 10 MiB\n```\n```text\n11 MiB\n```\n", ":4: says \"11 MiB\", but the commands print \"10 MiB\"");
+    finds("```sh\necho 10\n```\n```text within 1%\n10.2\n```\n", "says \"10.2\"");
+    finds("```sh\necho a; echo b\n```\n```text\na\n```\n", "says \"(the end)\", but the commands print \"b\"");
+    finds("```sh\necho a; echo b\n```\n```text\n...\nc\n```\n", "says \"c\", but the commands print \"a\"");
+    finds("```sh\necho x\n```\n```text\n~1\n```\n", "says \"~1\"");
+    finds("```sh\necho no; false\n```\n```text\nno\n```\n", "exit status 1: no");
+    finds("```python\nprint(1 /\n```\n```text\n1\n```\n", "SyntaxError");
+    finds("```sh\n./train_gpt --layers 2 \\\n  --no-such-option\n```\n", "--no-such-option is no option");
+    finds("`sequence/no_such_file.c`\n", ":1: names sequence/no_such_file.c, which is not there");
+    finds("`build/release/test/test_nothing`\n", "names test_nothing, which is no test program");
+    finds("[`no_such_name`](page.md)\n", "page.md does not define no_such_name");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_chapters),
+        cmocka_unit_test(test_right_page),
+        cmocka_unit_test(test_faults_are_found),
+    };
+    return cmocka_run_group_tests_name("book", tests, make_folder, remove_folder);
+}
