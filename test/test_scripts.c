@@ -83,7 +83,7 @@ static void test_plot_without_library(void **state) {
     }
     make_script("matplotlib.py", "raise ImportError\n");
     const char *const scripts[][2] = {
-        {"plot_loss", "x.jsonl"}, {"plot_mixing", "x.csv x.png"}, {"plot_positions", "x.csv"}};
+        {"plot_loss", "x.jsonl"}, {"plot_mixing", "x.csv x.png"}, {"plot_positions", "x.csv"}, {"draw_book", ""}};
     for (size_t i = 0; i < sizeof scripts / sizeof *scripts; i++) {
         char command[200], expected[200];
         snprintf(command, sizeof command, "PYTHONPATH=. \"$tree\"/scripts/%s %s", scripts[i][0], scripts[i][1]);
