@@ -7,6 +7,7 @@ import fit
 import plotting
 
 NONE = "–"
+GROWN_AT = 4  # times the longest context: where plots put the arm that grows
 
 # What others measured, for the applications that have it: never with this program or at its size.
 PUBLISHED = [
@@ -135,7 +136,7 @@ def published_table(r):
 # ---- plots ----------------------------------------------------------------------------------------------------------
 
 
-def panels(pyplot, r, legends):
+def panels(pyplot, r):
     """A panel for each application, and one for the legend. Returns the figure, {name: axes} and the legend's axes."""
     count = len(r.form.applications) + 1
     columns = min(count, 4)
@@ -162,12 +163,23 @@ def add_legend(of, axes):
     axes.legend(handles, labels, loc="center", fontsize=8)
 
 
+def show_contexts(panel, r):
+    """Names the contexts, and the arm that grows beside the longest; shows no less than 0.02 bits."""
+    panel.set_xticks([*r.form.contexts, GROWN_AT * int(r.longest)], [*(f"{context:,}" for context in r.form.contexts), "grown"],
+                     rotation=45)
+    panel.minorticks_off()
+    panel.set_xlabel("context T, tokens", fontsize=8)
+    low, high = panel.get_ylim()
+    room = max(0.02 - (high - low), 0) / 2
+    panel.set_ylim(low - room, high + room)
+
+
 def style(i):
     return {**plotting.STYLES[i], "markersize": 4, "linewidth": 1.2}
 
 
 def plot_gain(pyplot, r, out):
-    figure, of, rest = panels(pyplot, r, len(r.budgets))
+    figure, of, rest = panels(pyplot, r)
     for name, panel in of.items():
         panel.axhline(0, color="#999999", linewidth=0.8)
         for i, tokens in enumerate(r.budgets):
@@ -178,9 +190,9 @@ def plot_gain(pyplot, r, out):
             grown = list(r.less(name, r.grown, tokens).values())
             if grown:
                 mean, spread = experiment.mean_and_spread(grown)
-                panel.errorbar([int(r.longest) * 1.6], [mean], yerr=[spread or 0], capsize=2,
+                panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=[spread or 0], capsize=2,
                                label=f"{tokens:,}, context grown", **{**style(i), "linestyle": "", "fillstyle": "none"})
-        panel.set_xlabel("context T, tokens", fontsize=8)
+        show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}, less T = {r.arms[0]}", fontsize=8)
     add_legend(of, rest)
     save(pyplot, figure, out, "gain")
@@ -188,7 +200,7 @@ def plot_gain(pyplot, r, out):
 
 def plot_bits(pyplot, r, out):
     """The largest budget, each seed a point, and the law where there is one."""
-    figure, of, rest = panels(pyplot, r, 2)
+    figure, of, rest = panels(pyplot, r)
     tokens = r.budgets[-1]
     for name, panel in of.items():
         contexts, means, spreads = r.curve(name, tokens, r.of)
@@ -198,20 +210,20 @@ def plot_bits(pyplot, r, out):
         grown = list(r.of(name, r.grown, tokens).values())
         if grown:
             mean, spread = experiment.mean_and_spread(grown)
-            panel.errorbar([int(r.longest) * 1.6], [mean], yerr=[spread or 0], capsize=2, label="context grown",
+            panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=[spread or 0], capsize=2, label="context grown",
                            **{**style(1), "linestyle": "", "fillstyle": "none"})
         law, _ = law_of_contexts(r, name, tokens)
         if law is not None:
             panel.plot(contexts, [law.at(context) for context in contexts], label="(a / T)^b + g",
                        **{**style(2), "marker": ""})
-        panel.set_xlabel("context T, tokens", fontsize=8)
+        show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
     add_legend(of, rest)
     save(pyplot, figure, out, "bits")
 
 
 def plot_positions(pyplot, r, out):
-    figure, of, rest = panels(pyplot, r, 2)
+    figure, of, rest = panels(pyplot, r)
     for name, panel in of.items():
         for i, (arm, label) in enumerate(((r.longest, f"trained at T = {int(r.longest):,}"), (r.grown, "context grown"))):
             read, bits, errors = r.positions_of(name, arm)

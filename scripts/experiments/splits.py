@@ -36,8 +36,8 @@ class Split(NamedTuple):
 
 # ---- cutting --------------------------------------------------------------------------------------------------------
 
-HELD_OUT = 10  # one part of so many, at the end
-HELD_OUT_TUNES = 5  # of a corpus that is short
+HELD_OUT = 10  # one part of so many is held out
+HELD_OUT_TUNES = 5  # of what is short
 
 
 def pieces(held_out, context, windows, size=1):
@@ -111,12 +111,15 @@ def cut_idx(contents, context, windows):
 
 
 def cut_abc(contents, context, windows):
+    """Every fifth tune is held out: collections are in order of their kinds."""
     text = b"\n".join(contents.values())
     tunes = [match.start() for match in re.finditer(rb"^X:", text, re.MULTILINE)]
     if len(tunes) < HELD_OUT_TUNES:
         raise Failure(f"{next(iter(contents))}: fewer than {HELD_OUT_TUNES} tunes in ABC")
-    border = next(start for start in tunes if start >= len(text) * (1 - 1 / HELD_OUT_TUNES) or start == tunes[-1])
-    return text[:border], text[border:], len(text) - border
+    parts = [text[first:last] for first, last in zip(tunes, tunes[1:] + [len(text)])]
+    held_out = b"".join(parts[HELD_OUT_TUNES - 1 :: HELD_OUT_TUNES])
+    training = b"".join(part for i, part in enumerate(parts) if i % HELD_OUT_TUNES != HELD_OUT_TUNES - 1)
+    return training, held_out, len(held_out)
 
 
 def cut_wav(contents, context, windows):

@@ -15,7 +15,7 @@ char *run_shell(const char *command, int exit_code) {
     const char before[] = "cd \"$0\" && tree=$1 && PATH=\"$0:$PATH\" && export tree PATH && exec 2>&1 && ";
     if (asprintf(&script, "%s%s", before, command) < 0) fail_msg("out of memory");
     const char *const words[] = {"/bin/sh", "-c", script, folder, tree, NULL};
-    ProgramResult result = run_program(words, 30);
+    ProgramResult result = run_program(words, 120);
     if (result.timed_out || result.exit_code != exit_code)
         fail_msg("%s: exit code %d: %s%s", command, result.exit_code, result.out, result.err);
     if (asprintf(&both, "%s%s", result.out, result.err) < 0) fail_msg("out of memory");
