@@ -47,8 +47,8 @@ static void read_positions(const char *application, double bits[2 * HALF + 1]) {
 
 static char *table;
 
-// What cannot be known costs 4 bits, give or take what a model imagines (a tenth of a bit here), and what can be 0 in the
-// end: half of 4 lies between.
+// What cannot be known costs 4 bits, give or take what a model imagines (a tenth of a bit here), and what can be 0 in
+// the end: half of 4 lies between.
 static void test_known_answers(void **state) {
     (void)state;
     skip_without_python();
@@ -73,8 +73,8 @@ static void test_known_answers(void **state) {
     read_positions("shuffled", bits);
     for (int read = 1; read <= 2 * HALF; read++)
         if (bits[read] != 0 && fabs(bits[read] - unknown) > 0.5) fail_msg("%d read: %g bits", read, bits[read]);
-    free(run_shell("for plot in gain bits positions; do grep -q '<svg' whole/$plot.svg && [ -s whole/$plot.png ] || exit 1; "
-                   "done",
+    free(run_shell("for plot in gain bits positions; do\n"
+                   "grep -q '<svg' whole/$plot.svg && [ -s whole/$plot.png ] || exit 1; done",
                    0));
 }
 
@@ -101,8 +101,9 @@ static void test_killed(void **state) {
     said = run_shell("cat parts/table.md", 0);
     assert_string_equal(said, table);
     free(said);
-    free(run_shell("for o in whole parts; do cut -d , -f 1-5 $o/results.csv | sort > $o/results; sort $o/positions.csv > "
-                   "$o/positions; done; cmp whole/results parts/results && cmp whole/positions parts/positions",
+    free(run_shell("for o in whole parts; do\n"
+                   "cut -d , -f 1-5 $o/results.csv | sort > $o/results; sort $o/positions.csv > $o/positions; done\n"
+                   "cmp whole/results parts/results && cmp whole/positions parts/positions",
                    0));
 }
 
@@ -110,8 +111,8 @@ static void test_killed(void **state) {
 
 static void expect_failure(const char *options, int exit_code, const char *message) {
     char command[512];
-    snprintf(command, sizeof command, "\"$tree\"/scripts/experiments/context_by_application --train-gpt \"$program\" %s",
-             options);
+    snprintf(command, sizeof command,
+             "\"$tree\"/scripts/experiments/context_by_application --train-gpt \"$program\" %s", options);
     char *said = run_shell(command, exit_code);
     expect_in(said, message);
     free(said);
@@ -159,8 +160,8 @@ static void test_fit(void **state) {
         "END\n"
         "python3 fits.py",
         0);
-    expect_in(said, "3 contexts, 4 are needed\n3 contexts, 4 are needed\nno spread: one seed\ndoes not fall with context\n"
-                    "not of this form\n");
+    expect_in(said, "3 contexts, 4 are needed\n3 contexts, 4 are needed\nno spread: one seed\n"
+                    "does not fall with context\nnot of this form\n");
     free(said);
 }
 

@@ -5,6 +5,7 @@ import os
 import experiment
 import fit
 import plotting
+import positions
 
 NONE = "–"
 GROWN_AT = 4  # times the longest context: where plots put the arm that grows
@@ -30,8 +31,10 @@ class Results:
         self.longest = str(form.contexts[-1])
         self.arms = [str(context) for context in form.contexts] + [grown]
         self.budgets = [steps * form.step_tokens for steps in form.steps]
-        self.bits = {(row["application"], row["arm"], int(row["tokens"]), int(row["seed"])): float(row["bits_per_symbol"])
-                     for row in results.rows}
+        self.bits = {}
+        for row in results.rows:
+            key = row["application"], row["arm"], int(row["tokens"]), int(row["seed"])
+            self.bits[key] = float(row["bits_per_symbol"])
 
     def of(self, application, arm, tokens):
         """{seed: bits per symbol}"""
@@ -50,15 +53,12 @@ class Results:
         return list(zip(*points)) if points else ([], [], [])
 
     def positions_of(self, application, arm):
-        """(tokens read, mean over the seeds, standard error) at the longest context after all training."""
+        """[(tokens read, mean over the seeds, standard error)] at the longest context after all training."""
         found = {}
         for row in self.positions.find(application=application, arm=arm, tokens=self.budgets[-1]):
             found.setdefault(float(row["read"]), []).append((float(row["bits_per_symbol"]), float(row["error"])))
-        points = []
-        for read in sorted(found):
-            bits, errors = zip(*found[read])
-            points.append((read, sum(bits) / len(bits), sum(errors) / len(errors)))
-        return list(zip(*points)) if points else ([], [], [])
+        means = {read: [sum(values) / len(values) for values in zip(*rows)] for read, rows in found.items()}
+        return [(read, *means[read]) for read in sorted(means)]
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -92,45 +92,48 @@ def missing(r):
     there = sum(key in r.bits for key in wanted)
     if there == len(wanted):
         return f"All {len(wanted)} results are there."
-    return (f"{there} of {len(wanted)} results are there: {NONE} stands for none, a number in brackets for the seeds that "
-            f"are, where not all {len(r.form.seeds)} are.")
+    return (f"{there} of {len(wanted)} results are there: {NONE} stands for none, a number in brackets for the seeds "
+            f"that are, where not all {len(r.form.seeds)} are.")
 
 
 def law_of_contexts(r, name, tokens):
+    """Of the means over the seeds, whose standard errors are taken from the spread at all contexts together."""
     contexts, bits, spreads = r.curve(name, tokens, r.of)
-    errors = [spread and spread / math.sqrt(len(r.of(name, str(context), tokens)))
-              for context, spread in zip(contexts, spreads)]
-    return fit.fit(contexts, bits, errors)
+    counts = [len(r.of(name, str(context), tokens)) for context in contexts]
+    freedom = sum(counts) - len(counts)
+    squares = sum((count - 1) * (spread or 0) ** 2 for spread, count in zip(spreads, counts))
+    return fit.fit(contexts, bits, [math.sqrt(squares / freedom / count) if freedom else None for count in counts])
 
 
 def law_of_positions(r, name):
-    """Of the bins that have at least 8 positions, whose standard error is one."""
-    read, bits, errors = r.positions_of(name, r.longest)
-    points = [point for point in zip(read, bits, errors) if point[0] >= 64 and point[2] > 0]
-    return fit.fit(*zip(*points)) if points else (None, NONE)
+    """Of the bins from 64 tokens on: they have positions enough for a standard error."""
+    points = [point for point in r.positions_of(name, r.longest) if point[0] >= 64 and point[2] > 0]
+    return fit.fit(*(zip(*points) if points else ([], [], [])))
 
 
 def law_cells(law, reason):
     if law is None:
-        return [NONE, NONE, NONE, reason]
-    return [f"{law.a:.3g} ± {law.a_error:.2g}", f"{law.b:.2f} ± {law.b_error:.2f}", f"{law.g:.3f} ± {law.g_error:.3f}", ""]
+        return [reason, NONE, NONE, NONE]
+    return ["yes", f"{law.a:.3g} ± {law.a_error:.2g}", f"{law.b:.3f} ± {law.b_error:.3f}",
+            f"{law.g:.3f} ± {law.g_error:.3f}"]
 
 
 def law_table(r):
-    header = ["application", "tokens", "fitted to", "a", "b", "g, bits", ""]
+    header = ["application", "fitted to", "determined?", "a", "b", "g, bits"]
     rows = []
     for name, application in r.form.applications.items():
         for tokens in r.budgets:
-            rows.append([application.title, f"{tokens:,}", "contexts", *law_cells(*law_of_contexts(r, name, tokens))])
-        rows.append([application.title, f"{r.budgets[-1]:,}", f"positions of T = {int(r.longest):,}",
-                     *law_cells(*law_of_positions(r, name))])
-    return experiment.markdown(header, rows)
+            law = law_of_contexts(r, name, tokens)
+            rows.append([application.title, f"contexts, {tokens:,} tokens", *law_cells(*law)])
+        law = law_of_positions(r, name)
+        rows.append([application.title, f"positions of T = {int(r.longest):,}", *law_cells(*law)])
+    return experiment.markdown(header, rows, left=3)
 
 
 def published_table(r):
     header = ["application", "published: data and model", "published: figures", "published: by"]
     return experiment.markdown(header, [[r.form.applications[name].title, *rest] for name, *rest in PUBLISHED
-                                        if name in r.form.applications])
+                                        if name in r.form.applications], left=4)
 
 
 # ---- plots ----------------------------------------------------------------------------------------------------------
@@ -165,8 +168,8 @@ def add_legend(of, axes):
 
 def show_contexts(panel, r):
     """Names the contexts, and the arm that grows beside the longest; shows no less than 0.02 bits."""
-    panel.set_xticks([*r.form.contexts, GROWN_AT * int(r.longest)], [*(f"{context:,}" for context in r.form.contexts), "grown"],
-                     rotation=45)
+    names = [f"{context:,}" for context in r.form.contexts] + ["grown"]
+    panel.set_xticks([*r.form.contexts, GROWN_AT * int(r.longest)], names, rotation=45)
     panel.minorticks_off()
     panel.set_xlabel("context T, tokens", fontsize=8)
     low, high = panel.get_ylim()
@@ -214,7 +217,8 @@ def plot_bits(pyplot, r, out):
                            **{**style(1), "linestyle": "", "fillstyle": "none"})
         law, _ = law_of_contexts(r, name, tokens)
         if law is not None:
-            panel.plot(contexts, [law.at(context) for context in contexts], label="(a / T)^b + g",
+            between = [contexts[0] * (contexts[-1] / contexts[0]) ** (i / 50) for i in range(51)]
+            panel.plot(between, [law.at(context) for context in between], label="(a / T)^b + g",
                        **{**style(2), "marker": ""})
         show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
@@ -222,14 +226,33 @@ def plot_bits(pyplot, r, out):
     save(pyplot, figure, out, "bits")
 
 
+def merged(points, by=4):
+    """Bins of positions.binned() put together by four, half an octave each; as many tokens as a bin holds count."""
+    groups = {}
+    for read, bits, error in points:
+        i = math.floor(positions.BINS_PER_OCTAVE * math.log2(read) + 1e-3)
+        edges = [math.ceil(2 ** (k / positions.BINS_PER_OCTAVE) - 1e-9) for k in (i, i + 1)]
+        groups.setdefault(i // by, []).append((edges[1] - edges[0], read, bits, error))
+    result = []
+    for bins in groups.values():
+        total = sum(n for n, *_ in bins)
+        result.append((math.exp(sum(n * math.log(read) for n, read, _, _ in bins) / total),
+                       sum(n * bits for n, _, bits, _ in bins) / total,
+                       math.sqrt(sum((n * error) ** 2 for n, *_, error in bins)) / total))
+    return result
+
+
 def plot_positions(pyplot, r, out):
+    """From a 512th of the longest context on: what the first tokens cost would hide the rest."""
     figure, of, rest = panels(pyplot, r)
+    arms = (r.longest, f"trained at T = {int(r.longest):,}"), (r.grown, "context grown")
     for name, panel in of.items():
-        for i, (arm, label) in enumerate(((r.longest, f"trained at T = {int(r.longest):,}"), (r.grown, "context grown"))):
-            read, bits, errors = r.positions_of(name, arm)
-            if read:
+        for i, (arm, label) in enumerate(arms):
+            points = merged([point for point in r.positions_of(name, arm) if point[0] >= int(r.longest) / 512])
+            if points:
+                read, bits, errors = zip(*points)
                 panel.errorbar(read, bits, yerr=[0 if math.isnan(error) else error for error in errors], label=label,
-                               elinewidth=0.6, **{**style(i), "markersize": 2.5, "linewidth": 1.0})
+                               elinewidth=0.8, **{**style(i), "markersize": 3})
         panel.set_xlabel("tokens read before the target", fontsize=8)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
     add_legend(of, rest)
@@ -249,8 +272,8 @@ def make(out, form, results, positions, grown):
     r = Results(form, results, positions, grown)
     spread = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
     text = (f"Bits per symbol on the held-out tokens, {spread}. {missing(r)}\n\n{bits_table(r)}\n"
-            "L(c) = (a / c)^b + g, fitted to the bits per symbol above, or to the loss by position; a is in tokens. Where "
-            f"there is none, the reason is beside it.\n\n{law_table(r)}")
+            "L(c) = (a / c)^b + g in bits, fitted to the bits per symbol above, or to the loss by position; a is in "
+            f"tokens, ± one standard deviation.\n\n{law_table(r)}")
     published = published_table(r)
     if published.count("\n") > 2:
         text += f"\nPublished, by others, of other models and data:\n\n{published}"

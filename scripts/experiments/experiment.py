@@ -127,8 +127,8 @@ class Program:
         with self.busy:
             self.running.discard(child)
         if child.returncode != 0:
-            last = said[-1] if said else f"exit status {child.returncode}"
-            raise Failure("stopped" if self.stopped else f"{' '.join(command)}: {last}")
+            last = said[-1] if said else f"{self.path}: exit status {child.returncode}"
+            raise Failure("stopped" if self.stopped else last)
 
     def stop(self):
         """Ends all runs; they save first where they do so."""
@@ -162,8 +162,8 @@ class Progress:
 
 
 def run_all(tasks, jobs, work, program):
-    """work(task) for each, in order, `jobs` at a time. Returns what failed, [(task, Failure)]; what did goes on. Ctrl-C
-    and SIGTERM end the program's runs and then the script."""
+    """work(task) for each, in order, `jobs` at a time. Returns the tasks that failed, and says why; the others go on.
+    Ctrl-C and SIGTERM end the program's runs and then the script."""
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -176,8 +176,8 @@ def run_all(tasks, jobs, work, program):
                 try:
                     future.result()
                 except Failure as failure:
-                    failures.append((futures[future], failure))
-                    print(f"{plotting.program()}: {failure}", file=sys.stderr, flush=True)
+                    failures.append(futures[future])
+                    print(f"{plotting.program()}: {futures[future]}: {failure}", file=sys.stderr, flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             program.stop()
@@ -196,9 +196,9 @@ def mean_and_spread(values):
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
-def markdown(header, rows):
-    """A table; all columns but the first to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def markdown(header, rows, left=1):
+    """A table; all columns but the first `left` to the right."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -226,7 +226,7 @@ def add_options(parser, forms):
     parser.add_argument("--train-gpt", default=os.path.join(TREE, "train_gpt"), metavar="PATH",
                         help="the program (default: the tree's)")
     parser.add_argument("--jobs", type=int, default=0, metavar="N",
-                        help="runs at a time, each on one processor (default: as many as there are processors; on a GPU 1)")
+                        help="runs at a time, each on one processor (default: as many as processors; on a GPU 1)")
     parser.add_argument("--report-only", action="store_true", help="only tables and plots, of what there is")
     parser.add_argument("--document", metavar="FILE", help="also puts the tables there, between "
                         "<!-- results --> and <!-- end of results -->")

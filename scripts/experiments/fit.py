@@ -1,5 +1,5 @@
-"""The law L(c) = (a / c)^b + g of the loss over the context c (Xiong et al. 2023, arXiv 2309.16039, section 4.1), fitted to
-measured losses, with the uncertainty of its parameters; or the reason why the losses do not determine it.
+"""The law L(c) = (a / c)^b + g of the loss over the context c (Xiong et al. 2023, arXiv 2309.16039), fitted to measured
+losses, with the uncertainty of its parameters; or the reason why the losses do not determine it.
 
 a is in tokens (and depends on the unit of the loss), b is a number, g is the loss that no context would better.
 """

@@ -1,4 +1,4 @@
-"""The applications of the experiments: where the corpus of each lies, and how it is cut into what trains and what is held out.
+"""The applications of the experiments: where the corpus of each lies, and how it is cut into training and held-out data.
 
 A split is two files, each whole in its own format: bytes anywhere, FASTA within its sequences, idx between images, ABC
 between tunes, wav between samples. Where a sequence may be cut anywhere, what is evaluated is `windows` pieces from all
@@ -41,8 +41,7 @@ HELD_OUT_TUNES = 5  # of what is short
 
 
 def pieces(held_out, context, windows, size=1):
-    """`windows` pieces of `context` symbols (of `size` bytes), evenly from all over; the last is a symbol longer, for its
-    target."""
+    """`windows` pieces of `context` symbols (of `size` bytes), evenly from all over; the last has one more, a target."""
     symbols = len(held_out) // size
     windows = min(windows, (symbols - 1) // context)
     if windows < 1:
@@ -183,7 +182,8 @@ def find(application, data):
             return contents, f"{len(contents)} modules of Python {sys.version.split()[0]}'s standard library"
         paths = sorted(glob.glob(os.path.join(data, pattern)))
         if paths:
-            return {os.path.basename(path): read(path) for path in paths}, [os.path.relpath(path, data) for path in paths]
+            contents = {os.path.basename(path): read(path) for path in paths}
+            return contents, [os.path.relpath(path, data) for path in paths]
     raise Failure(f"{application.title}: none of {', '.join(application.files)} in {data}: left out; fetch them with "
                   "scripts/get_data, or give --data DIR")
 
