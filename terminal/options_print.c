@@ -84,6 +84,7 @@ static bool left_out(const Options *options, const Option *row) {
     bool own_data = options->data_count > 0 || options->val_data_count > 0;
     if (strcmp(row->name, "data-format") == 0 && !own_data) return true;
     if (of_saving && options->out == NULL) return true;
+    if (row->group == GENERATION && options->task != NULL && options->sample == NULL) return true; // there is none
     if (strcmp(row->name, "document-end") == 0 && (!options->document_mask || options->document_end < 0)) return true;
     if (strcmp(row->name, "arch") == 0 && (options->init != NULL || options->resume)) return true;
     if (strcmp(row->name, "rope-theta") == 0 && options->arch == ARCH_GPT2) return true;

@@ -16,6 +16,7 @@ static const StepReport STEP = {
     .machine_fraction = 0.631,
     .seconds_left = 125,
     .validation_loss = NAN,
+    .accuracy = NAN,
     .seconds = 0.1,
     .bytes_sent = 1 << 20,
 };
@@ -136,9 +137,10 @@ static void report_three_steps(void) {
     reporter_step(&reporter, &report);
     report.step = 500;
     report.validation_loss = 2.5;
+    report.accuracy = 0.984;
     reporter_step(&reporter, &report);
     report.step = 1000;
-    report.validation_loss = NAN;
+    report.validation_loss = report.accuracy = NAN;
     reporter_step(&reporter, &report);
     reporter_line_end(&reporter);
     reporter_line_end(&reporter); // nothing more to end
@@ -185,7 +187,7 @@ static char *on_a_terminal(int columns, const char *terminal) {
 static const char *const PLAIN[] = {
     "step   12/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine    2 m 05 s left",
     ("step  500/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine    2 m 05 s left"
-     "  validation 2.5000"),
+     "  validation 2.5000  accuracy 98.4%"),
     "step 1000/1000  loss  2.3457  lr 3.00e-04  norm  0.812    12345 tokens/s   63.1% of machine",
 };
 
@@ -289,6 +291,12 @@ static void test_log(void **state) {
     char *second = strchr(text, '\n') + 1;
     assert_true(strstr(second, "{\"step\": 13, \"loss\": null, \"lr\": 0.0003, \"grad_norm\": null, ") == second);
     assert_string_equal(strstr(second, "\"val_loss\""), "\"val_loss\": 0.3333333333333333}\n");
+    free(text);
+
+    report.accuracy = 0.75; // of a synthetic task
+    must(log_step(path, false, &report, &err), &err);
+    text = read_file(path, NULL);
+    assert_string_equal(strstr(text, "\"val_loss\""), "\"val_loss\": 0.3333333333333333, \"val_accuracy\": 0.75}\n");
     free(text);
 
     must(log_step(path, false, &report, &err), &err); // not appended: begun anew
