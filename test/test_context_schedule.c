@@ -322,6 +322,12 @@ static void bad_schedules_are_refused(void **state) {
         assert_string_equal(result.err, said);
         free_result(&result);
     }
+    const char *const task[] = {train_gpt_path(), "--device", "cpu", "--task", "copy:4", "--context-schedule", "64:1", NULL};
+    ProgramResult result = run_program(task, 20);
+    assert_int_equal(result.exit_code, 2);
+    assert_string_equal(result.err, "train_gpt: --context-schedule cuts windows, and those of --task hold together: leave it "
+                                    "out\n");
+    free_result(&result);
 }
 
 // No step need be left for --context; and lengths may fall again.
