@@ -223,6 +223,9 @@ $(BUILD)/test/train_gpt_probed: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
 	$(call say,LINK)
 	$(Q)$(LINK) -Wl,--wrap=rank_close $^ $(LIBS) -o $@
 
+# What an experiment measures with.
+$(BUILD)/test/test_experiments_distributed: | $(BUILD)/dev/bench_distributed
+
 # A test of the emulator itself is joined with it, and shows nothing but its main.
 $(BUILD)/emulated/test/%.whole.o: $(BUILD)/emulated/test/%.o $(EMULATOR_OBJECTS)
 	$(Q)ld -r --force-group-allocation $^ -o $@
@@ -274,8 +277,8 @@ RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
 # Programs about other programs, or about the emulator, gain nothing from sanitizers.
-NOT_ASAN      := bits book cuda_on_cpu get_data gpu_check hopper_on_cpu ladder memory mixers_checkpoint mixers_memory \
-                 mixers_training recall sass scripts
+NOT_ASAN      := bits book cuda_on_cpu experiments_distributed get_data gpu_check hopper_on_cpu ladder memory \
+                 mixers_checkpoint mixers_memory mixers_training recall sass scripts
 ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out $(NOT_ASAN),$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined

@@ -1,0 +1,323 @@
+"""Tables and plots of distributed_vs_vanilla. What was measured, what was planned (the lay-out's bytes, not run) and what
+was projected (a formula over somebody's rates) stand in tables of their own."""
+import csv
+import os
+
+import distributed_projection
+import plotting
+from distributed_forms import GIB, MIB
+
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+PASS_TITLES = {"forward": "forward", "both": "forward and backward"}
+H200 = os.path.join(TREE, "doc", "gpu", "h200", "attention.csv")
+# Plans: title, device, bytes of a rank, layers, heads. The attention that GPUs' reports are of has 32 heads of 64.
+PLANS = [("CPU, fp32, 4 heads", "cpu", 2 * GIB, 4), ("RTX 4090, bf16, 32 heads", "cuda", 22 * GIB, 32),
+         ("H200, bf16, 32 heads", "cuda", 128 * GIB, 32)]
+PLANNED_LAYERS = (1, 12)
+REPORTED_CONTEXT = 16384  # of the projections
+
+
+def way_name(exchange, ranks):
+    return exchange if exchange in ("vanilla", "streaming") else f"{exchange}, {ranks}"
+
+
+def number(value):
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def layers_name(layers):
+    return f"{layers} {'layers' if layers > 1 else 'layer'}"
+
+
+def size(count):
+    return f"{count / GIB:.4g} GiB" if count >= GIB else f"{count / MIB:.4g} MiB"
+
+
+def markdown(header, lines):
+    """A table; the first column is text, the others are numbers."""
+    rows = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return "\n".join(rows + ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]) + "\n"
+
+
+def write_csv(path, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"wrote {path}")
+
+
+# ---- times at equal T -------------------------------------------------------------------------------------------------
+
+
+class Times:
+    """The measured rows of times, by way, T and pass."""
+
+    def __init__(self, rows, ways):
+        self.rows = {(row["exchange"], int(row["ranks"]), int(row["T"]), row["pass"]): row
+                     for row in rows if row["purpose"] == "time"}
+        self.ways = ways
+        self.contexts = sorted({key[2] for key in self.rows})
+        self.has_work = any(row["work"] for row in self.rows.values())
+
+    def value(self, way, T, name, column):
+        row = self.rows.get((*way, T, name))
+        return float(row[column]) if row and row[column] else None
+
+    def bytes(self, way, T, name):
+        row = self.rows.get((*way, T, name))
+        return int(row["tensors"]) + int(row["scratch"]) if row else None
+
+    def ratio(self, way, T, name, column):
+        """How many times as fast as vanilla, each by the matrix rate of its own run: the machine's speed changes."""
+        mine, whole = self.rows.get((*way, T, name)), self.rows.get(("vanilla", 1, T, name))
+        if not mine or not whole or not mine[column]:
+            return None
+        of_rate = [float(row[column]) * (float(row["matrix_rate"]) or 1) for row in (whole, mine)]
+        return of_rate[0] / of_rate[1]
+
+    def with_vanilla(self):
+        return max(T for exchange, _, T, _ in self.rows if exchange == "vanilla")
+
+    def table(self, cell):
+        lines = []
+        for T in self.contexts:
+            cells = [cell(way, T) for way in self.ways]
+            lines.append([f"{T:,}"] + ["" if value is None else number(value) for value in cells])
+        return markdown(["T"] + [way_name(*way) for way in self.ways], lines)
+
+
+def time_tables(times):
+    text = ""
+    for name, title in PASS_TITLES.items():
+        text += f"Milliseconds, {title}, from the first rank's begin to the last one's end:\n\n"
+        text += times.table(lambda way, T: scaled(times.value(way, T, name, "seconds"), 1e3)) + "\n"
+        if times.has_work:
+            text += f"Milliseconds of processor time of the busiest rank, {title}:\n\n"
+            text += times.table(lambda way, T: scaled(times.value(way, T, name, "work"), 1e3)) + "\n"
+    text += "MiB of a rank, by the lay-out, forward and backward, one layer:\n\n"
+    text += times.table(lambda way, T: scaled(times.bytes(way, T, "both"), 1 / MIB)) + "\n"
+    text += "MiB that the busiest rank sends, forward and backward:\n\n"
+    return text + times.table(lambda way, T: scaled(times.value(way, T, "both", "sent"), 1 / MIB))
+
+
+def scaled(value, factor):
+    return None if value is None else value * factor
+
+
+# ---- the largest T --------------------------------------------------------------------------------------------------------
+
+
+def largest_rows(rows, form):
+    """Rows of largest.csv: what was run at the longest context of each budget."""
+    measured = [row for row in rows if row["purpose"] == "largest"]
+    vanilla = {(row["layers"], row["pass"]): int(row["T"]) for row in measured if row["exchange"] == "vanilla"}
+    result = []
+    for row in measured:
+        times = int(row["T"]) / vanilla[row["layers"], row["pass"]]
+        result.append({"layers": row["layers"], "budget": form.budgets[int(row["layers"])], "pass": row["pass"],
+                       "exchange": row["exchange"], "ranks": row["ranks"], "T": row["T"],
+                       "times_vanilla": f"{times:.4g}", "squared": f"{times * times:.4g}",
+                       "stated": int(row["tensors"]) + int(row["scratch"]), "resident": row["resident"],
+                       "seconds": row["seconds"]})
+    return result
+
+
+def planned_rows(bench, ways):
+    """Rows of planned.csv: the longest contexts of larger budgets, by the lay-out alone."""
+    result = []
+    for title, device, budget, heads in PLANS:
+        for layers in PLANNED_LAYERS:
+            vanilla = {}
+            for exchange, ranks in ways:
+                plans = bench.largest(exchange, ranks, layers, budget, "--device", device, "--heads", heads)
+                for name, row in plans.items():
+                    T = int(row["T"])
+                    times = T / vanilla.setdefault(name, T)  # vanilla is the first of the ways
+                    result.append({"plan": title, "layers": layers, "budget": budget, "pass": name,
+                                   "exchange": exchange, "ranks": ranks, "T": T, "times_vanilla": f"{times:.4g}",
+                                   "squared": f"{times * times:.4g}"})
+    return result
+
+
+def largest_table(rows, group, ways):
+    """T, its ratio to vanilla's and the square of that, by way; a block of columns for each group (layers and pass)."""
+    groups = list(dict.fromkeys(group(row) for row in rows))
+    found = {(group(row), row["exchange"], int(row["ranks"])): row for row in rows}
+    lines = []
+    for way in ways:
+        cells = []
+        for one in groups:
+            row = found[(one, *way)]
+            cells.append(f"{int(row['T']):,} ({number(float(row['times_vanilla']))}; {number(float(row['squared']))})")
+        lines.append([way_name(*way)] + cells)
+    return markdown(["largest T (by vanilla's; squared)"] + groups, lines)
+
+
+def layers_and_pass(row):
+    return f"{PASS_TITLES[row['pass']]}, {layers_name(int(row['layers']))} in {size(int(row['budget']))}"
+
+
+# ---- the three numbers ---------------------------------------------------------------------------------------------------
+
+
+def best_of(ways, value):
+    """The largest value, and the way that has it."""
+    return max(((value(way), way) for way in ways if value(way) is not None), default=(None, None))
+
+
+def largest_lines(largest, ways):
+    lines = []
+    for title in dict.fromkeys(layers_and_pass(row) for row in largest):
+        of = {(row["exchange"], int(row["ranks"])): row for row in largest if layers_and_pass(row) == title}
+        ratio, way = best_of(ways, lambda way: float(of[way]["times_vanilla"]))
+        lines.append([f"largest T: {title} of a rank", way_name(*way), number(ratio), number(ratio * ratio)])
+    return lines
+
+
+def time_lines(times, ways):
+    T, lines = times.with_vanilla(), []
+    for column, what, choices in (("seconds", "by the clock", [[("streaming", 1)], ways]),
+                                  ("work", "processor time of the busiest rank", [ways])):
+        for name, title in PASS_TITLES.items():
+            for chosen in choices:
+                ratio, way = best_of(chosen, lambda way: times.ratio(way, T, name, column))
+                if ratio is not None:
+                    lines.append([f"time at T = {T:,}: {title}, {what}", way_name(*way), number(ratio), ""])
+    return lines
+
+
+def three_numbers(times, largest, ways):
+    """Of the best exchange on the most ranks, and of one rank in time, against vanilla on one."""
+    most = max(ranks for _, ranks in ways)
+    ways = [way for way in ways if way[1] == most]
+    return markdown(["measured, against vanilla on one rank", "best of", "ratio", "its square: scores attended to"],
+                    largest_lines(largest, ways) + time_lines(times, ways))
+
+
+# ---- projected ---------------------------------------------------------------------------------------------------------
+
+
+def projected_rows(form, rows, bench, ways):
+    own = form.device == "cuda"
+    gpu, rates = "H200", distributed_projection.report_rates(H200, 64)
+    if own:
+        gpu, rates = "this GPU", distributed_projection.rates_of_rows(rows)
+    contexts = sorted(T for who, T, name in rates if who == "vanilla" and name == "both" and T >= 4096)
+    four = [way for way in ways if way[1] == 4]
+    words = ("--device", "cuda", "--heads", 32)
+
+    def sent_by(exchange, ranks, T):
+        return {name: int(row["sent"]) for name, row in bench.plan(exchange, ranks, T, *words).items()}
+
+    return distributed_projection.project(gpu, rates, 32, 64, contexts, four, sent_by)
+
+
+def projected_table(rows):
+    contexts = sorted({row["T"] for row in rows})
+    chosen = REPORTED_CONTEXT if REPORTED_CONTEXT in contexts else contexts[-1]
+    rows = [row for row in rows if row["T"] == chosen]
+    machines = list(dict.fromkeys((row["machine"], row["link"]) for row in rows))
+    found = {(row["machine"], row["link"], row["pass"], row["exchange"]): row for row in rows}
+    lines = []
+    for exchange, name in dict.fromkeys((row["exchange"], row["pass"]) for row in rows):
+        cells = [found[(*machine, name, exchange)] for machine in machines]
+        lines.append([f"{exchange}, {PASS_TITLES[name]}"] + [
+            f"{float(row['vanilla_seconds']) * 1e3:.3g} / {float(row['seconds']) * 1e3:.3g} = {row['times_vanilla']}"
+            for row in cells])
+    return f"T = {chosen:,}; all T are in projected.csv.\n\n" + markdown(
+        ["ms of vanilla on one / on four GPUs = ratio"] + [f"{name}, {link}" for name, link in machines], lines)
+
+
+# ---- plots -------------------------------------------------------------------------------------------------------------
+
+DRAWN = [("vanilla", 1), ("streaming", 1), ("ring", 2), ("ring", 4), ("gather", 4), ("ulysses", 4), ("ulysses-ring", 4)]
+
+
+def draw_lines(axes, contexts, value, ways):
+    for way, style in zip(DRAWN, plotting.STYLES):
+        points = [(T, value(way, T)) for T in contexts if value(way, T) is not None]
+        if way in ways and points:
+            axes.plot(*zip(*points), label=way_name(*way), markersize=4, linewidth=1.1, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(contexts, [f"{T:,}" for T in contexts], rotation=45)
+    axes.minorticks_off()
+    axes.set_xlabel("T, tokens of the sequence")
+
+
+def plot_times(out, times):
+    pyplot = plotting.open_pyplot()
+    columns = [("seconds", "by the clock")] + ([("work", "processor time of the busiest rank")] if times.has_work else [])
+    shown = [way for way in DRAWN if way[0] in ("vanilla", "streaming", "ring", "ulysses")]
+    figure, panels = pyplot.subplots(2, len(columns), figsize=(4.6 * len(columns), 7), squeeze=False, sharex=True,
+                                     sharey="row", layout="constrained")
+    for line, (name, title) in zip(panels, PASS_TITLES.items()):
+        for axes, (column, what) in zip(line, columns):
+            draw_lines(axes, times.contexts, lambda way, T: times.value(way, T, name, column), shown)
+            axes.set_title(f"{title}, {what}")
+            axes.label_outer()
+        line[0].set_ylabel("seconds")
+    panels[0][0].legend(title="exchange, ranks")
+    plotting.save(figure, *(os.path.join(out, "times" + ending) for ending in (".svg", ".png")))
+    pyplot.close(figure)
+
+
+def plot_memory(out, times):
+    pyplot = plotting.open_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
+    draw_lines(axes, times.contexts, lambda way, T: scaled(times.bytes(way, T, "both"), 1 / MIB), DRAWN)
+    axes.set_ylabel("MiB of a rank, one layer, forward and backward")
+    axes.legend(title="exchange, ranks")
+    plotting.save(figure, *(os.path.join(out, "memory" + ending) for ending in (".svg", ".png")))
+    pyplot.close(figure)
+
+
+def plot_largest(out, form, bench, largest):
+    """Lines: by the lay-out. Rings round what was run."""
+    pyplot = plotting.open_pyplot()
+    figure, panels = pyplot.subplots(1, len(form.budgets), figsize=(4.8 * len(form.budgets), 4), squeeze=False,
+                                     sharey=True, layout="constrained")
+    for axes, (layers, budget) in zip(panels[0], form.budgets.items()):
+        budgets = [budget << n for n in range(7)]
+        for way, style in zip(DRAWN, plotting.STYLES):
+            plans = [int(bench.largest(*way, layers, one)["both"]["T"]) for one in budgets]
+            axes.plot([one / MIB for one in budgets], plans, label=way_name(*way), markersize=4, linewidth=1.1, **style)
+        run = [int(row["T"]) for row in largest if int(row["layers"]) == layers and row["pass"] == "both"
+               and (row["exchange"], int(row["ranks"])) in DRAWN]
+        axes.plot([budget / MIB] * len(run), run, "o", markersize=9, fillstyle="none", color="black", label="run")
+        axes.set(xscale="log", yscale="log", title=f"{layers_name(layers)}, forward and backward",
+                 xlabel="MiB of a rank")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([one / MIB for one in budgets], [f"{one / MIB:g}" for one in budgets])
+    panels[0][0].set_ylabel("largest T (lines: planned)")
+    panels[0][0].legend(title="exchange, ranks")
+    plotting.save(figure, *(os.path.join(out, "largest" + ending) for ending in (".svg", ".png")))
+    pyplot.close(figure)
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------------
+
+
+def make(out, form, rows, bench, ways):
+    """Writes tables and plots into `out`; returns the text of report.md."""
+    times, largest = Times(rows, ways), largest_rows(rows, form)
+    planned, projected = planned_rows(bench, ways), projected_rows(form, rows, bench, ways)
+    for name, table in (("largest", largest), ("planned", planned), ("projected", projected)):
+        write_csv(os.path.join(out, name + ".csv"), table)
+    text = "### Measured: the three numbers\n\n" + three_numbers(times, largest, ways)
+    text += "\n### Measured: time and memory at equal T\n\n" + time_tables(times)
+    text += "\n### Measured: the largest T\n\n" + largest_table(largest, layers_and_pass, ways)
+    text += "\n### Planned: the largest T in more memory\n"
+    for title in dict.fromkeys(row["plan"] for row in planned):
+        chosen = [row for row in planned if row["plan"] == title]
+        text += f"\n{title}:\n\n" + largest_table(chosen, layers_and_pass, ways)
+    text += "\n### Projected: time on four GPUs\n\n" + projected_table(projected)
+    path = os.path.join(out, "report.md")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    print(f"wrote {path}")
+    plot_times(out, times)
+    plot_memory(out, times)
+    plot_largest(out, form, bench, largest)
+    return text
