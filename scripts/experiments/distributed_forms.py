@@ -13,9 +13,9 @@ WAYS = [("vanilla", 1), ("streaming", 1), ("ring", 2), ("gather", 2), ("ulysses"
 # work at once.
 Form = namedtuple("Form", "device heads head_dim contexts most rounds budgets passes rate processors")
 FORMS = {
-    "quick": Form("cpu", 4, 64, [128, 512], GIB, 1, {1: 4 * MIB}, ["both"], 6e10, 2),
+    "quick": Form("cpu", 4, 64, [128, 512], GIB, 1, {1: 4 * MIB}, ["both"], 1e11, 2),
     "cpu": Form("cpu", 4, 64, [512, 1024, 2048, 4096, 8192, 16384, 32768], 2 * GIB, 5, {1: 128 * MIB, 12: 512 * MIB},
-                ["forward", "both"], 6e10, 2),
+                ["forward", "both"], 1e11, 2),
     "gpu": Form("cuda", 32, 64, [4096, 8192, 16384, 32768, 65536, 131072], 24 * GIB, 5, {1: 8 * GIB, 12: 16 * GIB},
                 ["forward", "both"], 3e14, 1),
 }

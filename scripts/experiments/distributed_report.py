@@ -10,9 +10,9 @@ from distributed_forms import GIB, MIB
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 PASS_TITLES = {"forward": "forward", "both": "forward and backward"}
 H200 = os.path.join(TREE, "doc", "gpu", "h200", "attention.csv")
-# Plans: title, device, bytes of a rank, layers, heads. The attention that GPUs' reports are of has 32 heads of 64.
-PLANS = [("CPU, fp32, 4 heads", "cpu", 2 * GIB, 4), ("RTX 4090, bf16, 32 heads", "cuda", 22 * GIB, 32),
-         ("H200, bf16, 32 heads", "cuda", 128 * GIB, 32)]
+# Plans: title, device, bytes of a rank, heads of 64, CUDA_ATTENTION: Hopper's kernels have scratch memory of their own.
+PLANS = [("CPU, fp32, 4 heads", "cpu", 2 * GIB, 4, None), ("RTX 4090, bf16, 32 heads", "cuda", 22 * GIB, 32, "mma"),
+         ("H200, bf16, 32 heads", "cuda", 128 * GIB, 32, None)]
 PLANNED_LAYERS = (1, 12)
 REPORTED_CONTEXT = 16384  # of the projections
 
@@ -126,11 +126,12 @@ def largest_rows(rows, form):
 def planned_rows(bench, ways):
     """Rows of planned.csv: the longest contexts of larger budgets, by the lay-out alone."""
     result = []
-    for title, device, budget, heads in PLANS:
+    for title, device, budget, heads, kernels in PLANS:
         for layers in PLANNED_LAYERS:
             vanilla = {}
             for exchange, ranks in ways:
-                plans = bench.largest(exchange, ranks, layers, budget, "--device", device, "--heads", heads)
+                plans = bench.largest(exchange, ranks, layers, budget, "--device", device, "--heads", heads,
+                                      kernels=kernels)
                 for name, row in plans.items():
                     T = int(row["T"])
                     times = T / vanilla.setdefault(name, T)  # vanilla is the first of the ways
@@ -177,10 +178,9 @@ def largest_lines(largest, ways):
 
 def time_lines(times, ways):
     T, lines = times.with_vanilla(), []
-    for column, what, choices in (("seconds", "by the clock", [[("streaming", 1)], ways]),
-                                  ("work", "processor time of the busiest rank", [ways])):
+    for column, what in (("seconds", "by the clock"), ("work", "processor time of the busiest rank")):
         for name, title in PASS_TITLES.items():
-            for chosen in choices:
+            for chosen in ([("streaming", 1)], ways):
                 ratio, way = best_of(chosen, lambda way: times.ratio(way, T, name, column))
                 if ratio is not None:
                     lines.append([f"time at T = {T:,}: {title}, {what}", way_name(*way), number(ratio), ""])
