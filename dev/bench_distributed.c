@@ -58,7 +58,7 @@ static void stop(const Error *err) {
     exit(err->exit_code);
 }
 
-// ---- memory of a rank -----------------------------------------------------------------------------------------------
+// ---- memory of a rank ----------------------------------------------------------------------------------------------
 
 typedef struct RankMemory {
     Arena arena;
@@ -132,8 +132,8 @@ static int64_t largest_context(Bench *bench, Pass pass) {
     }
     Error err;
     if (fitting == 0 || fitting == MOST_TOKENS / STEP) {
-        error_usage(&err, "--largest %lld: it must hold %d tokens at least, and less than %d", (long long)bench->largest,
-                    STEP, MOST_TOKENS);
+        error_usage(&err, "--largest %lld: it must hold %d tokens at least, and less than %d",
+                    (long long)bench->largest, STEP, MOST_TOKENS);
         stop(&err);
     }
     return fitting * STEP;
@@ -151,7 +151,7 @@ static size_t peak_resident(void) {
     return kilobytes * 1024;
 }
 
-// ---- running --------------------------------------------------------------------------------------------------------
+// ---- running -------------------------------------------------------------------------------------------------------
 
 static double clock_of(clockid_t clock) {
     struct timespec now;
@@ -280,7 +280,7 @@ static void run_on_rank(Comm *world, void *argument) {
     device.close(&device);
 }
 
-// ---- results --------------------------------------------------------------------------------------------------------
+// ---- results -------------------------------------------------------------------------------------------------------
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -325,11 +325,11 @@ static void print_line(const Bench *b, Pass pass) {
     printf(",%.5g\n", median(b->rate, b->rounds));
 }
 
-// ---- the command line -----------------------------------------------------------------------------------------------
+// ---- the command line ----------------------------------------------------------------------------------------------
 
 static void usage(void) {
-    fprintf(stderr, "usage: bench_distributed [--device cpu|cuda] [--heads H] [--head-dim D] [--layers L] [--rounds N]\n"
-                    "       [--pass forward|both] [--plan | --largest BYTES]\n"
+    fprintf(stderr, "usage: bench_distributed [--device cpu|cuda] [--heads H] [--head-dim D] [--layers L]\n"
+                    "       [--rounds N] [--pass forward|both] [--plan | --largest BYTES]\n"
                     "       vanilla|streaming|ring|gather|ulysses|ulysses-ring RANKS [T]\n");
     exit(EXIT_USAGE);
 }
@@ -370,7 +370,8 @@ static void read_options(Bench *b, int argc, char **argv) {
         else if (++word == argc) usage();
         else if (strcmp(option, "--device") == 0) b->device = device_kind(argv[word]);
         else if (strcmp(option, "--heads") == 0) shape->heads = number(option, argv[word], MOST_HEADS);
-        else if (strcmp(option, "--head-dim") == 0) shape->head_dim = number(option, argv[word], ATTENTION_MAX_HEAD_DIM);
+        else if (strcmp(option, "--head-dim") == 0)
+            shape->head_dim = number(option, argv[word], ATTENTION_MAX_HEAD_DIM);
         else if (strcmp(option, "--rounds") == 0) b->rounds = (int)number(option, argv[word], MOST_ROUNDS);
         else if (strcmp(option, "--layers") == 0) b->layers = number(option, argv[word], MOST_LAYERS);
         else if (strcmp(option, "--largest") == 0) b->largest = number(option, argv[word], (int64_t)1 << 50);

@@ -1,4 +1,4 @@
-"""What the experiment distributed_vs_vanilla measures, in each of its forms: which runs, and about how long each takes."""
+"""What the experiment distributed_vs_vanilla measures in each of its forms: which runs, and about how long they take."""
 from collections import namedtuple
 
 MIB = 1 << 20
@@ -8,9 +8,9 @@ GIB = 1 << 30
 WAYS = [("vanilla", 1), ("streaming", 1), ("ring", 2), ("gather", 2), ("ulysses", 2), ("ring", 4), ("gather", 4),
         ("ulysses", 4), ("ulysses-ring", 4)]
 
-# contexts: of the times. most: bytes that vanilla's matrices may take there. budgets: bytes of a rank by layers held, of
-# the longest contexts, for these passes. rate: operations a second, a guess for the time that is left; processors: at
-# work at once.
+# contexts: of the times. most: bytes that vanilla's matrices may take there. budgets: bytes of a rank by layers held,
+# of the longest contexts, for these passes. rate: operations a second, a guess for the time that is left; processors:
+# at work at once.
 Form = namedtuple("Form", "device heads head_dim contexts most rounds budgets passes rate processors")
 FORMS = {
     "quick": Form("cpu", 4, 64, [128, 512], GIB, 1, {1: 4 * MIB}, ["both"], 1e11, 2),

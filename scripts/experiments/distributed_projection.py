@@ -8,9 +8,9 @@ the busiest of P ranks sends, by attention/cost.c. L: bytes a second of a link, 
   vanilla   measured rates       F / r'                   r, r': operations a second of streaming and of vanilla
             specification        n H T^2 e / M            n times each T x T matrix goes through memory, at M bytes/s
 
-n: forward, a product writes the scores, the softmax reads and writes, a product reads: 4. Backward makes them again (3),
-and reads P, writes and reads dP, and makes dS of P, read twice: 10 in all. What products take beside that is left out,
-in vanilla's favour.
+n: forward, a product writes the scores, the softmax reads and writes, a product reads: 4. Backward makes them again
+(3), and reads P, writes and reads dP, and makes dS of P, which is read twice: 10 in all. What products take beside that
+is left out, in vanilla's favour.
 """
 import csv
 from collections import namedtuple
@@ -52,9 +52,11 @@ def rates_of_rows(rows):
 
 
 def vanilla_seconds(machine, rates, T, heads, head_dim, name):
+    """None: it does not fit."""
     if machine.rate == "measured":
         return operations(T, heads * head_dim, name) / rates["vanilla", T, name]
-    return PASSES_OVER_MATRIX[name] * matrix_bytes(T, heads, 2) / machine.memory
+    matrices = matrix_bytes(T, heads, 2)
+    return PASSES_OVER_MATRIX[name] * matrices / machine.memory if matrices <= machine.room else None
 
 
 def rank_seconds(machine, rates, work, T, name, exchange, ranks, sent):
@@ -70,13 +72,15 @@ def project(gpu, rates, heads, head_dim, contexts, ways, sent_by):
     for T in contexts:
         for exchange, ranks in ways:
             sent = sent_by(exchange, ranks, T)
-            for machine in (m for m in MACHINES if m.room is None or matrix_bytes(T, heads, 2) <= m.room):
+            for machine in MACHINES:
                 for name in ("forward", "both"):
                     whole = vanilla_seconds(machine, rates, T, heads, head_dim, name)
                     work = operations(T, heads * head_dim, name)
-                    all_of_it, working, sending = rank_seconds(machine, rates, work, T, name, exchange, ranks, sent[name])
-                    rows.append({"machine": machine.name.format(gpu=gpu), "link": machine.link_name, "pass": name, "T": T,
-                                 "exchange": exchange, "ranks": ranks, "vanilla_seconds": f"{whole:.4g}",
-                                 "work_seconds": f"{working:.4g}", "sending_seconds": f"{sending:.4g}",
-                                 "seconds": f"{all_of_it:.4g}", "times_vanilla": f"{whole / all_of_it:.3g}"})
+                    seconds = rank_seconds(machine, rates, work, T, name, exchange, ranks, sent[name])
+                    rows.append({"machine": machine.name.format(gpu=gpu), "link": machine.link_name, "pass": name,
+                                 "T": T, "exchange": exchange, "ranks": ranks,
+                                 "vanilla_seconds": "" if whole is None else f"{whole:.4g}",
+                                 "work_seconds": f"{seconds[1]:.4g}", "sending_seconds": f"{seconds[2]:.4g}",
+                                 "seconds": f"{seconds[0]:.4g}",
+                                 "times_vanilla": "" if whole is None else f"{whole / seconds[0]:.3g}"})
     return rows

@@ -1,5 +1,5 @@
-"""Tables and plots of distributed_vs_vanilla. What was measured, what was planned (the lay-out's bytes, not run) and what
-was projected (a formula over somebody's rates) stand in tables of their own."""
+"""Tables and plots of distributed_vs_vanilla. What was measured, what was planned (the lay-out's bytes, not run) and
+what was projected (a formula over somebody's rates) stand in tables of their own."""
 import csv
 import os
 
@@ -47,7 +47,7 @@ def write_csv(path, rows):
     print(f"wrote {path}")
 
 
-# ---- times at equal T -------------------------------------------------------------------------------------------------
+# ---- times at equal T -----------------------------------------------------------------------------------------------
 
 
 class Times:
@@ -105,7 +105,7 @@ def scaled(value, factor):
     return None if value is None else value * factor
 
 
-# ---- the largest T --------------------------------------------------------------------------------------------------------
+# ---- the largest T --------------------------------------------------------------------------------------------------
 
 
 def largest_rows(rows, form):
@@ -159,7 +159,7 @@ def layers_and_pass(row):
     return f"{PASS_TITLES[row['pass']]}, {layers_name(int(row['layers']))} in {size(int(row['budget']))}"
 
 
-# ---- the three numbers ---------------------------------------------------------------------------------------------------
+# ---- the three numbers ----------------------------------------------------------------------------------------------
 
 
 def best_of(ways, value):
@@ -195,7 +195,7 @@ def three_numbers(times, largest, ways):
                     largest_lines(largest, ways) + time_lines(times, ways))
 
 
-# ---- projected ---------------------------------------------------------------------------------------------------------
+# ---- projected ------------------------------------------------------------------------------------------------------
 
 
 def projected_rows(form, rows, bench, ways):
@@ -213,6 +213,13 @@ def projected_rows(form, rows, bench, ways):
     return distributed_projection.project(gpu, rates, 32, 64, contexts, four, sent_by)
 
 
+def projected_cell(row):
+    if not row["times_vanilla"]:
+        return "vanilla does not fit"
+    vanilla, ranks = (number(1e3 * float(row[column])) for column in ("vanilla_seconds", "seconds"))
+    return f"{vanilla} / {ranks} = {row['times_vanilla']}"
+
+
 def projected_table(rows):
     contexts = sorted({row["T"] for row in rows})
     chosen = REPORTED_CONTEXT if REPORTED_CONTEXT in contexts else contexts[-1]
@@ -221,15 +228,13 @@ def projected_table(rows):
     found = {(row["machine"], row["link"], row["pass"], row["exchange"]): row for row in rows}
     lines = []
     for exchange, name in dict.fromkeys((row["exchange"], row["pass"]) for row in rows):
-        cells = [found[(*machine, name, exchange)] for machine in machines]
-        lines.append([f"{exchange}, {PASS_TITLES[name]}"] + [
-            f"{float(row['vanilla_seconds']) * 1e3:.3g} / {float(row['seconds']) * 1e3:.3g} = {row['times_vanilla']}"
-            for row in cells])
+        cells = [projected_cell(found[(*machine, name, exchange)]) for machine in machines]
+        lines.append([f"{exchange}, {PASS_TITLES[name]}"] + cells)
     return f"T = {chosen:,}; all T are in projected.csv.\n\n" + markdown(
         ["ms of vanilla on one / on four GPUs = ratio"] + [f"{name}, {link}" for name, link in machines], lines)
 
 
-# ---- plots -------------------------------------------------------------------------------------------------------------
+# ---- plots ----------------------------------------------------------------------------------------------------------
 
 DRAWN = [("vanilla", 1), ("streaming", 1), ("ring", 2), ("ring", 4), ("gather", 4), ("ulysses", 4), ("ulysses-ring", 4)]
 
@@ -248,7 +253,8 @@ def draw_lines(axes, contexts, value, ways):
 
 def plot_times(out, times):
     pyplot = plotting.open_pyplot()
-    columns = [("seconds", "by the clock")] + ([("work", "processor time of the busiest rank")] if times.has_work else [])
+    columns = [("seconds", "by the clock"), ("work", "processor time of the busiest rank")]
+    columns = columns if times.has_work else columns[:1]
     shown = [way for way in DRAWN if way[0] in ("vanilla", "streaming", "ring", "ulysses")]
     figure, panels = pyplot.subplots(2, len(columns), figsize=(4.6 * len(columns), 7), squeeze=False, sharex=True,
                                      sharey="row", layout="constrained")
@@ -296,7 +302,7 @@ def plot_largest(out, form, bench, largest):
     pyplot.close(figure)
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------------
+# ---- all of it ------------------------------------------------------------------------------------------------------
 
 
 def make(out, form, rows, bench, ways):
