@@ -138,7 +138,7 @@ static void test_killed_and_resumed(void **state) {
                    0));
     char *said = run_shell(SCRIPT "--out out", 0);
     expect_in(said, "measurements are kept in out/rows.csv\n");
-    expect_in(said, "27/27  ulysses-ring, 4 ranks, T = ");
+    expect_in(said, "  ulysses-ring, 4 ranks, T = 512: ");
     expect_in(said, "; 0 s left\n");
     free(said);
     // 9 ways at 2 contexts, in 2 passes, and each once at its longest; no row twice, none cut short.
@@ -227,12 +227,14 @@ static void test_refused(void **state) {
     expect_refused(SCRIPT "--out x --wrong", 2, "unrecognized arguments: --wrong; see --help\n");
     expect_refused("mkdir -p none && " SCRIPT "--out x --train-gpt none/train_gpt", 2,
                    "/none/dev/bench_distributed is not there: build it (make ");
-    expect_refused("touch file && " SCRIPT "--out file", 1, "--out file: File exists\n");
+    expect_refused("touch file && " SCRIPT "--out file", 1, "distributed_vs_vanilla: file: File exists; ");
     expect_refused("mkdir -p other && echo cpu > other/form.txt && " SCRIPT "--out other", 2,
                    "other holds a run of --form cpu; give another --out for --form quick\n");
     expect_refused("mkdir -p strange && printf '\\377,\\n1\\n' > strange/rows.csv && " SCRIPT "--out strange", 1,
-                   "strange/rows.csv is no table of this experiment; give another --out\n");
-    expect_refused(SCRIPT "--out out --document none.md", 2, "--document none.md: no such file\n");
+                   "strange/rows.csv: line 1 is not of this experiment; give another --out\n");
+    expect_refused(SCRIPT "--out x --jobs 2", 2, "--jobs 2: what is timed has the machine for itself; see --help\n");
+    expect_refused(SCRIPT "--out x --report-only", 1, "27 of 27 measurements are missing in x/rows.csv");
+    expect_refused(SCRIPT "--out out --document none.md", 2, "--document none.md: no such file; see --help\n");
     expect_refused("mkdir -p dev && printf '#!/bin/sh\\necho no luck >&2; exit 3\\n' > dev/bench_distributed && "
                    "chmod +x dev/bench_distributed && " SCRIPT "--out x --train-gpt train_gpt",
                    1, ": no luck\n");

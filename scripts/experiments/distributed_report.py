@@ -6,8 +6,8 @@ import os
 import distributed_projection
 import plotting
 from distributed_forms import GIB, MIB
+from experiment import TREE, markdown
 
-TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 PASS_TITLES = {"forward": "forward", "both": "forward and backward"}
 H200 = os.path.join(TREE, "doc", "gpu", "h200", "attention.csv")
 # Plans: title, device, bytes of a rank, heads of 64, CUDA_ATTENTION: Hopper's kernels have scratch memory of their own.
@@ -31,12 +31,6 @@ def layers_name(layers):
 
 def size(count):
     return f"{count / GIB:.4g} GiB" if count >= GIB else f"{count / MIB:.4g} MiB"
-
-
-def markdown(header, lines):
-    """A table; the first column is text, the others are numbers."""
-    rows = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    return "\n".join(rows + ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]) + "\n"
 
 
 def write_csv(path, rows):

@@ -52,7 +52,7 @@ class Kept:
         self.path, self.fields, self.rows, self.busy = path, fields, [], threading.Lock()
         if not os.path.exists(path):
             return
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
             lines = [line for line in file if line.endswith("\n")]
         if lines and lines[0].strip() != ",".join(fields):
             raise Failure(f"{path}: line 1 is not of this experiment; give another --out")
