@@ -1,6 +1,7 @@
 // What attention of one layer costs, stored whole, streamed, and distributed over ranks: time, memory and bytes sent.
 //
-//   dev/bench_distributed vanilla 1 2048           two CSV lines after a header: forward, and forward with backward
+//   dev/bench_distributed                          all of the ways below, T = 2,048, as CSV lines after a header
+//   dev/bench_distributed vanilla 1 2048           two of these lines: forward, and forward with backward
 //   dev/bench_distributed ring 4 2048              the same on 4 ranks: ring, gather, ulysses, ulysses-ring;
 //                                                  one rank that stores no matrix is called streaming
 //   dev/bench_distributed --pass forward ring 4 T  one line; no gradients are in memory
@@ -15,7 +16,8 @@
 //   tensors      bytes of the busiest rank: q, k, v, output, log-sum-exp of each layer; where there is backward, the
 //                gradients of one layer
 //   scratch      bytes of it beside that, which layers share: the T x T matrix, what travels, room for the kernels
-//   resident     bytes by which this process grew, by the number of ranks: a check of the two columns before it
+//   resident     bytes by which this process grew, by the number of ranks: a check of the two columns before it; of a
+//                run of its own alone
 //   sent         bytes that the busiest rank sends
 //   seconds      from the first rank's begin to the last one's end, median over rounds
 //   work         seconds of processor time of the busiest rank, which waiting does not take; empty on GPUs
@@ -50,6 +52,7 @@ typedef struct Bench {
     int repeats; // of a pass in a round; settled by rank 0
     Measured measured[PASSES];
     double rate[MOST_ROUNDS];
+    bool alone; // in its process
     size_t resident;
 } Bench;
 
@@ -269,7 +272,8 @@ static void run_on_rank(Comm *world, void *argument) {
     if (b->last == BOTH) fill(&device, m->d_out, values, (uint64_t)(2 * r.rank + 1));
 
     first_round(&r);
-    if (r.rank == 0 && device.host_memory) b->resident = (peak_resident() - before) / (size_t)b->config.ranks;
+    if (r.rank == 0 && device.host_memory && b->alone)
+        b->resident = (peak_resident() - before) / (size_t)b->config.ranks;
     meet(&r);
     measure(&r);
 
@@ -359,10 +363,20 @@ static Pass pass_of(const char *name) {
     return BOTH;
 }
 
-static void read_options(Bench *b, int argc, char **argv) {
+static void set_way(Bench *b, const char *name, int ranks, int64_t T) {
+    b->name = name;
+    b->config.exchange = exchange_of(name);
+    b->config.ranks = ranks;
+    b->config.context = T;
+}
+
+static void set_defaults(Bench *b) {
     *b = (Bench){.device = DEVICE_CPU, .rounds = 5, .layers = 1, .last = BOTH};
+    b->config.shape = (AttentionShape){.batch = 1, .heads = 4, .kv_heads = 4, .head_dim = 64, .scale = 0.125f};
+}
+
+static void read_options(Bench *b, int argc, char **argv) {
     AttentionShape *shape = &b->config.shape;
-    *shape = (AttentionShape){.batch = 1, .heads = 4, .head_dim = 64, .scale = 0.125f};
     int word = 1;
     for (; word < argc && argv[word][0] == '-'; word++) {
         const char *option = argv[word];
@@ -381,10 +395,8 @@ static void read_options(Bench *b, int argc, char **argv) {
     if (b->device == DEVICE_AUTO || argc - word != (b->largest > 0 ? 2 : 3) || (b->plan && b->largest > 0)) usage();
     shape->kv_heads = shape->heads;
     b->plan = b->plan || b->largest > 0;
-    b->name = argv[word];
-    b->config.exchange = exchange_of(b->name);
-    b->config.ranks = (int)number("RANKS", argv[word + 1], MOST_RANKS);
-    b->config.context = b->largest > 0 ? STEP : number("T", argv[word + 2], MOST_TOKENS);
+    int ranks = (int)number("RANKS", argv[word + 1], MOST_RANKS);
+    set_way(b, argv[word], ranks, b->largest > 0 ? STEP : number("T", argv[word + 2], MOST_TOKENS));
     if (strcmp(b->name, "streaming") == 0 && b->config.ranks > 1) {
         fprintf(stderr, "bench_distributed: streaming is of one rank; name an exchange for %d\n", b->config.ranks);
         exit(EXIT_USAGE);
@@ -408,19 +420,45 @@ static void look_at_device(Bench *b) {
     if (!attention_resolve(&b->config, &err)) stop(&err);
 }
 
-int main(int argc, char **argv) {
-    static Bench bench;
-    read_options(&bench, argc, argv);
-    look_at_device(&bench);
+static void bench(Bench *b, bool header) {
+    int64_t context[PASSES];
     Error err;
-    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = bench.config.ranks};
-    if (!bench.plan && !comm_run(&launch, run_on_rank, &bench, &err)) stop(&err);
-    for (Pass pass = FORWARD; pass <= bench.last; pass++) {
-        if (bench.largest > 0) bench.config.context = largest_context(&bench, pass);
-        if (pass == FORWARD)
-            printf("exchange,ranks,T,heads,head_dim,layers,pass,tensors,scratch,resident,sent,seconds,work,"
-                   "matrix_rate\n");
-        print_line(&bench, pass);
+    look_at_device(b);
+    CommLaunch launch = {.engine = COMM_LOCAL, .ranks = b->config.ranks};
+    if (!b->plan && !comm_run(&launch, run_on_rank, b, &err)) stop(&err);
+    for (Pass pass = FORWARD; pass <= b->last; pass++)
+        context[pass] = b->largest > 0 ? largest_context(b, pass) : b->config.context;
+    if (header)
+        printf("exchange,ranks,T,heads,head_dim,layers,pass,tensors,scratch,resident,sent,seconds,work,matrix_rate\n");
+    for (Pass pass = FORWARD; pass <= b->last; pass++) {
+        b->config.context = context[pass];
+        print_line(b, pass);
     }
+    fflush(stdout);
+}
+
+static void bench_all(Bench *b) {
+    static const struct {
+        const char *name;
+        int ranks;
+    } ways[] = {{"vanilla", 1}, {"streaming", 1}, {"ring", 2}, {"gather", 2}, {"ulysses", 2}, {"ring", 4},
+                {"gather", 4},  {"ulysses", 4},   {"ulysses-ring", 4}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        set_defaults(b);
+        set_way(b, ways[i].name, ways[i].ranks, 2048);
+        bench(b, i == 0);
+    }
+}
+
+int main(int argc, char **argv) {
+    static Bench b;
+    if (argc == 1) {
+        bench_all(&b);
+        return 0;
+    }
+    set_defaults(&b);
+    b.alone = true;
+    read_options(&b, argc, argv);
+    bench(&b, true);
     return 0;
 }

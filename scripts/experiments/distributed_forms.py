@@ -1,4 +1,4 @@
-"""What the experiment distributed_vs_vanilla measures in each of its forms: which runs, and about how long they take."""
+"""What the experiment distributed_vs_vanilla measures in each of its forms: which runs, and about how long."""
 from collections import namedtuple
 
 MIB = 1 << 20
