@@ -67,8 +67,8 @@ class Times:
         mine, whole = self.rows.get((*way, T, name)), self.rows.get(("vanilla", 1, T, name))
         if not mine or not whole or not mine[column]:
             return None
-        of_rate = [float(row[column]) * (float(row["matrix_rate"]) or 1) for row in (whole, mine)]
-        return of_rate[0] / of_rate[1]
+        ratio, rates = float(whole[column]) / float(mine[column]), [float(row["matrix_rate"]) for row in (whole, mine)]
+        return ratio * rates[0] / rates[1] if all(rates) else ratio  # 0: there was no room to measure it
 
     def with_vanilla(self):
         return max(T for exchange, _, T, _ in self.rows if exchange == "vanilla")
