@@ -277,8 +277,8 @@ RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
 # Programs about other programs, or about the emulator, gain nothing from sanitizers.
-NOT_ASAN      := bits book cuda_on_cpu experiments_distributed get_data gpu_check hopper_on_cpu ladder memory \
-                 mixers_checkpoint mixers_memory mixers_training recall sass scripts
+NOT_ASAN      := bits book cuda_on_cpu experiments experiments_distributed experiments_mixers get_data gpu_check \
+                 hopper_on_cpu ladder memory mixers_checkpoint mixers_memory mixers_training recall sass scripts
 ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out $(NOT_ASAN),$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
