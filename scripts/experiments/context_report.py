@@ -227,7 +227,7 @@ def plot_bits(pyplot, r, out):
 
 
 def merged(points, by=4):
-    """Bins of positions.binned() put together by four, half an octave each; as many tokens as a bin holds count."""
+    """Bins of positions.binned() put together by four, half an octave each, in proportion to the tokens they hold."""
     groups = {}
     for read, bits, error in points:
         i = math.floor(positions.BINS_PER_OCTAVE * math.log2(read) + 1e-3)
@@ -243,12 +243,14 @@ def merged(points, by=4):
 
 
 def plot_positions(pyplot, r, out):
-    """From a 512th of the longest context on: what the first tokens cost would hide the rest."""
+    """From a 512th of the longest context on: what the first tokens cost would hide the rest. The very last is a bin of
+    its own, of one position."""
     figure, of, rest = panels(pyplot, r)
     arms = (r.longest, f"trained at T = {int(r.longest):,}"), (r.grown, "context grown")
     for name, panel in of.items():
         for i, (arm, label) in enumerate(arms):
-            points = merged([point for point in r.positions_of(name, arm) if point[0] >= int(r.longest) / 512])
+            points = merged([point for point in r.positions_of(name, arm)
+                             if int(r.longest) / 512 <= point[0] < int(r.longest)])
             if points:
                 read, bits, errors = zip(*points)
                 panel.errorbar(read, bits, yerr=[0 if math.isnan(error) else error for error in errors], label=label,

@@ -156,7 +156,7 @@ class Progress:
 
     def done(self, cost, text):
         with self.busy:
-            self.count, self.spent, self.left = self.count + 1, self.spent + cost, self.left - cost
+            self.count, self.spent, self.left = self.count + 1, self.spent + cost, max(self.left - cost, 0)
             rest = (time.monotonic() - self.begun) / self.spent * self.left
             print(f"{self.count}/{self.number}  {text}; {shown_time(rest)} left", flush=True)
 

@@ -1,9 +1,8 @@
 """The applications of the experiments: where the corpus of each lies, and how it is cut into training and held-out data.
 
 A split is two files, each whole in its own format: bytes anywhere, FASTA within its sequences, idx between images, ABC
-between tunes, wav between samples. Where a sequence may be cut anywhere, what is evaluated is `windows` pieces from all
-over the held-out part, each as long as the longest context: no context is cut short by a seam more than by a window's
-beginning.
+between tunes, wav between samples. Where a sequence may be cut anywhere, the held-out file is pieces from all over the
+held-out part, each as long as the longest context: so windows of no context have a seam but at their ends.
 """
 import glob
 import hashlib
@@ -24,13 +23,13 @@ class Application(NamedTuple):
     symbol: str  # what one token is
     format: str  # for --data-format
     files: list  # patterns below the folder of corpora; the first of which there are files
-    cut: Callable  # (contents by name, context, windows) -> (training, held out, symbols held out)
+    cut: Callable  # (contents by name, context) -> (training, held out, symbols held out)
 
 
 class Split(NamedTuple):
     training: str
     held_out: str
-    tokens: int  # to evaluate, a multiple of the longest context
+    windows: int  # of the longest context that are held out, up to WINDOWS
     record: dict  # what the two files were made of
 
 
@@ -38,36 +37,40 @@ class Split(NamedTuple):
 
 HELD_OUT = 10  # one part of so many is held out
 HELD_OUT_TUNES = 5  # of what is short
+WINDOWS = 64  # of the longest context, at most
 
 
-def pieces(held_out, context, windows, size=1):
-    """`windows` pieces of `context` symbols (of `size` bytes), evenly from all over; the last has one more, a target."""
+def pieces(held_out, context, size=1):
+    """Pieces of `context` symbols (of `size` bytes each), evenly from all over, the first eight of them too; the last has
+    one more, a target."""
     symbols = len(held_out) // size
-    windows = min(windows, (symbols - 1) // context)
+    windows = min(WINDOWS, (symbols - 1) // context)
     if windows < 1:
         return held_out
     room = (symbols - 1 - windows * context) // windows
-    starts = [i * (context + room) + room // 2 for i in range(windows)]
+    stride = (windows + 7) // 8
+    order = [i for first in range(stride) for i in range(first, windows, stride)]
+    starts = [i * (context + room) + room // 2 for i in order]
     ends = [start + context for start in starts[:-1]] + [starts[-1] + context + 1]
     return b"".join(held_out[start * size : end * size] for start, end in zip(starts, ends))
 
 
-def cut_bytes(contents, context, windows):
+def cut_bytes(contents, context):
     text = b"\n".join(contents.values())
     border = len(text) - len(text) // HELD_OUT
-    held_out = pieces(text[border:], context, windows)
+    held_out = pieces(text[border:], context)
     return text[:border], held_out, len(held_out)
 
 
-def cut_books(contents, context, windows):
+def cut_books(contents, context):
     """Whole books are held out: two that are named, or else the last."""
     names = [name for name in contents if re.search(r"pride-and-prejudice|ulysses", name)] or list(contents)[-1:]
     training = b"\n".join(text for name, text in contents.items() if name not in names)
-    held_out = pieces(b"\n".join(contents[name] for name in names), context, windows)
+    held_out = pieces(b"\n".join(contents[name] for name in names), context)
     return training, held_out, len(held_out)
 
 
-def cut_modules(contents, context, windows):
+def cut_modules(contents, context):
     """Modules and whole packages are held out, drawn by a hash of their names."""
     def is_held_out(name):
         top = name.split(os.sep)[0].removesuffix(".py")
@@ -76,7 +79,7 @@ def cut_modules(contents, context, windows):
     parts = {True: [], False: []}
     for name, text in contents.items():
         parts[is_held_out(name)].append(b"# " + name.encode() + b"\n" + text)
-    held_out = pieces(b"\n".join(parts[True]), context, windows)
+    held_out = pieces(b"\n".join(parts[True]), context)
     return b"\n".join(parts[False]), held_out, len(held_out)
 
 
@@ -84,15 +87,15 @@ def fasta(name, bases, width=70):
     return b">" + name + b"\n" + b"".join(bases[i : i + width] + b"\n" for i in range(0, len(bases), width))
 
 
-def cut_fasta(contents, context, windows):
+def cut_fasta(contents, context):
     """The bases of all records, one after the other: a genome's own records are few."""
     bases = b"".join(line.strip() for text in contents.values() for line in text.splitlines() if line[:1] != b">")
     border = len(bases) - len(bases) // HELD_OUT
-    held_out = pieces(bases[border:], context, windows)
+    held_out = pieces(bases[border:], context)
     return fasta(b"training", bases[:border]), fasta(b"held out", held_out), len(held_out)
 
 
-def cut_idx(contents, context, windows):
+def cut_idx(contents, context):
     (data,) = contents.values()
     dimensions = data[3]
     sizes = [int.from_bytes(data[i : i + 4], "big") for i in range(4, 4 + 4 * dimensions, 4)]
@@ -109,7 +112,7 @@ def cut_idx(contents, context, windows):
     return part(0, border), part(border, images), (images - border) * pixels
 
 
-def cut_abc(contents, context, windows):
+def cut_abc(contents, context):
     """Every fifth tune is held out: collections are in order of their kinds."""
     text = b"\n".join(contents.values())
     tunes = [match.start() for match in re.finditer(rb"^X:", text, re.MULTILINE)]
@@ -121,14 +124,14 @@ def cut_abc(contents, context, windows):
     return training, held_out, len(held_out)
 
 
-def cut_wav(contents, context, windows):
+def cut_wav(contents, context):
     (data,) = contents.values()
     with wave.open(io.BytesIO(data)) as recording:
         kind = recording.getparams()
         frames = recording.readframes(kind.nframes)
     size = kind.nchannels * kind.sampwidth
     border = (kind.nframes - kind.nframes // HELD_OUT) * size
-    held_out = pieces(frames[border:], context, windows, size)
+    held_out = pieces(frames[border:], context, size)
 
     def part(samples):
         out = io.BytesIO()
@@ -188,13 +191,13 @@ def find(application, data):
                   "scripts/get_data, or give --data DIR")
 
 
-def write_split(name, parts, folder, context, windows, source):
+def write_split(name, parts, folder, context, source):
     """The files of a split that has been cut; a file that is there already stays if it is the same."""
     training, held_out, symbols = parts
-    tokens = min(windows, (symbols - 1) // context) * context
-    if tokens < context:
+    windows = min(WINDOWS, (symbols - 1) // context)
+    if windows < 1:
         raise Failure(f"{name}: {symbols} symbols held out, fewer than the longest context {context}: left out")
-    record, paths = {"made of": source, "tokens evaluated": tokens}, []
+    record, paths = {"made of": source, "windows held out": windows}, []
     os.makedirs(folder, exist_ok=True)
     for part, content in (("training", training), ("held out", held_out)):
         path = os.path.join(folder, f"{name}.{part.replace(' ', '_')}")
@@ -204,13 +207,13 @@ def write_split(name, parts, folder, context, windows, source):
             os.replace(path + ".new", path)
         paths.append(path)
         record[part] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return Split(*paths, tokens, record)
+    return Split(*paths, windows, record)
 
 
-def make(name, data, folder, context, windows):
+def make(name, data, folder, context):
     """The split of an application, in `folder`; raises Failure, in one line, where there is no corpus."""
     contents, source = find(APPLICATIONS[name], data)
-    return write_split(name, APPLICATIONS[name].cut(contents, context, windows), folder, context, windows, source)
+    return write_split(name, APPLICATIONS[name].cut(contents, context), folder, context, source)
 
 
 # ---- known answers --------------------------------------------------------------------------------------------------
@@ -231,13 +234,13 @@ def shuffled(text, seed):
     return bytes(symbols)
 
 
-def make_known(name, folder, context, windows):
+def make_known(name, folder, context):
     """Generated text whose second half repeats the first, or the same text shuffled."""
-    training, held_out = repeats(context // 2, 1500, 1), repeats(context // 2, windows, 2)
+    training, held_out = repeats(context // 2, 1500, 1), repeats(context // 2, WINDOWS, 2)
     if name == "shuffled":
         training, held_out = shuffled(training, 3), shuffled(held_out, 4)
     parts = training, held_out + held_out[:1], len(held_out) + 1
-    return write_split(name, parts, folder, context, windows, "generated")
+    return write_split(name, parts, folder, context, "generated")
 
 
 KNOWN = {name: Application(title, "byte", "bytes", [], None)
