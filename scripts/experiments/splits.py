@@ -1,4 +1,4 @@
-"""The applications of the experiments: where the corpus of each lies, and how it is cut into training and held-out data.
+"""The applications of the experiments: where the corpus of each lies, and how training and held-out data are cut of it.
 
 A split is two files, each whole in its own format: bytes anywhere, FASTA within its sequences, idx between images, ABC
 between tunes, wav between samples. Where a sequence may be cut anywhere, the held-out file is pieces from all over the
@@ -41,7 +41,7 @@ WINDOWS = 64  # of the longest context, at most
 
 
 def pieces(held_out, context, size=1):
-    """Pieces of `context` symbols (of `size` bytes each), evenly from all over, the first eight of them too; the last has
+    """Pieces of `context` symbols (`size` bytes each), evenly from all over, the first eight of them too; the last has
     one more, a target."""
     symbols = len(held_out) // size
     windows = min(WINDOWS, (symbols - 1) // context)
