@@ -48,12 +48,12 @@ static void lay_out_kept(const MixerSize *s, MixerMemory *kept, Arena *arena) {
 }
 
 static void lay_out_room(const MixerSize *s, bool backward, MixerMemory *room, Arena *arena) {
-    Channels mine = channels_of(s->config->dim, s->ranks, s->rank);
     size_t rows = rows_bytes(s), message = transpose_room_bytes(s);
     room->buffer[ROWS] = arena_take(arena, "buffers of one layer", rows);
-    filter_lay_out(s, backward ? s->context : GENERATED_ROWS, mine.count, backward, room->buffer, arena);
+    filter_lay_out(s, backward ? s->rows / s->sequences : GENERATED_ROWS, backward, room->buffer, arena);
     if (!backward) return; // generation
-    room->buffer[KERNEL] = arena_take(arena, "convolution filter", (size_t)(mine.count * s->context) * sizeof(float));
+    int64_t mine = channels_of(s->config->dim, s->ranks, s->rank).count;
+    room->buffer[KERNEL] = arena_take(arena, "convolution filter", (size_t)(mine * s->context) * sizeof(float));
     room->buffer[CHANNELS] = arena_take(arena, "buffers of one layer", long_convolution_bytes(s));
     room->buffer[D_ROWS] = arena_take(arena, "activation gradients", rows);
     if (projections_of(s->config, s->layer) > 1)
@@ -76,7 +76,12 @@ static const ConvolutionKernels *kernels_of(const Mixing *m) { return m->model->
 static ImplicitFilter filter_of(const Mixing *m) {
     const Model *model = m->model;
     int ranks = m->pass->generation != NULL ? 1 : model->ranks, rank = ranks == 1 ? 0 : model->rank;
-    return (ImplicitFilter){m, m->tensor + FILTER, m->room.buffer, channels_of(model->config->dim, ranks, rank)};
+    return (ImplicitFilter){.m = m,
+                            .tensor = m->tensor + FILTER,
+                            .buffer = m->room.buffer,
+                            .channels = channels_of(model->config->dim, ranks, rank),
+                            .by_channel = m->room.buffer[ranks == 1 ? (int)FILTER_RAW : (int)CHANNELS],
+                            .messages = &m->room.buffer[SEND]};
 }
 
 // out (n, out_width) = a . b of C columns each, of rows as wide as said.
@@ -103,8 +108,10 @@ static void generate(const Mixing *m, const void *u) {
 static void mix(const Mixing *m) {
     const Model *model = m->model;
     Device *d = model->device;
-    int64_t C = model->config->dim, wide = projections(&m->choice);
+    int64_t C = model->config->dim, B = m->pass->sequences, wide = projections(&m->choice);
     void *u = m->room.buffer[ROWS], *projected = wide > 1 ? m->kept.buffer[PROJECTED] : u;
+    ImplicitFilter filter = filter_of(m);
+    if (m->pass->generation == NULL) filter_begin(&filter);
     d->matmul_forward(d, projected, m->pass->normed, weight(model, m->tensor[IN]), NULL, m->pass->rows, C, wide * C);
     if (wide > 1) multiply(m, u, C, projected, 3 * C, at(d, projected, 2 * C), 3 * C);
     if (m->pass->generation != NULL) {
@@ -113,13 +120,12 @@ static void mix(const Mixing *m) {
     }
     void *const *messages = &m->room.buffer[SEND], *channels = m->room.buffer[CHANNELS];
     float *kernel = m->room.buffer[KERNEL];
-    ImplicitFilter filter = filter_of(m);
-    tokens_to_channels_begin(m, m->kept.buffer[U], u, messages);
-    filter_forward(&filter, kernel);
-    tokens_to_channels_end(m, m->kept.buffer[U], messages);
-    kernels_of(m)->forward(d, channels, m->kept.buffer[U], kernel, m->pass->sequences, model->context,
-                           filter.channels.count);
-    channels_to_tokens(m, m->kept.buffer[MIXED], channels, messages);
+    filter_end(&filter);
+    tokens_to_channels_begin(m, B, m->kept.buffer[U], u, messages);
+    filter_window(&filter, kernel);
+    tokens_to_channels_end(m, B, m->kept.buffer[U], messages);
+    kernels_of(m)->forward(d, channels, m->kept.buffer[U], kernel, B, model->context, filter.channels.count);
+    channels_to_tokens(m, B, m->kept.buffer[MIXED], channels, messages);
 }
 
 // What W^O multiplies: mixed, or x1 . mixed.
@@ -140,18 +146,19 @@ static void output(const Mixing *m) {
 // ---- backward -------------------------------------------------------------------------------------------------------
 
 // d_rows, the gradient of what was mixed, becomes that of u; and the filter's parameters get theirs.
-static void backward_through_mixing(const Mixing *m, void *d_rows) {
+static void backward_through_mixing(const Mixing *m, const ImplicitFilter *filter, void *d_rows) {
     const Model *model = m->model;
+    int64_t B = m->pass->sequences;
     void *const *messages = &m->room.buffer[SEND], *channels = m->room.buffer[CHANNELS];
     float *kernel = m->room.buffer[KERNEL];
-    ImplicitFilter filter = filter_of(m);
-    tokens_to_channels_begin(m, channels, d_rows, messages);
-    filter_forward(&filter, kernel);
-    tokens_to_channels_end(m, channels, messages);
-    kernels_of(m)->backward(model->device, channels, kernel, channels, m->kept.buffer[U], kernel, m->pass->sequences,
-                            model->context, filter.channels.count);
-    filter_backward(&filter, kernel);
-    channels_to_tokens(m, d_rows, channels, messages);
+    filter_end(filter);
+    tokens_to_channels_begin(m, B, channels, d_rows, messages);
+    filter_window(filter, kernel);
+    tokens_to_channels_end(m, B, channels, messages);
+    kernels_of(m)->backward(model->device, channels, kernel, channels, m->kept.buffer[U], kernel, B, model->context,
+                            filter->channels.count);
+    channels_to_tokens(m, B, d_rows, channels, messages);
+    filter_backward(filter, kernel);
 }
 
 static void backward(const Mixing *m) {
@@ -160,6 +167,8 @@ static void backward(const Mixing *m) {
     Device *d = model->device;
     int64_t C = model->config->dim, wide = projections(&m->choice);
     void *d_rows = m->room.buffer[D_ROWS], *d_projected = wide > 1 ? m->room.buffer[D_PROJECTED] : d_rows;
+    ImplicitFilter filter = filter_of(m);
+    filter_begin(&filter);
     d->matmul_backward(d, d_rows, gradient(model, m->tensor[OUT]), NULL, p->d_residual, gated(m),
                        weight(model, m->tensor[OUT]), p->rows, C, C, false);
     void *v = m->kept.buffer[PROJECTED];
@@ -167,7 +176,7 @@ static void backward(const Mixing *m) {
         multiply(m, at(d, d_projected, C), 3 * C, d_rows, C, m->kept.buffer[MIXED], C);
         multiply(m, d_rows, C, d_rows, C, at(d, v, C), 3 * C);
     }
-    backward_through_mixing(m, d_rows);
+    backward_through_mixing(m, &filter, d_rows);
     if (wide > 1) { // u = x2 . v
         multiply(m, at(d, d_projected, 2 * C), 3 * C, d_rows, C, v, 3 * C);
         multiply(m, d_projected, 3 * C, d_rows, C, at(d, v, 2 * C), 3 * C);
@@ -182,6 +191,13 @@ static double flops(const ModelConfig *c, int64_t layer, int64_t context) {
     return long_convolution_flops(c, context, 8);
 }
 
+// What convolutions send, and once for all sequences the filter: there, and backward its gradient back as well.
+static AttentionBytes bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding, int rank) {
+    AttentionBytes bytes = long_convolution_bytes_sent(c, layer, sharding, rank);
+    TransposeBytes filter = transpose_bytes_sent(c->dim, 1, sharding, rank);
+    return (AttentionBytes){bytes.forward + filter.there, bytes.backward + filter.there + filter.back};
+}
+
 const Mixer mixer_conv = {.name = "conv",
                           .word = "gated",
                           .check = long_convolution_check,
@@ -194,5 +210,5 @@ const Mixer mixer_conv = {.name = "conv",
                           .output = output,
                           .backward = backward,
                           .flops = flops,
-                          .bytes_sent = long_convolution_bytes_sent,
+                          .bytes_sent = bytes_sent,
                           .generates = true};

@@ -68,12 +68,12 @@ static void convolve(const Mixing *m, void *to, const void *from, bool transpose
     int64_t B = m->pass->sequences, T = model->context;
     void *const *messages = &m->room.buffer[SEND], *in = m->room.buffer[FROM], *out = m->room.buffer[TO];
     float *kernel = m->room.buffer[KERNEL];
-    tokens_to_channels_begin(m, in, from, messages);
+    tokens_to_channels_begin(m, B, in, from, messages);
     k->cosines(d, kernel, T, mine, model->config->max_positions);
-    tokens_to_channels_end(m, in, messages);
+    tokens_to_channels_end(m, B, in, messages);
     if (transposed) k->backward(d, out, NULL, in, NULL, kernel, B, T, mine.count);
     else k->forward(d, out, in, kernel, B, T, mine.count);
-    channels_to_tokens(m, to, out, messages);
+    channels_to_tokens(m, B, to, out, messages);
 }
 
 static void mix(const Mixing *m) {

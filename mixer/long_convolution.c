@@ -46,6 +46,6 @@ double long_convolution_flops(const ModelConfig *c, int64_t context, int transfo
 AttentionBytes long_convolution_bytes_sent(const ModelConfig *c, int64_t layer, const AttentionConfig *sharding,
                                            int rank) {
     (void)layer;
-    int64_t bytes = transpose_bytes_sent(c->dim, sharding, rank);
-    return (AttentionBytes){bytes, bytes};
+    TransposeBytes rows = transpose_bytes_sent(c->dim, sharding->shape.batch, sharding, rank);
+    return (AttentionBytes){rows.there + rows.back, rows.there + rows.back};
 }

@@ -18,11 +18,10 @@ size_t transpose_room_bytes(const MixerSize *s) {
     return (size_t)larger(s->rows * C, s->sequences * s->context * mine) * s->element_bytes;
 }
 
-int64_t transpose_bytes_sent(int64_t C, const AttentionConfig *sharding, int rank) {
-    int64_t tokens = shard_of(sharding->context, sharding->ranks, rank).tokens;
+TransposeBytes transpose_bytes_sent(int64_t C, int64_t B, const AttentionConfig *sharding, int rank) {
+    int64_t tokens = shard_of(sharding->context, sharding->ranks, rank).tokens, each = B * (int64_t)sharding->element_bytes;
     int64_t mine = channels_of(C, sharding->ranks, rank).count;
-    int64_t elements = tokens * (C - mine) + (sharding->context - tokens) * mine;
-    return sharding->shape.batch * elements * (int64_t)sharding->element_bytes;
+    return (TransposeBytes){each * tokens * (C - mine), each * (sharding->context - tokens) * mine};
 }
 
 // Bytes of the messages between this rank and all others: of their channels and its tokens, and of its channels and
@@ -31,24 +30,24 @@ typedef struct Messages {
     size_t theirs[MOST_RANKS], mine[MOST_RANKS];
 } Messages;
 
-static Messages messages_of(const Mixing *m) {
+static Messages messages_of(const Mixing *m, int64_t B) {
     const Model *model = m->model;
-    int64_t C = model->config->dim, B = m->pass->sequences, mine = channels_of(C, model->ranks, model->rank).count;
+    int64_t C = model->config->dim, n = B * model->shard.tokens, mine = channels_of(C, model->ranks, model->rank).count;
     Messages bytes;
     for (int rank = 0; rank < model->ranks; rank++) {
         int64_t channels = channels_of(C, model->ranks, rank).count;
-        bytes.theirs[rank] = (size_t)(m->pass->rows * channels) * model->device->element_bytes;
+        bytes.theirs[rank] = (size_t)(n * channels) * model->device->element_bytes;
         bytes.mine[rank] =
             (size_t)(B * shard_of(model->context, model->ranks, rank).tokens * mine) * model->device->element_bytes;
     }
     return bytes;
 }
 
-// Rows (n, C) and messages of each rank's channels, one after the other: into them, or (`back`) from them.
-static void move_columns(const Mixing *m, void *rows, void *messages, bool back) {
+// Rows (B Tl, C) and messages of each rank's channels, one after the other: into them, or (`back`) from them.
+static void move_columns(const Mixing *m, int64_t B, void *rows, void *messages, bool back) {
     const Model *model = m->model;
     Device *d = model->device;
-    int64_t C = model->config->dim, n = m->pass->rows, element = (int64_t)d->element_bytes;
+    int64_t C = model->config->dim, n = B * model->shard.tokens, element = (int64_t)d->element_bytes;
     for (int rank = 0; rank < model->ranks; rank++) {
         Channels its = channels_of(C, model->ranks, rank);
         void *in_rows = at(d, rows, its.first), *packed = at(d, messages, n * its.first);
@@ -60,10 +59,10 @@ static void move_columns(const Mixing *m, void *rows, void *messages, bool back)
 
 // Messages of each rank's tokens, one after the other, and all tokens (B, T, my channels): into these, or (`back`) from
 // them.
-static void move_tokens(const Mixing *m, void *tokens, void *messages, bool back) {
+static void move_tokens(const Mixing *m, int64_t B, void *tokens, void *messages, bool back) {
     const Model *model = m->model;
     Device *d = model->device;
-    int64_t B = m->pass->sequences, T = model->context;
+    int64_t T = model->context;
     int64_t mine = channels_of(model->config->dim, model->ranks, model->rank).count, before = 0;
     int64_t row = mine * (int64_t)d->element_bytes;
     for (int rank = 0; rank < model->ranks; rank++) {
@@ -79,34 +78,37 @@ static void move_tokens(const Mixing *m, void *tokens, void *messages, bool back
     }
 }
 
-void tokens_to_channels_begin(const Mixing *m, void *to, const void *from, void *const room[2]) {
+static void copy_alone(const Mixing *m, int64_t B, void *to, const void *from) {
+    Device *d = m->model->device;
+    if (to != from) d->copy(d, to, from, (size_t)(B * m->model->context * m->model->config->dim) * d->element_bytes);
+}
+
+void tokens_to_channels_begin(const Mixing *m, int64_t B, void *to, const void *from, void *const room[2]) {
     const Model *model = m->model;
-    Device *d = model->device;
     if (model->ranks == 1) {
-        d->copy(d, to, from, (size_t)(m->pass->rows * model->config->dim) * d->element_bytes);
+        copy_alone(m, B, to, from);
         return;
     }
-    Messages bytes = messages_of(m);
-    move_columns(m, (void *)from, room[0], false);
+    Messages bytes = messages_of(m, B);
+    move_columns(m, B, (void *)from, room[0], false);
     comm_all_to_all_begin(model->sequence, room[0], bytes.theirs, room[1], bytes.mine, model->requests);
 }
 
-void tokens_to_channels_end(const Mixing *m, void *to, void *const room[2]) {
+void tokens_to_channels_end(const Mixing *m, int64_t B, void *to, void *const room[2]) {
     if (m->model->ranks == 1) return;
     comm_wait_all(m->model->sequence, m->model->requests, m->model->ranks);
-    move_tokens(m, to, room[1], false);
+    move_tokens(m, B, to, room[1], false);
 }
 
-void channels_to_tokens(const Mixing *m, void *to, const void *from, void *const room[2]) {
+void channels_to_tokens(const Mixing *m, int64_t B, void *to, const void *from, void *const room[2]) {
     const Model *model = m->model;
-    Device *d = model->device;
     if (model->ranks == 1) {
-        d->copy(d, to, from, (size_t)(m->pass->rows * model->config->dim) * d->element_bytes);
+        copy_alone(m, B, to, from);
         return;
     }
-    Messages bytes = messages_of(m);
-    move_tokens(m, (void *)from, room[0], true);
+    Messages bytes = messages_of(m, B);
+    move_tokens(m, B, (void *)from, room[0], true);
     comm_all_to_all_begin(model->sequence, room[0], bytes.mine, room[1], bytes.theirs, model->requests);
     comm_wait_all(model->sequence, model->requests, model->ranks);
-    move_columns(m, to, room[1], true);
+    move_columns(m, B, to, room[1], true);
 }

@@ -14,14 +14,17 @@ Channels channels_of(int64_t C, int ranks, int rank);
 
 // Bytes of each of the two rooms that messages are packed in and unpacked from; 0 for one rank.
 size_t transpose_room_bytes(const MixerSize *size);
-// What this rank sends to there and back.
-int64_t transpose_bytes_sent(int64_t C, const AttentionConfig *sharding, int rank);
+// What this rank sends of B sequences to there, and back.
+typedef struct TransposeBytes {
+    int64_t there, back;
+} TransposeBytes;
+TransposeBytes transpose_bytes_sent(int64_t C, int64_t B, const AttentionConfig *sharding, int rank);
 
-// from (n, C), this rank's tokens, -> to (B, T, its channels), in the order of positions. Between begin and end there
-// may be work that uses neither the rooms nor `to`; `from` is free after begin.
-void tokens_to_channels_begin(const Mixing *m, void *to, const void *from, void *const room[2]);
-void tokens_to_channels_end(const Mixing *m, void *to, void *const room[2]);
+// from (B Tl, C), this rank's tokens, -> to (B, T, its channels), in the order of positions. Between begin and end
+// there may be work that uses neither the rooms nor `to`; `from` is free after begin.
+void tokens_to_channels_begin(const Mixing *m, int64_t B, void *to, const void *from, void *const room[2]);
+void tokens_to_channels_end(const Mixing *m, int64_t B, void *to, void *const room[2]);
 // Back.
-void channels_to_tokens(const Mixing *m, void *to, const void *from, void *const room[2]);
+void channels_to_tokens(const Mixing *m, int64_t B, void *to, const void *from, void *const room[2]);
 
 #endif
