@@ -102,7 +102,8 @@ typedef struct DeltaKernels {
 
     // ---- the rule, forward ------------------------------------------------------------------------------------------
     // What chunk i makes of the state that enters it, M' = transition M + state, as (B, H, 2, W, W) [state, transition]
-    // at summary[i].
+    // at summary[i]. Nobody asks for the sequence's last chunk, nor for the transition of its first: a device may leave
+    // these out.
     void (*summarize)(Device *, const DeltaShape *, const DeltaTokens *, float *const summary[2]);
     // states (B, H, N, W, W): what enters each block; updates (B, H, N, 64, W); out, NULL: not wanted. initial (chunks,
     // B, H, W, W): what enters each chunk, NULL: zeros. final (B, H, W, W): what leaves the last chunk, may be
@@ -112,7 +113,8 @@ typedef struct DeltaKernels {
 
     // ---- and backward -----------------------------------------------------------------------------------------------
     // d_initial[i]: the gradient of what enters chunk i if that of what leaves it is zero; b, h stand d_initial_stride
-    // floats apart. d_states (B, H, N, W, W), residuals (B, H, N, 64, W): to work in.
+    // floats apart. Nobody asks for that of the sequence's first chunk. d_states (B, H, N, W, W), residuals (B, H, N,
+    // 64, W): to work in.
     void (*retreat)(Device *, const DeltaShape *, const DeltaTokens *, const void *d_out, float *const d_initial[2],
                     int64_t d_initial_stride, void *d_states, void *residuals);
     // All gradients, from d_out and d_final (chunks, B, H, W, W): of what leaves each chunk, NULL: zeros. To work in,

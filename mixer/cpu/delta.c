@@ -19,6 +19,8 @@ extern const DeltaFinishKernels delta_finish_portable, delta_finish_avx2, delta_
 
 const DeltaTiles *delta_tiles(void) { return CHOOSE(delta_tiles); }
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // ---- parts of a block -----------------------------------------------------------------------------------------------
 
 // How many tokens block n has.
@@ -99,28 +101,33 @@ void delta_solve(const DeltaBlock *block, Rows a, Rows x, int64_t columns, bool 
 
 // ---- one block ------------------------------------------------------------------------------------------------------
 
-// U into `updates`, and the state (W, columns) goes on. `columns` are W, or 2 W: values of which the second half are
-// zeros.
-static void advance_block(const DeltaBlock *block, Rows state, int64_t columns, Rows updates, DeltaRoom room) {
-    const TileKernels *tile = block->tile;
-    const DeltaTiles *delta = block->delta;
-    int64_t rows = block->rows, W = block->W;
-    Rows a = delta_take(&room, DELTA_BLOCK, DELTA_BLOCK), weighed = delta_take(&room, rows, W);
-    delta_system(block, a);
-    tile->product(rows, columns, W, plain(block->k), state, updates, OVERWRITE);
-    delta->target(updates, block->v, rows, W, block->beta, block->carry);
-    if (columns > W) {
-        memset(weighed.data, 0, (size_t)(rows * W) * sizeof(float));
-        delta->target(rows_from(updates, 0, W), weighed, rows, W, block->beta, block->carry);
-    }
-    delta_solve(block, a, updates, columns, false);
+// What all states that enter the block are advanced with: the system, and diag(e) K.
+typedef struct Advance {
+    Rows a, keys;
+} Advance;
 
-    float keep[DELTA_BLOCK];
-    for (int64_t i = 0; i < DELTA_BLOCK; i++) keep[i] = block->carry[rows - 1];
+static Advance advance_of(const DeltaBlock *block, DeltaRoom *room) {
+    Advance with = {delta_take(room, DELTA_BLOCK, DELTA_BLOCK), delta_take(room, DELTA_BLOCK, block->W)};
+    delta_system(block, with.a);
+    block->delta->scale(with.keys, block->k, block->rows, block->W, block->rest);
+    return with;
+}
+
+// U into `updates`, and the state goes on. values: else those of the tokens are zeros.
+static void advance_block(const DeltaBlock *block, const Advance *with, bool values, Rows state, Rows updates) {
+    const TileKernels *tile = block->tile;
+    int64_t rows = block->rows, W = block->W;
+    float factor[DELTA_BLOCK];
+    tile->product(rows, W, W, plain(block->k), state, updates, OVERWRITE);
+    for (int64_t i = 0; i < rows; i++) factor[i] = -block->beta[i] * block->carry[i];
+    if (values) block->delta->target(updates, block->v, rows, W, block->beta, block->carry);
+    else block->delta->scale(updates, updates, rows, W, factor);
+    delta_solve(block, with->a, updates, W, false);
+
+    for (int64_t i = 0; i < DELTA_BLOCK; i++) factor[i] = block->carry[rows - 1];
     for (int64_t i = 0; i < W; i += DELTA_BLOCK)
-        tile->scale_rows(rows_from(state, i, 0), W - i < DELTA_BLOCK ? W - i : DELTA_BLOCK, columns, keep);
-    delta->scale(weighed, block->k, rows, W, block->rest);
-    tile->product(W, columns, rows, transposed(weighed), updates, state, ADD);
+        tile->scale_rows(rows_from(state, i, 0), least(W - i, DELTA_BLOCK), W, factor);
+    tile->product(W, W, rows, transposed(with->keys), updates, state, ADD);
 }
 
 // state: the one that enters.
@@ -170,7 +177,9 @@ static void forward_task(void *context, int64_t task, int worker) {
         Rows entering = delta_part(s, f->states, run.b, run.h, n, W, W);
         Rows updates = delta_part(s, f->updates, run.b, run.h, n, DELTA_BLOCK, W);
         memcpy(entering.data, state.data, bytes);
-        advance_block(&block, state, W, updates, rest);
+        DeltaRoom for_advance = rest;
+        Advance with = advance_of(&block, &for_advance);
+        advance_block(&block, &with, true, state, updates);
         if (f->out != NULL)
             read_out_block(&block, entering, updates, delta_part(s, f->out, run.b, run.h, n, DELTA_BLOCK, W), rest);
     }
@@ -204,24 +213,33 @@ static void forward(Device *d, const DeltaShape *s, const DeltaTokens *t, const 
     parallel_for(d->threads, s->batch * s->heads * delta_blocks(s), read_out_task, &work);
 }
 
+// A transition that has decayed so far, or comes to a document's end, is zero: products of less than the least normal
+// number would be slow.
+static const double NOTHING = 1e-30;
+
 static void summarize_task(void *context, int64_t task, int worker) {
     const Forward *f = context;
     const DeltaShape *s = f->s;
     const DeltaRun run = delta_run(s, task);
+    const Chunk chunk = s->chunk[run.chunk];
+    if (chunk.start + chunk.length == s->context) return; // nothing is behind it
     int64_t W = delta_width(s->head_dim);
+    double remains = chunk.start > 0; // at least the transition's norm: but for decays, it makes nothing longer
     DeltaRoom room = delta_worker_room(f->room, s, worker);
-    Rows state = delta_take(&room, W, 2 * W), updates = delta_take(&room, DELTA_BLOCK, 2 * W);
-    memset(state.data, 0, (size_t)(2 * W * W) * sizeof(float));
-    for (int64_t i = 0; i < W; i++) state.data[i * 2 * W + W + i] = 1;
+    Rows state = delta_take(&room, W, W), transition = delta_take(&room, W, W);
+    Rows updates = delta_take(&room, DELTA_BLOCK, W);
+    memset(state.data, 0, (size_t)(2 * W * W) * sizeof(float)); // of both
+    for (int64_t i = 0; i < W; i++) transition.data[i * W + i] = 1;
     for (int64_t n = run.first; n < run.end; n++) {
         DeltaRoom rest = room;
         DeltaBlock block = delta_block(s, f->t, run.b, run.h, n, &rest);
-        advance_block(&block, state, 2 * W, updates, rest);
+        Advance with = advance_of(&block, &rest);
+        advance_block(&block, &with, true, state, updates);
+        remains *= (double)block.carry[block.rows - 1];
+        if (remains <= NOTHING) memset(transition.data, 0, (size_t)(W * W) * sizeof(float));
+        else advance_block(&block, &with, false, transition, updates); // where it is not a number, too
     }
-    float *to = f->summary[run.chunk] + run.head * 2 * W * W;
-    for (int64_t i = 0; i < W; i++)
-        for (int64_t half = 0; half < 2; half++)
-            memcpy(to + (half * W + i) * W, state.data + i * 2 * W + half * W, (size_t)W * sizeof(float));
+    memcpy(f->summary[run.chunk] + run.head * 2 * W * W, state.data, (size_t)(2 * W * W) * sizeof(float));
 }
 
 static void summarize(Device *d, const DeltaShape *s, const DeltaTokens *t, float *const summary[2]) {

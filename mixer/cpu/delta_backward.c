@@ -166,9 +166,11 @@ static void retreat_task(void *context, int64_t task, int worker) {
     const Backward *k = context;
     const DeltaShape *s = k->s;
     const DeltaRun run = delta_run(s, task);
+    if (k->d_initial != NULL && s->chunk[run.chunk].start == 0) return; // nothing is before it
     int64_t W = delta_width(s->head_dim), b = run.b, h = run.h;
+    bool stay = k->g != NULL || k->d_initial != NULL;
     DeltaRoom room = delta_worker_room(k->room, s, worker);
-    // Where gradients follow at once, those of states and residuals stay here.
+    // Where gradients follow at once, or none do, those of states and residuals stay here.
     Rows d_state = delta_take(&room, W, W), here = delta_take(&room, W, W),
          residuals_here = delta_take(&room, DELTA_BLOCK, W);
     size_t bytes = (size_t)(W * W) * sizeof(float);
@@ -177,8 +179,8 @@ static void retreat_task(void *context, int64_t task, int worker) {
     for (int64_t n = run.end - 1; n >= run.first; n--) {
         DeltaRoom rest = room;
         DeltaBlock block = delta_block(s, k->t, b, h, n, &rest);
-        Rows leaving = k->g != NULL ? here : delta_part(s, k->d_states, b, h, n, W, W);
-        Rows residuals = k->g != NULL ? residuals_here : delta_part(s, k->residuals, b, h, n, DELTA_BLOCK, W);
+        Rows leaving = stay ? here : delta_part(s, k->d_states, b, h, n, W, W);
+        Rows residuals = stay ? residuals_here : delta_part(s, k->residuals, b, h, n, DELTA_BLOCK, W);
         memcpy(leaving.data, d_state.data, bytes);
         retreat_block(&block, delta_part(s, k->d_out, b, h, n, DELTA_BLOCK, W), d_state, residuals, rest);
         if (k->g != NULL) differentiate_block(k, &block, &run, n, leaving, residuals, rest);

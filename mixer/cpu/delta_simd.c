@@ -61,14 +61,6 @@ static void scale(Rows to, Rows from, int64_t rows, int64_t columns, const float
             vstore(to.data + i * to.stride + c, factor[i] * vload(from.data + i * from.stride + c));
 }
 
-static void add_scaled(Rows to, Rows from, int64_t rows, int64_t columns, const float *factor) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < columns; c += SIMD_WIDTH) {
-            float *sum = to.data + i * to.stride + c;
-            vstore(sum, vload(sum) + factor[i] * vload(from.data + i * from.stride + c));
-        }
-}
-
 static void target(Rows to, Rows v, int64_t rows, int64_t columns, const float *beta, const float *carry) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < columns; c += SIMD_WIDTH) {
@@ -87,4 +79,4 @@ static void dots(float *to, Rows a, Rows b, int64_t rows, int64_t columns) {
 }
 
 extern const DeltaTiles SIMD_NAME(delta_tiles);
-const DeltaTiles SIMD_NAME(delta_tiles) = {decay, weigh, solve, scale, add_scaled, target, dots};
+const DeltaTiles SIMD_NAME(delta_tiles) = {decay, weigh, solve, scale, target, dots};

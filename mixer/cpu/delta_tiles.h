@@ -15,8 +15,6 @@ typedef void DeltaWeigh(Rows x, Rows decay, int64_t rows, const float *factor, b
 typedef void DeltaSolve(Rows x, int64_t columns, Rows a, bool transpose);
 // to_i = factor_i from_i; may be the same.
 typedef void DeltaScale(Rows to, Rows from, int64_t rows, int64_t columns, const float *factor);
-// to_i += factor_i from_i
-typedef void DeltaAddScaled(Rows to, Rows from, int64_t rows, int64_t columns, const float *factor);
 // to_i = beta_i (v_i - carry_i to_i)
 typedef void DeltaTarget(Rows to, Rows v, int64_t rows, int64_t columns, const float *beta, const float *carry);
 // to_i = a_i . b_i
@@ -27,7 +25,6 @@ typedef struct DeltaTiles {
     DeltaWeigh *weigh;
     DeltaSolve *solve;
     DeltaScale *scale;
-    DeltaAddScaled *add_scaled;
     DeltaTarget *target;
     DeltaDots *dots;
 } DeltaTiles;
