@@ -20,8 +20,8 @@ static void scale_keys(const Walk *w, Place p, const BlockScratch *s) {
 
 // The block's tokens of one head become phi of themselves, in place.
 static void make_features(const Walk *w, Place p, TokenView x, int64_t head) {
-    Rows rows = token_rows(x, p.b, p.token, head, w->shape->head_dim);
-    for (int64_t r = 0; r < p.length; r++) w->tiles->features(rows.data + r * rows.stride, w->shape->head_dim);
+    int64_t D = w->shape->head_dim;
+    w->tiles->features(token_rows(x, p.b, p.token, head, D), p.length, D);
 }
 
 static void own(const Walk *w, const Part *part) {

@@ -4,10 +4,22 @@
 
 static inline vfloat phi(vfloat u) { return vselect(u > vset(0.0f), u + 1.0f, vexp_negative(vmin(u, vset(0.0f)))); }
 
-static void features(float *x, int64_t count) {
-    int64_t i = 0;
-    for (; i + SIMD_WIDTH <= count; i += SIMD_WIDTH) vstore(x + i, phi(vload(x + i)));
-    if (i < count) vstore_part(x + i, phi(vload_part(x + i, count - i)), count - i);
+// A head's rows of the model's tensors, to be read or written, lie far apart, and processors do not fetch them by
+// themselves.
+static inline void ask_ahead(const float *row, int64_t stride, int64_t columns) {
+    enum { ROWS_AHEAD = 16, LINE = 16 };
+    if (stride < 2 * columns) return; // near
+    for (int64_t i = 0; i < columns; i += LINE) __builtin_prefetch(row + ROWS_AHEAD * stride + i, 1, 2);
+}
+
+static void features(Rows x, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r++) {
+        float *row = x.data + r * x.stride;
+        int64_t i = 0;
+        ask_ahead(row, x.stride, columns);
+        for (; i + SIMD_WIDTH <= columns; i += SIMD_WIDTH) vstore(row + i, phi(vload(row + i)));
+        if (i < columns) vstore_part(row + i, phi(vload_part(row + i, columns - i)), columns - i);
+    }
 }
 
 static void pack(Rows to, int64_t padded, Rows from, int64_t rows, int64_t columns, const float *factor) {
@@ -16,6 +28,8 @@ static void pack(Rows to, int64_t padded, Rows from, int64_t rows, int64_t colum
         const float *in = from.data + r * from.stride;
         vfloat by = vset(factor == NULL ? 1.0f : factor[r]);
         int64_t i = 0;
+        ask_ahead(in, from.stride, columns);
+        ask_ahead(out, to.stride, columns);
         for (; i + 4 * SIMD_WIDTH <= columns; i += 4 * SIMD_WIDTH) {
             vfloat x[4];
             SIMD_UNROLL for (int v = 0; v < 4; v++) x[v] = vload(in + i + v * SIMD_WIDTH);
@@ -70,6 +84,7 @@ static void give(Rows to, Rows from, Rows x, int64_t rows, int64_t columns, bool
         float *out = to.data + r * to.stride;
         const float *in = from.data + r * from.stride, *features = x.data == NULL ? NULL : x.data + r * x.stride;
         int64_t i = 0, left;
+        ask_ahead(out, to.stride, columns);
         for (; i + SIMD_WIDTH <= columns; i += SIMD_WIDTH)
             vstore(out + i,
                    given(vload(in + i), features == NULL ? NULL : features + i, add ? vload(out + i) : vset(0.0f), 0));
@@ -82,6 +97,7 @@ static void give(Rows to, Rows from, Rows x, int64_t rows, int64_t columns, bool
 static void dots(float *out, Rows a, Rows b, int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r++) {
         const float *x = a.data + r * a.stride, *y = b.data + r * b.stride;
+        ask_ahead(x, a.stride, columns);
         vfloat sum = vset(0.0f);
         int64_t i = 0;
         for (; i + SIMD_WIDTH <= columns; i += SIMD_WIDTH) sum += vload(x + i) * vload(y + i);

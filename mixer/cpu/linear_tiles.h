@@ -8,8 +8,8 @@
 #include "attention/cpu/tile_kernels.h"
 
 typedef struct LinearTiles {
-    // x = elu(x) + 1, in place.
-    void (*features)(float *x, int64_t count);
+    // x (rows, columns) = elu(x) + 1, in place.
+    void (*features)(Rows x, int64_t rows, int64_t columns);
     // to (rows, padded) = factor[r] * from (rows, columns), filled up with columns of zeros; factor NULL: 1.
     void (*pack)(Rows to, int64_t padded, Rows from, int64_t rows, int64_t columns, const float *factor);
     // scores (keys, queries) *= power[query - key], which is 0 for a key behind its query, and 0 where key <
