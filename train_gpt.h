@@ -68,8 +68,8 @@ void gather_slices(Rank *r, void *flat, size_t element_bytes);
 // The device, memory, groups and weights of this rank; ends all ranks where one of them cannot have them. `device`: one
 // that is open already, and stays so; NULL: the rank opens its own. Collective.
 Rank *rank_open(const Run *run, Comm *world, const Device *device);
-// Lays the memory out for passes of this phase, of run->phase, if it is not: weights, gradients and moments stay, tokens and
-// activations do not. Collective.
+// Lays the memory out for passes of this phase, of run->phase, if it is not: weights, gradients and moments stay, tokens
+// and activations do not. Collective.
 void rank_take_phase(Rank *r, const Phase *phase);
 void rank_leave_groups(Rank *r); // the last that ranks do together
 // Bytes that token mixers have sent to other ranks so far.

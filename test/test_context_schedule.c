@@ -136,7 +136,8 @@ static void evaluates_whole_windows(void **state) {
         snprintf(options, sizeof options, "--init @/seen/step-%08d --steps 0 --context 64 --sp 1 --eval-windows 2", step);
         char *out = check_run(0, options, ""), *loss = strstr(out, "validation loss ");
         if (loss == NULL || sscanf(loss, "validation loss %lf", &said) != 1) fail_msg("%s", out);
-        if (fabs(said - logged) > 5e-5 + LOSSES * logged) fail_msg("step %d: %g in the log, %g of its file", step, logged, said);
+        if (fabs(said - logged) > 5e-5 + LOSSES * logged) // 4 digits are said
+            fail_msg("step %d: %g in the log, %g of its file", step, logged, said);
         free(out);
     }
     free(log);
@@ -258,7 +259,8 @@ static void killed_in_each_phase(void **state) {
                                 "--log @/killed/log.jsonl";
     char first[400];
     Log whole = train("undisturbed", run);
-    snprintf(first, sizeof first, "%s --out @/killed --log @/killed/log.jsonl --context 64 --eval-windows 2 %s", run, SIZES);
+    snprintf(first, sizeof first, "%s --out @/killed --log @/killed/log.jsonl --context 64 --eval-windows 2 %s", run,
+             SIZES);
     run_until(10, first);
     run_until(40, again);
     run_until(70, again);
@@ -322,11 +324,12 @@ static void bad_schedules_are_refused(void **state) {
         assert_string_equal(result.err, said);
         free_result(&result);
     }
-    const char *const task[] = {train_gpt_path(), "--device", "cpu", "--task", "copy:4", "--context-schedule", "64:1", NULL};
+    const char *const task[] = {train_gpt_path(),     "--device", "cpu", "--task", "copy:4",
+                                "--context-schedule", "64:1",     NULL};
     ProgramResult result = run_program(task, 20);
     assert_int_equal(result.exit_code, 2);
-    assert_string_equal(result.err, "train_gpt: --context-schedule cuts windows, and those of --task hold together: leave it "
-                                    "out\n");
+    assert_string_equal(result.err, "train_gpt: --context-schedule cuts windows, and those of --task hold together: "
+                                    "leave it out\n");
     free_result(&result);
 }
 
