@@ -65,8 +65,6 @@ static bool read_schedule(Run *run, Error *err) {
             return error_usage(err,
                                "--context-schedule: \"%s\" is not a list of tokens and steps, such as 64:100,1024:300",
                                shown_text(o->context_schedule).text);
-        if (run->task != NULL)
-            return error_usage(err, "--context-schedule cuts windows, and those of --task hold together: leave it out");
         if (run->phases == RUN_MAX_PHASES - 1 || strlen(o->context_schedule) > KEPT_OPTION_TEXT)
             return error_usage(err, "--context-schedule: at most %d pairs and %d characters are served",
                                RUN_MAX_PHASES - 1, KEPT_OPTION_TEXT);

@@ -328,8 +328,8 @@ static void bad_schedules_are_refused(void **state) {
                                 "--context-schedule", "64:1",     NULL};
     ProgramResult result = run_program(task, 20);
     assert_int_equal(result.exit_code, 2);
-    assert_string_equal(result.err, "train_gpt: --context-schedule cuts windows, and those of --task hold together: "
-                                    "leave it out\n");
+    assert_string_equal(result.err, "train_gpt: --task makes its own tokens and answers: leave out "
+                                    "--context-schedule\n");
     free_result(&result);
 }
 
