@@ -29,6 +29,10 @@ static void describe_option(const Options *options, const Option *row, FILE *out
 
 // Up to the tab it has to agree. What follows is for the message: files may have other names on another machine.
 static void describe_data(FILE *out, const char *what, const TokenSource *source, uint64_t fingerprint) {
+    if (tokens_task(source) != NULL) {
+        fprintf(out, "%s data of %s\n", what, tokens_name(source));
+        return;
+    }
     fprintf(out, "%s data of %lld tokens and fingerprint %016llx\t(%s)\n", what, (long long)tokens_count(source),
             (unsigned long long)fingerprint, tokens_name(source));
 }

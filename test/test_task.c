@@ -179,7 +179,7 @@ static void the_evaluator_knows_examples(void **state) {
 static void listops_are_right(void **state) {
     (void)state;
     const int64_t contexts[] = {32, 33, 95, 256, 512};
-    int64_t operators[4] = {0}, results[10] = {0}, nested = 0;
+    int64_t operators[4] = {0}, results[10] = {0}, nested = 0, all = 0, most = 0;
     for (size_t i = 0; i < sizeof contexts / sizeof *contexts; i++) {
         for (uint64_t index = 0; index < 60; index++) {
             Window w = make_window("listops", index, contexts[i]);
@@ -207,7 +207,13 @@ static void listops_are_right(void **state) {
     }
     expect_even("operator", operators, 4);
     assert_true(nested > 0);
-    for (int digit = 0; digit < 10; digit++) assert_true(results[digit] > 0);
+    for (int digit = 0; digit < 10; digit++) {
+        assert_true(results[digit] > 0);
+        all += results[digit];
+        most = results[digit] > results[most] ? digit : most;
+    }
+    print_message("# listops: %lld is the answer most often, %.1f%% of %lld times\n", (long long)most,
+                  100.0 * (double)results[most] / (double)all, (long long)all);
 }
 
 // ---- windows --------------------------------------------------------------------------------------------------------
