@@ -226,7 +226,8 @@ bool load(Rank *r, const Loader *loader, const int64_t *window, int64_t count, E
 }
 
 // Forward and backward over this replica's share of a batch of windows: leaves this rank's gradients of the mean loss
-// over all tokens of all ranks that count, and in r->sums its losses. False, on all ranks, where a window cannot be read.
+// over all tokens of all ranks that count, and in r->sums its losses. False, on all ranks, where a window cannot be
+// read.
 static bool forward_backward(Rank *r, const int64_t *window, Error *err) {
     const Run *run = r->run;
     Device *d = &r->device;
@@ -303,8 +304,8 @@ static void open_loaders(Rank *r, Validation *v) {
 static void report_validation(const Run *run, const Validation *v, const Training *t) {
     double loss = t->validation_loss;
     if (run->task != NULL) {
-        printf("validation loss %.4f nats per answer, %.1f%% of them right (by chance %.1f%%), over %lld windows of %lld "
-               "tokens\n",
+        printf("validation loss %.4f nats per answer, %.1f%% of them right (by chance %.1f%%), over %lld windows of "
+               "%lld tokens\n",
                loss, 100 * t->accuracy, 100 * task_chance(run->task), (long long)v->windows,
                (long long)run->options.context);
         return;

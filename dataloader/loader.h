@@ -37,8 +37,8 @@ bool loader_init(Loader *loader, const TokenSource *source, int64_t begin, int64
 void loader_close(Loader *loader);
 int64_t loader_windows(const Loader *loader); // per epoch
 int64_t loader_answers(const Loader *loader); // targets of a window that count: T, or those that a task asks for
-// The first tokens of the next `count` sequences, which are whole windows, in order; crosses into the next epoch where this
-// one ends.
+// The first tokens of the next `count` sequences, which are whole windows, in order; crosses into the next epoch where
+// this one ends.
 void loader_next(Loader *loader, int64_t count, int64_t *first_token);
 // Inputs, targets and global positions of the tokens of one sequence that a shard owns, shard->tokens of each, in shard
 // order. Reads only those tokens (and each chunk's next one). positions may be NULL. A task's target is TASK_NOT_ASKED

@@ -76,14 +76,13 @@ int64_t task_answers(const Task *task, int64_t context) { return task->kind->ans
 bool task_check_context(const Task *task, int64_t context, Error *err) {
     int64_t least = task->kind->least_context(task->distance);
     return context >= least ||
-           error_usage(err, "--context %lld is too short for --task %s: its windows need %lld tokens", (long long)context,
-                       task->text, (long long)least);
+           error_usage(err, "--context %lld is too short for --task %s: its windows need %lld tokens",
+                       (long long)context, task->text, (long long)least);
 }
 
 uint64_t task_fingerprint(const Task *task) { // FNV-1a (Fowler, Noll, Vo) of the text
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    for (const char *c = task->text; *c != '\0'; c++)
-        hash = (hash ^ (unsigned char)*c) * UINT64_C(0x100000001b3);
+    for (const char *c = task->text; *c != '\0'; c++) hash = (hash ^ (unsigned char)*c) * UINT64_C(0x100000001b3);
     return hash;
 }
 

@@ -1,5 +1,5 @@
-// copy:D: symbols drawn evenly, and everywhere the question which one stood D tokens before. Nothing but that token tells
-// it, so who cannot see it is right once in 16 times.
+// copy:D: symbols drawn evenly, and everywhere the question which one stood D tokens before. Nothing but that token
+// tells it, so who cannot see it is right once in 16 times.
 #include "dataloader/task_kind.h"
 
 enum { SYMBOLS = 16 };

@@ -2,9 +2,9 @@
 //
 //   [MAX 2 [SM 9 3 ] 0 ] = 2      SM is the sum modulo 10, MED the median, of an even number rounded down
 //
-// An opening bracket with its operator is one token, and so are digits, the closing bracket and "=", whose target is the
-// result; that follows as an input. A window is full of expressions: one on average for each 32 tokens, of 6 to 54 of
-// them, the last one longer where T is no multiple of 32.
+// An opening bracket with its operator is one token, and so are digits, the closing bracket and "=", whose target is
+// the result; that follows as an input. A window is full of expressions: one on average for each 32 tokens, of 6 to 54
+// of them, the last one longer where T is no multiple of 32.
 #include "dataloader/task_kind.h"
 
 enum { DIGITS = 10, MAX = DIGITS, MIN, MED, SM, CLOSE, EQUALS, TOKENS };
@@ -32,17 +32,17 @@ static int64_t sorted(const Arguments *a, int64_t place) {
     return digit;
 }
 
-static int32_t result_of(int32_t operator, const Arguments *a) {
+static int32_t result_of(int32_t opening, const Arguments *a) {
     int64_t sum = 0;
     for (int64_t digit = 0; digit < DIGITS; digit++) sum += digit * a->count[digit];
-    if (operator == MAX) return (int32_t)sorted(a, a->all - 1);
-    if (operator == MIN) return (int32_t)sorted(a, 0);
-    if (operator == MED) return (int32_t)((sorted(a, (a->all - 1) / 2) + sorted(a, a->all / 2)) / 2);
+    if (opening == MAX) return (int32_t)sorted(a, a->all - 1);
+    if (opening == MIN) return (int32_t)sorted(a, 0);
+    if (opening == MED) return (int32_t)((sorted(a, (a->all - 1) / 2) + sorted(a, a->all / 2)) / 2);
     return (int32_t)(sum % DIGITS);
 }
 
-// An expression of exactly `length` tokens, 1 or at least SMALLEST, into `out`. Returns its result. Every other argument
-// is an expression, as far as there is room for one, so what is nested falls in length as it gets deeper.
+// An expression of exactly `length` tokens, 1 or at least SMALLEST, into `out`. Returns its result. Every other
+// argument is an expression, as far as there is room for one, so what is nested falls in length as it gets deeper.
 static int32_t make_expression(Draw *draw, int64_t length, int32_t *out) {
     if (length == 1) return *out = (int32_t)draw_below(draw, DIGITS);
     Arguments arguments = {0};

@@ -1,25 +1,24 @@
 // recall:D: associative recall over a distance, of many questions a window (Arora et al.'s MQAR is the model).
 //
-// A token tells a pair of a key and a value, or asks for a key; the answer to a question is the token that told its pair.
-// A window is rounds of D + 16 tokens. 16 pairs are told at the beginning of a round (D, where that is less), and D
-// tokens after the first of them all are asked, in another order: at one distance alone a shift would answer them
+// A token tells a pair of a key and a value, or asks for a key; the answer to a question is the token that told its
+// pair. A window is rounds of D + 16 tokens. 16 pairs are told at the beginning of a round (D, where that is less), and
+// D tokens after the first of them all are asked, in another order: at one distance alone a shift would answer them
 // without a look at any key. So D is the distance from group to group, and that of one pair is D on average, 15 less to
 // 15 more. The next round tells the same pairs again. All other tokens tell pairs of the other keys, each with a value
-// drawn anew. So nothing else tells the values that are asked for, and who cannot see that far is right once in 8 times.
+// drawn anew. So nothing nearer tells the values that are asked for, and who cannot see that far is right once in 8
+// times.
 //
 //   D = 8, groups of 2, T = 20      k1 l7 x3 y0 y5 x3 x1 y2 l? k?  l7 k1 y1 x6 x0 y4 x7 y3 l? k?
 //
-// In MQAR a pair is two tokens, of which a first layer has to make one before a second can look it up. That takes
-// millions of tokens to learn; this, which one layer of attention can do, some hundred thousand.
+// In MQAR a pair is two tokens, of which a first layer has to make one before a second can look it up. That takes far
+// longer to learn than this, which one layer of attention can do.
 #include "dataloader/task_kind.h"
 
 enum { KEYS = 32, VALUES = 8, MOST_ASKED = 16 }; // tokens: questions by key, then pairs by key and value
 
 static int64_t asked_of(int64_t distance) { return distance < MOST_ASKED ? distance : MOST_ASKED; }
 static int64_t round_of(int64_t distance) { return distance + asked_of(distance); }
-static int64_t answers(int64_t distance, int64_t context) {
-    return context / round_of(distance) * asked_of(distance);
-}
+static int64_t answers(int64_t distance, int64_t context) { return context / round_of(distance) * asked_of(distance); }
 
 static int32_t pair_of(int32_t key, int64_t value) { return (int32_t)(KEYS + key * VALUES + value); }
 
@@ -39,4 +38,4 @@ static void make(Draw *draw, int64_t distance, int64_t context, int32_t *inputs,
     }
 }
 
-const TaskKind task_recall = {"recall", KEYS + KEYS * VALUES, VALUES, 1, round_of, answers, make};
+const TaskKind task_recall = {"recall", KEYS * (1 + VALUES), VALUES, 1, round_of, answers, make};

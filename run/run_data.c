@@ -96,8 +96,8 @@ bool run_check_same_data(const Run *run, const TrainingState *then, Error *err) 
                                           run->resume_from);
     if (then->data_content == now.data_content) return true;
     if (run->task != NULL || strncmp(then->data_name, TASK_NAME, strlen(TASK_NAME)) == 0)
-        return error_usage(err, "--resume: %s was trained on %s, not on %s; give the same --task or --data, or use --init",
-                           run->resume_from, then->data_name, now.data_name);
+        return error_usage(err, "--resume: %s was trained on %s, not on %s; give the same --task or --data, or use "
+                           "--init", run->resume_from, then->data_name, now.data_name);
     return error_usage(
         err,
         "--resume: %s was trained on %s (%lld training tokens), not on %s (%lld), which has %s; give the "

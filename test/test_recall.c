@@ -1,6 +1,6 @@
-// Known answers: associative recall over a distance of 256 tokens (--task recall:256). Two layers of attention learn it;
-// with windows of 64, which reach back 126 tokens in two layers, they cannot; linear attention, whose state sums over all
-// tokens, lies between: it finds some of the values.
+// Known answers: associative recall over a distance of 256 tokens (--task recall:256). Two layers of attention learn
+// it; with windows of 64, which reach back 126 tokens in two layers, they cannot; linear attention, whose state sums
+// over all tokens, lies between: it finds some of the values.
 //
 // It is learned at a distance of 32 first, and goes on at 256 from those weights: two runs. All but a few rotary angles
 // stand still (--rope-theta 1e15), for what is asked does not depend on distance.

@@ -135,9 +135,9 @@ static void copy_asks_for_the_token_before(void **state) {
     expect_even("symbol", symbols, SYMBOLS);
 }
 
-// ---- listops: an evaluator that reads words, sorts, and knows nothing of how they are made ----------------------------
+// ---- listops: an evaluator that reads words, sorts, and knows nothing of how they are made --------------------------
 
-static const char *const WORDS[] = {"0", "1", "2", "3",    "4",    "5",    "6",   "7",
+static const char *const WORDS[] = {"0", "1", "2",    "3",    "4",    "5",   "6", "7",
                                     "8", "9", "[MAX", "[MIN", "[MED", "[SM", "]", "="};
 enum { WORDS_COUNT = 16 };
 
@@ -199,9 +199,9 @@ static void listops_are_right(void **state) {
                 word += 2;
             }
             for (int64_t t = 0; t < w.T; t++) {
-                bool operator = w.inputs[t] >= 10 && w.inputs[t] < 14;
-                if (operator) operators[w.inputs[t] - 10]++;
-                nested += operator && t > 0 && w.inputs[t - 1] >= 10 && w.inputs[t - 1] < 14;
+                bool opening = w.inputs[t] >= 10 && w.inputs[t] < 14;
+                if (opening) operators[w.inputs[t] - 10]++;
+                nested += opening && t > 0 && w.inputs[t - 1] >= 10 && w.inputs[t - 1] < 14;
             }
         }
     }
@@ -219,7 +219,8 @@ static void listops_are_right(void **state) {
 // ---- windows --------------------------------------------------------------------------------------------------------
 
 static bool same_window(const Window *a, const Window *b) {
-    return memcmp(a->inputs, b->inputs, sizeof a->inputs) == 0 && memcmp(a->targets, b->targets, sizeof a->targets) == 0;
+    return memcmp(a->inputs, b->inputs, sizeof a->inputs) == 0 &&
+           memcmp(a->targets, b->targets, sizeof a->targets) == 0;
 }
 
 static void a_window_follows_from_seed_and_number(void **state) {
@@ -227,7 +228,8 @@ static void a_window_follows_from_seed_and_number(void **state) {
     const char *const tasks[] = {"recall:32", "copy:3", "listops"};
     for (int i = 0; i < 3; i++) {
         Window a = make_split(tasks[i], TASK_TRAINING, 1, 5, 64), again = make_split(tasks[i], TASK_TRAINING, 1, 5, 64);
-        Window seed = make_split(tasks[i], TASK_TRAINING, 2, 5, 64), next = make_split(tasks[i], TASK_TRAINING, 1, 6, 64);
+        Window seed = make_split(tasks[i], TASK_TRAINING, 2, 5, 64),
+               next = make_split(tasks[i], TASK_TRAINING, 1, 6, 64);
         Window held = make_split(tasks[i], TASK_VALIDATION, 1, 5, 64);
         assert_true(same_window(&a, &again));
         assert_false(same_window(&a, &seed) || same_window(&a, &next) || same_window(&a, &held));
@@ -323,7 +325,8 @@ static void expect_consistent(const Log *run) {
 // Untrained weights know nothing of the symbols: they are right as often as chance, in 8 windows of 45 answers.
 static void training_learns_to_copy(void **state) {
     (void)state;
-    Log before = trained(TRAINED, "--steps 1 --lr 1e-30 --seed 5"), after = trained(TRAINED, "--steps 80 --seed 5 --lr 4e-3");
+    Log before = trained(TRAINED, "--steps 1 --lr 1e-30 --seed 5"),
+        after = trained(TRAINED, "--steps 80 --seed 5 --lr 4e-3");
     print_message("# copy:3: loss %.3f and accuracy %.3f untrained, %.3f and %.3f trained\n", before.validation_loss,
                   before.accuracy, after.validation_loss, after.accuracy);
     expect_consistent(&before);
@@ -362,12 +365,14 @@ static void a_resumed_run_has_the_same_bits(void **state) {
     char a[PROGRAM_PATH], b[PROGRAM_PATH];
     trained(TRAINED, "--steps 8 --warmup 2 --out @/whole --save-every 4 --keep 0");
     remove_tree(in_folder(a, "whole/step-00000008"));
-    free(check_run(2, "--task copy:4 --out @/whole --resume --context 48",
-                   "--resume: @/whole/step-00000004 was trained on the task copy:3, not on the task copy:4; give the same "
-                   "--task or --data, or use --init"));
-    free(check_run(2, "--data @/text --out @/whole --resume --context 48",
-                   "--resume: @/whole/step-00000004 was trained on the task copy:3, not on @/text; give the same --task or "
-                   "--data, or use --init"));
+    free(check_run(
+        2, "--task copy:4 --out @/whole --resume --context 48",
+        "--resume: @/whole/step-00000004 was trained on the task copy:3, not on the task copy:4; give the same "
+        "--task or --data, or use --init"));
+    free(check_run(
+        2, "--data @/text --out @/whole --resume --context 48",
+        "--resume: @/whole/step-00000004 was trained on the task copy:3, not on @/text; give the same --task or "
+        "--data, or use --init"));
     Log resumed = trained("--task copy:3 --context 48 --eval-windows 8", "--out @/whole --resume --steps 8");
     Log straight = trained(TRAINED, "--steps 8 --warmup 2 --out @/again");
     assert_int_equal(resumed.count, 8); // the first four are of the run before
@@ -404,7 +409,8 @@ static void emulated_gpus_count_the_same(void **state) {
     (void)state;
     const char *why;
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
-    const char *const task = "--task copy:3 --context 48 --layers 2 --heads 2 --dim 64 --ffn 64 --eval-windows 4 --batch 4";
+    const char *const task =
+        "--task copy:3 --context 48 --layers 2 --heads 2 --dim 64 --ffn 64 --eval-windows 4 --batch 4";
     Log cpu = trained(task, "--steps 2"), gpu = trained(task, "--steps 2 --device emulated --sp 2");
     print_message("# CPU %.4f, %.3f; emulated %.4f, %.3f\n", cpu.validation_loss, cpu.accuracy, gpu.validation_loss,
                   gpu.accuracy);
@@ -425,16 +431,16 @@ static void the_command_line(void **state) {
     free(check_run(2, "--task recall:32 --context 47",
                    "--context 47 is too short for --task recall:32: its windows need 48 tokens"));
     free(check_run(2, "--task listop", "--task: \"listop\" is not one of recall:D, copy:D and listops, with D tokens"));
-    free(check_run(2, "--task listops --data @/text",
-                   "--task makes its own tokens and answers: leave out --data"));
+    free(check_run(2, "--task listops --data @/text", "--task makes its own tokens and answers: leave out --data"));
     free(check_run(2, "--task listops --document-mask",
                    "--task makes its own tokens and answers: leave out --document-mask"));
     free(check_run(2, "--task listops --context 32 --context-schedule 16:1",
                    "--task makes its own tokens and answers: leave out --context-schedule"));
     free(check_run(0, "--steps 1 --out @/bytes", ""));
-    free(check_run(2, "--task copy:3 --init @/bytes/step-00000001",
-                   "--task copy:3 has a vocabulary of 16 tokens, and @/bytes/step-00000001 has 257; give a model of this "
-                   "task"));
+    free(check_run(
+        2, "--task copy:3 --init @/bytes/step-00000001",
+        "--task copy:3 has a vocabulary of 16 tokens, and @/bytes/step-00000001 has 257; give a model of this "
+        "task"));
 }
 
 static int make_files(void **state) {
