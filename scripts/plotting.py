@@ -14,6 +14,7 @@ STYLES = [
     {"color": "#9a7fc0", "marker": "P", "linestyle": (0, (7, 2))},
     {"color": "#8c8c8c", "marker": "X", "linestyle": (0, (1, 1))},
     {"color": "#b8b06a", "marker": "*", "linestyle": (0, (3, 1, 1, 1))},
+    {"color": "#4a4a4a", "marker": "<", "linestyle": (0, (1, 4))},
 ]
 
 
