@@ -19,7 +19,7 @@
 //   resident     bytes by which this process grew, by the number of ranks: a check of the two columns before it; of a
 //                run of its own alone
 //   sent         bytes that the busiest rank sends
-//   seconds      from the first rank's begin to the last one's end, median over rounds
+//   seconds      from the first rank's start to the last one's end, median over rounds
 //   work         seconds of processor time of the busiest rank, which waiting does not take; empty on GPUs
 //   matrix_rate  FLOP/s that one rank's matrix products reach, measured between rounds; median
 #include <stdio.h>

@@ -84,7 +84,7 @@ class Times:
 def time_tables(times):
     text = ""
     for name, title in PASS_TITLES.items():
-        text += f"Milliseconds, {title}, from the first rank's begin to the last one's end:\n\n"
+        text += f"Milliseconds, {title}, from the first rank's start to the last one's end:\n\n"
         text += times.table(lambda way, T: scaled(times.value(way, T, name, "seconds"), 1e3)) + "\n"
         if times.has_work:
             text += f"Milliseconds of processor time of the busiest rank, {title}:\n\n"
