@@ -44,6 +44,9 @@ static void known_answers(void **state) {
     assert_true(accuracy_of("attention", 48) > 0.9);
     assert_true(fabs(accuracy_of("\"attention, window 16\"", 48) - chance) < 5 * deviation);
     assert_true(accuracy_of("mean", 48) < 0.5);
+    free(run_shell("[ $(sed 1d out/bits.csv | sed 's/\"[^\"]*\"/window/' | cut -d , -f 6 | uniq | wc -l) = 1 ] && "
+                   "[ $(wc -l < out/bits.csv) = 4 ]",
+                   0)); // the same number of parameters, in all three models
     free(run_shell("[ $(wc -l < out/recall.csv) = 7 ] && grep -q '<svg' out/recall.svg && [ -s out/recall.png ] &&\n"
                    "grep -q '^| attention | 1*[0-9][0-9]\\.[0-9] | 1*[0-9][0-9]\\.[0-9] |$' out/table.md",
                    0));

@@ -24,7 +24,7 @@ def shown(found, seeds, digits, scale=1.0):
 
 def bits_table(form, bits):
     header = ["mixer", "T", "MLP", "parameters"]
-    header += [f"{splits.APPLICATIONS[name].title}, bits per {splits.APPLICATIONS[name].symbol}" for name in form.applications]
+    header += [f"{splits.ALL[name].title}, bits per {splits.ALL[name].symbol}" for name in form.applications]
     rows = []
     for mixer in form.mixers:
         of = bits.find(mixer=mixer)
@@ -72,8 +72,8 @@ def plot_bits(pyplot, form, bits, out):
                 panel.errorbar([mean], [place], xerr=[spread or 0], capsize=3, color="black", marker="o", markersize=4)
         panel.set_yticks(range(len(found)), [mixer for mixer, _ in found])
         panel.set_ylim(len(found) - 0.5, -0.5)
-        panel.set_title(splits.APPLICATIONS[name].title)
-        panel.set_xlabel(f"bits per {splits.APPLICATIONS[name].symbol}")
+        panel.set_title(splits.ALL[name].title)
+        panel.set_xlabel(f"bits per {splits.ALL[name].symbol}")
     save(pyplot, figure, out, "bits")
 
 

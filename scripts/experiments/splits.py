@@ -15,6 +15,7 @@ import sysconfig
 import wave
 from typing import Callable, NamedTuple
 
+import plotting
 from experiment import Failure
 
 
@@ -210,12 +211,6 @@ def write_split(name, parts, folder, context, source):
     return Split(*paths, windows, record)
 
 
-def make(name, data, folder, context):
-    """The split of an application, in `folder`; raises Failure, in one line, where there is no corpus."""
-    contents, source = find(APPLICATIONS[name], data)
-    return write_split(name, APPLICATIONS[name].cut(contents, context), folder, context, source)
-
-
 # ---- known answers --------------------------------------------------------------------------------------------------
 
 SYMBOLS = b"abcdefghijklmnop"
@@ -235,7 +230,7 @@ def shuffled(text, seed):
 
 
 def make_known(name, folder, context):
-    """Generated text whose second half repeats the first, or the same text shuffled."""
+    """Text whose second half repeats the first, or the same text shuffled."""
     training, held_out = repeats(context // 2, 1500, 1), repeats(context // 2, WINDOWS, 2)
     if name == "shuffled":
         training, held_out = shuffled(training, 3), shuffled(held_out, 4)
@@ -245,3 +240,25 @@ def make_known(name, folder, context):
 
 KNOWN = {name: Application(title, "byte", "bytes", [], None)
          for name, title in (("repeats", "second half repeats"), ("shuffled", "the same, shuffled"))}
+ALL = {**APPLICATIONS, **KNOWN}
+
+# ---- all ------------------------------------------------------------------------------------------------------------
+
+
+def make_all(names, data, folder, context):
+    """{name: split} of the applications that have a corpus; the others are told and left out."""
+    made = {}
+    for name in names:
+        try:
+            made[name] = make(name, data, folder, context)
+        except Failure as failure:
+            print(f"{plotting.program()}: {failure}", file=sys.stderr)
+    return made
+
+
+def make(name, data, folder, context):
+    """The split of an application, in `folder`; raises Failure, in one line, where there is no corpus."""
+    if name in KNOWN:
+        return make_known(name, folder, context)
+    contents, source = find(APPLICATIONS[name], data)
+    return write_split(name, APPLICATIONS[name].cut(contents, context), folder, context, source)
