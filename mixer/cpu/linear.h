@@ -21,7 +21,9 @@ typedef struct BlockScratch {
 } BlockScratch;
 
 // A part of the work: on one block of a window, for the query heads that read one key/value head of one sequence.
+// alone: the task has all parts of that group.
 typedef struct Part {
+    bool alone;
     int64_t group; // of the B x KV
     int64_t window, block;
     float *states; // of the group: (2, query heads, WINDOW + 1, state)
@@ -31,14 +33,16 @@ typedef struct Walk Walk;
 typedef void Phase(const Walk *, const Part *);
 enum { PHASES = 4 };
 
-// A pass over a chunk, window by window, and in each, phase by phase. A group of heads needs nothing of another, so
-// where there are at least as many as threads, each goes through all windows by itself. Else each phase's parts are
-// dealt out: the same sums in the same order, and so the same bits.
+// A pass over a chunk, window by window. A group of heads needs nothing of another, so where there are at least as many
+// as threads, each goes through all windows by itself, in each block after block: `onward`, and then `back` from the
+// last to the first (NULL: not in this pass). Else it is phase by phase, whose parts are dealt out: the same sums in the
+// same order, and so the same bits.
 struct Walk {
     const TileKernels *kernels;
     const LinearTiles *tiles;
     const LinearShape *shape;
     const LinearTokens *tokens;
+    Phase *onward, *back;
     Phase *phase[PHASES];
     bool from_behind;   // the last window first
     const float *begin; // the states that it goes on from; NULL: none
@@ -98,7 +102,8 @@ void strip_of_state(const Walk *w, int64_t rows, int64_t k, Factor a, Rows state
 void strip_from_keys(const Walk *w, int64_t row, int64_t length, Rows scores, Rows b, Rows result);
 void strip_from_queries(const Walk *w, int64_t row, int64_t length, Rows scores, Rows b, Rows result);
 
-// Phases of all passes, which do the part's share of rows of the states. Of `which` = 0, slot c is the state before
+// Phases of all passes, which do the part's share of rows of the states: where it is alone, all rows, and of the sums
+// those of its block. Of `which` = 0, slot c is the state before
 // block c, and block c's own stands in slot c + 1 until then. Of 1, slot c + 1 is what comes from behind block c, and
 // block c's own stands in slot c.
 void begin_states(const Walk *w, const Part *part, int which);

@@ -37,24 +37,31 @@ static void own_state(const Walk *w, const Part *part, Place p, int64_t i) {
                         state_at(w, part, 0, i, part->block + 1), OVERWRITE);
 }
 
-// R^T and r of its own, into slot block of states 1.
-static void own_state_behind(const Walk *w, const Part *part, Place p, int64_t i) {
+// R^T and r of its own, into slot block of states 1: of the queries, and of G in s->g.
+static void own_state_behind(const Walk *w, const Part *part, Place p, int64_t i, Rows q) {
     const BlockScratch *s = part->scratch;
     for (int64_t n = 0; n < p.length; n++)
         s->factor.data[n] = first_of(w, p.b, p.position + n) <= p.position ? power_of(w, p.h)[n] : 0;
-    pack_gradients(w, p, s);
-    pack_tokens(w, p, s->scaled, w->tokens->q, p.h, s->factor.data);
+    w->tiles->pack(s->scaled, w->padded, q, p.length, w->shape->head_dim, s->factor.data);
     w->kernels->product(w->shape->head_dim + 1, w->padded, p.length, transposed(s->g), s->scaled,
                         state_at(w, part, 1, i, part->block), OVERWRITE);
 }
 
 static void own_behind(const Walk *w, const Part *part) {
-    for (int64_t i = 0; i < w->heads; i++) own_state_behind(w, part, place_of(w, part, i, part->block), i);
+    for (int64_t i = 0; i < w->heads; i++) {
+        Place p = place_of(w, part, i, part->block);
+        pack_gradients(w, p, part->scratch);
+        own_state_behind(w, part, p, i, token_rows(w->tokens->q, p.b, p.token, p.h, w->shape->head_dim));
+    }
+}
+
+static void own_states(const Walk *w, const Part *part) {
+    pack_values(w, place_of(w, part, 0, part->block), part->scratch);
+    for (int64_t i = 0; i < w->heads; i++) own_state(w, part, place_of(w, part, i, part->block), i);
 }
 
 static void own_both(const Walk *w, const Part *part) {
-    pack_values(w, place_of(w, part, 0, part->block), part->scratch);
-    for (int64_t i = 0; i < w->heads; i++) own_state(w, part, place_of(w, part, i, part->block), i);
+    own_states(w, part);
     own_behind(w, part);
 }
 
@@ -118,12 +125,34 @@ static void gradients(const Walk *w, const Part *part) {
         scores_of_block(w, p, s);
         gradient_of_queries(w, p, s, state_at(w, part, 0, i, part->block));
         gradients_of_keys(w, p, s, state_at(w, part, 1, i, part->block + 1), i > 0);
+        if (part->alone) own_state_behind(w, part, p, i, s->q); // for the blocks before this one, which come later
     }
+}
+
+// ---- a group alone --------------------------------------------------------------------------------------------------
+
+static void states_alone(const Walk *w, const Part *part) {
+    if (part->block == 0) begin_states(w, part, 0);
+    own_states(w, part);
+    sum_states(w, part, 0);
+}
+
+static void behind_alone(const Walk *w, const Part *part) {
+    if (part->block == blocks_of(w, part->window) - 1) begin_behind(w, part);
+    own_behind(w, part);
+    sum_behind(w, part);
+}
+
+static void gradients_alone(const Walk *w, const Part *part) {
+    if (part->block == blocks_of(w, part->window) - 1) begin_behind(w, part);
+    gradients(w, part);
+    sum_behind(w, part);
 }
 
 void cpu_linear_own_behind(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {
     Walk w = {.shape = shape,
               .tokens = tokens,
+              .back = behind_alone,
               .phase = {begin_behind, own_behind, sum_behind},
               .from_behind = true,
               .end = states};
@@ -133,6 +162,8 @@ void cpu_linear_own_behind(Device *device, const LinearShape *shape, const Linea
 void cpu_linear_backward(Device *device, const LinearShape *shape, const LinearTokens *tokens, const float *behind) {
     Walk w = {.shape = shape,
               .tokens = tokens,
+              .onward = states_alone,
+              .back = gradients_alone,
               .phase = {begin_both, own_both, sum_both, gradients},
               .from_behind = true,
               .begin = behind};

@@ -78,16 +78,33 @@ static void output(const Walk *w, const Part *part) {
         output_of_head(w, part, place_of(w, part, i, part->block), state_at(w, part, 0, i, part->block));
 }
 
+static void own_alone(const Walk *w, const Part *part) {
+    if (part->block == 0) begin(w, part);
+    own(w, part);
+    sum(w, part);
+}
+
+static void forward_alone(const Walk *w, const Part *part) {
+    own_alone(w, part);
+    output(w, part);
+}
+
 void cpu_linear_own_before(Device *device, const LinearShape *shape, const LinearTokens *tokens, float *states) {
     LinearTokens without = *tokens;
     without.starts = NULL;
     without.fresh_keys = true;
-    Walk w = {.shape = shape, .tokens = &without, .phase = {begin, own, sum}, .end = states};
+    Walk w = {
+        .shape = shape, .tokens = &without, .onward = own_alone, .phase = {begin, own, sum}, .end = states};
     walk(device, &w, "linear attention");
 }
 
 void cpu_linear_forward(Device *device, const LinearShape *shape, const LinearTokens *tokens, const float *before,
                         float *after) {
-    Walk w = {.shape = shape, .tokens = tokens, .phase = {begin, own, sum, output}, .begin = before, .end = after};
+    Walk w = {.shape = shape,
+              .tokens = tokens,
+              .onward = forward_alone,
+              .phase = {begin, own, sum, output},
+              .begin = before,
+              .end = after};
     walk(device, &w, "linear attention");
 }

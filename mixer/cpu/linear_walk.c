@@ -74,16 +74,18 @@ static void groups_task(void *context, int64_t task, int worker) {
     const Walk *w = context;
     Layout layout = scratch_of(&w->scratch, worker);
     BlockScratch scratch = lay_out(&layout, w->shape->head_dim);
-    Part part = {.scratch = &scratch};
+    Part part = {.alone = true, .scratch = &scratch};
     int64_t first = task * w->together, end = smaller(first + w->together, w->groups);
     for (int64_t step = 0; step < w->windows; step++) {
         part.window = window_of_step(w, step);
-        for (int phase = 0; phase < PHASES && w->phase[phase] != NULL; phase++)
-            for (part.block = 0; part.block < blocks_of(w, part.window); part.block++)
-                for (part.group = first; part.group < end; part.group++) {
-                    part.states = w->states + (worker * w->together + part.group - first) * floats_of_group(w->shape);
-                    w->phase[phase](w, &part);
-                }
+        int64_t blocks = blocks_of(w, part.window);
+        for (int64_t i = w->onward != NULL ? 0 : blocks; i < (w->back != NULL ? 2 : 1) * blocks; i++) {
+            part.block = i < blocks ? i : 2 * blocks - 1 - i;
+            for (part.group = first; part.group < end; part.group++) {
+                part.states = w->states + (worker * w->together + part.group - first) * floats_of_group(w->shape);
+                (i < blocks ? w->onward : w->back)(w, &part);
+            }
+        }
     }
 }
 
@@ -171,6 +173,7 @@ void pack_values(const Walk *w, Place p, const BlockScratch *s) {
 // The part's share of the D + 1 rows of a state.
 static KeyRange rows_of_part(const Walk *w, const Part *part) {
     int64_t rows = w->shape->head_dim + 1, parts = blocks_of(w, part->window);
+    if (part->alone) return (KeyRange){0, rows};
     return (KeyRange){part->block * rows / parts, (part->block + 1) * rows / parts};
 }
 
@@ -215,6 +218,7 @@ void sum_states(const Walk *w, const Part *part, int which) {
     for (int64_t i = 0; i < w->heads; i++) {
         for (int64_t step = 0; step < blocks; step++) {
             int64_t block = which == 0 ? step : blocks - 1 - step, from = which == 0 ? block : block + 1;
+            if (part->alone && block != part->block) continue;
             Place p = place_of(w, part, i, block);
             float *to = state_at(w, part, which, i, which == 0 ? block + 1 : block).data;
             if (passes(w, p, which))
@@ -222,7 +226,7 @@ void sum_states(const Walk *w, const Part *part, int which) {
                                      state_at(w, part, which, i, from).data + rows.first * w->padded,
                                      power_of(w, p.h)[p.length], count);
         }
-        if (!last || w->end == NULL) continue;
+        if (!last || w->end == NULL || (part->alone && part->block != (which == 0 ? blocks - 1 : 0))) continue;
         Place p = place_of(w, part, i, 0);
         float *to = outer_state(w, w->end, p);
         const float *from = state_at(w, part, which, i, which == 0 ? blocks : 0).data;
