@@ -227,5 +227,4 @@ const Mixer mixer_attention = {.name = "attention",
                                .backward = softmax_backward,
                                .flops = softmax_flops,
                                .bytes_sent = softmax_bytes_sent,
-                               .attends = true,
-                               .generates = true};
+                               .attends = true};

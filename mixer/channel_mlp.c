@@ -126,13 +126,11 @@ const Mixer mlp_gelu = {.name = "mlp, GELU",
                         .lay_out_room = gelu_lay_out_room,
                         .mix = gelu_mix,
                         .output = gelu_output,
-                        .backward = gelu_backward,
-                        .generates = true};
+                        .backward = gelu_backward};
 const Mixer mlp_swiglu = {.name = "mlp, SwiGLU",
                           .parameters = swiglu_parameters,
                           .lay_out_kept = swiglu_lay_out_kept,
                           .lay_out_room = swiglu_lay_out_room,
                           .mix = swiglu_mix,
                           .output = swiglu_output,
-                          .backward = swiglu_backward,
-                          .generates = true};
+                          .backward = swiglu_backward};

@@ -210,5 +210,4 @@ const Mixer mixer_conv = {.name = "conv",
                           .output = output,
                           .backward = backward,
                           .flops = flops,
-                          .bytes_sent = bytes_sent,
-                          .generates = true};
+                          .bytes_sent = bytes_sent};

@@ -180,8 +180,6 @@ static bool check(const MixerUse *use, Error *err) {
     if (on_gpu && (D % 16 != 0 || D > 128))
         return error_usage(err, "%s: heads of %lld on a GPU: give multiples of 16 up to 128, or --device cpu",
                            use->option, (long long)D);
-    if (use->size.kernels != NULL && use->size.kernels->delta == NULL)
-        return error_usage(err, "%s: this device has no kernels for it: give --device cpu", use->option);
     return true;
 }
 
@@ -198,5 +196,4 @@ const Mixer mixer_delta = {.name = "delta",
                            .output = output,
                            .backward = backward,
                            .flops = flops,
-                           .bytes_sent = bytes_sent,
-                           .generates = true};
+                           .bytes_sent = bytes_sent};

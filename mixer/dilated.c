@@ -52,5 +52,4 @@ const Mixer mixer_dilated = {.name = "dilated",
                              .backward = softmax_backward,
                              .flops = softmax_flops,
                              .bytes_sent = softmax_bytes_sent,
-                             .attends = true,
-                             .generates = true};
+                             .attends = true};

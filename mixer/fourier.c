@@ -128,5 +128,4 @@ const Mixer mixer_fourier = {.name = "fourier",
                              .output = output,
                              .backward = backward,
                              .flops = flops,
-                             .bytes_sent = long_convolution_bytes_sent,
-                             .generates = true};
+                             .bytes_sent = long_convolution_bytes_sent};

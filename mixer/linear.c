@@ -52,8 +52,6 @@ static bool check(const MixerUse *use, Error *err) {
     else if (on_gpu && (c->head_dim % 16 != 0 || c->head_dim > 128))
         error_usage(err, "%s: heads of %lld on a GPU: give multiples of 16 up to 128, or --device cpu", use->option,
                     (long long)c->head_dim);
-    else if (use->size.kernels != NULL && use->size.kernels->linear == NULL)
-        error_usage(err, "%s: this device has no kernels for it: give --device cpu", use->option);
     else return true;
     return false;
 }
@@ -319,5 +317,4 @@ const Mixer mixer_linear = {.name = "linear",
                             .output = output,
                             .backward = backward,
                             .flops = flops,
-                            .bytes_sent = bytes_sent,
-                            .generates = true};
+                            .bytes_sent = bytes_sent};

@@ -21,8 +21,6 @@ bool long_convolution_check(const MixerUse *use, Error *err) {
         return error_usage(err, "%s: a context of %lld tokens is more than one transform can take: at most %d",
                            use->option, (long long)s->context, INT_MAX / 4);
     if (s->kernels == NULL) return true; // a plan
-    if (s->kernels->convolution == NULL)
-        return error_usage(err, "%s: --device %s has no long convolutions", use->option, device_kind_name(use->device));
     return s->kernels->convolution->opens(use->option, err);
 }
 

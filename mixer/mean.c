@@ -76,5 +76,4 @@ const Mixer mixer_mean = {.name = "mean",
                           .output = output,
                           .backward = backward,
                           .flops = flops,
-                          .bytes_sent = bytes_sent,
-                          .generates = true};
+                          .bytes_sent = bytes_sent};

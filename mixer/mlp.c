@@ -224,5 +224,4 @@ const Mixer mixer_mlp = {.name = "mlp",
                          .backward = backward,
                          .flops = flops,
                          .bytes_sent = bytes_sent,
-                         .generates = true,
                          .bounded = true};

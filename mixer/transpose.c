@@ -19,7 +19,8 @@ size_t transpose_room_bytes(const MixerSize *s) {
 }
 
 TransposeBytes transpose_bytes_sent(int64_t C, int64_t B, const AttentionConfig *sharding, int rank) {
-    int64_t tokens = shard_of(sharding->context, sharding->ranks, rank).tokens, each = B * (int64_t)sharding->element_bytes;
+    int64_t tokens = shard_of(sharding->context, sharding->ranks, rank).tokens,
+            each = B * (int64_t)sharding->element_bytes;
     int64_t mine = channels_of(C, sharding->ranks, rank).count;
     return (TransposeBytes){each * tokens * (C - mine), each * (sharding->context - tokens) * mine};
 }

@@ -73,7 +73,7 @@ typedef struct Mixer {
     void (*lay_out_kept)(const MixerSize *size, MixerMemory *kept, Arena *arena);
     // What it works in; `backward`: also what backward needs. NULL: nothing.
     void (*lay_out_room)(const MixerSize *size, bool backward, MixerMemory *room, Arena *arena);
-    // What one layer keeps of up to size->context tokens while it generates. NULL: it cannot generate, or needs nothing.
+    // What one layer keeps of up to size->context tokens while it generates. NULL: it needs nothing.
     void (*lay_out_cache)(const MixerSize *size, MixerMemory *cache, Arena *arena);
     // Bytes of Device.scratch that its calls need beside what layers do, on a device of so many threads. NULL: none.
     size_t (*scratch_bytes)(const MixerSize *size, int threads);
@@ -86,9 +86,8 @@ typedef struct Mixer {
     double (*flops)(const ModelConfig *config, int64_t layer, int64_t context);
     // Bytes that rank `rank` sends for one layer and pass. `sharding`: context, ranks and exchange, resolved. NULL: none.
     AttentionBytes (*bytes_sent)(const ModelConfig *config, int64_t layer, const AttentionConfig *sharding, int rank);
-    bool attends;   // works by model->attention
-    bool generates; // mix serves pass->generation, token after token
-    bool bounded;   // its weights are of config->max_positions positions, and it serves no others
+    bool attends; // works by model->attention
+    bool bounded; // its weights are of config->max_positions positions, and it serves no others
 } Mixer;
 
 // All token mixers, in the order in which ModelConfig numbers them; NULL ends the list. Whoever adds one adds it here

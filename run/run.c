@@ -147,7 +147,7 @@ static void usual_learning_rate(Options *o, const ModelConfig *c) {
 static bool read_prompt(Run *run, Error *err) {
     const Options *o = &run->options;
     const ModelConfig *c = &run->config;
-    if (o->sample_tokens == 0 || run_mixer_without_generation(run) >= 0) return true;
+    if (o->sample_tokens == 0) return true;
     if (run->task != NULL && o->sample == NULL) return true; // its accuracy says more than numbers
     if (tokens_unit(run->validation) != NULL && !tokens_are_text(run->validation)) {
         if (o->sample == NULL) return true;

@@ -16,12 +16,6 @@ MixerSize run_mixer_size(const Run *run, const Phase *phase, int rank) {
                        .kernels = run->devices.mixers};
 }
 
-int64_t run_mixer_without_generation(const Run *run) {
-    for (int64_t l = 0; l < run->config.layers; l++)
-        if (!layer_kind(&run->config, l).tokens->generates) return l;
-    return -1;
-}
-
 static bool check_in_phase(const Run *run, const Phase *phase, Error *err) {
     const ModelConfig *c = &run->config;
     char text[MIXERS_TEXT], option[MIXERS_TEXT + 16];
@@ -47,9 +41,5 @@ bool run_check_mixers(const Run *run, Error *err) {
     for (int i = 0; i < 3; i++)
         if (!run->attends && options_given(o, of_attention[i]))
             return error_usage(err, "--%s is attention's, and --mixer %s has none: leave it out", of_attention[i], text);
-    int64_t without = run_mixer_without_generation(run);
-    if (without >= 0 && o->sample != NULL)
-        return error_usage(err, "--mixer %s: %s cannot generate: leave out --sample", text,
-                           layer_kind(c, without).tokens->name);
     return true;
 }

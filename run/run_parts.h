@@ -22,7 +22,5 @@ bool run_make_phases(Run *run, Error *err);
 
 // That every layer's token mixer can serve this run: its sizes, its device, its options.
 bool run_check_mixers(const Run *run, Error *err);
-// The first layer whose token mixer cannot generate; -1: none.
-int64_t run_mixer_without_generation(const Run *run);
 
 #endif

@@ -35,8 +35,8 @@ enum { PHASES = 4 };
 
 // A pass over a chunk, window by window. A group of heads needs nothing of another, so where there are at least as many
 // as threads, each goes through all windows by itself, in each block after block: `onward`, and then `back` from the
-// last to the first (NULL: not in this pass). Else it is phase by phase, whose parts are dealt out: the same sums in the
-// same order, and so the same bits.
+// last to the first (NULL: not in this pass). Else it is phase by phase, whose parts are dealt out: the same sums in
+// the same order, and so the same bits.
 struct Walk {
     const TileKernels *kernels;
     const LinearTiles *tiles;

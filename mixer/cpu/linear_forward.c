@@ -93,8 +93,7 @@ void cpu_linear_own_before(Device *device, const LinearShape *shape, const Linea
     LinearTokens without = *tokens;
     without.starts = NULL;
     without.fresh_keys = true;
-    Walk w = {
-        .shape = shape, .tokens = &without, .onward = own_alone, .phase = {begin, own, sum}, .end = states};
+    Walk w = {.shape = shape, .tokens = &without, .onward = own_alone, .phase = {begin, own, sum}, .end = states};
     walk(device, &w, "linear attention");
 }
 

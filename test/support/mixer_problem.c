@@ -375,7 +375,7 @@ float *mixer_generate(const MixerProblem *p, int64_t piece) {
     Device device, *d = &device;
     Error err;
     const Mixer *mixer = layer_kind(&a.config, 0).tokens;
-    if (!mixer->generates || piece > MOST_ROWS) fail_msg("%s cannot generate, or not so many at a time", p->mixer);
+    if (piece > MOST_ROWS) fail_msg("%s: not so many tokens at a time", p->mixer);
     if (!device_open(d, p->device, 0, 2, &err)) fail_msg("%s", err.message);
     MixerSize size = {.config = &a.config,
                       .rows = MOST_ROWS,
