@@ -21,6 +21,7 @@ typedef struct Devices {
     int distinct;                      // GPUs among these
     double memory[DEVICES_MOST_RANKS]; // bytes free on it; of the first rank on each GPU
     double matrix_rate;                // FLOP/s of all of them together in matrix products; 0: not measured
+    bool rate_given;                   // ... and is not measured, but MATRIX_RATE in the environment
 } Devices;
 
 // --sp where the command line leaves it open: its default, but no more than --devices names or than there are GPUs for.
@@ -32,8 +33,8 @@ int64_t devices_usual_ranks(const Options *options);
 // Without a GPU, --plan for cuda is served all the same.
 bool devices_choose(Devices *devices, const Options *options, int ranks, bool processes, Error *err);
 
-// Measures matrix_rate, with `threads` threads where processors compute. The emulated device is not measured: its speed
-// means nothing.
+// Measures matrix_rate, with `threads` threads where processors compute; MATRIX_RATE in the environment says it
+// instead. The emulated device is not measured: its speed means nothing. Errors (usage): MATRIX_RATE is no rate.
 bool devices_measure(Devices *devices, int threads, Error *err);
 
 // Opens the device of one rank of this process, on the thread that calls.

@@ -15,8 +15,8 @@ static void print_machine(const Run *run, FILE *out) {
     char rate[64] = "matrix products not measured (out of memory)";
     bool cpu = d->kind == DEVICE_CPU;
     if (d->matrix_rate > 0)
-        snprintf(rate, sizeof rate, "%.0f %s in matrix products, measured now", (cpu ? 1e-9 : 1e-12) * d->matrix_rate,
-                 cpu ? "GFLOP/s" : "TFLOP/s");
+        snprintf(rate, sizeof rate, "%.0f %s in matrix products, %s", (cpu ? 1e-9 : 1e-12) * d->matrix_rate,
+                 cpu ? "GFLOP/s" : "TFLOP/s", d->rate_given ? "as MATRIX_RATE says" : "measured now");
     if (cpu)
         fprintf(out, "machine    %d threads, %s, %s vectors: %s\n", run->threads, cpu_matrix_library(),
                 simd_level_name(simd_level()), rate);

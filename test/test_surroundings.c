@@ -1,6 +1,7 @@
 // What a run is started in: outputs that are closed, full or read by nobody, limits of memory and threads, libraries
 // that are broken, variables that were meant for other programs.
 #include "base/cpu_features.h"
+#include "test/shell.h"
 #include "test/tiny_run.h"
 
 // ---- standard output and error that are not there -------------------------------------------------------------------
@@ -194,7 +195,8 @@ static void broken_fftw(void **state) {
         char options[60], message[400];
         snprintf(options, sizeof options, "--mixer %s", mixers[i]);
         snprintf(message, sizeof message,
-                 "--mixer %s: its convolutions are done by FFTW, whose library libfftw3f.so.3 cannot be opened (*): install it "
+                 "--mixer %s: its convolutions are done by FFTW, whose library libfftw3f.so.3 cannot be opened (*): "
+                 "install it "
                  "(Debian: libfftw3-single3), or take another mixer",
                  mixers[i]);
         wanted[i] = try_run(2, options, message);
@@ -225,6 +227,26 @@ static void matmul_of_the_environment(void **state) {
 #endif
 }
 
+static void rate_of_the_environment(void **state) {
+    (void)state;
+    setenv("MATRIX_RATE", "2.5e11", 1);
+    char *given = try_run(0, "", "");
+    setenv("MATRIX_RATE", "fast", 1);
+    char *refused = try_run(2, "",
+                            "MATRIX_RATE=fast in the environment: give operations per second, such as 3.2e11, or "
+                            "leave it out");
+    setenv("MATRIX_RATE", "-1", 1);
+    char *negative = try_run(2, "",
+                             "MATRIX_RATE=-1 in the environment: give operations per second, such as 3.2e11, or "
+                             "leave it out");
+    unsetenv("MATRIX_RATE");
+    char *measured = try_run(0, "", "");
+    assert_true(given != NULL && refused != NULL && negative != NULL && measured != NULL);
+    expect_in(given, " vectors: 250 GFLOP/s in matrix products, as MATRIX_RATE says\n");
+    expect_in(measured, " GFLOP/s in matrix products, measured now\n");
+    free(given), free(refused), free(negative), free(measured);
+}
+
 // Job scripts set these for programs of one OpenMP team; here they must not bring all ranks to one processor.
 static void openmp_binds_nothing(void **state) {
     (void)state;
@@ -250,11 +272,17 @@ static int make_files(void **state) {
 }
 
 int main(void) {
+    unsetenv("MATRIX_RATE"); // which scripts/run-tests gives: limits are met while it is measured too
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(closed_descriptors),          cmocka_unit_test(full_output),
-        cmocka_unit_test(reader_that_has_gone),        cmocka_unit_test(memory_limits),
-        cmocka_unit_test(threads_that_cannot_be_made), cmocka_unit_test(broken_blas),
-        cmocka_unit_test(broken_fftw),                 cmocka_unit_test(matmul_of_the_environment),
+        cmocka_unit_test(closed_descriptors),
+        cmocka_unit_test(full_output),
+        cmocka_unit_test(reader_that_has_gone),
+        cmocka_unit_test(memory_limits),
+        cmocka_unit_test(threads_that_cannot_be_made),
+        cmocka_unit_test(broken_blas),
+        cmocka_unit_test(broken_fftw),
+        cmocka_unit_test(matmul_of_the_environment),
+        cmocka_unit_test(rate_of_the_environment),
         cmocka_unit_test(openmp_binds_nothing),
     };
     return cmocka_run_group_tests(tests, make_files, remove_folder);
