@@ -49,8 +49,10 @@ FLAGS_avx512 := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector
 HOPPER           := $(wildcard attention/cuda/hopper/*.cu)
 KERNELS          := $(wildcard layers/cuda/*.cu attention/cuda/*.cu mixer/cuda/*.cu comm/cuda/*.cu) $(HOPPER)
 EMULATOR         := $(wildcard emulated/*.cpp)
+# Without a GPU here it is for all of them; the tests leave out 89 and 100, for which no line of a kernel is another.
 ALL_ARCHS        := 80 89 90a 100 120
-ARCHS            ?= $(FOUND_ARCHS)
+TESTED_ARCHS     := 80 90a 120
+ARCHS            ?= $(or $(FOUND_ARCHS),$(if $(TESTED),$(TESTED_ARCHS),$(ALL_ARCHS)))
 NVCC             = $(CUDA)/bin/nvcc
 CUDA_FOLDER      = $(BUILD)/cuda-$(subst $() ,-,$(strip $(ARCHS)))
 CUDA_KERNELS     = $(if $(filter 90a,$(ARCHS)),$(KERNELS),$(filter-out $(HOPPER),$(KERNELS)))
@@ -69,12 +71,14 @@ EMULATOR_OBJECTS = $(EMULATOR:%.cpp=$(BUILD)/emulated/%.o)
 EMULATED_OBJECTS = $(patsubst %.cu,$(BUILD)/emulated/%.o,$(filter-out layers/cuda/libraries.cu,$(KERNELS)))
 
 OBJECTS = $(SOURCES:%.c=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(SIMD_SOURCES:%.c=$(BUILD)/%.$(isa).o)) \
-          $(if $(EMULATED),$(BUILD)/emulated.o) $(CUDA_OBJECTS)
+          $(if $(EMULATED),$(EMULATED_OBJECT)) $(CUDA_OBJECTS)
+EMULATED_OBJECT ?= $(BUILD)/emulated.o
 LIBRARY := $(BUILD)/libtrain_gpt.a
 BENCHES := $(patsubst dev/%.c,$(BUILD)/dev/%,$(wildcard dev/bench_*.c))
 
 .PHONY: all run setup bench corpus lines clean help test test-release test-asan test-tsan \
-        build-release build-asan build-tsan build-archs cuda-objects check-sass test-programs FORCE \
+        build-release build-asan build-tsan build-archs build-emulated emulated-object cuda-objects check-sass \
+        test-programs FORCE \
         test-gpu gpu-check gpu-bundle gpu-bundle-programs ladder
 .DELETE_ON_ERROR:
 .SECONDARY: # object files are kept
@@ -173,6 +177,8 @@ $(if $(CUDA),$(eval $(call hopper_rule)))
 check-sass: $(CUDA_OBJECTS)
 	$(if $(HOPPER),@CUDA=$(CUDA) scripts/check-sass $(HOPPER:%.cu=$(CUDA_FOLDER)/%.o),@:)
 
+# The sanitizers' build takes the one of the build as released (EMULATED_OBJECT): it is compiled alike.
+emulated-object: $(if $(EMULATED),$(EMULATED_OBJECT))
 $(BUILD)/emulated.o: $(EMULATED_OBJECTS) $(EMULATOR_OBJECTS)
 	$(call say,LD  )
 	$(Q)ld -r --force-group-allocation $^ -o $@
@@ -276,28 +282,33 @@ bench: $(BENCHES)
 RANKS_TESTS   := attention cli comm comm_device comm_failure model training
 TEST          ?= $(patsubst test/test_%,%,$(basename $(wildcard test/test_*.c test/test_*.cu)))
 RELEASE_TESTS  = $(TEST:%=$(BUILD)/test/test_%)
-# Programs about other programs, or about the emulator, gain nothing from sanitizers.
-NOT_ASAN      := bits book cuda_on_cpu experiments experiments_distributed experiments_mixers get_data gpu_check \
-                 hopper_on_cpu ladder memory mixers_checkpoint mixers_memory mixers_training recall sass scripts
+# Programs about other programs gain nothing from sanitizers, nor do those about kernels alone, whose memory the emulator
+# watches: they are compiled without.
+NOT_ASAN      := bits book cuda_attention cuda_attention_backward cuda_distributed cuda_on_cpu experiments \
+                 experiments_distributed experiments_mixers get_data gpu_check hopper_on_cpu ladder memory \
+                 mixers_checkpoint mixers_memory mixers_training recall sass scripts
 ASAN_TESTS     = $(patsubst %,build/asan/test/test_%,$(filter-out $(NOT_ASAN),$(TEST)))
 TSAN_TESTS     = $(patsubst %,build/tsan/test/test_%,$(filter $(RANKS_TESTS),$(TEST)))
 ASAN          := BUILD=build/asan OPT=-O1 SANITIZE=address,undefined
 TSAN          := BUILD=build/tsan OPT=-O1 SANITIZE=thread WITHOUT="mpi cblas openmp"
 
-build-release: setup
-	+@$(submake) test-programs PROGRAMS="$(RELEASE_TESTS)"
-build-asan: setup
-	+@$(submake) test-programs PROGRAMS="$(ASAN_TESTS)" $(ASAN)
+build-emulated: setup
+	+@$(submake) emulated-object
+build-release: build-emulated
+	+@$(submake) test-programs PROGRAMS="$(RELEASE_TESTS)" TESTED=yes
+build-asan: build-emulated
+	+@$(submake) test-programs PROGRAMS="$(ASAN_TESTS)" $(ASAN) EMULATED_OBJECT=$(BUILD)/emulated.o
 build-tsan: setup
 	+@$(submake) test-programs PROGRAMS="$(TSAN_TESTS)" $(TSAN)
 test-programs: $(BUILD)/train_gpt $(PROGRAMS) $(if $(EMULATED),$(if $(filter %/test_ladder,$(PROGRAMS)),$(BUILD)/dev/ladder-emulated))
 	@:
 # Every kernel for every architecture, where there is nvcc: a warning or a register spilled to memory is an error, and
-# so is what scripts/check-sass finds.
+# so is what scripts/check-sass finds. The tests do it for TESTED_ARCHS.
 build-archs: setup
-	+@if scripts/detect --toolkit > /dev/null; then $(submake) check-sass ARCHS="$(ALL_ARCHS)"; \
+	+@if scripts/detect --toolkit > /dev/null; then $(submake) check-sass ARCHS="$(if $(TESTED),$(TESTED_ARCHS),$(ALL_ARCHS))"; \
 	else echo "skipped: no nvcc here, so the kernels are not compiled for GPUs"; fi
 
+test: TESTED = yes
 test: build-release build-asan build-tsan build-archs
 	@scripts/run-tests $(RELEASE_TESTS) $(ASAN_TESTS) $(TSAN_TESTS)
 test-release: build-release
