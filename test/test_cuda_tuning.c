@@ -372,5 +372,13 @@ int main(void) {
         cmocka_unit_test(files_that_cannot_serve),
         cmocka_unit_test(runs_share_a_file),
     };
+    const struct CMUnitTest under_sanitizers[] = {
+        // what reads files
+        cmocka_unit_test(the_fastest_is_chosen),
+        cmocka_unit_test(choices_give_the_same_bits),
+        cmocka_unit_test(damaged_choices),
+        cmocka_unit_test(files_that_cannot_serve),
+    };
+    if (program_slowness() > 1) return cmocka_run_group_tests(under_sanitizers, make_files, remove_folder);
     return cmocka_run_group_tests(tests, make_files, remove_folder);
 }

@@ -57,7 +57,7 @@ static void runs_resume_to_the_bit_on_cuda(void **state) {
     const char *why;
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
-    for (int i = 0; i < patterns.count; i++)
+    for (int i = 0; i < patterns.count; i += 3) // a checkpoint does not ask which mixer a tensor is of
         check_resume(
             (MixerTraining){
                 .mixers = patterns.text[i], .device = "emulated", .layers = 1, .context = 40, .sp = 1 + i % 2},
@@ -236,7 +236,9 @@ static void check_generation(MixerTraining t, int i, double allowed) {
     char out[40], model[PROGRAM_PATH], path[PROGRAM_PATH], prompt[PROMPT + 1] = "";
     snprintf(out, sizeof out, "says-%s-%d%s", t.device == NULL ? "cpu" : t.device, i, t.documents ? "-documents" : "");
     t.out = out, t.context = SEEN;
-    if (!mixer_train(&t, NULL)) return;
+    MixerTraining made = t; // on the CPU in any case, which is the fastest
+    made.device = NULL, made.wide = t.device != NULL;
+    assert_true(mixer_train(&made, NULL));
     char *text = read_file(path_join(path, folder, "text"), NULL);
     memcpy(prompt, text + 3000, PROMPT);
     free(text);
@@ -273,7 +275,7 @@ static void generation_is_trainings(void **state) {
     for (int i = 0; i < patterns.count; i++) {
         check_generation(
             (MixerTraining){
-                .mixers = patterns.text[i], .arch = i % 3 == 1 ? "gpt2" : "llama", .layers = 3, .steps = 150},
+                .mixers = patterns.text[i], .arch = i % 3 == 1 ? "gpt2" : "llama", .layers = 3, .steps = 50},
             i, 1e-4);
     }
 }
@@ -286,7 +288,7 @@ static void generation_is_trainings_with_documents(void **state) {
         bool serves = true;
         for (int k = 0; k < 3; k++) serves = serves && strcmp(choices.mixer[i]->name, whole[k]) != 0;
         if (serves)
-            check_generation((MixerTraining){.mixers = choices.text[i], .documents = true, .steps = 150}, i, 1e-4);
+            check_generation((MixerTraining){.mixers = choices.text[i], .documents = true, .steps = 50}, i, 1e-4);
     }
 }
 

@@ -10,8 +10,7 @@ static bool serves(const Case *c, const char *choice) {
     Command command = {0};
     char words[1024];
     ProgramResult result;
-    add_words(&command, train_gpt_path(), "--device", c->device, "--steps", "0", "--sample-tokens", "0", NULL);
-    add_words(&command, "--eval-windows", "1", NULL);
+    add_words(&command, train_gpt_path(), "--device", c->device, "--plan", NULL);
     snprintf(words, sizeof words, "%s", c->options);
     for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " ")) add_word(&command, word);
     bool served = run_or_refused(&command, choice, 60, &result);

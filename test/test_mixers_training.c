@@ -6,7 +6,7 @@
 // nearly 0 the roundings decide the step, and twenty steps carry that on: 1e-8 of the loss is seen after them, 3e-7 of
 // that of `conv`, whose filter passes through sines of 10 times its values; ten times the latter is allowed. In bf16
 // what ranks sum otherwise is rounded to 2^-9 of it: a value that lies between two falls to either side, in each layer,
-// for some of the values. Of a loss, a mean over 256 tokens, 1e-4 is seen, and ten times that allowed.
+// for some of the values. Of a loss, a mean over 80 tokens, 2e-4 is seen, and five times that allowed.
 #include "test/mixer_training.h"
 
 #include "attention/attention.h"
@@ -78,14 +78,14 @@ static void ranks_change_no_loss_on_cuda(void **state) {
     const char *why;
     if (program_slowness() > 1 || device_count(DEVICE_EMULATED, &why) == 0) skip();
     MixerPatterns patterns = mixer_patterns(true, false);
-    MixerTraining t = {.arch = "llama", .device = "emulated", .steps = 2, .context = 64, .layers = 1};
+    MixerTraining t = {.arch = "llama", .device = "emulated", .steps = 2, .context = 40, .layers = 1};
     for (int i = 0; i < patterns.count; i++) {
         t.mixers = patterns.text[i];
-        check_grids(t, GRIDS + 1, 1, BF16_LIMIT);
+        check_grids(t, GRIDS + i % 2, 1, BF16_LIMIT);
     }
     patterns = mixer_patterns(false, true);
     if (patterns.count < 2) return;
-    t.mixers = patterns.text[1], t.layers = 3, t.context = 40;
+    t.mixers = patterns.text[1], t.layers = 3;
     check_grids(t, GRIDS + 2, 1, BF16_LIMIT);
 }
 
@@ -98,7 +98,7 @@ static double number_behind(const char *text, const char *mark) {
     return strtod(at + strlen(mark), NULL);
 }
 
-// What the layers state that a rank sends in one step of two passes of two sequences.
+// What the layers state that a rank sends in one step of two passes.
 static double stated_bytes(const ModelConfig *config, const AttentionConfig *sharding, int rank, bool replayed) {
     const int64_t passes = 2;
     double sum = 0;
@@ -144,7 +144,7 @@ static void check_bytes(const MixerTraining *t) {
         fail_msg("%s", err.message);
     AttentionConfig sharding = {.context = 75,
                                 .ranks = t->sp,
-                                .shape = {2, config.heads, config.kv_heads, config.head_dim, 1},
+                                .shape = {t->device == NULL ? 2 : 1, config.heads, config.kv_heads, config.head_dim, 1},
                                 .element_bytes = t->device == NULL ? 4 : 2,
                                 .windows = {{0, config.layers}},
                                 .window_count = 1};
@@ -176,7 +176,7 @@ static void bytes_are_sent_as_stated(void **state) {
         check_bytes(
             &(MixerTraining){.mixers = patterns.text[i], .sp = 4, .steps = 1, .recompute = "block", .out = out});
         snprintf(out, sizeof out, "bytes-emulated-%d", i);
-        if (emulated)
+        if (emulated && i % 4 == 0) // counted as on the CPU, in elements of 2 bytes
             check_bytes(&(MixerTraining){
                 .mixers = patterns.text[i], .sp = 2, .steps = 1, .device = "emulated", .layers = 1, .out = out});
     }
@@ -224,7 +224,8 @@ static void recompute_keeps_the_bits_on_cuda(void **state) {
     MixerPatterns patterns = mixer_patterns(true, false);
     for (int i = 0; i < patterns.count; i++)
         check_recompute(
-            (MixerTraining){.mixers = patterns.text[i], .sp = 1 + i % 2, .context = 40, .device = "emulated"}, i);
+            (MixerTraining){.mixers = patterns.text[i], .sp = i % 4 == 1 ? 2 : 1, .context = 40, .device = "emulated"},
+            i);
 }
 
 int main(void) {

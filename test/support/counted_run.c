@@ -66,7 +66,7 @@ void nothing_is_allocated(const char *device, const char *const *options, int co
         char words[1024];
         Command command = {0};
         add_case(&command, &c, words);
-        add_words(&command, "--steps", "5", "--layers", "2", "--threads", "2", "--batch", "2", "--micro-batch", "1",
+        add_words(&command, "--steps", "3", "--layers", "2", "--threads", "2", "--batch", "2", "--micro-batch", "1",
                   NULL);
         ProgramResult result = run_command(&command, TIME_LIMIT);
         Counted counted = counted_in(&result);

@@ -34,9 +34,9 @@ static void number(Command *command, const char *option, int given, int otherwis
 
 // Heads of 32 in a width of 64 on GPUs, whose kernels want some width; smaller ones on the CPU.
 static void add_model(Command *command, const MixerTraining *t) {
-    bool cpu = strcmp(or_else(t->device, "cpu"), "cpu") == 0;
+    bool small = strcmp(or_else(t->device, "cpu"), "cpu") == 0 && !t->wide;
     add_words(command, "--mixer", t->mixers, "--arch", or_else(t->arch, "llama"), NULL);
-    add_words(command, "--heads", "2", "--dim", cpu ? "32" : "64", NULL);
+    add_words(command, "--heads", "2", "--dim", small ? "32" : "64", NULL);
     number(command, "--layers", t->layers, 2);
     number(command, "--context", t->context, 75);
     if (t->documents) add_words(command, "--document-mask", "--document-end", "46", NULL); // 46: a full stop
@@ -54,7 +54,8 @@ void mixer_command(Command *command, const MixerTraining *t) {
     if (t->save_every > 0) add_number(command, "--save-every", t->save_every);
     add_words(command, "--schedule", or_else(t->schedule, "cosine"), "--lr", "4e-3", NULL);
     add_number(command, "--warmup", t->steps > 0 && t->steps < 5 ? 1 : 5);
-    add_words(command, "--batch", "4", "--micro-batch", "2", NULL);
+    bool emulated = t->device != NULL && strcmp(t->device, "emulated") == 0; // which is slow
+    add_words(command, "--batch", emulated ? "2" : "4", "--micro-batch", emulated ? "1" : "2", NULL);
     add_words(command, "--eval-windows", "2", "--sample-tokens", "0", "--threads", "1", NULL);
     number(command, "--steps", t->steps, 20);
     number(command, "--sp", t->sp, 1);
