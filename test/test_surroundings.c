@@ -195,8 +195,7 @@ static void broken_fftw(void **state) {
         char options[60], message[400];
         snprintf(options, sizeof options, "--mixer %s", mixers[i]);
         snprintf(message, sizeof message,
-                 "--mixer %s: its convolutions are done by FFTW, whose library libfftw3f.so.3 cannot be opened (*): "
-                 "install it "
+                 "--mixer %s: its convolutions are done by FFTW, whose library libfftw3f.so.3 cannot be opened (*): install it "
                  "(Debian: libfftw3-single3), or take another mixer",
                  mixers[i]);
         wanted[i] = try_run(2, options, message);
