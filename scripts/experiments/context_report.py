@@ -31,10 +31,15 @@ class Results:
         self.longest = str(form.contexts[-1])
         self.arms = [str(context) for context in form.contexts] + [grown]
         self.budgets = [steps * form.step_tokens for steps in form.steps]
+        self.longest_budgets = [steps * form.step_tokens for steps in form.longest_steps]
         self.bits = {}
         for row in results.rows:
             key = row["application"], row["arm"], int(row["tokens"]), int(row["seed"])
             self.bits[key] = float(row["bits_per_symbol"])
+        self.most = max((tokens for _, _, tokens, _ in self.bits), default=self.budgets[-1])
+
+    def budgets_of(self, arm):
+        return self.longest_budgets if arm == self.longest else self.budgets
 
     def of(self, application, arm, tokens):
         """{seed: bits per symbol}"""
@@ -53,10 +58,13 @@ class Results:
         return list(zip(*points)) if points else ([], [], [])
 
     def positions_of(self, application, arm):
-        """[(tokens read, mean over the seeds, standard error)] at the longest context after all training."""
-        found = {}
-        for row in self.positions.find(application=application, arm=arm, tokens=self.budgets[-1]):
-            found.setdefault(float(row["read"]), []).append((float(row["bits_per_symbol"]), float(row["error"])))
+        """[(tokens read, mean over the seeds, standard error)] at the longest context after the most training. The last
+        target of a window is left out: where what is held out was put together of pieces, it is of another piece."""
+        rows, found = self.positions.find(application=application, arm=arm), {}
+        most = max((int(row["tokens"]) for row in rows), default=0)
+        for row in rows:
+            if int(row["tokens"]) == most and float(row["read"]) < int(self.longest):
+                found.setdefault(float(row["read"]), []).append((float(row["bits_per_symbol"]), float(row["error"])))
         means = {read: [sum(values) / len(values) for values in zip(*rows)] for read, rows in found.items()}
         return [(read, *means[read]) for read in sorted(means)]
 
@@ -87,7 +95,7 @@ def bits_table(r):
 
 def missing(r):
     """One line about what is not there."""
-    wanted = [(name, arm, tokens, seed) for name in r.form.applications for arm in r.arms for tokens in r.budgets
+    wanted = [(name, arm, tokens, seed) for name in r.form.applications for arm in r.arms for tokens in r.budgets_of(arm)
               for seed in r.form.seeds]
     there = sum(key in r.bits for key in wanted)
     if there == len(wanted):
@@ -105,29 +113,37 @@ def law_of_contexts(r, name, tokens):
     return fit.fit(contexts, bits, [math.sqrt(squares / freedom / count) if freedom else None for count in counts])
 
 
-def law_of_positions(r, name):
+def law_of_positions(r, name, arm):
     """Of the bins from 64 tokens on: they have positions enough for a standard error."""
-    points = [point for point in r.positions_of(name, r.longest) if point[0] >= 64 and point[2] > 0]
+    points = [point for point in r.positions_of(name, arm) if point[0] >= 64 and point[2] > 0]
     return fit.fit(*(zip(*points) if points else ([], [], [])))
 
 
-def law_cells(law, reason):
-    if law is None:
-        return [reason, NONE, NONE, NONE]
-    return ["yes", f"{law.a:.3g} ± {law.a_error:.2g}", f"{law.b:.3f} ± {law.b_error:.3f}",
-            f"{law.g:.3f} ± {law.g_error:.3f}"]
-
-
-def law_table(r):
-    header = ["application", "fitted to", "determined?", "a", "b", "g, bits"]
-    rows = []
+def laws(r):
+    """(application, what is fitted to, law or None, reason) of all that has results."""
     for name, application in r.form.applications.items():
         for tokens in r.budgets:
-            law = law_of_contexts(r, name, tokens)
-            rows.append([application.title, f"contexts, {tokens:,} tokens", *law_cells(*law)])
-        law = law_of_positions(r, name)
-        rows.append([application.title, f"positions of T = {int(r.longest):,}", *law_cells(*law)])
-    return experiment.markdown(header, rows, left=3)
+            if r.curve(name, tokens, r.of)[0]:
+                yield application.title, f"contexts, {tokens:,} tokens", *law_of_contexts(r, name, tokens)
+        for arm, what in ((r.longest, f"T = {int(r.longest):,}"), (r.grown, "grown context")):
+            if r.positions_of(name, arm):
+                yield application.title, f"positions, {what}", *law_of_positions(r, name, arm)
+
+
+def law_text(r):
+    """A table of the laws that the losses determine, and a line for each reason why others do not."""
+    header, rows, reasons = ["application", "fitted to", "a", "b", "g, bits"], [], {}
+    for title, what, law, reason in laws(r):
+        if law is None:
+            reasons.setdefault(reason, {}).setdefault(title, []).append(what)
+        else:
+            rows.append([title, what, f"{law.a:.3g} ± {law.a_error:.2g}", f"{law.b:.3f} ± {law.b_error:.3f}",
+                         f"{law.g:.3f} ± {law.g_error:.3f}"])
+    text = experiment.markdown(header, rows, left=2) if rows else ""
+    for reason, titles in reasons.items():
+        text += f"\nNot determined, {reason}: "
+        text += "; ".join(f"{title} ({', '.join(of)})" for title, of in titles.items()) + ".\n"
+    return text
 
 
 def published_table(r):
@@ -204,7 +220,7 @@ def plot_gain(pyplot, r, out):
 def plot_bits(pyplot, r, out):
     """The largest budget, each seed a point, and the law where there is one."""
     figure, of, rest = panels(pyplot, r)
-    tokens = r.budgets[-1]
+    tokens = r.most
     for name, panel in of.items():
         contexts, means, spreads = r.curve(name, tokens, r.of)
         if contexts:
@@ -275,7 +291,7 @@ def make(out, form, results, positions, grown):
     spread = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
     text = (f"Bits per symbol on the held-out tokens, {spread}. {missing(r)}\n\n{bits_table(r)}\n"
             "L(c) = (a / c)^b + g in bits, fitted to the bits per symbol above, or to the loss by position; a is in "
-            f"tokens, ± one standard deviation.\n\n{law_table(r)}")
+            f"tokens, ± one standard deviation.\n\n{law_text(r).lstrip()}")
     published = published_table(r)
     if published.count("\n") > 2:
         text += f"\nPublished, by others, of other models and data:\n\n{published}"
