@@ -440,10 +440,11 @@ static void train(Rank *r, Reporter *reporter) {
             report.validation_loss = t.validation_loss;
             report.accuracy = t.accuracy;
         }
+        report_speed(r, &t, &report);
+        if (leader(r)) reporter_log(reporter, &report); // first: a run that is killed now goes on from a step with a line
         if (o->out != NULL && (last || asked.save || (o->save_every > 0 && t.step % o->save_every == 0)))
             save(r, &t, last);
-        report_speed(r, &t, &report);
-        if (leader(r)) reporter_step(reporter, &report);
+        if (leader(r)) reporter_step(reporter, &report); // last: nobody may read standard output
     }
     signals_end_at_once();
     if (leader(r)) {

@@ -147,8 +147,9 @@ static void give_up_log(Reporter *reporter) {
     reporter->log = NULL;
 }
 
-static void write_log(Reporter *reporter, const StepReport *r) {
+void reporter_log(Reporter *reporter, const StepReport *r) {
     FILE *log = reporter->log;
+    if (log == NULL) return;
     fprintf(log, "{\"step\": %lld", (long long)r->step);
     write_number(log, "loss", r->loss);
     write_number(log, "lr", r->learning_rate);
@@ -176,7 +177,6 @@ void reporter_step(Reporter *reporter, const StepReport *report) {
     else rewrite_line(report);
     reporter->line_open = !stays;
     output_flush();
-    if (reporter->log != NULL) write_log(reporter, report);
 }
 
 void reporter_line_end(Reporter *reporter) {

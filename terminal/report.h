@@ -40,9 +40,11 @@ typedef struct Reporter {
 // Opens the log. Where `append`, it goes on after step `step`: what an interrupted run wrote of later ones, which will
 // be done again, is cut off, and so is a last line left incomplete.
 bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_t step, Error *err);
-// Says where sequences get another length. Numbers in the log read back exactly; a NaN or infinity is null. On a
-// terminal, a step with a validation loss keeps its line. A log that cannot be written is said once, on standard
-// error, and is written no more; for standard output see terminal/output.h.
+// A step's line in the log, where there is one. Numbers read back exactly; a NaN or infinity is null. A log that cannot
+// be written is said once, on standard error, and is written no more.
+void reporter_log(Reporter *reporter, const StepReport *report);
+// A step's line on standard output (see terminal/output.h); and that sequences have got another length. On a terminal, a
+// step with a validation loss keeps its line.
 void reporter_step(Reporter *reporter, const StepReport *report);
 void reporter_line_end(Reporter *reporter); // leaves the live line standing, before other output
 bool reporter_close(Reporter *reporter);    // false: the log is not whole

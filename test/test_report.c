@@ -248,6 +248,7 @@ static bool log_step(const char *path, bool append, const StepReport *report, Er
     Reporter reporter;
     bool ok = reporter_open(&reporter, path, append, report->step - 1, err);
     if (ok) {
+        reporter_log(&reporter, report);
         reporter_step(&reporter, report);
         ok = reporter_close(&reporter);
     }
