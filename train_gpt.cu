@@ -27,13 +27,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "dataloader/bigram.h"
 #include "run/mixing.h"
 #include "run/positions.h"
 #include "run/prepare.h"
 #include "run/saving.h"
 #include "run/signals.h"
 #include "run/tuning.h"
+#include "run/validation.h"
 #include "terminal/output.h"
 #include "terminal/report.h"
 #include "terminal/version.h"
@@ -189,11 +189,6 @@ static void update(Rank *r, int64_t step, double rate, double gradient_norm) {
 // ---------------------------------------------------------------------------------------------------------------------
 // One pass, one step, evaluation
 
-typedef struct Validation {
-    Loader loader;
-    int64_t *window, windows;
-} Validation;
-
 static double tokens_in_step(const Run *run) { return (double)run->options.batch * (double)run->options.context; }
 // Targets that count: all of them, but for synthetic tasks.
 static double answers_in_step(const Run *run) { return (double)run->options.batch * (double)run->window_answers; }
@@ -299,34 +294,6 @@ static void open_loaders(Rank *r, Validation *v) {
     v->window = malloc((size_t)v->windows * sizeof(int64_t));
     if (v->window == NULL) require(r, error_set(&err, "out of memory"), &err);
     loader_next(&v->loader, v->windows, v->window);
-}
-
-static void report_validation(const Run *run, const Validation *v, const Training *t) {
-    double loss = t->validation_loss;
-    if (run->task != NULL) {
-        printf("validation loss %.4f nats per answer, %.1f%% of them right (by chance %.1f%%), over %lld windows of "
-               "%lld tokens\n",
-               loss, 100 * t->accuracy, 100 * task_chance(run->task), (long long)v->windows,
-               (long long)run->options.context);
-        return;
-    }
-    printf("validation loss %.4f nats per token", loss);
-    const char *unit = tokens_unit(run->validation);
-    if (unit == NULL) {
-        printf(", perplexity %.2f, over %lld windows of %lld tokens\n", exp(loss), (long long)v->windows,
-               (long long)run->options.context);
-        return;
-    }
-    printf(" = %.4f bits per %s, over %lld windows of %lld tokens\n", loss / log(2.0), unit, (long long)v->windows,
-           (long long)run->options.context);
-    double bigram;
-    Error err;
-    if (!bigram_loss(run->train, 0, run->train_end, &v->loader, v->window, v->windows, &bigram, &err)) {
-        fprintf(stderr, "train_gpt: no bigram baseline: %s\n", err.message);
-        return;
-    }
-    printf("%s-bigram model %.4f nats per token = %.4f bits per %s, same training split, same windows\n", unit, bigram,
-           bigram / log(2.0), unit);
 }
 
 // One optimizer step on the next windows. False, on all ranks, where its data cannot be read or its numbers are none:
@@ -452,7 +419,7 @@ static void train(Rank *r, Reporter *reporter) {
         if (asked.stop != 0)
             printf("stopped by signal %d after step %lld%s%s\n", asked.stop, (long long)t.step,
                    o->out != NULL ? ", saved in " : ", not saved: no --out was given", o->out != NULL ? o->out : "");
-        else if (isfinite(t.validation_loss)) report_validation(run, &validation, &t);
+        else if (isfinite(t.validation_loss)) validation_print(run, &validation, &t);
     }
     if (o->dump_mixing != NULL) mixing_dump(r, &validation.loader);
     free(t.window);

@@ -40,3 +40,19 @@ int file_open_to_write(const char *path, int flags) {
     errno = reason;
     return -1;
 }
+
+bool file_check_writable(const char *option, const char *path, Error *err) {
+    int descriptor = file_open_to_write(path, O_APPEND);
+    if (descriptor < 0)
+        return error_set(err, "%s %s: cannot write: %s; give a file that can be written", option, path,
+                         errno == ENXIO ? "nobody reads this pipe" : strerror(errno));
+    close(descriptor);
+    return true;
+}
+
+FILE *file_write(const char *path) {
+    int descriptor = file_open_to_write(path, O_TRUNC);
+    FILE *file = descriptor >= 0 ? fdopen(descriptor, "w") : NULL;
+    if (file == NULL && descriptor >= 0) close(descriptor);
+    return file;
+}

@@ -6,6 +6,7 @@
 #define BASE_FILE_H
 
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/error.h"
 
@@ -16,5 +17,10 @@ int file_open(const char *path, int64_t *bytes, Error *err);
 // Opens a file, a terminal, a device or a pipe with a reader for writing, as open() with `flags` beside O_WRONLY; makes
 // it if it is not there. -1 with errno set; ENXIO: a pipe that nobody reads, or a socket.
 int file_open_to_write(const char *path, int flags);
+
+// Before long work: that the file that `option` names can be written at its end. It is made, and otherwise left as it is.
+bool file_check_writable(const char *option, const char *path, Error *err);
+// Opens it then, empty; NULL with errno set.
+FILE *file_write(const char *path);
 
 #endif

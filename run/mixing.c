@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/random.h"
 #include "run/saving.h"
 
@@ -27,11 +28,7 @@ bool mixing_check(const Run *run, Error *err) {
         return error_usage(
             err, "--dump-mixing %s: a row is written for every pair of %lld tokens; give --context %d at most",
             o->dump_mixing, (long long)o->context, MOST_TOKENS);
-    FILE *file = o->plan ? NULL : fopen(o->dump_mixing, "a");
-    if (file == NULL && !o->plan)
-        return error_set(err, "--dump-mixing %s: cannot write: %s", o->dump_mixing, strerror(errno));
-    if (file != NULL) fclose(file);
-    return true;
+    return o->plan || file_check_writable("--dump-mixing", o->dump_mixing, err);
 }
 
 // What a dump works in: u (C) and gradients (T, C) as floats, on the device and on the host.
@@ -92,7 +89,7 @@ void mixing_dump(Rank *r, const Loader *loader) {
     require(r, d.room != NULL, &err);
     d.host = (float *)malloc(bytes);
     if (d.host == NULL) require(r, error_set(&err, "out of memory"), &err);
-    d.file = fopen(path, "w");
+    d.file = file_write(path);
     bool ok = d.file != NULL;
     if (ok) {
         fprintf(d.file, "layer,mixer,i,j,value\n");

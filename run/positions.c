@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "run/saving.h"
 
 struct PositionLosses {
@@ -16,11 +17,7 @@ struct PositionLosses {
 
 bool positions_check(const Run *run, Error *err) {
     const char *path = run->options.eval_by_position;
-    if (path == NULL || run->options.plan) return true;
-    FILE *file = fopen(path, "a");
-    if (file == NULL) return error_set(err, "--eval-by-position %s: cannot write: %s", path, strerror(errno));
-    fclose(file);
-    return true;
+    return path == NULL || run->options.plan || file_check_writable("--eval-by-position", path, err);
 }
 
 PositionLosses *positions_open(Rank *r) {
@@ -49,7 +46,7 @@ void positions_add(PositionLosses *p, Rank *r, int64_t count) {
 }
 
 static bool write_file(const PositionLosses *p, const char *path, double windows) {
-    FILE *file = fopen(path, "w");
+    FILE *file = file_write(path);
     if (file == NULL) return false;
     fprintf(file, "position,loss,windows\n");
     for (int64_t i = 0; i < p->T; i++) fprintf(file, "%lld,%.6g,%.0f\n", (long long)i, p->sum[i] / windows, windows);

@@ -7,7 +7,7 @@
 
 typedef struct PositionLosses PositionLosses;
 
-// That the file can be written. Before the run.
+// That the file can be written. Before the run, by the process that will write it.
 bool positions_check(const Run *run, Error *err);
 // Collective, as all of them; ends the ranks where there is no memory (12 bytes for each token of the context).
 PositionLosses *positions_open(Rank *r);

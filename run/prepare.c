@@ -61,7 +61,8 @@ static bool plan(const Run *run, bool speaks, Arena *first, Error *err) {
 
 bool prepare(Run *run, bool speaks, Error *err) {
     Arena arena;
-    if (!run_open(run, speaks, err) || !mixing_check(run, err) || !positions_check(run, err)) return false;
+    if (!run_open(run, speaks, err) || !mixing_check(run, err)) return false;
+    if (speaks && !positions_check(run, err)) return false;
     if (speaks) options_print_command(&run->options, stdout);
     output_flush();
     if (!plan(run, speaks, &arena, err)) return false;

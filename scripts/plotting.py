@@ -56,3 +56,11 @@ def save(figure, *paths):
         except (OSError, ValueError) as error:  # ValueError: a kind of picture that is not known
             sys.exit(f"{program()}: {path}: {getattr(error, 'strerror', None) or error}")
         print(f"wrote {path}")
+
+
+def save_both(figure, folder, name):
+    """folder/name.svg and .png; closes the figure."""
+    save(figure, *(os.path.join(folder, name + ending) for ending in (".svg", ".png")))
+    from matplotlib import pyplot
+
+    pyplot.close(figure)

@@ -91,7 +91,12 @@ static void refuses(void **state) {
                                              "is the last target; give less"));
     free(check_run(0, "--eval-tokens 1184", ""));
     free(check_run(2, "--eval-tokens 1200", "*give less"));
-    free(check_run(1, "--eval-by-position @/no/x", "--eval-by-position @/no/x: cannot write: No such file or directory"));
+    free(check_run(1, "--eval-by-position @/no/x",
+                   "--eval-by-position @/no/x: cannot write: No such file or directory; give a file that can be written"));
+    char pipe[PROGRAM_PATH];
+    assert_int_equal(mkfifo(in_folder(pipe, "pipe"), 0666), 0);
+    free(check_run(1, "--eval-by-position @/pipe",
+                   "--eval-by-position @/pipe: cannot write: nobody reads this pipe; give a file that can be written"));
 }
 
 static int make_data(void **state) {

@@ -8,14 +8,6 @@
 enum { HALF = 16, TOKENS = 245760, MOST_LINES = 200 };
 static const double unknown = 4; // bits of one of 16 symbols, all as likely
 
-static void skip_without_python(void) {
-    if (system("for python in python3 ${SYSTEM_PYTHON:-/usr/bin/python3}; do "
-               "$python -c 'import matplotlib, scipy' 2> /dev/null && exit; done; exit 1") == 0)
-        return;
-    print_message("skipped: no python3 with matplotlib and scipy here (scripts/setup plots)\n");
-    skip();
-}
-
 // ---- known answers --------------------------------------------------------------------------------------------------
 
 static double bits_of(const char *application, const char *arm) {
@@ -51,7 +43,7 @@ static char *table;
 // the end: half of 4 lies between.
 static void test_known_answers(void **state) {
     (void)state;
-    skip_without_python();
+    skip_without_plots();
     char *said = run_shell("\"$tree\"/scripts/experiments/context_by_application --form quick --out whole --train-gpt "
                            "\"$program\" && cat whole/table.md",
                            0);
@@ -83,7 +75,7 @@ static void test_known_answers(void **state) {
 // Ended with a signal each time another row is there: first so that it can save, then without warning.
 static void test_killed(void **state) {
     (void)state;
-    skip_without_python();
+    skip_without_plots();
     char *said = run_shell(
         "experiment() { exec \"$tree\"/scripts/experiments/context_by_application --form quick --out parts --train-gpt "
         "\"$program\"; }\n"
@@ -120,7 +112,7 @@ static void expect_failure(const char *options, int exit_code, const char *messa
 
 static void test_bad_input(void **state) {
     (void)state;
-    skip_without_python();
+    skip_without_plots();
     expect_failure("--out o --form quick --train-gpt none/train_gpt", 2,
                    "none/train_gpt is not there: build it (make), or give --train-gpt PATH\n");
     expect_failure("--out whole --form cpu --report-only", 1,
@@ -136,7 +128,7 @@ static void test_bad_input(void **state) {
 // by; and it refuses points that do not determine one.
 static void test_fit(void **state) {
     (void)state;
-    skip_without_python();
+    skip_without_plots();
     char *said = run_shell(
         "cat > fits.py << 'END'\n"
         "import os, sys\n"

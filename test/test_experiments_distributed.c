@@ -23,19 +23,6 @@ static int prepare(void **state) {
     return setenv("program", train_gpt_path(), 1) + setenv("bench", bench, 1);
 }
 
-static bool drawing_is_possible(void) {
-    const char *import = "-c 'import matplotlib' 2> /dev/null";
-    char command[200];
-    snprintf(command, sizeof command, "python3 %s || /usr/bin/python3 %s", import, import);
-    return system(command) == 0;
-}
-
-static void skip_without_library(void) {
-    if (drawing_is_possible()) return;
-    print_message("skipped: no python3 with matplotlib here\n");
-    skip();
-}
-
 // ---- memory and bytes, by the lay-out ------------------------------------------------------------------------------
 
 typedef struct Plan {
@@ -131,7 +118,7 @@ static void test_largest(void **state) {
 // Killed after some rows, of which the last one loses its end.
 static void test_killed_and_resumed(void **state) {
     (void)state;
-    skip_without_library();
+    skip_without_plots();
     free(run_shell("{ " SCRIPT "--out out > first 2>&1 & } && pid=$!\n"
                    "until [ \"$(cat out/rows.csv 2> /dev/null | wc -l)\" -gt 6 ]; do sleep 0.05; done\n"
                    "kill -KILL $pid; wait $pid; truncate -s -9 out/rows.csv; [ ! -e out/report.md ]",
@@ -152,7 +139,7 @@ static void test_killed_and_resumed(void **state) {
 // Nothing is left to measure: the same tables and plots, and the tables go into a document.
 static void test_again_into_a_document(void **state) {
     (void)state;
-    if (!drawing_is_possible()) skip();
+    skip_without_plots();
     char *said = run_shell("cp out/report.md before.md && cp out/times.svg before.svg && "
                            "printf 'a\n<!-- results -->\nold\n<!-- end of results -->\nz\n' > doc.md && " SCRIPT
                            "--out out --document doc.md && cmp out/report.md before.md && "
@@ -170,7 +157,7 @@ static void test_again_into_a_document(void **state) {
 
 static void test_rows(void **state) {
     (void)state;
-    if (!drawing_is_possible()) skip(); // then there are none
+    skip_without_plots(); // then there are none
     char *rows = run_shell("cat out/rows.csv", 0);
     for (int i = 0; i < WAYS; i++) {
         char name[64];
@@ -201,7 +188,7 @@ static void test_rows(void **state) {
 // busiest rank of the ring sends 6, of 2 x 2,048 values of 2 bytes: at 31.5 GB/s 3.196 ms, behind which work is hidden.
 static void test_projection(void **state) {
     (void)state;
-    if (!drawing_is_possible()) skip();
+    skip_without_plots();
     char *said = run_shell("cat out/projected.csv", 0);
     expect_in(said, "\n4 x RTX 4090,\"PCIe 4.0 x16, 31.5 GB/s\",forward,16384,ring,4,"
                     "0.06817,0.001664,0.003196,0.003196,21.3\n");
@@ -221,15 +208,15 @@ static void expect_refused(const char *command, int exit_code, const char *line)
 
 static void test_refused(void **state) {
     (void)state;
-    skip_without_library();
+    skip_without_plots();
     expect_refused(SCRIPT, 2, "distributed_vs_vanilla: the following arguments are required: --out; see --help\n");
     expect_refused(SCRIPT "--out x --form huge", 2, "argument --form: invalid choice: 'huge'");
     expect_refused(SCRIPT "--out x --wrong", 2, "unrecognized arguments: --wrong; see --help\n");
     expect_refused("mkdir -p none && " SCRIPT "--out x --train-gpt none/train_gpt", 2,
                    "/none/dev/bench_distributed is not there: build it (make ");
     expect_refused("touch file && " SCRIPT "--out file", 1, "distributed_vs_vanilla: file: File exists; ");
-    expect_refused("mkdir -p other && echo cpu > other/form.txt && " SCRIPT "--out other", 2,
-                   "other holds a run of --form cpu; give another --out for --form quick\n");
+    expect_refused("mkdir -p other && echo '{\"form\": \"cpu\"}' > other/settings.json && " SCRIPT "--out other", 1,
+                   "other/settings.json: results of another form (cpu, not quick); give another --out\n");
     expect_refused("mkdir -p strange && printf '\\377,\\n1\\n' > strange/rows.csv && " SCRIPT "--out strange", 1,
                    "strange/rows.csv: line 1 is not of this experiment; give another --out\n");
     expect_refused(SCRIPT "--out x --jobs 2", 2, "--jobs 2: what is timed has the machine for itself; see --help\n");

@@ -7,14 +7,6 @@
 
 #include <math.h>
 
-static void skip_without_python(void) {
-    if (system("for python in python3 ${SYSTEM_PYTHON:-/usr/bin/python3}; do "
-               "$python -c 'import matplotlib' 2> /dev/null && exit; done; exit 1") == 0)
-        return;
-    print_message("skipped: no python3 with matplotlib here (scripts/setup plots)\n");
-    skip();
-}
-
 static double accuracy_of(const char *mixer, int distance) {
     char path[PROGRAM_PATH], pattern[128];
     char *rows = read_file(in_folder(path, "out/recall.csv"), NULL);
@@ -28,7 +20,7 @@ static double accuracy_of(const char *mixer, int distance) {
 
 static void known_answers(void **state) {
     (void)state;
-    skip_without_python();
+    skip_without_plots();
     char *said = run_shell("experiment() { exec \"$tree\"/scripts/experiments/mixers --form quick --out out --train-gpt "
                            "\"$program\"; }\n"
                            "experiment & while [ $(cat out/recall.csv 2> /dev/null | wc -l) -lt 3 ] && kill -0 $!; do\n"

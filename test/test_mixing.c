@@ -91,7 +91,12 @@ static void refuses_what_it_cannot_show(void **state) {
     free(check_run(2, "--sp 2 --dump-mixing @/x", "--dump-mixing @/x: one rank has to hold all tokens; give --sp 1"));
     free(check_run(2, "--context 513 --dump-mixing @/x",
                    "--dump-mixing @/x: a row is written for every pair of 513 tokens; give --context 512 at most"));
-    free(check_run(1, "--dump-mixing @/no/x", "--dump-mixing @/no/x: cannot write: No such file or directory"));
+    free(check_run(1, "--dump-mixing @/no/x",
+                   "--dump-mixing @/no/x: cannot write: No such file or directory; give a file that can be written"));
+    char pipe[PROGRAM_PATH];
+    assert_int_equal(mkfifo(in_folder(pipe, "pipe"), 0666), 0);
+    free(check_run(1, "--dump-mixing @/pipe",
+                   "--dump-mixing @/pipe: cannot write: nobody reads this pipe; give a file that can be written"));
 }
 
 static int make_data(void **state) {

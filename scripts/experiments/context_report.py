@@ -7,7 +7,6 @@ import fit
 import plotting
 import positions
 
-NONE = "–"
 GROWN_AT = 4  # times the longest context: where plots put the arm that grows
 
 # What others measured, for the applications that have it: never with this program or at its size.
@@ -72,13 +71,8 @@ class Results:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def shown(values, seeds, digits=4):
-    """Mean ± spread over seeds; how many there are where some are missing."""
-    if not values:
-        return NONE
-    mean, spread = experiment.mean_and_spread(list(values.values()))
-    text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
-    return text if len(values) == len(seeds) else f"{text} ({len(values)})"
+def shown(values, r):
+    return experiment.shown(list(values.values()), r.form.seeds, 4)
 
 
 def bits_table(r):
@@ -88,8 +82,8 @@ def bits_table(r):
     for name, application in r.form.applications.items():
         for tokens in r.budgets:
             rows.append([f"{application.title}, {application.symbol}s", f"{tokens:,}",
-                         *(shown(r.of(name, arm, tokens), r.form.seeds) for arm in r.arms),
-                         shown(r.less(name, r.longest, tokens), r.form.seeds)])
+                         *(shown(r.of(name, arm, tokens), r) for arm in r.arms),
+                         shown(r.less(name, r.longest, tokens), r)])
     return experiment.markdown(header, rows)
 
 
@@ -100,7 +94,7 @@ def missing(r):
     there = sum(key in r.bits for key in wanted)
     if there == len(wanted):
         return f"All {len(wanted)} results are there."
-    return (f"{there} of {len(wanted)} results are there: {NONE} stands for none, a number in brackets for the seeds "
+    return (f"{there} of {len(wanted)} results are there: {experiment.NONE} stands for none, a number in brackets for the seeds "
             f"that are, where not all {len(r.form.seeds)} are.")
 
 
@@ -214,7 +208,7 @@ def plot_gain(pyplot, r, out):
         show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}, less T = {r.arms[0]}", fontsize=8)
     add_legend(of, rest)
-    save(pyplot, figure, out, "gain")
+    plotting.save_both(figure, out, "gain")
 
 
 def plot_bits(pyplot, r, out):
@@ -239,7 +233,7 @@ def plot_bits(pyplot, r, out):
         show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
     add_legend(of, rest)
-    save(pyplot, figure, out, "bits")
+    plotting.save_both(figure, out, "bits")
 
 
 def merged(points, by=4):
@@ -274,12 +268,7 @@ def plot_positions(pyplot, r, out):
         panel.set_xlabel("tokens read before the target", fontsize=8)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
     add_legend(of, rest)
-    save(pyplot, figure, out, "positions")
-
-
-def save(pyplot, figure, out, name):
-    plotting.save(figure, os.path.join(out, name + ".svg"), os.path.join(out, name + ".png"))
-    pyplot.close(figure)
+    plotting.save_both(figure, out, "positions")
 
 
 # ---- all ------------------------------------------------------------------------------------------------------------

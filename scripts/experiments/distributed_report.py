@@ -259,8 +259,7 @@ def plot_times(out, times):
             axes.label_outer()
         line[0].set_ylabel("seconds")
     panels[0][0].legend(title="exchange, ranks")
-    plotting.save(figure, *(os.path.join(out, "times" + ending) for ending in (".svg", ".png")))
-    pyplot.close(figure)
+    plotting.save_both(figure, out, "times")
 
 
 def plot_memory(out, times):
@@ -269,8 +268,7 @@ def plot_memory(out, times):
     draw_lines(axes, times.contexts, lambda way, T: scaled(times.bytes(way, T, "both"), 1 / MIB), DRAWN)
     axes.set_ylabel("MiB of a rank, one layer, forward and backward")
     axes.legend(title="exchange, ranks")
-    plotting.save(figure, *(os.path.join(out, "memory" + ending) for ending in (".svg", ".png")))
-    pyplot.close(figure)
+    plotting.save_both(figure, out, "memory")
 
 
 def plot_largest(out, form, bench, largest):
@@ -292,8 +290,7 @@ def plot_largest(out, form, bench, largest):
         axes.set_xticks([one / MIB for one in budgets], [f"{one / MIB:g}" for one in budgets])
     panels[0][0].set_ylabel("largest T (lines: planned)")
     panels[0][0].legend(title="exchange, ranks")
-    plotting.save(figure, *(os.path.join(out, "largest" + ending) for ending in (".svg", ".png")))
-    pyplot.close(figure)
+    plotting.save_both(figure, out, "largest")
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------

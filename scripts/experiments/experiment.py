@@ -42,6 +42,42 @@ def lock(folder):
     return file
 
 
+def check_settings(out, now, records=None, has_results=lambda application: False):
+    """OUT/settings.json: results of another form, or of other data, are neither added to nor shown. `records` are of the
+    applications whose data are at hand, or None."""
+    path = os.path.join(out, "settings.json")
+    records = records or {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        for key in now:
+            if now[key] != before.get(key):
+                raise Failure(f"{path}: results of another {key} ({before.get(key)}, not {now[key]}); give another --out")
+        known = before.get("applications", {})
+        for name, record in records.items():
+            if known.get(name, record) != record and has_results(name):
+                raise Failure(f"{path}: results of other data for {name}; give the data they were made of, or another "
+                              "--out")
+        records = {**known, **records}
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump({**now, "applications": records} if records else now, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".new", path)
+
+
+def guarded(out, work):
+    """work(), where what goes wrong is told in one line. Returns the exit status: 1 where something is missing."""
+    try:
+        os.makedirs(out, exist_ok=True)
+        return 0 if work() else 1
+    except Failure as failure:
+        fail(failure)
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror}; the same command goes on")
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on", 130)
+
+
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +230,18 @@ def mean_and_spread(values):
     if len(values) < 2:
         return mean, None
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+
+
+NONE = "–"  # stands for a result that is not there
+
+
+def shown(values, seeds, digits, scale=1.0):
+    """Mean ± spread over seeds; how many there are where some are missing."""
+    if not values:
+        return NONE
+    mean, spread = mean_and_spread([scale * value for value in values])
+    text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return text if len(values) == len(seeds) else f"{text} ({len(values)})"
 
 
 def markdown(header, rows, left=1):

@@ -5,21 +5,11 @@ import experiment
 import plotting
 import splits
 
-NONE = "–"
 CHANCE = 1 / 8  # of recall's answers
 
 
 def values(kept, field, **key):
     return [float(row[field]) for row in kept.find(**key)]
-
-
-def shown(found, seeds, digits, scale=1.0):
-    """Mean ± spread over seeds; how many there are where some are missing."""
-    if not found:
-        return NONE
-    mean, spread = experiment.mean_and_spread([scale * value for value in found])
-    text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
-    return text if len(found) == len(seeds) else f"{text} ({len(found)})"
 
 
 def bits_table(form, bits):
@@ -28,15 +18,15 @@ def bits_table(form, bits):
     rows = []
     for mixer in form.mixers:
         of = bits.find(mixer=mixer)
-        sizes = [f"{int(of[0][field]):,}" for field in ("context", "ffn", "parameters")] if of else [NONE] * 3
-        rows.append([mixer, *sizes, *(shown(values(bits, "bits_per_symbol", application=name, mixer=mixer), form.seeds, 4)
+        sizes = [f"{int(of[0][field]):,}" for field in ("context", "ffn", "parameters")] if of else [experiment.NONE] * 3
+        rows.append([mixer, *sizes, *(experiment.shown(values(bits, "bits_per_symbol", application=name, mixer=mixer), form.seeds, 4)
                                       for name in form.applications)])
     return experiment.markdown(header, rows)
 
 
 def recall_table(form, recall):
     header = ["mixer", *(f"distance {distance:,}" for distance in form.distances)]
-    return experiment.markdown(header, [[mixer, *(shown(values(recall, "accuracy", mixer=mixer, distance=distance),
+    return experiment.markdown(header, [[mixer, *(experiment.shown(values(recall, "accuracy", mixer=mixer, distance=distance),
                                                         form.seeds, 1, 100) for distance in form.distances)]
                                         for mixer in form.mixers])
 
@@ -58,7 +48,7 @@ def plot_recall(pyplot, form, recall, out):
     axes.set_xlabel("distance, tokens")
     axes.set_ylabel("right answers, %")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(pyplot, figure, out, "recall")
+    plotting.save_both(figure, out, "recall")
 
 
 def plot_bits(pyplot, form, bits, out):
@@ -74,18 +64,13 @@ def plot_bits(pyplot, form, bits, out):
         panel.set_ylim(len(found) - 0.5, -0.5)
         panel.set_title(splits.ALL[name].title)
         panel.set_xlabel(f"bits per {splits.ALL[name].symbol}")
-    save(pyplot, figure, out, "bits")
-
-
-def save(pyplot, figure, out, name):
-    plotting.save(figure, os.path.join(out, name + ".svg"), os.path.join(out, name + ".png"))
-    pyplot.close(figure)
+    plotting.save_both(figure, out, "bits")
 
 
 def make(out, form, bits, recall):
     """Writes OUT/table.md, recall and bits (.svg and .png). Returns the text of the tables."""
     seeds = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
-    text = (f"Right answers in percent, {seeds}; by chance {100 * CHANCE:.1f}. {NONE} stands for what has not been run, a "
+    text = (f"Right answers in percent, {seeds}; by chance {100 * CHANCE:.1f}. {experiment.NONE} stands for what has not been run, a "
             f"number in brackets for the seeds that have.\n\n{recall_table(form, recall)}")
     pyplot = plotting.open_pyplot()
     plot_recall(pyplot, form, recall, out)

@@ -24,6 +24,14 @@ char *run_shell(const char *command, int exit_code) {
     return both;
 }
 
+void skip_without_plots(void) {
+    if (system("for python in python3 ${SYSTEM_PYTHON:-/usr/bin/python3}; do "
+               "$python -c 'import matplotlib, scipy' 2> /dev/null && exit; done; exit 1") == 0)
+        return;
+    print_message("skipped: no python3 with matplotlib and scipy here (scripts/setup plots)\n");
+    skip();
+}
+
 void expect_in(const char *text, const char *part) {
     if (strstr(text, part) == NULL) fail_msg("expected \"%s\" in: %s", part, text);
 }
