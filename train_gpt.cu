@@ -290,7 +290,7 @@ static void open_loaders(Rank *r, Validation *v) {
     bool drawn = o->eval_tokens == 0; // else all of them, in order
     require(r, loader_init(&v->loader, run->validation, begin, end, o->context, 0, drawn, &err), &err);
     int64_t all = loader_windows(&v->loader);
-    v->windows = drawn && all > o->eval_windows ? o->eval_windows : all; // the same ones in every run, whatever its seed
+    v->windows = drawn && all > o->eval_windows ? o->eval_windows : all; // the same ones in every run of any seed
     v->window = malloc((size_t)v->windows * sizeof(int64_t));
     if (v->window == NULL) require(r, error_set(&err, "out of memory"), &err);
     loader_next(&v->loader, v->windows, v->window);
@@ -352,7 +352,8 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
     report->seconds_left = (double)(run->steps - t->step) * usual;
 }
 
-// The validation loss, at --context in every phase, into *t. False, on all ranks, where it is no number or cannot be had.
+// The validation loss, at --context in every phase, into *t. False, on all ranks, where it is no number or cannot be
+// had.
 static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
     bool last = t->step >= r->run->steps, wanted = last && r->run->options.eval_by_position != NULL;
     rank_take_phase(r, run_whole(r->run));
@@ -408,10 +409,12 @@ static void train(Rank *r, Reporter *reporter) {
             report.accuracy = t.accuracy;
         }
         report_speed(r, &t, &report);
-        if (leader(r)) reporter_log(reporter, &report); // first: a run that is killed now goes on from a step with a line
+        // The log first, so that a run that is killed goes on from a step with a line; standard output last, since
+        // nobody may read it.
+        if (leader(r)) reporter_log(reporter, &report);
         if (o->out != NULL && (last || asked.save || (o->save_every > 0 && t.step % o->save_every == 0)))
             save(r, &t, last);
-        if (leader(r)) reporter_step(reporter, &report); // last: nobody may read standard output
+        if (leader(r)) reporter_step(reporter, &report);
     }
     signals_end_at_once();
     if (leader(r)) {

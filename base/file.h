@@ -18,7 +18,7 @@ int file_open(const char *path, int64_t *bytes, Error *err);
 // it if it is not there. -1 with errno set; ENXIO: a pipe that nobody reads, or a socket.
 int file_open_to_write(const char *path, int flags);
 
-// Before long work: that the file that `option` names can be written at its end. It is made, and otherwise left as it is.
+// Before long work: that the file that `option` names can be written at its end. It is made where it is not there.
 bool file_check_writable(const char *option, const char *path, Error *err);
 // Opens it then, empty; NULL with errno set.
 FILE *file_write(const char *path);

@@ -1,4 +1,4 @@
-"""What the scripts that draw share: matplotlib, opened in one place, and lines that differ without their colours too."""
+"""What the scripts that draw share: matplotlib, opened in one place, and lines that differ without colours too."""
 import os
 import sys
 
@@ -23,7 +23,7 @@ def program():
 
 
 def needs(*modules):
-    """Ends the script where a module is missing; goes on under the system's Python where that is the one that has it."""
+    """Ends the script where a module is missing; goes on under the system's Python where that one has it."""
     try:
         for module in modules:
             __import__(module)

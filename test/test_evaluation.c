@@ -40,14 +40,17 @@ static double validation_loss(const char *said) {
 // one is 5e-5, of the other 5e-6.
 static void mean_is_the_validation_loss(void **state) {
     (void)state;
-    static const char *const ranks[] = {"--sp 1", "--sp 2", "--sp 3", "--sp 2 --dp 2 --batch 2", "--device emulated --sp 2"};
+    static const char *const ranks[] = {"--sp 1", "--sp 2", "--sp 3", "--sp 2 --dp 2 --batch 2",
+                                        "--device emulated --sp 2"};
     double first[MOST], loss[MOST];
     for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
         char options[200];
-        snprintf(options, sizeof options, "%s --eval-windows 5 --steps 0 --out @/run%zu --eval-by-position @/p.csv", ranks[i], i);
+        snprintf(options, sizeof options, "%s --eval-windows 5 --steps 0 --out @/run%zu --eval-by-position @/p.csv",
+                 ranks[i], i);
         char *said = check_run(0, options, "");
         assert_int_equal(read_positions("p.csv", loss, 5), 16);
-        if (fabs(mean(loss, 16) - validation_loss(said)) > 6e-5) fail_msg("%s: mean %g in %s", ranks[i], mean(loss, 16), said);
+        if (fabs(mean(loss, 16) - validation_loss(said)) > 6e-5)
+            fail_msg("%s: mean %g in %s", ranks[i], mean(loss, 16), said);
         if (i == 0) memcpy(first, loss, sizeof first);
         bool bf16 = strstr(ranks[i], "emulated") != NULL; // logits of about 1, each rounded to 2^-9 of itself
         for (int p = 0; p < 16; p++)
@@ -92,7 +95,8 @@ static void refuses(void **state) {
     free(check_run(0, "--eval-tokens 1184", ""));
     free(check_run(2, "--eval-tokens 1200", "*give less"));
     free(check_run(1, "--eval-by-position @/no/x",
-                   "--eval-by-position @/no/x: cannot write: No such file or directory; give a file that can be written"));
+                   "--eval-by-position @/no/x: cannot write: No such file or directory; give a file that can be "
+                   "written"));
     char pipe[PROGRAM_PATH];
     assert_int_equal(mkfifo(in_folder(pipe, "pipe"), 0666), 0);
     free(check_run(1, "--eval-by-position @/pipe",

@@ -89,13 +89,13 @@ def bits_table(r):
 
 def missing(r):
     """One line about what is not there."""
-    wanted = [(name, arm, tokens, seed) for name in r.form.applications for arm in r.arms for tokens in r.budgets_of(arm)
-              for seed in r.form.seeds]
+    wanted = [(name, arm, tokens, seed) for name in r.form.applications for arm in r.arms
+              for tokens in r.budgets_of(arm) for seed in r.form.seeds]
     there = sum(key in r.bits for key in wanted)
     if there == len(wanted):
         return f"All {len(wanted)} results are there."
-    return (f"{there} of {len(wanted)} results are there: {experiment.NONE} stands for none, a number in brackets for the seeds "
-            f"that are, where not all {len(r.form.seeds)} are.")
+    return (f"{there} of {len(wanted)} results are there: {experiment.NONE} stands for none, a number in "
+            f"brackets for the seeds that are, where not all {len(r.form.seeds)} are.")
 
 
 def law_of_contexts(r, name, tokens):

@@ -43,8 +43,8 @@ def lock(folder):
 
 
 def check_settings(out, now, records=None, has_results=lambda application: False):
-    """OUT/settings.json: results of another form, or of other data, are neither added to nor shown. `records` are of the
-    applications whose data are at hand, or None."""
+    """OUT/settings.json: results of another form, or of other data, are neither added to nor shown. `records` are of
+    the applications whose data are at hand, or None."""
     path = os.path.join(out, "settings.json")
     records = records or {}
     if os.path.exists(path):
@@ -52,7 +52,8 @@ def check_settings(out, now, records=None, has_results=lambda application: False
             before = json.load(file)
         for key in now:
             if now[key] != before.get(key):
-                raise Failure(f"{path}: results of another {key} ({before.get(key)}, not {now[key]}); give another --out")
+                raise Failure(f"{path}: results of another {key} ({before.get(key)}, not {now[key]}); give another "
+                              "--out")
         known = before.get("applications", {})
         for name, record in records.items():
             if known.get(name, record) != record and has_results(name):

@@ -13,22 +13,23 @@ def values(kept, field, **key):
 
 
 def bits_table(form, bits):
-    header = ["mixer", "T", "MLP", "parameters"]
-    header += [f"{splits.ALL[name].title}, bits per {splits.ALL[name].symbol}" for name in form.applications]
+    applications = [splits.ALL[name] for name in form.applications]
+    header = ["mixer", "T", "MLP", "parameters", *(f"{of.title}, bits per {of.symbol}" for of in applications)]
     rows = []
     for mixer in form.mixers:
         of = bits.find(mixer=mixer)
-        sizes = [f"{int(of[0][field]):,}" for field in ("context", "ffn", "parameters")] if of else [experiment.NONE] * 3
-        rows.append([mixer, *sizes, *(experiment.shown(values(bits, "bits_per_symbol", application=name, mixer=mixer), form.seeds, 4)
-                                      for name in form.applications)])
+        sizes = [f"{int(of[0][field]):,}" if of else experiment.NONE for field in ("context", "ffn", "parameters")]
+        found = [values(bits, "bits_per_symbol", application=name, mixer=mixer) for name in form.applications]
+        rows.append([mixer, *sizes, *(experiment.shown(bits_found, form.seeds, 4) for bits_found in found)])
     return experiment.markdown(header, rows)
 
 
 def recall_table(form, recall):
-    header = ["mixer", *(f"distance {distance:,}" for distance in form.distances)]
-    return experiment.markdown(header, [[mixer, *(experiment.shown(values(recall, "accuracy", mixer=mixer, distance=distance),
-                                                        form.seeds, 1, 100) for distance in form.distances)]
-                                        for mixer in form.mixers])
+    header, rows = ["mixer", *(f"distance {distance:,}" for distance in form.distances)], []
+    for mixer in form.mixers:
+        found = [values(recall, "accuracy", mixer=mixer, distance=distance) for distance in form.distances]
+        rows.append([mixer, *(experiment.shown(shares, form.seeds, 1, 100) for shares in found)])
+    return experiment.markdown(header, rows)
 
 
 def plot_recall(pyplot, form, recall, out):
@@ -38,8 +39,8 @@ def plot_recall(pyplot, form, recall, out):
         points = [(distance, *experiment.mean_and_spread(of)) for distance, of in found if of]
         if points:
             distance, mean, spread = zip(*points)
-            axes.errorbar(distance, [100 * m for m in mean], yerr=[100 * (s or 0) for s in spread], capsize=2, label=mixer,
-                          markersize=4, linewidth=1.2, **plotting.STYLES[i % len(plotting.STYLES)])
+            axes.errorbar(distance, [100 * m for m in mean], yerr=[100 * (s or 0) for s in spread], label=mixer,
+                          capsize=2, markersize=4, linewidth=1.2, **plotting.STYLES[i % len(plotting.STYLES)])
     axes.axhline(100 * CHANCE, color="#999999", linewidth=0.8)
     axes.annotate("by chance", (form.distances[0], 100 * CHANCE), textcoords="offset points", xytext=(0, 3), fontsize=7)
     axes.set_xscale("log", base=2)
@@ -53,7 +54,8 @@ def plot_recall(pyplot, form, recall, out):
 
 def plot_bits(pyplot, form, bits, out):
     count = len(form.applications)
-    figure, panels = pyplot.subplots(1, count, figsize=(3.6 * count, 3.2), squeeze=False, layout="constrained", sharey=True)
+    figure, panels = pyplot.subplots(1, count, figsize=(3.6 * count, 3.2), squeeze=False, sharey=True,
+                                     layout="constrained")
     for panel, name in zip(panels[0], form.applications):
         found = [(mixer, values(bits, "bits_per_symbol", application=name, mixer=mixer)) for mixer in form.mixers]
         for place, (_, of) in enumerate(found):
@@ -70,8 +72,8 @@ def plot_bits(pyplot, form, bits, out):
 def make(out, form, bits, recall):
     """Writes OUT/table.md, recall and bits (.svg and .png). Returns the text of the tables."""
     seeds = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
-    text = (f"Right answers in percent, {seeds}; by chance {100 * CHANCE:.1f}. {experiment.NONE} stands for what has not been run, a "
-            f"number in brackets for the seeds that have.\n\n{recall_table(form, recall)}")
+    text = (f"Right answers in percent, {seeds}; by chance {100 * CHANCE:.1f}. {experiment.NONE} stands for what has "
+            f"not been run, a number in brackets for the seeds that have.\n\n{recall_table(form, recall)}")
     pyplot = plotting.open_pyplot()
     plot_recall(pyplot, form, recall, out)
     if form.applications:
