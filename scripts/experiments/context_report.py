@@ -29,20 +29,17 @@ class Results:
         self.form, self.grown, self.positions = form, grown, positions
         self.longest = str(form.contexts[-1])
         self.arms = [str(context) for context in form.contexts] + [grown]
-        self.budgets = [steps * form.step_tokens for steps in form.steps]
-        self.longest_budgets = [steps * form.step_tokens for steps in form.longest_steps]
+        self.seeds = sorted(form.budgets)
+        self.budgets = sorted({steps * form.step_tokens for steps in sum(form.budgets.values(), [])})
         self.bits = {}
         for row in results.rows:
             key = row["application"], row["arm"], int(row["tokens"]), int(row["seed"])
             self.bits[key] = float(row["bits_per_symbol"])
         self.most = max((tokens for _, _, tokens, _ in self.bits), default=self.budgets[-1])
 
-    def budgets_of(self, arm):
-        return self.longest_budgets if arm == self.longest else self.budgets
-
     def of(self, application, arm, tokens):
         """{seed: bits per symbol}"""
-        keys = [(seed, (application, arm, tokens, seed)) for seed in self.form.seeds]
+        keys = [(seed, (application, arm, tokens, seed)) for seed in self.seeds]
         return {seed: self.bits[key] for seed, key in keys if key in self.bits}
 
     def less(self, application, arm, tokens):
@@ -72,7 +69,7 @@ class Results:
 
 
 def shown(values, r):
-    return experiment.shown(list(values.values()), r.form.seeds, 4)
+    return experiment.shown(list(values.values()), r.seeds, 4)
 
 
 def bits_table(r):
@@ -89,13 +86,12 @@ def bits_table(r):
 
 def missing(r):
     """One line about what is not there."""
-    wanted = [(name, arm, tokens, seed) for name in r.form.applications for arm in r.arms
-              for tokens in r.budgets_of(arm) for seed in r.form.seeds]
+    wanted = [(name, arm, steps * r.form.step_tokens, seed) for name in r.form.applications for arm in r.arms
+              for seed, budget in (r.form.longest_budgets if arm == r.longest else r.form.budgets).items()
+              for steps in budget]
     there = sum(key in r.bits for key in wanted)
-    if there == len(wanted):
-        return f"All {len(wanted)} results are there."
-    return (f"{there} of {len(wanted)} results are there: {experiment.NONE} stands for none, a number in "
-            f"brackets for the seeds that are, where not all {len(r.form.seeds)} are.")
+    return (f"{'All' if there == len(wanted) else f'{there} of'} {len(wanted)} results are there. {experiment.NONE}: "
+            f"none; a number in brackets: of so many seeds, where not of all {len(r.seeds)}.")
 
 
 def law_of_contexts(r, name, tokens):
@@ -277,7 +273,7 @@ def plot_positions(pyplot, r, out):
 def make(out, form, results, positions, grown):
     """Writes OUT/table.md, gain, bits and positions (.svg and .png). Returns the text of the tables."""
     r = Results(form, results, positions, grown)
-    spread = "mean ± standard deviation over seeds" if len(form.seeds) > 1 else "one seed"
+    spread = "mean ± standard deviation over seeds" if len(r.seeds) > 1 else "one seed"
     text = (f"Bits per symbol on the held-out tokens, {spread}. {missing(r)}\n\n{bits_table(r)}\n"
             "L(c) = (a / c)^b + g in bits, fitted to the bits per symbol above, or to the loss by position; a is in "
             f"tokens, ± one standard deviation.\n\n{law_text(r).lstrip()}")
