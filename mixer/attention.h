@@ -12,6 +12,8 @@ enum {
     ATTENTION_OUT_BIAS  // (C)
 };
 
+extern const Mixer mixer_attention, mixer_dilated;
+
 // What the queries of a layer see, one of the two mixers being its own.
 LayersOfWindow attention_sees(const ModelConfig *config, int64_t layer, int64_t context);
 

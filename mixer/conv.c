@@ -210,4 +210,5 @@ const Mixer mixer_conv = {.name = "conv",
                           .output = output,
                           .backward = backward,
                           .flops = flops,
-                          .bytes_sent = bytes_sent};
+                          .bytes_sent = bytes_sent,
+                          .scaled = true};

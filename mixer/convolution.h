@@ -91,7 +91,8 @@ size_t convolution_spectra_bytes(int64_t T, int64_t channels); // and what their
 #endif
 
 // Position t's features are 1, t / T', and the sine and cosine of 2 pi t / period for periods of 4, 8, ..., 2^16
-// tokens. None depends on the context.
+// tokens. T' is the number of positions that the model was made for (max_positions). It stays when a longer context
+// comes, which sees the same filter farther out.
 enum { FILTER_LEAST_PERIOD = 4 };
 
 // Where a channel stands among all, from 0 to 1.

@@ -128,4 +128,5 @@ const Mixer mixer_fourier = {.name = "fourier",
                              .output = output,
                              .backward = backward,
                              .flops = flops,
-                             .bytes_sent = long_convolution_bytes_sent};
+                             .bytes_sent = long_convolution_bytes_sent,
+                             .scaled = true};

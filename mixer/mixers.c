@@ -1,9 +1,7 @@
 // The token mixers that a model can choose from, by number; the first is the default. A new one needs a file of its own
 // and a row here.
-#include "model/mixer.h"
+#include "mixer/attention.h"
 
-extern const Mixer mixer_attention;
-extern const Mixer mixer_dilated;
 extern const Mixer mixer_linear;
 extern const Mixer mixer_delta;
 extern const Mixer mixer_conv;

@@ -1,8 +1,6 @@
 // The gather of rows, and the sums of their gradients.
 #include "mixer/rows.h"
 
-enum { MOST_RANKS = 512 };
-
 static int64_t row_size(const Mixing *m) { return m->pass->sequences * m->model->config->dim; }
 
 // The first row of a rank's among all.
@@ -35,7 +33,7 @@ void rows_by_sequence(const Mixing *m, void *to, const void *from) { move(m, (vo
 
 void rows_gather_begin(const Mixing *m, void *all, const void *mine) {
     const Model *model = m->model;
-    size_t bytes[MOST_RANKS];
+    size_t bytes[SHARD_MOST_RANKS];
     for (int r = 0; r < model->ranks; r++)
         bytes[r] =
             (size_t)(shard_of(model->context, model->ranks, r).tokens * row_size(m)) * model->device->element_bytes;
@@ -50,7 +48,7 @@ void rows_gather_wait(const Mixing *m) {
 void rows_scatter(const Mixing *m, void *mine, float *all, float *room) {
     const Model *model = m->model;
     Device *d = model->device;
-    int64_t counts[MOST_RANKS], C = model->config->dim, tokens = model->shard.tokens, B = m->pass->sequences;
+    int64_t counts[SHARD_MOST_RANKS], C = model->config->dim, tokens = model->shard.tokens, B = m->pass->sequences;
     float *sums = all + first_row(m, model->rank) * row_size(m);
     for (int r = 0; r < model->ranks; r++) counts[r] = shard_of(model->context, model->ranks, r).tokens * row_size(m);
     if (model->ranks > 1) {

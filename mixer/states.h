@@ -10,7 +10,7 @@
 
 #include "model/model.h"
 
-enum { STATES_MOST = 2 * 512 }; // chunks, of the most ranks that share a sequence
+enum { STATES_MOST = 2 * SHARD_MOST_RANKS }; // chunks
 
 // states (P, 2, bytes): this rank's have been written; everyone's are there for the work that follows.
 void states_gather(const Mixing *m, void *states, size_t bytes);

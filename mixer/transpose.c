@@ -3,8 +3,6 @@
 
 #include "sequence/sharding.h"
 
-enum { MOST_RANKS = 512 }; // that share a sequence
-
 Channels channels_of(int64_t C, int ranks, int rank) {
     int64_t first = C * rank / ranks;
     return (Channels){first, C * (rank + 1) / ranks - first, C};
@@ -28,7 +26,7 @@ TransposeBytes transpose_bytes_sent(int64_t C, int64_t B, const AttentionConfig 
 // Bytes of the messages between this rank and all others: of their channels and its tokens, and of its channels and
 // their tokens.
 typedef struct Messages {
-    size_t theirs[MOST_RANKS], mine[MOST_RANKS];
+    size_t theirs[SHARD_MOST_RANKS], mine[SHARD_MOST_RANKS];
 } Messages;
 
 static Messages messages_of(const Mixing *m, int64_t B) {

@@ -32,6 +32,15 @@ int64_t model_positions(const ModelConfig *config) {
     return config_positions(config);
 }
 
+bool model_keeps_positions(const ModelConfig *config) {
+    for (int64_t l = 0; l < config->layers && l <= config->mixers; l++) {
+        const Mixer *mixer = layer_kind(config, l).tokens;
+        if (mixer->bounded || mixer->scaled) return true;
+    }
+    // Other programs derive yarn's angles from it.
+    return !config_is_rotary(config) || config->rope_scaling.type == ROPE_YARN;
+}
+
 double model_flops(const ModelConfig *config, const ParameterTable *table, int64_t context) {
     double sum = 6.0 * (double)table->in_matrices;
     for (int64_t l = 0; l < config->layers; l++) {

@@ -88,6 +88,7 @@ typedef struct Mixer {
     AttentionBytes (*bytes_sent)(const ModelConfig *config, int64_t layer, const AttentionConfig *sharding, int rank);
     bool attends; // works by model->attention
     bool bounded; // its weights are of config->max_positions positions, and it serves no others
+    bool scaled;  // what it computes depends on config->max_positions, but it serves more positions than these
 } Mixer;
 
 // All token mixers, in the order in which ModelConfig numbers them; NULL ends the list. Whoever adds one adds it here
@@ -128,5 +129,7 @@ void mixers_write(const ModelConfig *config, char text[MIXERS_TEXT]);
 bool config_has_mixer(const ModelConfig *config, const Mixer *mixer);
 // The longest sequence that the model can see: config_positions, or where a layer is bounded its max_positions.
 int64_t model_positions(const ModelConfig *config);
+// Whether max_positions is a part of what the model computes, so that it must stay where a longer context comes.
+bool model_keeps_positions(const ModelConfig *config);
 
 #endif

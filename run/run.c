@@ -98,10 +98,8 @@ static bool choose_model(Run *run, Error *err) {
         if (options_given(o, "rope-theta")) c->rope_theta = o->rope_theta;
         config_set_windows(c, o);
         if (!config_check(c, err)) return false;
-        // config.json's length is raised to what the model now sees. With yarn it stays: other programs derive angles
-        // from it. And where it is the size of weights it cannot be another.
-        bool fixed = c->rope_scaling.type == ROPE_YARN || model_positions(c) == c->max_positions;
-        if (!fixed && c->max_positions < o->context) c->max_positions = o->context;
+        // config.json's length is raised to what the model now sees.
+        if (!model_keeps_positions(c) && c->max_positions < o->context) c->max_positions = o->context;
     }
     if (!check_symbols(run, from, err) || !check_task(run, from, err)) return false;
     return parameters_list(&run->table, c, device_padded_vocab_size(run->devices.kind, c->vocab_size), err);

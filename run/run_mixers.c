@@ -1,6 +1,7 @@
 // Whether the token mixers of the model can serve this run, and for what size they are laid out.
 #include <string.h>
 
+#include "mixer/attention.h"
 #include "run/run_parts.h"
 
 MixerSize run_mixer_size(const Run *run, const Phase *phase, int rank) {
@@ -38,8 +39,9 @@ bool run_check_mixers(const Run *run, Error *err) {
         if (!check_in_phase(run, &run->phase[i], err)) return false;
     mixers_write(c, text);
     const char *const of_attention[] = {"attention", "ulysses", "window"};
+    const bool has[] = {run->attends, run->attends, config_has_mixer(c, &mixer_attention)};
     for (int i = 0; i < 3; i++)
-        if (!run->attends && options_given(o, of_attention[i]))
+        if (!has[i] && options_given(o, of_attention[i]))
             return error_usage(err, "--%s is attention's, and --mixer %s has none: leave it out", of_attention[i], text);
     return true;
 }

@@ -9,6 +9,8 @@
 
 #include "sequence/visibility.h"
 
+enum { SHARD_MOST_RANKS = 4096 }; // that share a sequence: --sp takes no more
+
 typedef struct Shard {
     int count;      // chunks: 1 or 2
     Chunk chunk[2]; // ascending by position

@@ -4,6 +4,7 @@
 //
 // A default is text, read by the same code as the user's value, so that the help cannot tell another value than the one
 // in force. A default of "0" or NULL means "left to the program", and is not printed as part of the command.
+#include "sequence/sharding.h"
 #include "terminal/options_table.h"
 
 #include <ctype.h>
@@ -97,13 +98,13 @@ const Option options_table[] = {
     {"seed", INTEGER, TRAINING, "N", "1337", AT(seed), 0, UNBOUNDED,
      "of the new weights, the order of the data and the sample"},
 
-    {"sp", INTEGER, RANKS, "P", "4", AT(sp), 1, 4096,
+    {"sp", INTEGER, RANKS, "P", "4", AT(sp), 1, SHARD_MOST_RANKS,
      "ranks over which each sequence is sharded; where nothing is said, no more than there are GPUs for"},
     {"dp", INTEGER, RANKS, "N", "1", AT(dp), 1, 4096,
      "replicas, each of --sp ranks, that share the sequences of a step"},
     {"attention", CHOICE, RANKS, "auto|ring|gather|ulysses|ulysses-ring|vanilla", "auto", AT(attention), 0, 0,
      "how the ranks of a sequence exchange; vanilla: one rank stores the T x T matrix"},
-    {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, 4096,
+    {"ulysses", INTEGER, RANKS, "U", "0", AT(ulysses), 0, SHARD_MOST_RANKS,
      "ranks that share heads in ulysses-ring, a divisor of --sp; 0: chosen"},
     {"engine", CHOICE, RANKS, "auto|local|mpi|nccl", "auto", AT(engine), 0, 0,
      "ranks are threads of this process (local), or processes: mpi; or nccl alone, a GPU for each (RANK, WORLD_SIZE, "
