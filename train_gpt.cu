@@ -258,7 +258,7 @@ static bool evaluate(Rank *r, const Validation *v, PositionLosses *by_position, 
         r->accuracy.counts = r->run->task != NULL;
         classify(r, 0, count * r->model.shard.tokens);
         r->accuracy.counts = false;
-        if (by_position != NULL) positions_add(by_position, r, count);
+        if (by_position != NULL) positions_add(by_position, r, first, count);
     }
     double answers = (double)v->windows * (double)r->run->window_answers;
     t->validation_loss = read_sums(r).losses / answers;
@@ -357,7 +357,7 @@ static void report_speed(const Rank *r, Training *t, StepReport *report) {
 static bool validate(Rank *r, const Validation *v, Training *t, Error *err) {
     bool last = t->step >= r->run->steps, wanted = last && r->run->options.eval_by_position != NULL;
     rank_take_phase(r, run_whole(r->run));
-    PositionLosses *by_position = wanted ? positions_open(r) : NULL;
+    PositionLosses *by_position = wanted ? positions_open(r, v->windows) : NULL;
     bool ok = evaluate(r, v, by_position, t, err);
     if (wanted) positions_close(by_position, r, ok);
     if (!ok) return false;

@@ -1,6 +1,7 @@
 """Reads what --eval-by-position writes, and puts positions together in bins."""
 import csv
 import math
+import statistics
 import sys
 
 import plotting
@@ -9,7 +10,7 @@ BINS_PER_OCTAVE = 8
 
 
 def read_losses(path):
-    """The mean loss at each position, in order."""
+    """[(mean loss, [mean loss of each part of the windows])] by position."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         losses = []
@@ -17,7 +18,8 @@ def read_losses(path):
             for row in rows:
                 if int(row["position"]) != len(losses):
                     raise ValueError
-                losses.append(float(row["loss"]))
+                parts = [float(row[name]) for name in rows.fieldnames if name.startswith("part_")]
+                losses.append((float(row["loss"]), parts))
         except (KeyError, TypeError, ValueError, csv.Error):
             sys.exit(f"{plotting.program()}: {path}: line {rows.line_num} is no such row; "
                      "give a file written by --eval-by-position")
@@ -26,16 +28,21 @@ def read_losses(path):
     return losses
 
 
-def binned(losses):
-    """[(tokens read, mean loss, standard error)]: the target at position i is told from i + 1 tokens."""
+def binned(losses, per_octave=BINS_PER_OCTAVE):
+    """[(tokens read, mean loss, standard error)]: the target at position i is told from i + 1 tokens.
+
+    The error is of the curve's shape. A window's text is hard or easy at all of its positions, so positions of the same
+    windows are no independent samples; but parts of the windows are, or nearly so. Of each the mean over all positions
+    is taken off, and the error comes from how the rest differs from part to part. Not a number: of a single part.
+    """
     bins = {}
-    for i, loss in enumerate(losses):
-        bins.setdefault(math.floor(BINS_PER_OCTAVE * math.log2(i + 1) + 1e-9), []).append((i + 1, loss))
+    for i in range(len(losses)):
+        bins.setdefault(math.floor(per_octave * math.log2(i + 1) + 1e-9), []).append(i)
+    levels = [statistics.fmean(part) for part in zip(*(parts for _, parts in losses))]
     points = []
-    for entries in bins.values():
-        n = len(entries)
-        mean = sum(loss for _, loss in entries) / n
-        spread = math.sqrt(sum((loss - mean) ** 2 for _, loss in entries) / (n - 1)) if n > 1 else math.nan
-        middle = math.exp(sum(math.log(read) for read, _ in entries) / n)
-        points.append((middle, mean, spread / math.sqrt(n)))
+    for places in bins.values():
+        middle = math.exp(statistics.fmean(math.log(i + 1) for i in places))
+        shapes = [statistics.fmean(losses[i][1][k] for i in places) - level for k, level in enumerate(levels)]
+        error = statistics.stdev(shapes) / math.sqrt(len(shapes)) if len(shapes) > 1 else math.nan
+        points.append((middle, statistics.fmean(losses[i][0] for i in places), error))
     return points

@@ -6,18 +6,32 @@
 
 enum { MOST = 64 };
 
-// The file's losses; returns how many.
+// The file's losses, the means of its parts; returns how many.
 static int read_positions(const char *name, double loss[MOST], int windows) {
     char path[PROGRAM_PATH];
     char *text = read_file(in_folder(path, name), NULL), *line = strchr(text, '\n');
     int n = 0;
-    assert_memory_equal(text, "position,loss,windows\n", strlen("position,loss,windows\n"));
+    char header[200] = "position,loss,windows";
+    int parts = windows < 8 ? windows : 8;
+    for (int part = 1; part <= parts; part++) snprintf(strchr(header, '\0'), 20, ",part_%d", part);
+    line[0] = '\0';
+    assert_string_equal(text, header);
+    line[0] = '\n';
     for (; line != NULL && line[1] != '\0'; line = strchr(line + 1, '\n'), n++) {
         int position, of;
         assert_in_range(n, 0, MOST - 1);
-        if (sscanf(line, "\n%d,%lf,%d", &position, &loss[n], &of) != 3) fail_msg("%s", line);
+        int used = 0;
+        if (sscanf(line, "\n%d,%lf,%d%n", &position, &loss[n], &of, &used) != 3) fail_msg("%s", line);
         assert_int_equal(position, n);
         assert_int_equal(of, windows);
+        double sum = 0, part_loss; // of a part's windows, of which there are as many as numbers from its begin to its end
+        const char *part = line + used;
+        for (int k = 0; k < parts; k++, part += used) {
+            if (sscanf(part, ",%lf%n", &part_loss, &used) != 1) fail_msg("%s", line);
+            sum += part_loss * (windows * (k + 1) / parts - windows * k / parts);
+        }
+        assert_true(*part == '\n');
+        if (fabs(sum / windows - loss[n]) > 2e-5) fail_msg("position %d: the parts' mean is %g", n, sum / windows);
     }
     free(text);
     return n;
@@ -42,7 +56,7 @@ static void mean_is_the_validation_loss(void **state) {
     (void)state;
     static const char *const ranks[] = {"--sp 1", "--sp 2", "--sp 3", "--sp 2 --dp 2 --batch 2",
                                         "--device emulated --sp 2"};
-    double first[MOST], loss[MOST];
+    double first[MOST] = {0}, loss[MOST];
     for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
         char options[200];
         snprintf(options, sizeof options, "%s --eval-windows 5 --steps 0 --out @/run%zu --eval-by-position @/p.csv",
@@ -86,6 +100,28 @@ static void same_targets_at_any_context(void **state) {
     }
 }
 
+// What a mixer has learned of near positions stays where a longer context comes, though filters are functions of the
+// positions that the model was made for.
+static void longer_contexts_leave_what_was_learned(void **state) {
+    (void)state;
+    static const char *const mixers[] = {"attention", "conv", "conv:gated", "fourier", "fourier,attention"};
+    double own[MOST], longer[MOST];
+    for (size_t i = 0; i < sizeof mixers / sizeof *mixers; i++) {
+        char options[200];
+        snprintf(options, sizeof options,
+                 "--mixer %s --steps 20 --out @/near%zu --eval-tokens 16 --eval-by-position @/p.csv", mixers[i], i);
+        free(check_run(0, options, ""));
+        assert_int_equal(read_positions("p.csv", own, 1), 16);
+        snprintf(options, sizeof options,
+                 "--init @/near%zu/step-00000020 --steps 0 --context 32 --eval-tokens 32 --eval-by-position @/p.csv", i);
+        free(check_run(0, options, ""));
+        assert_int_equal(read_positions("p.csv", longer, 1), 32);
+        for (int p = 0; p < 16; p++) // transforms of another length round differently
+            if (fabs(longer[p] - own[p]) > 5e-5)
+                fail_msg("%s: %g at position %d, not %g", mixers[i], longer[p], p, own[p]);
+    }
+}
+
 // Written by the last evaluation alone, and only where it can be.
 static void refuses(void **state) {
     (void)state;
@@ -110,7 +146,8 @@ static int make_data(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(mean_is_the_validation_loss),
-                                       cmocka_unit_test(same_targets_at_any_context), cmocka_unit_test(refuses)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(mean_is_the_validation_loss), cmocka_unit_test(same_targets_at_any_context),
+        cmocka_unit_test(longer_contexts_leave_what_was_learned), cmocka_unit_test(refuses)};
     return cmocka_run_group_tests_name("evaluation", tests, make_data, remove_folder);
 }

@@ -5,7 +5,6 @@ import os
 import experiment
 import fit
 import plotting
-import positions
 
 GROWN_AT = 4  # times the longest context: where plots put the arm that grows
 
@@ -53,13 +52,16 @@ class Results:
         points = [(context, *experiment.mean_and_spread(found)) for context, found in points if found]
         return list(zip(*points)) if points else ([], [], [])
 
+    def most_positions(self, arm):
+        """The largest budget of an arm that has losses by position."""
+        return max((int(row["tokens"]) for row in self.positions.find(arm=arm)), default=0)
+
     def positions_of(self, application, arm):
         """[(tokens read, mean over the seeds, standard error)] at the longest context after the most training. The last
         target of a window is left out: where what is held out was put together of pieces, it is of another piece."""
-        rows, found = self.positions.find(application=application, arm=arm), {}
-        most = max((int(row["tokens"]) for row in rows), default=0)
+        rows, found = self.positions.find(application=application, arm=arm, tokens=self.most_positions(arm)), {}
         for row in rows:
-            if int(row["tokens"]) == most and float(row["read"]) < int(self.longest):
+            if float(row["read"]) < int(self.longest):
                 found.setdefault(float(row["read"]), []).append((float(row["bits_per_symbol"]), float(row["error"])))
         means = {read: [sum(values) / len(values) for values in zip(*rows)] for read, rows in found.items()}
         return [(read, *means[read]) for read in sorted(means)]
@@ -117,6 +119,7 @@ def laws(r):
                 yield application.title, f"contexts, {tokens:,} tokens", *law_of_contexts(r, name, tokens)
         for arm, what in ((r.longest, f"T = {int(r.longest):,}"), (r.grown, "grown context")):
             if r.positions_of(name, arm):
+                what += f", {r.most_positions(arm):,} tokens"
                 yield application.title, f"positions, {what}", *law_of_positions(r, name, arm)
 
 
@@ -194,12 +197,12 @@ def plot_gain(pyplot, r, out):
         for i, tokens in enumerate(r.budgets):
             contexts, means, spreads = r.curve(name, tokens, r.less)
             if contexts:
-                panel.errorbar(contexts, means, yerr=[spread or 0 for spread in spreads], capsize=2,
+                panel.errorbar(contexts, means, yerr=experiment.error_bars(spreads), capsize=2,
                                label=f"{tokens:,} tokens", **style(i))
             grown = list(r.less(name, r.grown, tokens).values())
             if grown:
                 mean, spread = experiment.mean_and_spread(grown)
-                panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=[spread or 0], capsize=2,
+                panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=experiment.error_bars([spread]), capsize=2,
                                label=f"{tokens:,}, context grown", **{**style(i), "linestyle": "", "fillstyle": "none"})
         show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}, less T = {r.arms[0]}", fontsize=8)
@@ -214,12 +217,12 @@ def plot_bits(pyplot, r, out):
     for name, panel in of.items():
         contexts, means, spreads = r.curve(name, tokens, r.of)
         if contexts:
-            panel.errorbar(contexts, means, yerr=[spread or 0 for spread in spreads], capsize=2,
+            panel.errorbar(contexts, means, yerr=experiment.error_bars(spreads), capsize=2,
                            label=f"trained at T,\n{tokens:,} tokens", **style(0))
         grown = list(r.of(name, r.grown, tokens).values())
         if grown:
             mean, spread = experiment.mean_and_spread(grown)
-            panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=[spread or 0], capsize=2, label="context grown",
+            panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=experiment.error_bars([spread]), capsize=2, label="context grown",
                            **{**style(1), "linestyle": "", "fillstyle": "none"})
         law, _ = law_of_contexts(r, name, tokens)
         if law is not None:
@@ -232,34 +235,16 @@ def plot_bits(pyplot, r, out):
     plotting.save_both(figure, out, "bits")
 
 
-def merged(points, by=4):
-    """Bins of positions.binned() put together by four, half an octave each, in proportion to the tokens they hold."""
-    groups = {}
-    for read, bits, error in points:
-        i = math.floor(positions.BINS_PER_OCTAVE * math.log2(read) + 1e-3)
-        edges = [math.ceil(2 ** (k / positions.BINS_PER_OCTAVE) - 1e-9) for k in (i, i + 1)]
-        groups.setdefault(i // by, []).append((edges[1] - edges[0], read, bits, error))
-    result = []
-    for bins in groups.values():
-        total = sum(n for n, *_ in bins)
-        result.append((math.exp(sum(n * math.log(read) for n, read, _, _ in bins) / total),
-                       sum(n * bits for n, _, bits, _ in bins) / total,
-                       math.sqrt(sum((n * error) ** 2 for n, *_, error in bins)) / total))
-    return result
-
-
 def plot_positions(pyplot, r, out):
-    """From a 512th of the longest context on: what the first tokens cost would hide the rest. The very last is a bin of
-    its own, of one position."""
+    """From a 512th of the longest context on: what the first tokens cost would hide the rest."""
     figure, of, rest = panels(pyplot, r)
     arms = (r.longest, f"trained at T = {int(r.longest):,}"), (r.grown, "context grown")
     for name, panel in of.items():
         for i, (arm, label) in enumerate(arms):
-            points = merged([point for point in r.positions_of(name, arm)
-                             if int(r.longest) / 512 <= point[0] < int(r.longest)])
+            points = [point for point in r.positions_of(name, arm) if point[0] >= int(r.longest) / 512]
             if points:
                 read, bits, errors = zip(*points)
-                panel.errorbar(read, bits, yerr=[0 if math.isnan(error) else error for error in errors], label=label,
+                panel.errorbar(read, bits, yerr=experiment.error_bars(errors), label=f"{label},\n{r.most_positions(arm):,} tokens",
                                elinewidth=0.8, **{**style(i), "markersize": 3})
         panel.set_xlabel("tokens read before the target", fontsize=8)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)

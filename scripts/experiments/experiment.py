@@ -8,6 +8,7 @@ import csv
 import ctypes
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -233,6 +234,12 @@ def mean_and_spread(values):
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
+def error_bars(spreads):
+    """Matplotlib's yerr, where a spread that is not known (None, or not a number) has no bar."""
+    known = [math.nan if spread is None else spread for spread in spreads]
+    return None if all(math.isnan(spread) for spread in known) else known
+
+
 NONE = "–"  # stands for a result that is not there
 
 
@@ -260,8 +267,9 @@ def put_into(path, text):
         if document.count(begin) != 1 or document.count(end) != 1:
             fail(f"--document {path}: it needs the lines {begin.strip()} and {end.strip()}, once each", 2)
         before, _, rest = document.partition(begin)
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path + ".new", "w", encoding="utf-8") as file:
             file.write(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+        os.replace(path + ".new", path)
     except OSError as error:
         fail(f"--document {path}: {error.strerror}")
 
