@@ -11,6 +11,9 @@ void make_script(const char *name, const char *text);
 // the test on another exit code. Returns both outputs, to be freed.
 char *run_shell(const char *command, int exit_code);
 
+// Skips the test where there is no python3.
+void skip_without_python(void);
+
 // Skips the test where the libraries that scripts draw and fit with are missing.
 void skip_without_plots(void);
 

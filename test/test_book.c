@@ -3,15 +3,9 @@
 // it must find.
 #include "test/shell.h"
 
-static void need_python(void) {
-    if (system("python3 -c '' 2> /dev/null") == 0) return;
-    print_message("skipped: no python3 here\n");
-    skip();
-}
-
 static void test_chapters(void **state) {
     (void)state;
-    need_python();
+    skip_without_python();
     char script[PROGRAM_PATH];
     Command command = {0};
     add_words(&command, "python3", project_path(script, "scripts/check-book"), "--train-gpt", train_gpt_path(), NULL);
@@ -34,7 +28,7 @@ static char *check_page(const char *page, int exit_code) {
 
 static void test_right_page(void **state) {
     (void)state;
-    need_python();
+    skip_without_python();
     char *said = check_page("[`walk_forward`](" // a link is from the page's folder
                             "README)\n```sh\necho 1.50 '  2' 371 tokens/s\necho left; echo out; echo end\n```\n"
                             "```text within 0.01\n1.501 2 ~9 tokens/s\n...\nend\n```\n"
@@ -49,7 +43,7 @@ static void test_right_page(void **state) {
 // Every fault is found, and not only the first.
 static void test_faults_are_found(void **state) {
     (void)state;
-    need_python();
+    skip_without_python();
     char *said = check_page("```sh\necho 10 MiB\n```\n```text\n11 MiB\n```\n"
                             "```sh\necho 10\n```\n```text within 1%\n10.2\n```\n"
                             "```sh\necho a; echo b\n```\n```text\na\n```\n"

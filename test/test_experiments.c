@@ -1,6 +1,7 @@
 // The experiment context_by_application in its quick form, whose data have known answers: of a text whose second half
 // repeats the first, a context of 32 tokens knows the half of all targets that a context of 8 cannot, those behind 16
-// tokens; of the same text shuffled neither knows any. And that it is the same experiment when it is killed.
+// tokens; of the same text shuffled neither knows any. That it is the same experiment when it is killed; and how
+// corpora are cut (test/check_splits.py).
 #include "test/shell.h"
 
 #include <math.h>
@@ -122,6 +123,14 @@ static void test_bad_input(void **state) {
     expect_failure("--out o --form quick", 1, "o/results.csv: line 1 is not of this experiment; give another --out\n");
 }
 
+// ---- corpora --------------------------------------------------------------------------------------------------------
+
+static void test_splits(void **state) {
+    (void)state;
+    skip_without_python();
+    free(run_shell("python3 \"$tree\"/test/check_splits.py", 0));
+}
+
 // ---- the fit --------------------------------------------------------------------------------------------------------
 
 // Of points on a law, with noise of a hundredth of a bit, the fit finds the law within twice what it says it may be off
@@ -172,6 +181,7 @@ int main(void) {
         cmocka_unit_test(test_known_answers),
         cmocka_unit_test(test_killed),
         cmocka_unit_test(test_bad_input),
+        cmocka_unit_test(test_splits),
         cmocka_unit_test(test_fit),
     };
     return cmocka_run_group_tests_name("experiments", tests, open_folder, close_folder);

@@ -77,10 +77,7 @@ static void test_carried_tests(void **state) {
 
 static void test_plot_without_library(void **state) {
     (void)state;
-    if (system("python3 -c '' 2> /dev/null") != 0) {
-        print_message("skipped: no python3 here\n");
-        skip();
-    }
+    skip_without_python();
     make_script("matplotlib.py", "raise ImportError\n");
     const char *const scripts[][2] = {
         {"plot_loss", "x.jsonl"}, {"plot_mixing", "x.csv x.png"}, {"plot_positions", "x.csv"}, {"draw_book", ""}};

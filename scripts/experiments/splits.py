@@ -7,6 +7,7 @@ held-out part, each as long as the longest context: so windows of no context hav
 import glob
 import hashlib
 import io
+import math
 import os
 import random
 import re
@@ -23,7 +24,7 @@ class Application(NamedTuple):
     title: str
     symbol: str  # what one token is
     format: str  # for --data-format
-    files: list  # patterns below the folder of corpora; the first of which there are files
+    files: list  # patterns below the folder of corpora; the first of which there are files, all of them
     cut: Callable  # (contents by name, context) -> (training, held out, symbols held out)
 
 
@@ -67,6 +68,8 @@ def cut_books(contents, context):
     """Whole books are held out: two that are named, or else the last."""
     names = [name for name in contents if re.search(r"pride-and-prejudice|ulysses", name)] or list(contents)[-1:]
     training = b"\n".join(text for name, text in contents.items() if name not in names)
+    if not training:
+        raise Failure(f"{', '.join(names)}: held out, and no other book is there to train on")
     held_out = pieces(b"\n".join(contents[name] for name in names), context)
     return training, held_out, len(held_out)
 
@@ -97,15 +100,15 @@ def cut_fasta(contents, context):
 
 
 def cut_idx(contents, context):
-    (data,) = contents.values()
-    dimensions = data[3]
+    ((name, data),) = contents.items()
+    dimensions = data[3] if len(data) > 3 else 0
     sizes = [int.from_bytes(data[i : i + 4], "big") for i in range(4, 4 + 4 * dimensions, 4)]
-    head, images, pixels = 4 + 4 * dimensions, sizes[0], 1
-    for size in sizes[1:]:
-        pixels *= size
-    if data[:3] != b"\0\0\x08" or len(data) != head + images * pixels:
-        raise Failure(f"{next(iter(contents))}: no idx file of bytes, or not a whole one")
+    head = 4 + 4 * dimensions
+    if data[:3] != b"\0\0\x08" or dimensions not in (3, 4) or len(data) != head + math.prod(sizes):
+        raise Failure(f"{name}: no idx file of images of bytes, or not a whole one")
+    images, pixels = sizes[0], math.prod(sizes[1:])
     border = images - images // HELD_OUT
+
     def part(first, last):
         count = (last - first).to_bytes(4, "big")
         return data[:4] + count + data[8:head] + data[head + first * pixels : head + last * pixels]
@@ -125,19 +128,39 @@ def cut_abc(contents, context):
     return training, held_out, len(held_out)
 
 
-def cut_wav(contents, context):
-    (data,) = contents.values()
-    with wave.open(io.BytesIO(data)) as recording:
-        kind = recording.getparams()
-        frames = recording.readframes(kind.nframes)
+def read_wav(name, data):
+    """What a recording is, and its samples."""
+    try:
+        with wave.open(io.BytesIO(data)) as recording:
+            kind = recording.getparams()
+            frames = recording.readframes(kind.nframes)
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk that reaches beyond the end
+        raise Failure(f"{name}: no WAV file of PCM, or damaged: {str(error) or 'it ends within a chunk'}") from None
     size = kind.nchannels * kind.sampwidth
-    border = (kind.nframes - kind.nframes // HELD_OUT) * size
+    if kind.sampwidth > 4 or size >= 1 << 16 or not 0 < kind.framerate < (1 << 32) // size:
+        raise Failure(f"{name}: damaged: {kind.nchannels} x {kind.sampwidth} bytes at {kind.framerate} Hz")
+    if len(frames) != kind.nframes * size:
+        raise Failure(f"{name}: truncated: {len(frames):,} of {kind.nframes * size:,} bytes of sound")
+    return kind._replace(nframes=0), frames
+
+
+def cut_wav(contents, context):
+    """Recordings of one kind, one after the other."""
+    recordings = {name: read_wav(name, data) for name, data in contents.items()}
+    first, (kind, _) = next(iter(recordings.items()))
+    for name, (other, _) in recordings.items():
+        if other != kind:
+            raise Failure(f"{name}: another rate, width or number of channels than {first}")
+    frames = b"".join(samples for _, samples in recordings.values())
+    size = kind.nchannels * kind.sampwidth
+    samples = len(frames) // size
+    border = (samples - samples // HELD_OUT) * size
     held_out = pieces(frames[border:], context, size)
 
     def part(samples):
         out = io.BytesIO()
         with wave.open(out, "wb") as recording:
-            recording.setparams(kind._replace(nframes=0))
+            recording.setparams(kind)
             recording.writeframes(samples)
         return out.getvalue()
 
@@ -148,15 +171,21 @@ def cut_wav(contents, context):
 
 STANDARD_LIBRARY = "the standard library of Python"
 
+# A pattern with a star is of a corpus in parts. A corpus of one file is named whole: its own beginning may lie beside
+# it, and would be held out of what is trained on.
 APPLICATIONS = {
     "prose": Application("prose", "byte", "bytes", ["books/*.txt", "pg19/*.txt"], cut_books),
-    "encyclopedia": Application("encyclopedia", "byte", "bytes", ["enwik8/enwik8", "enwik/enwik8*"], cut_bytes),
+    "encyclopedia": Application("encyclopedia", "byte", "bytes",
+                                ["enwik8/enwik8", "enwik/enwik8-first-4mb.xml.txt"], cut_bytes),
     "code": Application("source code", "byte", "bytes", [STANDARD_LIBRARY], cut_modules),
-    "dna": Application("DNA", "base", "fasta", ["chr21/chr21.fa", "genome/ecoli*.fa"], cut_fasta),
+    "dna": Application("DNA", "base", "fasta", ["chr21/chr21.fa", "genome/ecoli-k12-mg1655.fa"], cut_fasta),
     "music": Application("music", "character", "abc", ["music/*.abc"], cut_abc),
     "pixels": Application("pixels", "pixel", "idx",
-                          ["mnist/train-images-idx3-ubyte", "image/mnist-*-images-idx3-ubyte"], cut_idx),
-    "speech": Application("speech", "sample", "wav", ["digits/jackson.wav", "audio/spoken-digits*.wav"], cut_wav),
+                          ["mnist/train-images-idx3-ubyte", "image/mnist-train-images-idx3-ubyte",
+                           "image/mnist-t10k-images-idx3-ubyte", "cifar10/train-images-idx4-ubyte"], cut_idx),
+    "speech": Application("speech", "sample", "wav",  # of one voice each
+                          ["ljspeech/LJ001.wav", "librispeech/84-*.wav", "digits/jackson.wav",
+                           "audio/spoken-digits-8khz-mono.wav"], cut_wav),
 }
 
 
@@ -188,8 +217,8 @@ def find(application, data):
         if paths:
             contents = {os.path.basename(path): read(path) for path in paths}
             return contents, [os.path.relpath(path, data) for path in paths]
-    raise Failure(f"{application.title}: none of {', '.join(application.files)} in {data}: left out; fetch them with "
-                  "scripts/get_data, or give --data DIR")
+    raise Failure(f"none of {', '.join(application.files)} in {data}; fetch them with scripts/get_data, or give "
+                  "--data DIR")
 
 
 def write_split(name, parts, folder, context, source):
@@ -197,7 +226,7 @@ def write_split(name, parts, folder, context, source):
     training, held_out, symbols = parts
     windows = min(WINDOWS, (symbols - 1) // context)
     if windows < 1:
-        raise Failure(f"{name}: {symbols} symbols held out, fewer than the longest context {context}: left out")
+        raise Failure(f"{symbols:,} symbols are held out, and a window of the longest context takes {context + 1:,}")
     record, paths = {"made of": source, "windows held out": windows}, []
     os.makedirs(folder, exist_ok=True)
     for part, content in (("training", training), ("held out", held_out)):
@@ -252,7 +281,7 @@ def make_all(names, data, folder, context):
         try:
             made[name] = make(name, data, folder, context)
         except Failure as failure:
-            print(f"{plotting.program()}: {failure}", file=sys.stderr)
+            print(f"{plotting.program()}: {name} is left out: {failure}", file=sys.stderr)
     return made
 
 
@@ -260,5 +289,8 @@ def make(name, data, folder, context):
     """The split of an application, in `folder`; raises Failure, in one line, where there is no corpus."""
     if name in KNOWN:
         return make_known(name, folder, context)
-    contents, source = find(APPLICATIONS[name], data)
+    try:
+        contents, source = find(APPLICATIONS[name], data)
+    except OSError as error:
+        raise Failure(f"{error.filename}: {error.strerror}") from None
     return write_split(name, APPLICATIONS[name].cut(contents, context), folder, context, source)

@@ -24,6 +24,12 @@ char *run_shell(const char *command, int exit_code) {
     return both;
 }
 
+void skip_without_python(void) {
+    if (system("python3 -c '' 2> /dev/null") == 0) return;
+    print_message("skipped: no python3 here\n");
+    skip();
+}
+
 void skip_without_plots(void) {
     if (system("for python in python3 ${SYSTEM_PYTHON:-/usr/bin/python3}; do "
                "$python -c 'import matplotlib, scipy' 2> /dev/null && exit; done; exit 1") == 0)
