@@ -1,5 +1,5 @@
 // The scripts beside the program, with stand-ins for what they call: the check of a GPU by compute-sanitizer, test
-// programs that were carried elsewhere, the plot and what installs its library.
+// programs that were carried elsewhere, what draws and what installs its library.
 #include "test/shell.h"
 
 // ---- dev/gpu_check/sanitize -----------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ static void test_carried_tests(void **state) {
     free(said);
 }
 
-// ---- scripts/plot_loss, plot_mixing and setup plots -----------------------------------------------------------------
+// ---- what draws, and setup plots ------------------------------------------------------------------------------------
 
 static void test_plot_without_library(void **state) {
     (void)state;
@@ -90,6 +90,94 @@ static void test_plot_without_library(void **state) {
         assert_string_equal(said, expected);
         free(said);
     }
+}
+
+static int count_in(const char *text, const char *part) {
+    int count = 0;
+    for (; (text = strstr(text, part)) != NULL; text++) count++;
+    return count;
+}
+
+// Runs a command that draws `name`, whose text is left as text; returns the picture, to be freed.
+static char *draw(const char *command, const char *name) {
+    char path[PROGRAM_PATH];
+    write_file(in_folder(path, "text.rc"), "svg.fonttype: none\n", 19);
+    setenv("MATPLOTLIBRC", path, 1);
+    free(run_shell(command, 0));
+    unsetenv("MATPLOTLIBRC");
+    return read_file(in_folder(path, name), NULL);
+}
+
+// Of bars, which each curve has; those of the legend come last and do not count. Cuts the picture there.
+static int curves_in(char *picture) {
+    char *legend = strstr(picture, "id=\"legend_");
+    if (legend == NULL) fail_msg("no legend in: %s", picture);
+    *legend = '\0';
+    return count_in(picture, "id=\"LineCollection_");
+}
+
+// Losses of log 2 and 2 log 2 at every position: 1 and 2 bits. Of one window, which has no bars, and of two.
+static void test_plot_positions(void **state) {
+    (void)state;
+    skip_without_plots();
+    free(run_shell("write() { echo position,loss,windows,$1; for i in $(seq 0 $2); do echo $i,$3; done; }\n"
+                   "write part_1 7 0.693147181,1,0.693147181 > near.csv\n"
+                   "write part_1,part_2 31 1.386294361,2,1.336294361,1.436294361 > far.csv",
+                   0));
+    char *picture = draw("\"$tree\"/scripts/plot_positions near.csv far.csv --bits -o bits.svg", "bits.svg");
+    static const char *const texts[] = {"tokens read before the target", "loss (bits per token)", "near", "far",
+                                        "1.0", "1.2", "2.0"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        char text[64];
+        snprintf(text, sizeof text, ">%s</text>", texts[i]);
+        expect_in(picture, text);
+    }
+    expect_not_in(picture, ">0.8</text>");
+    assert_int_equal(curves_in(picture), 2);
+    free(picture);
+    picture = draw("\"$tree\"/scripts/plot_positions near.csv -o nats.svg", "nats.svg");
+    expect_in(picture, ">loss (nats per token)</text>");
+    assert_int_equal(curves_in(picture), 1);
+    free(picture);
+    char *said = run_shell("sed 3d near.csv > cut.csv; \"$tree\"/scripts/plot_positions cut.csv", 1);
+    assert_string_equal(said, "plot_positions: cut.csv: line 3 is no such row; give a file written by "
+                              "--eval-by-position\n");
+    free(said);
+}
+
+static void test_plot_mixing(void **state) {
+    (void)state;
+    skip_without_plots();
+    free(run_shell("{ echo layer,mixer,i,j,value\n"
+                   "for layer in 0,attention '1,\"mean, of all\"'; do\n"
+                   "echo $layer,0,0,1; echo $layer,1,0,0.1; echo $layer,1,1,0.5; done; } > mixing.csv",
+                   0));
+    char *picture = draw("\"$tree\"/scripts/plot_mixing mixing.csv mixing.svg", "mixing.svg");
+    expect_in(picture, ">0: attention</text>");
+    expect_in(picture, ">1: mean, of all</text>");
+    expect_in(picture, ">influence, of the layer's largest</text>");
+    assert_int_equal(count_in(picture, ">j, token that is read</text>"), 2);
+    assert_int_equal(count_in(picture, ">i, token that reads</text>"), 2);
+    free(picture);
+}
+
+// The book's pictures come out as they are in the tree, where the library is of the version that drew those; but
+// "rounding", whose training takes half a minute and whose last digits are the processor's.
+static void test_draw_book(void **state) {
+    (void)state;
+    skip_without_plots();
+    setenv("program", train_gpt_path(), 1);
+    free(run_shell("cd \"$tree\"/doc && named=$(grep -oh 'pictures/[a-z-]*\\.svg' *.md | sort -u)\n"
+                   "drawn=$(printf '%s\\n' pictures/*.svg | sort)\n"
+                   "[ \"$named\" = \"$drawn\" ] || { echo \"named: $named, drawn: $drawn\"; exit 1; }\n"
+                   "cd \"$OLDPWD\" && : > plain.rc && export MATPLOTLIBRC=plain.rc\n"
+                   "names=$(echo \"$named\" | sed 's|pictures/||; s|\\.svg||; /^rounding$/d')\n"
+                   "\"$tree\"/scripts/draw_book $names --out drawn --train-gpt \"$program\" || exit\n"
+                   "version() { grep -o 'Matplotlib v[0-9.]*' \"$1\"; }\n"
+                   "for name in $names; do new=drawn/$name.svg old=$tree/doc/pictures/$name.svg\n"
+                   "[ \"$(version $new)\" != \"$(version \"$old\")\" ] && grep -q '</svg>' $new ||\n"
+                   "cmp $new \"$old\" || exit; done",
+                   0));
 }
 
 static void test_setup_plots(void **state) {
@@ -112,7 +200,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sanitize),      cmocka_unit_test(test_sanitize_finds),
         cmocka_unit_test(test_carried_tests), cmocka_unit_test(test_plot_without_library),
-        cmocka_unit_test(test_setup_plots),
+        cmocka_unit_test(test_plot_positions), cmocka_unit_test(test_plot_mixing),
+        cmocka_unit_test(test_draw_book),     cmocka_unit_test(test_setup_plots),
     };
     return cmocka_run_group_tests_name("scripts", tests, make_folder, remove_folder);
 }
