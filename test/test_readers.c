@@ -528,6 +528,29 @@ static void test_wav_refused(void **state) {
     refuse(put(*state, "RIFF....WAVE", 12), TOKENS_AUTO, "\"fmt \"", NULL);
 }
 
+// Written and taken apart by Python's wave module, and made tokens by G.711's formulas (test/sound_files.py).
+static void test_wav_of_python(void **state) {
+    static const char *const names[] = {"mono-16",   "stereo-16", "mono-24", "stereo-24",
+                                        "mono-8",    "mono-32",   "six-16"};
+    char script[PROGRAM_PATH], path[PROGRAM_PATH], name[32];
+    const char *const words[] = {"python3", project_path(script, "test/sound_files.py"), *state, NULL};
+    if (system("python3 -c 'import wave' 2> /dev/null") != 0) {
+        print_message("skipped: no python3 with its wave module\n");
+        skip();
+    }
+    ProgramResult result = run_program(words, 60);
+    if (result.exit_code != 0) fail_msg("%s", result.err);
+    free_result(&result);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        size_t bytes;
+        snprintf(name, sizeof name, "%s.tokens", names[i]);
+        int32_t *token = (int32_t *)read_file(path_join(path, *state, name), &bytes);
+        snprintf(name, sizeof name, "%s.wav", names[i]);
+        assert_tokens(path_join(path, *state, name), TOKENS_WAV, token, (int64_t)(bytes / sizeof *token));
+        free(token);
+    }
+}
+
 // Python's wave module takes the file apart.
 static void test_wav_corpora(void **state) {
     static const char *const names[] = {"audio/jfk-16khz-mono.wav", "audio/spoken-digits-8khz-mono.wav"};
@@ -762,6 +785,7 @@ int main(void) {
         TEST_WITH_FOLDER(test_wav_floats),
         TEST_WITH_FOLDER(test_wav_streamed),
         TEST_WITH_FOLDER(test_wav_refused),
+        TEST_WITH_FOLDER(test_wav_of_python),
         TEST_WITH_FOLDER(test_wav_corpora),
         TEST_WITH_FOLDER(test_damaged_files),
         TEST_WITH_FOLDER(test_kinds_do_not_mix),
