@@ -1,4 +1,5 @@
 """What the scripts that draw share: matplotlib, opened in one place, and lines that differ without colours too."""
+import math
 import os
 import sys
 
@@ -46,6 +47,12 @@ def open_pyplot():
     from matplotlib import pyplot
 
     return pyplot
+
+
+def error_bars(spreads):
+    """Matplotlib's yerr, where a spread that is not known (None, or not a number) has no bar."""
+    known = [math.nan if spread is None else spread for spread in spreads]
+    return None if all(math.isnan(spread) for spread in known) else known
 
 
 def save(figure, *paths):

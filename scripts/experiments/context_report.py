@@ -197,12 +197,12 @@ def plot_gain(pyplot, r, out):
         for i, tokens in enumerate(r.budgets):
             contexts, means, spreads = r.curve(name, tokens, r.less)
             if contexts:
-                panel.errorbar(contexts, means, yerr=experiment.error_bars(spreads), capsize=2,
+                panel.errorbar(contexts, means, yerr=plotting.error_bars(spreads), capsize=2,
                                label=f"{tokens:,} tokens", **style(i))
             grown = list(r.less(name, r.grown, tokens).values())
             if grown:
                 mean, spread = experiment.mean_and_spread(grown)
-                panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=experiment.error_bars([spread]), capsize=2,
+                panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=plotting.error_bars([spread]), capsize=2,
                                label=f"{tokens:,}, context grown", **{**style(i), "linestyle": "", "fillstyle": "none"})
         show_contexts(panel, r)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}, less T = {r.arms[0]}", fontsize=8)
@@ -217,13 +217,13 @@ def plot_bits(pyplot, r, out):
     for name, panel in of.items():
         contexts, means, spreads = r.curve(name, tokens, r.of)
         if contexts:
-            panel.errorbar(contexts, means, yerr=experiment.error_bars(spreads), capsize=2,
+            panel.errorbar(contexts, means, yerr=plotting.error_bars(spreads), capsize=2,
                            label=f"trained at T,\n{tokens:,} tokens", **style(0))
         grown = list(r.of(name, r.grown, tokens).values())
         if grown:
             mean, spread = experiment.mean_and_spread(grown)
-            panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=experiment.error_bars([spread]), capsize=2, label="context grown",
-                           **{**style(1), "linestyle": "", "fillstyle": "none"})
+            panel.errorbar([GROWN_AT * int(r.longest)], [mean], yerr=plotting.error_bars([spread]), capsize=2,
+                           label="context grown", **{**style(1), "linestyle": "", "fillstyle": "none"})
         law, _ = law_of_contexts(r, name, tokens)
         if law is not None:
             between = [contexts[0] * (contexts[-1] / contexts[0]) ** (i / 50) for i in range(51)]
@@ -244,8 +244,9 @@ def plot_positions(pyplot, r, out):
             points = [point for point in r.positions_of(name, arm) if point[0] >= int(r.longest) / 512]
             if points:
                 read, bits, errors = zip(*points)
-                panel.errorbar(read, bits, yerr=experiment.error_bars(errors), label=f"{label},\n{r.most_positions(arm):,} tokens",
-                               elinewidth=0.8, **{**style(i), "markersize": 3})
+                panel.errorbar(read, bits, yerr=plotting.error_bars(errors),
+                               label=f"{label},\n{r.most_positions(arm):,} tokens", elinewidth=0.8,
+                               **{**style(i), "markersize": 3})
         panel.set_xlabel("tokens read before the target", fontsize=8)
         panel.set_ylabel(f"bits per {r.form.applications[name].symbol}", fontsize=8)
     add_legend(of, rest)

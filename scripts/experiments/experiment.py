@@ -8,7 +8,6 @@ import csv
 import ctypes
 import fcntl
 import json
-import math
 import os
 import signal
 import subprocess
@@ -232,12 +231,6 @@ def mean_and_spread(values):
     if len(values) < 2:
         return mean, None
     return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-
-
-def error_bars(spreads):
-    """Matplotlib's yerr, where a spread that is not known (None, or not a number) has no bar."""
-    known = [math.nan if spread is None else spread for spread in spreads]
-    return None if all(math.isnan(spread) for spread in known) else known
 
 
 NONE = "–"  # stands for a result that is not there

@@ -105,7 +105,7 @@ def draw(panel, i, label, points, scale=1):
               for place, values in points.items() if values]
     if points:
         places, means, spreads = zip(*points)
-        panel.errorbar(places, means, yerr=experiment.error_bars(spreads), label=label, capsize=2, **style(i))
+        panel.errorbar(places, means, yerr=plotting.error_bars(spreads), label=label, capsize=2, **style(i))
 
 
 def style(i):
@@ -182,7 +182,7 @@ def plot_positions(pyplot, form, positions, out):
             points = [point for point in positions_of(positions, name, mixer, form.longest(mixer)) if point[0] >= first]
             if points:
                 read, bits, errors = zip(*points)
-                panel.errorbar(read, bits, yerr=experiment.error_bars(errors), label=title(form, mixer), elinewidth=0.8,
+                panel.errorbar(read, bits, yerr=plotting.error_bars(errors), label=title(form, mixer), elinewidth=0.8,
                                **{**style(i), "markersize": 3})
         panel.set_title(splits.ALL[name].title)
         panel.set_ylabel(f"bits per {splits.ALL[name].symbol}")
