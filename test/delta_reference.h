@@ -17,8 +17,14 @@ typedef struct DeltaReference {
 // gradients are added to.
 void delta_reference(const DeltaReference *reference);
 
+// How much larger the errors of a decay's gradient are than those of the dot products that it is a sum of
+// (mixer/delta.h's last line): three a row, over the rest of its block, of 32 rows in the mean. Where decays are
+// strong, later rows cancel each other, and what is left is no larger than one row's; their errors, independent of each
+// other, are sqrt(3 * 32).
+static const double DELTA_OF_DECAYS = 9.8;
+
 // Runs the problem's reference and holds an answer against it: outputs, d_x and each tensor's gradient, each within
-// `allowed` in norm; those of decays, which are small differences of large sums, within 10 times that.
+// `allowed` in norm; those of decays within DELTA_OF_DECAYS times that.
 void delta_expect(const MixerProblem *problem, const MixerAnswer *answer, int ranks, double allowed);
 // Fills decays, their biases and scales with different values.
 void delta_fill(const Parameter *parameter, float *values);

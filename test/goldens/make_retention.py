@@ -5,8 +5,10 @@ The recurrence is that of retention (Sun et al. 2023), as flash-linear-attention
 its scale: S_t = g S_{t-1} + k_t v_t^T, o_t = S_t^T q_t. Run with v it gives the numerator of y, with ones its denominator;
 features phi(u) = elu(u) + 1. Gradients are autograd's, of the sum of y times fixed weights.
 
-A line: "decay tensor token values... scale", for every 64th token of y and every 256th of the gradients. `scale` is the sum of
-the absolute values of all that is added up to make a row, of its largest element: errors of rounding are a part of that.
+A line: "decay tensor token values... scale", for every 67th token of y, every 251st of the gradients, and the last
+one. Such steps, which have no factor in common with 64, come by any row of the kernels' blocks of 64 tokens. `scale` is
+the sum of the absolute values of all that is added up to make a row, of its largest element: errors of rounding are a
+part of that.
 
     python3 test/goldens/make_retention.py > test/goldens/retention.txt      (pip install torch)
 """
@@ -45,7 +47,7 @@ def retention_states(k, v, decay):
 
 
 def show(decay, name, rows, scales, step):
-    for t in range(step - 1, T, step):
+    for t in (*range(0, T - 1, step), T - 1):
         print(decay, name, t, *(f"{x:.9e}" for x in rows[t].tolist()), f"{scales[t].max().item():.3e}")
 
 
@@ -62,7 +64,7 @@ for decay in (0.5, 1 - 1e-6):
         delta = (weights * y).sum(1, keepdim=True).abs() / den
         g1, v1 = torch.cat([g, delta], 1), torch.cat([v.abs(), ones], 1)
         before, behind = retention_states(phi(k), v1, decay), suffix(phi(q), g1, decay)
-        show(decay, "y", y, (phi(q)[:, None, :] @ before[:, :, :D])[:, 0] / den, 64)
-        show(decay, "d_q", q.grad, (before @ g1[:, :, None])[:, :, 0], 256)
-        show(decay, "d_k", k.grad, (behind @ v1[:, :, None])[:, :, 0], 256)
-        show(decay, "d_v", v.grad, (phi(k)[:, None, :] @ behind[:, :, :D])[:, 0], 256)
+        show(decay, "y", y, (phi(q)[:, None, :] @ before[:, :, :D])[:, 0] / den, 67)
+        show(decay, "d_q", q.grad, (before @ g1[:, :, None])[:, :, 0], 251)
+        show(decay, "d_k", k.grad, (behind @ v1[:, :, None])[:, :, 0], 251)
+        show(decay, "d_v", v.grad, (phi(k)[:, None, :] @ behind[:, :, :D])[:, 0], 251)

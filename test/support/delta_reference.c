@@ -238,7 +238,7 @@ void delta_expect(const MixerProblem *p, const MixerAnswer *a, int ranks, double
         const char *const of_decay[] = {"A_log", "dt_bias", "a_proj"};
         double times = 1, size = 0;
         for (int k = 0; k < 3; k++)
-            if (strstr(parameter->name, of_decay[k]) != NULL) times = 10;
+            if (strstr(parameter->name, of_decay[k]) != NULL) times = DELTA_OF_DECAYS;
         const float *got = a->gradients + parameter->offset;
         const double *expected = gradients + parameter->offset;
         for (int64_t k = 0; k < parameter->size; k++) size += expected[k] * expected[k];
