@@ -23,10 +23,14 @@ void delta_reference(const DeltaReference *reference);
 // other, are sqrt(3 * 32).
 static const double DELTA_OF_DECAYS = 9.8;
 
-// Runs the problem's reference and holds an answer against it: outputs, d_x and each tensor's gradient, each within
-// `allowed` in norm; those of decays within DELTA_OF_DECAYS times that.
-void delta_expect(const MixerProblem *problem, const MixerAnswer *answer, int ranks, double allowed);
+// Runs the mixer on each number of ranks (the first is 1, 0 ends them) that has two tokens for each, against the
+// reference: outputs, d_x and each tensor's gradient, each within `allowed` in norm, those of decays within
+// DELTA_OF_DECAYS times that, and the others not growing with ranks; and the bytes sent.
+void expect_delta(const MixerProblem *problem, const int *ranks, double allowed);
 // Fills decays, their biases and scales with different values.
 void delta_fill(const Parameter *parameter, float *values);
+// The same, but decays are 0.5, or 1 - 1e-6, to the power of softplus(X W^A + dt_bias), which is around 1.
+void delta_fill_fast(const Parameter *parameter, float *values);
+void delta_fill_slow(const Parameter *parameter, float *values);
 
 #endif

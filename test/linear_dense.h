@@ -21,8 +21,8 @@ LinearDense linear_dense(const MixerProblem *p, const MixerAnswer *a); // of the
 void linear_dense_run(LinearDense *s, bool backward);
 void linear_dense_free(LinearDense *s);
 
-// Runs the mixer on each number of ranks (0 ends them) that has two tokens for each, against the definition: errors of
-// the output and of all gradients, and the bytes sent.
+// Runs the mixer on each number of ranks (the first is 1, 0 ends them) that has two tokens for each, against the
+// definition: errors of the output and of all gradients, which do not grow with ranks, and the bytes sent.
 void expect_linear(const MixerProblem *p, const int *ranks, double forward, double backward);
 
 #endif

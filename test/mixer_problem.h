@@ -58,5 +58,9 @@ typedef struct MixerError {
 MixerError mixer_error(const float *got, const double *expected, int64_t count);
 // Fails with the problem's name and both numbers where an error is above what is allowed (or is no number).
 void mixer_expect(const MixerProblem *problem, int ranks, const char *what, MixerError error, double allowed);
+// The same, of a mixer that goes over blocks of `block` tokens and hands a state from one to the next. The error of one
+// rank is kept in *of_one; that of more ranks, in norm, must also be about the same.
+void mixer_expect_flat(const MixerProblem *problem, int ranks, int64_t block, const char *what, MixerError error,
+                       double allowed, MixerError *of_one);
 
 #endif

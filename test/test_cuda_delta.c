@@ -26,11 +26,8 @@ static MixerProblem problem_of(const char *mixer, int64_t T, int64_t head_dim, i
 
 static void expect(const MixerProblem *problem, int ranks) {
     if (cuda_devices_here() == 0) skip();
-    MixerAnswer answer = mixer_run(problem, ranks);
-    delta_expect(problem, &answer, ranks, ALLOWED);
-    assert_int_equal(answer.forward_bytes, answer.stated_forward);
-    assert_int_equal(answer.backward_bytes, answer.stated_backward);
-    mixer_free(&answer);
+    const int list[] = {1, ranks > 1 ? ranks : 0, 0};
+    expect_delta(problem, list, ALLOWED);
 }
 
 static void heads_of_32(void **state) {

@@ -14,7 +14,7 @@ static double *doubles(const float *from, int64_t count) {
 }
 
 static double phi(double u) { return u > 0 ? u + 1 : exp(u); }
-static double phi_slope(double u) { return u > 0 ? 1 : exp(u); }
+static double phi_slope(double phi_of_u) { return fmin(phi_of_u, 1); } // 1 above 0, exp(u) below
 
 static double decay_of(const LinearDense *s, int64_t h) {
     if (s->decay > 0) return s->decay;
@@ -50,19 +50,23 @@ typedef struct Head {
 static void mix_head(const LinearDense *s, Head a, int64_t b, int64_t h) {
     int64_t wide = s->H * s->D, keys = s->KV * s->D, T = s->T, D = s->D;
     double *power = zeros(T), *P = zeros(T), *d_P = zeros(T);
+    double *key = zeros(T * D), *query = zeros(D); // phi of all k, and of a row of q
     for (int64_t n = 0; n < T; n++) power[n] = pow(decay_of(s, h), (double)n);
+    for (int64_t j = 0; j < T; j++)
+        for (int64_t d = 0; d < D; d++) key[j * D + d] = phi(a.k[j * keys + d]);
     for (int64_t i = 0; i < T; i++) {
         int64_t first = s->first == NULL ? 0 : s->first[b * T + i];
-        const double *q = a.q + i * wide;
         double den = 0, mean = 0;
+        for (int64_t d = 0; d < D; d++) query[d] = phi(a.q[i * wide + d]);
         for (int64_t j = first; j <= i; j++) {
             double dot = 0;
-            for (int64_t d = 0; d < D; d++) dot += phi(q[d]) * phi(a.k[j * keys + d]);
+            for (int64_t d = 0; d < D; d++) dot += query[d] * key[j * D + d];
             den += P[j] = power[i - j] * dot;
         }
+        for (int64_t j = first; j <= i; j++) P[j] /= den;
         for (int64_t d = 0; d < D; d++) {
             double sum = 0;
-            for (int64_t j = first; j <= i; j++) sum += P[j] / den * a.v[j * keys + d];
+            for (int64_t j = first; j <= i; j++) sum += P[j] * a.v[j * keys + d];
             a.y[i * wide + d] = sum;
         }
         if (a.d_y == NULL) continue;
@@ -70,19 +74,18 @@ static void mix_head(const LinearDense *s, Head a, int64_t b, int64_t h) {
         for (int64_t j = first; j <= i; j++) {
             d_P[j] = 0;
             for (int64_t d = 0; d < D; d++) d_P[j] += d_y[d] * a.v[j * keys + d];
-            mean += P[j] / den * d_P[j];
+            mean += P[j] * d_P[j];
         }
         for (int64_t j = first; j <= i; j++) {
             double d_score = (d_P[j] - mean) / den * power[i - j];
             for (int64_t d = 0; d < D; d++) {
-                const double *k = a.k + j * keys;
-                a.d_v[j * keys + d] += P[j] / den * d_y[d];
-                a.d_q[i * wide + d] += d_score * phi(k[d]) * phi_slope(q[d]);
-                a.d_k[j * keys + d] += d_score * phi(q[d]) * phi_slope(k[d]);
+                a.d_v[j * keys + d] += P[j] * d_y[d];
+                a.d_q[i * wide + d] += d_score * key[j * D + d] * phi_slope(query[d]);
+                a.d_k[j * keys + d] += d_score * query[d] * phi_slope(key[j * D + d]);
             }
         }
     }
-    free(power), free(P), free(d_P);
+    free(power), free(P), free(d_P), free(key), free(query);
 }
 
 void linear_dense_run(LinearDense *s, bool backward) {
@@ -142,6 +145,7 @@ void linear_dense_free(LinearDense *s) {
 
 void expect_linear(const MixerProblem *p, const int *ranks, double forward, double backward) {
     LinearDense s = {0};
+    MixerError of_one[6] = {0}; // of weights, out and d_x
     for (int r = 0; ranks[r] != 0; r++) {
         if (p->T < 2 * ranks[r]) continue;
         MixerAnswer a = mixer_run(p, ranks[r]);
@@ -152,13 +156,13 @@ void expect_linear(const MixerProblem *p, const int *ranks, double forward, doub
         }
         int64_t n = p->B * p->T * p->C;
         static const char *names[] = {"d_w_q", "d_w_k", "d_w_v", "d_w_out"};
-        mixer_expect(p, ranks[r], "out", mixer_error(a.out, s.out, n), forward);
-        mixer_expect(p, ranks[r], "d_x", mixer_error(a.d_x, s.d_x, n), backward);
-        for (int i = 0; i < 4; i++)
-            mixer_expect(
-                p, ranks[r], names[i],
-                mixer_error(mixer_gradient(&a, i), s.d_w[i], linear_weight_rows(&s, i) * linear_weight_columns(&s, i)),
-                backward);
+        mixer_expect_flat(p, ranks[r], LINEAR_BLOCK, "out", mixer_error(a.out, s.out, n), forward, &of_one[4]);
+        mixer_expect_flat(p, ranks[r], LINEAR_BLOCK, "d_x", mixer_error(a.d_x, s.d_x, n), backward, &of_one[5]);
+        for (int i = 0; i < 4; i++) {
+            int64_t size = linear_weight_rows(&s, i) * linear_weight_columns(&s, i);
+            mixer_expect_flat(p, ranks[r], LINEAR_BLOCK, names[i], mixer_error(mixer_gradient(&a, i), s.d_w[i], size),
+                              backward, &of_one[i]);
+        }
         assert_int_equal(a.forward_bytes, a.stated_forward);
         assert_int_equal(a.backward_bytes, a.stated_backward);
         mixer_free(&a);

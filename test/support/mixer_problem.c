@@ -444,3 +444,29 @@ void mixer_expect(const MixerProblem *p, int ranks, const char *what, MixerError
                  p->mixer, (long long)p->T, (long long)p->C, ranks, p->document > 0 ? ", documents" : "", what, error.norm,
                  allowed, error.largest, 8 * allowed);
 }
+
+static double blocks_over(int64_t T, int ranks, int64_t block) {
+    int64_t blocks = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        const Shard shard = shard_of(T, ranks, rank);
+        for (int i = 0; i < shard.count; i++) blocks += (shard.chunk[i].length + block - 1) / block;
+    }
+    return (double)blocks;
+}
+
+// A state collects an error in each block, and keeps less than all of it: errors that are independent add up to no more
+// than the root of their number. Over ranks chunks end in blocks that are not whole, so there are more of them; and
+// what a chunk makes of the state that enters it is put together from two results, its own state and what remains of
+// the other, each with an error as the one state has it. Both together: sqrt(2 blocks over ranks / blocks of one). A
+// quarter more for the sums that put them together, and for errors as samples. The gradient of a parameter is a sum
+// over ranks besides, rounded at each.
+void mixer_expect_flat(const MixerProblem *p, int ranks, int64_t block, const char *what, MixerError error,
+                       double allowed, MixerError *of_one) {
+    mixer_expect(p, ranks, what, error, allowed);
+    if (ranks == 1) *of_one = error;
+    double more = 1.25 * sqrt(2 * blocks_over(p->T, ranks, block) / blocks_over(p->T, 1, block));
+    double flat = more * of_one->norm + sqrt((double)ranks) * 0x1p-24;
+    if (!(error.norm <= flat))
+        fail_msg("%s, T %lld, C %lld: %s is off by %.2e on %d ranks, and on one by %.2e (allowed %.2e)", p->mixer,
+                 (long long)p->T, (long long)p->C, what, error.norm, ranks, of_one->norm, flat);
+}
