@@ -24,11 +24,12 @@ static MixerProblem problem_of(const char *mixer, int64_t T, int64_t head_dim, i
                           .fill = delta_fill};
 }
 
-static void expect(const MixerProblem *problem, int ranks) {
+static void expect_within(const MixerProblem *problem, int ranks, double allowed) {
     if (cuda_devices_here() == 0) skip();
     const int list[] = {1, ranks > 1 ? ranks : 0, 0};
-    expect_delta(problem, list, ALLOWED);
+    expect_delta(problem, list, allowed);
 }
+static void expect(const MixerProblem *problem, int ranks) { expect_within(problem, ranks, ALLOWED); }
 
 static void heads_of_32(void **state) {
     (void)state;
@@ -63,6 +64,23 @@ static void over_ranks(void **state) {
     expect(&problem, 2);
 }
 
+// Chunks of one block and a few tokens of another. Errors of queries, keys and outputs are divided by their lengths,
+// and of some 10^3 heads of 16 numbers the shortest has half the length of the others (chi-squared, 16 degrees of
+// freedom, 0.001: 3.9): twice the error.
+static void many_blocks_over_ranks(void **state) {
+    (void)state;
+    MixerProblem problem = problem_of("delta:conv", 610, 16, 0);
+    problem.fill = delta_fill_slow;
+    expect_within(&problem, cuda_device_is_gpu() ? 1 : 4, 2 * ALLOWED);
+}
+
+static void has_the_same_bits_again(void **state) {
+    (void)state;
+    if (cuda_devices_here() == 0) skip();
+    MixerProblem problem = problem_of("delta:conv", 270, 16, 120);
+    mixer_expect_same_bits(&problem, cuda_device_is_gpu() ? 1 : 2);
+}
+
 static void generates_what_it_was_trained_for(void **state) {
     (void)state;
     if (cuda_devices_here() == 0) skip();
@@ -80,9 +98,14 @@ static void generates_what_it_was_trained_for(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(heads_of_32), cmocka_unit_test(heads_of_16),
-        cmocka_unit_test(heads_of_64), cmocka_unit_test(heads_of_128),
-        cmocka_unit_test(over_ranks),  cmocka_unit_test(generates_what_it_was_trained_for),
+        cmocka_unit_test(heads_of_32),
+        cmocka_unit_test(heads_of_16),
+        cmocka_unit_test(heads_of_64),
+        cmocka_unit_test(heads_of_128),
+        cmocka_unit_test(over_ranks),
+        cmocka_unit_test(many_blocks_over_ranks),
+        cmocka_unit_test(has_the_same_bits_again),
+        cmocka_unit_test(generates_what_it_was_trained_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
