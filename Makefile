@@ -229,6 +229,13 @@ $(BUILD)/test/train_gpt_probed: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
 	$(call say,LINK)
 	$(Q)$(LINK) -Wl,--wrap=rank_close $^ $(LIBS) -o $@
 
+# The program whose samples are given, and that tells their logits (test/sampling_probe.c).
+$(BUILD)/test/test_mixers_checkpoint: | $(BUILD)/test/train_gpt_sampled
+$(BUILD)/test/train_gpt_sampled: $(BUILD)/train_gpt.o $(BUILD)/corpus.o \
+                                 $(BUILD)/terminal/version.o $(BUILD)/test/sampling_probe.o $(LIBRARY)
+	$(call say,LINK)
+	$(Q)$(LINK) -Wl,--wrap=sample_token,--wrap=parameters_initialize $^ $(LIBS) -o $@
+
 # What an experiment measures with.
 $(BUILD)/test/test_experiments_distributed: | $(BUILD)/dev/bench_distributed
 

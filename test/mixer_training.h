@@ -21,7 +21,6 @@ typedef struct MixerTraining {
     int save_every;        // 0: only at the end
     bool resume;           // of `out`; what a model is made of is left out
     bool documents;        // sentences are taken for them
-    bool wide;             // as large as on a GPU, on the CPU too
 } MixerTraining;
 
 enum { MIXER_TIME_LIMIT = 90 };

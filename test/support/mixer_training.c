@@ -34,7 +34,7 @@ static void number(Command *command, const char *option, int given, int otherwis
 
 // Heads of 32 in a width of 64 on GPUs, whose kernels want some width; smaller ones on the CPU.
 static void add_model(Command *command, const MixerTraining *t) {
-    bool small = strcmp(or_else(t->device, "cpu"), "cpu") == 0 && !t->wide;
+    bool small = strcmp(or_else(t->device, "cpu"), "cpu") == 0;
     add_words(command, "--mixer", t->mixers, "--arch", or_else(t->arch, "llama"), NULL);
     add_words(command, "--heads", "2", "--dim", small ? "32" : "64", NULL);
     number(command, "--layers", t->layers, 2);
