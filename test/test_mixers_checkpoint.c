@@ -44,6 +44,9 @@ static void check_resume(MixerTraining t, int i) {
     assert_true(resumed.validation_loss == at_once.validation_loss);
 }
 
+// Layers of several kinds that stop at the ends of documents; a fourth one is of the first kind again.
+static const char SEVERAL[] = "linear:0.9,delta:conv,attention";
+
 static void runs_resume_to_the_bit(void **state) {
     (void)state;
     MixerPatterns patterns = mixer_patterns(true, false);
@@ -52,6 +55,7 @@ static void runs_resume_to_the_bit(void **state) {
             (MixerTraining){
                 .mixers = patterns.text[i], .arch = i % 3 == 2 ? "gpt2" : "llama", .sp = 1 + i % 3, .dp = 1 + i % 2},
             i);
+    check_resume((MixerTraining){.mixers = SEVERAL, .layers = 4, .sp = 2, .dp = 2, .documents = true}, 100);
 }
 
 static void runs_resume_to_the_bit_on_cuda(void **state) {
@@ -64,6 +68,8 @@ static void runs_resume_to_the_bit_on_cuda(void **state) {
             (MixerTraining){
                 .mixers = patterns.text[i], .device = "emulated", .layers = 1, .context = 40, .sp = 1 + i % 2},
             i);
+    check_resume(
+        (MixerTraining){.mixers = SEVERAL, .device = "emulated", .layers = 3, .context = 40, .documents = true}, 100);
 }
 
 // ---- what a checkpoint says -----------------------------------------------------------------------------------------
