@@ -115,6 +115,56 @@ static void what_is_attentions_is_refused(void **state) {
     }
 }
 
+// Of attention's exchanges those that share out heads, and the one that stores P; a window and heads that leave some
+// head without keys.
+static void what_dilated_cannot_is_refused(void **state) {
+    (void)state;
+    if (!in_table("dilated")) skip();
+    refused("--mixer dilated:16,2 --attention vanilla", "--attention vanilla does not serve dilated layers (--mixer)");
+    refused("--mixer dilated:16,2 --attention ulysses --sp 2",
+            "--attention ulysses does not serve dilated layers (--mixer)");
+    refused("--mixer attention,dilated:16,2 --attention ulysses-ring --ulysses 2 --sp 2",
+            "--attention ulysses-ring does not serve dilated layers (--mixer)");
+    refused("--mixer dilated:1,2", "--mixer dilated:1,2: a window of 1 has no key for every head; give a window of 2");
+    refused("--mixer attention,dilated:3,4 --heads 4",
+            "--mixer dilated:3,4: a window of 3 has no key for every head; give a window of 4");
+    refused("--mixer dilated:16,2 --heads 3 --dim 24",
+            "--mixer dilated:16,2: 2 does not divide the model's 3 key/value heads");
+    refused("--mixer attention,dilated:16,4 --heads 4 --kv-heads 2",
+            "--mixer dilated:16,4: 4 does not divide the model's 2 key/value heads");
+    refused("--mixer dilated:100,65 --heads 65 --dim 130",
+            "--mixer dilated:100,65: give a window and a dilation in whole numbers, the latter from 1 to 64");
+}
+
+// Heads that a GPU's kernels of states do not have; decays; and fewer channels than ranks to share them.
+static void sizes_are_refused(void **state) {
+    (void)state;
+    static const char *const with_states[] = {"linear", "linear:0.9", "delta", "delta:conv"};
+    static const char *const with_channels[] = {"conv", "conv:gated", "fourier"};
+    char options[200], begins[200];
+    const char *why;
+    bool emulated = device_count(DEVICE_EMULATED, &why) > 0;
+    for (int i = 0; emulated && i < 4; i++)
+        for (int width = 24; width <= 144; width += 120) {
+            snprintf(options, sizeof options, "--mixer %s%s --device emulated --dim %d --heads %d",
+                     i % 2 == 0 ? "" : "mean,", with_states[i], width == 24 ? 48 : 144, width == 24 ? 2 : 1);
+            snprintf(begins, sizeof begins,
+                     "--mixer %s: heads of %d on a GPU: give multiples of 16 up to 128, or --device cpu",
+                     with_states[i], width);
+            refused_of(i < 2 ? "linear" : "delta", options, begins);
+        }
+    refused_of("linear", "--mixer linear:0", "--mixer linear:0: a decay of 0: give one above 0 and at most 1");
+    refused_of("linear", "--mixer attention,linear:1.5",
+               "--mixer linear:1.5: a decay of 1.5: give one above 0 and at most 1");
+    for (int i = 0; i < 3; i++) {
+        snprintf(options, sizeof options, "--mixer attention,%s --dim 4 --sp 5", with_channels[i]);
+        snprintf(begins, sizeof begins,
+                 "--mixer %s: each rank needs a channel: 5 ranks share a sequence (--sp), and --dim is 4",
+                 with_channels[i]);
+        refused_of(i < 2 ? "conv" : "fourier", options, begins);
+    }
+}
+
 static void documents_are_refused(void **state) {
     (void)state;
     refused_of("conv", "--mixer conv --document-mask", "--mixer conv: ");
@@ -181,9 +231,14 @@ static void help_names_every_mixer(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(patterns_are_refused),          cmocka_unit_test(options_are_refused),
-        cmocka_unit_test(what_is_attentions_is_refused), cmocka_unit_test(documents_are_refused),
-        cmocka_unit_test(positions_are_refused),         cmocka_unit_test(help_names_every_mixer),
+        cmocka_unit_test(patterns_are_refused),
+        cmocka_unit_test(options_are_refused),
+        cmocka_unit_test(what_is_attentions_is_refused),
+        cmocka_unit_test(what_dilated_cannot_is_refused),
+        cmocka_unit_test(sizes_are_refused),
+        cmocka_unit_test(documents_are_refused),
+        cmocka_unit_test(positions_are_refused),
+        cmocka_unit_test(help_names_every_mixer),
     };
     return cmocka_run_group_tests_name("mixers_refused", tests, make_mixer_text, remove_folder);
 }
