@@ -47,6 +47,53 @@ static Expected expect(const MixerProblem *p, const MixerAnswer *a) {
     return e;
 }
 
+// sum d_out . out, as the definition has it.
+static double loss_of(const MixerProblem *p, const MixerAnswer *a) {
+    Expected e = expect(p, a);
+    double sum = 0;
+    for (int64_t i = 0; i < p->B * p->T * p->C; i++) sum += (double)a->d_out[i] * e.out[i];
+    free(e.mean);
+    return sum;
+}
+
+// It is linear in x and in W^O, so a difference over any step is the slope, but for roundings to double precision:
+// 1e-13 of sums of some 10^2 terms.
+static void expect_slopes(const MixerProblem *p, const MixerAnswer *a, float *values, const double *slopes,
+                          int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        float was = values[i], side[2] = {was + 1, was - 1};
+        double loss[2];
+        for (int k = 0; k < 2; k++) {
+            values[i] = side[k];
+            loss[k] = loss_of(p, a);
+        }
+        values[i] = was;
+        double slope = (loss[0] - loss[1]) / ((double)side[0] - side[1]);
+        if (!(fabs(slope - slopes[i]) <= 1e-11 * (1 + fabs(slope))))
+            fail_msg("element %lld: a slope of %.15g, by differences %.15g", (long long)i, slopes[i], slope);
+    }
+}
+
+static void definition_has_its_own_derivative(void **state) {
+    (void)state;
+    for (int64_t document = 0; document <= 5; document += 5) {
+        MixerProblem p = {.mixer = "mean",
+                          .device = DEVICE_CPU,
+                          .T = 12,
+                          .B = 2,
+                          .C = 6,
+                          .heads = 1,
+                          .document = document,
+                          .seed = 3};
+        MixerAnswer a = mixer_run(&p, 1);
+        Expected e = expect(&p, &a);
+        expect_slopes(&p, &a, a.x, e.d_x, p.B * p.T * p.C);
+        expect_slopes(&p, &a, a.weights + a.table.layer[0].tokens[0], e.d_weight, p.C * p.C);
+        free(e.mean);
+        mixer_free(&a);
+    }
+}
+
 // One over the other: a rank's bytes are those that it says, and what it computes is the definition up to `allowed`.
 static void check(const MixerProblem *p, int ranks, double allowed) {
     MixerAnswer a = mixer_run(p, ranks);
@@ -185,11 +232,9 @@ static void generates_what_it_was_trained_for(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cpu_is_its_definition),
-        cmocka_unit_test(emulated_is_its_definition),
-        cmocka_unit_test(same_bits_in_two_runs),
-        cmocka_unit_test(long_sums_keep_their_accuracy),
-        cmocka_unit_test(generates_what_it_was_trained_for),
+        cmocka_unit_test(definition_has_its_own_derivative), cmocka_unit_test(cpu_is_its_definition),
+        cmocka_unit_test(emulated_is_its_definition),        cmocka_unit_test(same_bits_in_two_runs),
+        cmocka_unit_test(long_sums_keep_their_accuracy),     cmocka_unit_test(generates_what_it_was_trained_for),
     };
     return cmocka_run_group_tests_name("mean", tests, NULL, NULL);
 }
