@@ -149,7 +149,7 @@ static void test_again_into_a_document(void **state) {
     expect_in(said, "27 of 27 measurements are kept");
     free(said);
     said = run_shell("cmp out/rows.csv doc/rows.csv && cmp out/times.svg doc/times.svg && cat doc.md", 0);
-    expect_in(said, "a\n<!-- results -->\n\n### Measured: the three numbers\n");
+    expect_in(said, "a\n<!-- results -->\n\n### The three numbers\n");
     expect_in(said, "\n<!-- end of results -->\nz\n");
     expect_not_in(said, "old");
     free(said);

@@ -4,6 +4,7 @@ import csv
 import os
 
 import distributed_projection
+import experiment
 import plotting
 from distributed_forms import GIB, MIB
 from experiment import TREE, markdown
@@ -189,6 +190,47 @@ def three_numbers(times, largest, ways):
                     largest_lines(largest, ways) + time_lines(times, ways))
 
 
+def most_times(rows, **wanted):
+    """Of the rows with these values and a ratio, that with the largest ratio to vanilla; None where there is none."""
+    found = [row for row in rows if all(str(row[name]) == str(value) for name, value in wanted.items())
+             and row["times_vanilla"]]
+    return max(found, key=lambda row: float(row["times_vanilla"]), default=None)
+
+
+def cells_of(row, what):
+    """The ratio and its square; `what` it is of in brackets."""
+    if row is None:
+        return experiment.NONE, ""
+    ratio = float(row["times_vanilla"])
+    return f"{number(ratio)} ({what}, {row['exchange']})", number(ratio * ratio)
+
+
+def side_by_side(form, times, largest, planned, projected, ways):
+    """The three numbers of the best exchange on the most ranks: what was measured in one column, what was planned or
+    projected for four GPUs in others."""
+    most, machines = max(ranks for _, ranks in ways), list(dict.fromkeys(row["machine"] for row in projected))
+    plans = {machine: title for machine in machines for title, *_ in PLANS if title.split(",")[0] in machine}
+    lines = []
+    for layers in form.budgets:
+        measured = most_times(largest, layers=layers, **{"pass": "both"}, ranks=most)
+        cells = [cells_of(measured, f"{size(form.budgets[layers])} a rank")]
+        for machine in machines:
+            row = most_times(planned, plan=plans.get(machine), layers=layers, **{"pass": "both"}, ranks=most)
+            cells.append(cells_of(row, f"{size(row['budget'])} a rank" if row else ""))
+        what = f"largest T, {layers_name(layers)}, forward and backward"
+        lines += [[what, *(cell for cell, _ in cells)], ["- its square", *(square for _, square in cells)]]
+    T = times.with_vanilla()
+    for name, title in PASS_TITLES.items():
+        ratio, way = best_of([way for way in ways if way[1] == most], lambda way: times.ratio(way, T, name, "seconds"))
+        cells = [f"{number(ratio)} (T = {T:,}, {way[0]})" if way else experiment.NONE]
+        for machine in machines:
+            row = most_times(projected, machine=machine, T=REPORTED_CONTEXT, **{"pass": name})
+            cells.append(cells_of(row, f"T = {REPORTED_CONTEXT:,}")[0])
+        lines.append([f"time at equal T, {title}, by the clock", *cells])
+    return markdown([f"vanilla on one rank, against the best exchange on {most}", "measured here",
+                     *(f"planned or projected: {machine}" for machine in machines)], lines)
+
+
 # ---- projected ------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +344,8 @@ def make(out, form, rows, bench, ways):
     planned, projected = planned_rows(bench, ways), projected_rows(form, rows, bench, ways)
     for name, table in (("largest", largest), ("planned", planned), ("projected", projected)):
         write_csv(os.path.join(out, name + ".csv"), table)
-    text = "### Measured: the three numbers\n\n" + three_numbers(times, largest, ways)
+    text = "### The three numbers\n\n" + side_by_side(form, times, largest, planned, projected, ways)
+    text += "\nLargest T are planned for GPUs, times projected. Measured, way by way:\n\n" + three_numbers(times, largest, ways)
     text += "\n### Measured: time and memory at equal T\n\n" + time_tables(times)
     text += "\n### Measured: the largest T\n\n" + largest_table(largest, layers_and_pass, ways)
     text += "\n### Planned: the largest T in more memory\n"
