@@ -377,7 +377,8 @@ static void finish_untrained(Rank *r, const Validation *v, Training *t) {
     if (leader(r) && r->run->resume_from[0] != '\0')
         printf("resumed at step %lld of %lld: no step is left to do; --steps gives more\n", (long long)t->step,
                (long long)r->run->steps);
-    if (o->sample == NULL && !validate(r, v, t, &err)) end_saving(r, t, &err);
+    bool wanted = o->sample == NULL || o->eval_by_position != NULL;
+    if (wanted && !validate(r, v, t, &err)) end_saving(r, t, &err);
     if (o->out != NULL && t->saved < 0) save(r, t, true);
 }
 

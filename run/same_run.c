@@ -48,6 +48,9 @@ static char *description_of(const Run *run) {
     fprintf(out, "--device %s\n", device_kind_name(run->devices.kind));
     fprintf(out, "a vocabulary of %lld\n", (long long)run->config.vocab_size);
     fprintf(out, "%lld parameters\n", (long long)run->table.in_model);
+    char mixers[MIXERS_TEXT];
+    mixers_write(&run->config, mixers);
+    fprintf(out, "--mixer %s\n", mixers);
     for (int64_t l = 0; l < run->config.layers; l++)
         fprintf(out, "a window of %lld tokens (0: all) in layer %lld\n",
                 (long long)config_window(&run->config, l, run->options.context), (long long)l);

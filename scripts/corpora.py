@@ -38,8 +38,13 @@ class Corpus(NamedTuple):
 
 
 def keep(downloads, folder):
+    """As they are; what was downloaded stays where it is until all is done, for whoever has to begin anew."""
     for path in downloads:
-        os.replace(path, os.path.join(folder, os.path.basename(path)))
+        kept = os.path.join(folder, os.path.basename(path))
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, kept)
 
 
 def write_stream(stream, path):

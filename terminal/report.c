@@ -34,6 +34,17 @@ static bool cut_back(FILE *log, int64_t step) {
     return !ferror(log) && ftruncate(fileno(log), keep) == 0 && fseeko(log, 0, SEEK_END) == 0;
 }
 
+// A file that begins otherwise than a log must not be cut. What cannot be read, or is no file, is for open_log to tell.
+static bool is_log(const char *path) {
+    struct stat status;
+    if (stat(path, &status) != 0 || !S_ISREG(status.st_mode)) return true;
+    FILE *file = fopen(path, "re");
+    if (file == NULL) return true;
+    int first = fgetc(file);
+    fclose(file);
+    return first == '{' || first == EOF;
+}
+
 // Any file, terminal or device; of pipes and sockets only a pipe that somebody reads: no other could be waited for.
 // Only a regular file is opened to be read too, for what it has already.
 static FILE *open_log(const char *path, bool append) {
@@ -51,6 +62,8 @@ bool reporter_open(Reporter *reporter, const char *log_path, bool append, int64_
     bool dumb = terminal != NULL && strcmp(terminal, "dumb") == 0;
     *reporter = (Reporter){.live = isatty(STDOUT_FILENO) && !dumb, .log_path = log_path};
     if (log_path == NULL) return true;
+    if (append && !is_log(log_path))
+        return error_set(err, "--log %s: --resume adds to a log, and this file is none; give another name", log_path);
     reporter->log = open_log(log_path, append);
     if (reporter->log != NULL && (!append || cut_back(reporter->log, step))) return true;
     error_set(err, "--log %s: cannot open: %s; give a file that can be written", log_path,

@@ -135,6 +135,10 @@ static void failures(void **state) {
     refused("get whole book --base http://127.0.0.1:9",
             "get_data: book: http://127.0.0.1:9/book.txt: Connection refused;"
             " what came is kept: the same command goes on\n");
+    free(run_shell("[ \"$(\"$tree\"/scripts/get_data --base nowhere mnist 2>&1 | tail -n 1)\" = "
+                   "\"get_data: error: --base nowhere: no URL; give one that begins with https://, http:// or "
+                   "file://\" ]",
+                   0));
     refused("get whole book --base http://no.such.host.invalid", ": no network, or no such host (");
     refused("SPACE=1000000000000000000 get whole book",
             "get_data: book: takes 931322575 GiB with unpacking, and out has ");

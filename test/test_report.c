@@ -364,6 +364,12 @@ static void test_log_that_cannot_be_written(void **state) {
     assert_error(&err, "--log", "no/such/folder", "No such file", NULL);
     assert_false(log_step(*state, true, &STEP, &err));
     assert_error(&err, "--log", "directory", NULL);
+    write_file(path_join(path, *state, "notes"), "my notes, whose last line has no end", 36);
+    assert_false(log_step(path, true, &STEP, &err));
+    assert_error(&err, "--log", "this file is none", NULL);
+    char *notes = read_file(path, NULL);
+    assert_string_equal(notes, "my notes, whose last line has no end");
+    free(notes);
     assert_int_equal(mkfifo(path_join(path, *state, "pipe"), 0600), 0);
     for (int append = 0; append < 2; append++) {
         assert_false(log_step(path, append, &STEP, &err));
