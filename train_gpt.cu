@@ -402,13 +402,13 @@ static void train(Rank *r, Reporter *reporter) {
     while (t.step < run->steps && asked.stop == 0) {
         StepReport report = {.validation_loss = NAN, .accuracy = NAN};
         if (!step_once(r, &t, &report, &err)) end_saving(r, &t, &err);
-        asked = ask_all(r, &t);
-        bool last = t.step == run->steps || asked.stop != 0;
         if (t.step == run->steps || (o->eval_every > 0 && t.step % o->eval_every == 0)) {
             if (!validate(r, &validation, &t, &err)) end_saving(r, &t, &err);
             report.validation_loss = t.validation_loss;
             report.accuracy = t.accuracy;
         }
+        asked = ask_all(r, &t); // of what came while it was evaluated, too
+        bool last = t.step == run->steps || asked.stop != 0;
         report_speed(r, &t, &report);
         // The log first, so that a run that is killed goes on from a step with a line; standard output last, since
         // nobody may read it.
