@@ -108,7 +108,7 @@ static char *draw(const char *command, const char *name) {
     return read_file(in_folder(path, name), NULL);
 }
 
-// Of bars, which each curve has; those of the legend come last and do not count. Cuts the picture there.
+// Of curves with bars; those of the legend come last and do not count. Cuts the picture there.
 static int curves_in(char *picture) {
     char *legend = strstr(picture, "id=\"legend_");
     if (legend == NULL) fail_msg("no legend in: %s", picture);
@@ -116,12 +116,13 @@ static int curves_in(char *picture) {
     return count_in(picture, "id=\"LineCollection_");
 }
 
-// Losses of log 2 and 2 log 2 at every position: 1 and 2 bits. Of one window, which has no bars, and of two.
+// Losses of log 2 and 2 log 2 at every position: 1 and 2 bits. Of two windows, and of one, which has no bars.
 static void test_plot_positions(void **state) {
     (void)state;
     skip_without_plots();
     free(run_shell("write() { echo position,loss,windows,$1; for i in $(seq 0 $2); do echo $i,$3; done; }\n"
-                   "write part_1 7 0.693147181,1,0.693147181 > near.csv\n"
+                   "write part_1 7 0.693147181,1,0.693147181 > single.csv\n"
+                   "write part_1,part_2 7 0.693147181,2,0.643147181,0.743147181 > near.csv\n"
                    "write part_1,part_2 31 1.386294361,2,1.336294361,1.436294361 > far.csv",
                    0));
     char *picture = draw("\"$tree\"/scripts/plot_positions near.csv far.csv --bits -o bits.svg", "bits.svg");
@@ -135,9 +136,10 @@ static void test_plot_positions(void **state) {
     expect_not_in(picture, ">0.8</text>");
     assert_int_equal(curves_in(picture), 2);
     free(picture);
-    picture = draw("\"$tree\"/scripts/plot_positions near.csv -o nats.svg", "nats.svg");
+    picture = draw("\"$tree\"/scripts/plot_positions single.csv -o nats.svg", "nats.svg");
     expect_in(picture, ">loss (nats per token)</text>");
-    assert_int_equal(curves_in(picture), 1);
+    expect_in(picture, ">single</text>");
+    assert_int_equal(curves_in(picture), 0);
     free(picture);
     char *said = run_shell("sed 3d near.csv > cut.csv; \"$tree\"/scripts/plot_positions cut.csv", 1);
     assert_string_equal(said, "plot_positions: cut.csv: line 3 is no such row; give a file written by "
