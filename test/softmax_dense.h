@@ -31,7 +31,9 @@ void expect_softmax_derivative(SoftmaxDense *s);
 // Errors of single elements go with the size of their row, and rows that many queries see have large gradients.
 enum { SOFTMAX_FORWARD = 8, SOFTMAX_BACKWARD = 16 };
 
-// The output, all gradients, and the bytes sent.
-void expect_softmax(const MixerProblem *p, int ranks, const MixerAnswer *a, const SoftmaxDense *s);
+// The output, all gradients, and the bytes sent, over each of these numbers of ranks by these exchanges in turn (one that
+// needs a head for each rank only where there is: else what `auto` takes). The definition is worked out once. More ranks
+// than half the tokens are left out.
+void expect_softmax(MixerProblem p, const int *ranks, int count, const Exchange *exchanges, int kinds);
 
 #endif

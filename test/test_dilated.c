@@ -21,23 +21,10 @@ static MixerProblem problem_of(const Case *c, char name[64], DeviceKind device) 
                           .seed = 17};
 }
 
-// Over each of these numbers of ranks, by ring and by gather in turn; the definition is worked out once.
 static void check(Case c, DeviceKind device, const int *ranks, int count) {
+    static const Exchange exchanges[] = {EXCHANGE_RING, EXCHANGE_GATHER};
     char name[64];
-    SoftmaxDense s = {0};
-    for (int i = 0; i < count; i++) {
-        MixerProblem p = problem_of(&c, name, device);
-        if (c.T < 2 * ranks[i]) continue;
-        p.exchange = i % 2 == 0 ? EXCHANGE_RING : EXCHANGE_GATHER;
-        MixerAnswer a = mixer_run(&p, ranks[i]);
-        if (s.out == NULL) {
-            s = softmax_dense(&p, &a);
-            softmax_dense_run(&s, true);
-        }
-        expect_softmax(&p, ranks[i], &a, &s);
-        mixer_free(&a);
-    }
-    softmax_dense_free(&s);
+    expect_softmax(problem_of(&c, name, device), ranks, count, exchanges, 2);
 }
 
 // ---- tests ----------------------------------------------------------------------------------------------------------

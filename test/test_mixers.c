@@ -13,40 +13,23 @@ static void definition_has_its_own_derivative(void **state) {
     mixer_free(&a);
 }
 
-// Over ranks by ring, gather, all-to-all where it can, and what `auto` takes, in turn; the definition is worked out
-// once.
-static void check(MixerProblem p) {
-    static const int ranks[] = {1, 2, 3, 4, 8, 8, 4, 3, 2, 4, 2};
-    static const Exchange exchanges[] = {EXCHANGE_RING, EXCHANGE_GATHER, EXCHANGE_ULYSSES, EXCHANGE_AUTO};
-    SoftmaxDense s = {0};
-    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
-        p.exchange = exchanges[i % 4];
-        if (p.exchange == EXCHANGE_ULYSSES && p.heads % ranks[i] != 0) p.exchange = EXCHANGE_AUTO;
-        MixerAnswer a = mixer_run(&p, ranks[i]);
-        if (s.out == NULL) {
-            s = softmax_dense(&p, &a);
-            softmax_dense_run(&s, true);
-        }
-        expect_softmax(&p, ranks[i], &a, &s);
-        mixer_free(&a);
-    }
-    softmax_dense_free(&s);
-}
-
 static void attention_is_its_definition(void **state) {
     (void)state;
+    static const int ranks[] = {1, 2, 3, 4, 8, 8, 4, 3, 2, 4, 2};
+    static const Exchange exchanges[] = {EXCHANGE_RING, EXCHANGE_GATHER, EXCHANGE_ULYSSES, EXCHANGE_AUTO};
     static const int64_t lengths[] = {16, 37, 129}, documents[] = {0, 7}, kv_heads[] = {4, 2, 1};
     for (int t = 0; t < 3; t++)
         for (int k = 0; k < 2; k++)
-            check((MixerProblem){.mixer = "attention",
-                                 .device = DEVICE_CPU,
-                                 .T = lengths[t],
-                                 .B = 2,
-                                 .C = 32,
-                                 .heads = 4,
-                                 .kv_heads = kv_heads[(t + k) % 3],
-                                 .document = documents[k],
-                                 .seed = 7 + (uint64_t)t});
+            expect_softmax((MixerProblem){.mixer = "attention",
+                                          .device = DEVICE_CPU,
+                                          .T = lengths[t],
+                                          .B = 2,
+                                          .C = 32,
+                                          .heads = 4,
+                                          .kv_heads = kv_heads[(t + k) % 3],
+                                          .document = documents[k],
+                                          .seed = 7 + (uint64_t)t},
+                           ranks, 11, exchanges, 4);
 }
 
 static void attention_generates_what_it_trains(void **state) {

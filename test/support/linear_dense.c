@@ -1,6 +1,8 @@
 // Bodies of test/linear_dense.h.
 #include "test/linear_dense.h"
 
+#include "test/dense_product.h"
+
 int64_t linear_weight_rows(const LinearDense *s, int i) {
     return i == LINEAR_OUT ? s->C : i == LINEAR_Q ? s->H * s->D : s->KV * s->D;
 }
@@ -20,25 +22,6 @@ static double decay_of(const LinearDense *s, int64_t h) {
     if (s->decay > 0) return s->decay;
     double n = s->H <= 8 ? (double)h : 7.0 * (double)h / (double)(s->H - 1);
     return 1 - pow(2, -5 - n);
-}
-
-// out (n, rows) = x (n, columns) w^T; and back: d_x += d_out w, d_w += d_out^T x.
-static void product(double *out, const double *x, const double *w, int64_t n, int64_t rows, int64_t columns) {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t r = 0; r < rows; r++) {
-            double sum = 0;
-            for (int64_t c = 0; c < columns; c++) sum += x[i * columns + c] * w[r * columns + c];
-            out[i * rows + r] = sum;
-        }
-}
-static void product_back(double *d_x, double *d_w, const double *d_out, const double *x, const double *w, int64_t n,
-                         int64_t rows, int64_t columns) {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < columns; c++) {
-                d_x[i * columns + c] += d_out[i * rows + r] * w[r * columns + c];
-                d_w[r * columns + c] += d_out[i * rows + r] * x[i * columns + c];
-            }
 }
 
 // One head of one sequence: q, y of stride H D, k, v of stride KV D; the gradients += where d_y is not NULL.
@@ -92,9 +75,9 @@ void linear_dense_run(LinearDense *s, bool backward) {
     int64_t n = s->B * s->T, wide = s->H * s->D, keys = s->KV * s->D;
     double *q = zeros(n * wide), *k = zeros(n * keys), *v = zeros(n * keys), *y = zeros(n * wide);
     double *d_q = zeros(n * wide), *d_k = zeros(n * keys), *d_v = zeros(n * keys), *d_y = zeros(n * wide);
-    product(q, s->x, s->w[LINEAR_Q], n, wide, s->C);
-    product(k, s->x, s->w[LINEAR_K], n, keys, s->C);
-    product(v, s->x, s->w[LINEAR_V], n, keys, s->C);
+    dense_product(q, s->x, s->w[LINEAR_Q], n, wide, s->C);
+    dense_product(k, s->x, s->w[LINEAR_K], n, keys, s->C);
+    dense_product(v, s->x, s->w[LINEAR_V], n, keys, s->C);
     if (backward) // d_y = d_out W^O; d_w comes when y is known
         for (int64_t i = 0; i < n; i++)
             for (int64_t r = 0; r < s->C; r++)
@@ -107,13 +90,13 @@ void linear_dense_run(LinearDense *s, bool backward) {
                          y + at, d_q + at,    d_k + of_keys, d_v + of_keys};
             mix_head(s, head, b, h);
         }
-    product(s->out, y, s->w[LINEAR_OUT], n, s->C, wide);
+    dense_product(s->out, y, s->w[LINEAR_OUT], n, s->C, wide);
     if (backward) {
         double *unused = zeros(n * wide);
-        product_back(unused, s->d_w[LINEAR_OUT], s->d_out, y, s->w[LINEAR_OUT], n, s->C, wide);
-        product_back(s->d_x, s->d_w[LINEAR_Q], d_q, s->x, s->w[LINEAR_Q], n, wide, s->C);
-        product_back(s->d_x, s->d_w[LINEAR_K], d_k, s->x, s->w[LINEAR_K], n, keys, s->C);
-        product_back(s->d_x, s->d_w[LINEAR_V], d_v, s->x, s->w[LINEAR_V], n, keys, s->C);
+        dense_product_back(unused, s->d_w[LINEAR_OUT], s->d_out, y, s->w[LINEAR_OUT], n, s->C, wide);
+        dense_product_back(s->d_x, s->d_w[LINEAR_Q], d_q, s->x, s->w[LINEAR_Q], n, wide, s->C);
+        dense_product_back(s->d_x, s->d_w[LINEAR_K], d_k, s->x, s->w[LINEAR_K], n, keys, s->C);
+        dense_product_back(s->d_x, s->d_w[LINEAR_V], d_v, s->x, s->w[LINEAR_V], n, keys, s->C);
         free(unused);
     }
     free(q), free(k), free(v), free(y), free(d_q), free(d_k), free(d_v), free(d_y);

@@ -1,26 +1,10 @@
 // Bodies of test/softmax_dense.h.
 #include "test/softmax_dense.h"
 
+#include "test/dense_product.h"
+
 static bool sees(const SoftmaxDense *s, int64_t b, int64_t h, int64_t i, int64_t j) {
     return j <= i && j > i - s->W && j % s->R == h * s->R / s->H && (s->first == NULL || j >= s->first[b * s->T + i]);
-}
-
-// y (rows, n) = x (rows, k) w (n, k)^T, and its gradients, added.
-static void product(double *y, const double *x, const double *w, int64_t rows, int64_t k, int64_t n) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < n; j++) {
-            y[i * n + j] = 0;
-            for (int64_t l = 0; l < k; l++) y[i * n + j] += x[i * k + l] * w[j * k + l];
-        }
-}
-static void product_back(double *d_x, double *d_w, const double *d_y, const double *x, const double *w, int64_t rows,
-                         int64_t k, int64_t n) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t l = 0; l < k; l++) {
-                d_x[i * k + l] += d_y[i * n + j] * w[j * k + l];
-                d_w[j * k + l] += d_y[i * n + j] * x[i * k + l];
-            }
 }
 
 // The heads of q and k, which stand first in each row: pairs (d, d + D/2) turned by position 10000^(-2d/D).
@@ -75,15 +59,15 @@ void softmax_dense_run(SoftmaxDense *s, bool backward) {
     int64_t n = s->B * s->T, width = (s->H + 2 * s->KV) * s->D, y_width = s->H * s->D;
     double *qkv = allocate(2 * n * width, sizeof *qkv), *d_qkv = qkv + n * width;
     double *y = allocate(2 * n * y_width, sizeof *y), *d_y = y + n * y_width, *p = allocate(s->T, sizeof *p);
-    product(qkv, s->x, s->qkv_weight, n, s->C, width);
+    dense_product(qkv, s->x, s->qkv_weight, n, width, s->C);
     rotate(s, qkv, 1);
     for (int64_t b = 0; b < s->B; b++)
         for (int64_t h = 0; h < s->H; h++)
             for (int64_t i = 0; i < s->T; i++)
                 query(s, qkv, NULL, b, h, i, y + (b * s->T + i) * y_width + h * s->D, NULL, p);
-    product(s->out, y, s->weight, n, y_width, s->C);
+    dense_product(s->out, y, s->weight, n, s->C, y_width);
     if (backward) {
-        product_back(d_y, s->d_weight, s->d_out, y, s->weight, n, y_width, s->C);
+        dense_product_back(d_y, s->d_weight, s->d_out, y, s->weight, n, s->C, y_width);
         double *again = allocate(s->D, sizeof *again);
         for (int64_t b = 0; b < s->B; b++)
             for (int64_t h = 0; h < s->H; h++)
@@ -91,7 +75,7 @@ void softmax_dense_run(SoftmaxDense *s, bool backward) {
                     query(s, qkv, d_qkv, b, h, i, again, d_y + (b * s->T + i) * y_width + h * s->D, p);
         free(again);
         rotate(s, d_qkv, -1);
-        product_back(s->d_x, s->d_qkv_weight, d_qkv, s->x, s->qkv_weight, n, s->C, width);
+        dense_product_back(s->d_x, s->d_qkv_weight, d_qkv, s->x, s->qkv_weight, n, width, s->C);
     }
     free(qkv);
     free(y);
@@ -163,7 +147,7 @@ void expect_softmax_derivative(SoftmaxDense *s) {
         }
 }
 
-void expect_softmax(const MixerProblem *p, int ranks, const MixerAnswer *a, const SoftmaxDense *s) {
+static void expect(const MixerProblem *p, int ranks, const MixerAnswer *a, const SoftmaxDense *s) {
     double u = p->device == DEVICE_CPU ? 0x1p-24 : 0x1p-9;
     mixer_expect(p, ranks, "out", mixer_error(a->out, s->out, rows_size(s)), SOFTMAX_FORWARD * u);
     mixer_expect(p, ranks, "d_x", mixer_error(a->d_x, s->d_x, rows_size(s)), SOFTMAX_BACKWARD * u);
@@ -177,4 +161,21 @@ void expect_softmax(const MixerProblem *p, int ranks, const MixerAnswer *a, cons
     }
     assert_int_equal(a->forward_bytes, a->stated_forward);
     assert_int_equal(a->backward_bytes, a->stated_backward);
+}
+
+void expect_softmax(MixerProblem p, const int *ranks, int count, const Exchange *exchanges, int kinds) {
+    SoftmaxDense s = {0};
+    for (int i = 0; i < count; i++) {
+        if (p.T < 2 * ranks[i]) continue;
+        p.exchange = exchanges[i % kinds];
+        if (p.exchange == EXCHANGE_ULYSSES && p.heads % ranks[i] != 0) p.exchange = EXCHANGE_AUTO;
+        MixerAnswer a = mixer_run(&p, ranks[i]);
+        if (s.out == NULL) {
+            s = softmax_dense(&p, &a);
+            softmax_dense_run(&s, true);
+        }
+        expect(&p, ranks[i], &a, &s);
+        mixer_free(&a);
+    }
+    softmax_dense_free(&s);
 }
