@@ -7,8 +7,8 @@
 // An executable file in the folder.
 void make_script(const char *name, const char *text);
 
-// Runs a command of the shell inside the folder, with the folder first in PATH and $tree for the project's tree; fails
-// the test on another exit code. Returns both outputs, to be freed.
+// Runs a command of the shell inside the folder, with the folder first in PATH, $tree for the project's tree and
+// $program for train_gpt; fails the test on another exit code. Returns both outputs, to be freed.
 char *run_shell(const char *command, int exit_code);
 
 // Skips the test where there is no python3.

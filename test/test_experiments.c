@@ -166,11 +166,6 @@ static void test_fit(void **state) {
     free(said);
 }
 
-static int open_folder(void **state) {
-    setenv("program", train_gpt_path(), 1);
-    return make_folder(state);
-}
-
 static int close_folder(void **state) {
     free(table);
     return remove_folder(state);
@@ -184,5 +179,5 @@ int main(void) {
         cmocka_unit_test(test_splits),
         cmocka_unit_test(test_fit),
     };
-    return cmocka_run_group_tests_name("experiments", tests, open_folder, close_folder);
+    return cmocka_run_group_tests_name("experiments", tests, make_folder, close_folder);
 }

@@ -20,7 +20,7 @@ static int prepare(void **state) {
     make_folder(state);
     snprintf(program, sizeof program, "%s", train_gpt_path());
     path_join(bench, dirname(program), "dev/bench_distributed");
-    return setenv("program", train_gpt_path(), 1) + setenv("bench", bench, 1);
+    return setenv("bench", bench, 1);
 }
 
 // ---- memory and bytes, by the lay-out ------------------------------------------------------------------------------

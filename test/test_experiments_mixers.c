@@ -138,11 +138,6 @@ static void vocabulary(void **state) {
         0));
 }
 
-static int open_folder(void **state) {
-    setenv("program", train_gpt_path(), 1);
-    return make_folder(state);
-}
-
 static int close_folder(void **state) {
     free(table);
     return remove_folder(state);
@@ -154,5 +149,5 @@ int main(void) {
         cmocka_unit_test(killed),
         cmocka_unit_test(vocabulary),
     };
-    return cmocka_run_group_tests_name("experiments_mixers", tests, open_folder, close_folder);
+    return cmocka_run_group_tests_name("experiments_mixers", tests, make_folder, close_folder);
 }

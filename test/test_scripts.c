@@ -168,7 +168,6 @@ static void test_plot_mixing(void **state) {
 static void test_draw_book(void **state) {
     (void)state;
     skip_without_plots();
-    setenv("program", train_gpt_path(), 1);
     free(run_shell("cd \"$tree\"/doc && named=$(grep -oh 'pictures/[a-z-]*\\.svg' *.md | sort -u)\n"
                    "drawn=$(printf '%s\\n' pictures/*.svg | sort)\n"
                    "[ \"$named\" = \"$drawn\" ] || { echo \"named: $named, drawn: $drawn\"; exit 1; }\n"

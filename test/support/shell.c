@@ -12,9 +12,10 @@ char *run_shell(const char *command, int exit_code) {
     char tree[PROGRAM_PATH], *script = NULL, *both = NULL;
     project_path(tree, "scripts/run-tests");
     *strstr(tree, "/scripts/run-tests") = '\0';
-    const char before[] = "cd \"$0\" && tree=$1 && PATH=\"$0:$PATH\" && export tree PATH && exec 2>&1 && ";
+    const char before[] = "cd \"$0\" && tree=$1 && program=$2 && PATH=\"$0:$PATH\" && "
+                          "export tree program PATH && exec 2>&1 && ";
     if (asprintf(&script, "%s%s", before, command) < 0) fail_msg("out of memory");
-    const char *const words[] = {"/bin/sh", "-c", script, folder, tree, NULL};
+    const char *const words[] = {"/bin/sh", "-c", script, folder, tree, train_gpt_path(), NULL};
     ProgramResult result = run_program(words, 120);
     if (result.timed_out || result.exit_code != exit_code)
         fail_msg("%s: exit code %d: %s%s", command, result.exit_code, result.out, result.err);
